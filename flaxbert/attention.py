@@ -1,0 +1,50 @@
+"""Multi-head self-attention as a module: four projections around `functional.attention_probabilities`."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from flaxbert import functional
+from flaxbert.config import BertConfig
+from flaxbert.layers import Linear
+
+
+class SelfAttention(nn.Module):
+    """Attention of every position to every position that the mask allows, and the output projection."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 #T T"] | None,
+        head_mask: Float[Array, "H"] | None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
+        """Returns the projected context and the attention weights (after dropout and head mask)."""
+        config = self.config
+        query, key, value = (self._projection(name)(x) for name in ("query", "key", "value"))
+        probabilities = functional.attention_probabilities(query, key, mask)
+        dropout_key = None if self.deterministic else self.make_rng("dropout")
+        probabilities = functional.dropout(probabilities, dropout_key, rate=config.attention_probs_dropout_prob)
+        if head_mask is not None:
+            probabilities = probabilities * head_mask.astype(self.dtype)[None, :, None, None]
+        context = functional.attend(probabilities, value)
+        output = Linear(
+            "BTHK,HKD->BTD",
+            (config.num_attention_heads, config.head_size, config.hidden_size),
+            ("heads", "head", "embed"),
+            config.initializer_range,
+            self.dtype,
+            name="output",
+        )
+        return output(context), probabilities
+
+    def _projection(self, name: str) -> Linear:
+        config = self.config
+        shape = (config.hidden_size, config.num_attention_heads, config.head_size)
+        axes = ("embed", "heads", "head")
+        return Linear("BTD,DHK->BTHK", shape, axes, config.initializer_range, self.dtype, name=name)

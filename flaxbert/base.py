@@ -1,0 +1,95 @@
+"""What every model class shares: how it runs, fresh plain parameters, and loading."""
+
+import enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flaxbert import weights
+from flaxbert.config import BertConfig
+
+
+class Remat(enum.Enum):
+    """What the backward pass keeps of a block: everything, only its matrix products, or only its input."""
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+
+class PreTrainedModel(nn.Module):
+    """A stateless description of a model; `apply` is a pure function of the parameters.
+
+    Attributes:
+        config: the sizes.
+        dtype: of the computation; parameters, softmax, norms and logits stay float32.
+        scan: run the blocks as one loop (short compile) or unrolled; the same parameters either way.
+        remat: what is recomputed in the backward pass.
+    """
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: Remat = Remat.NONE
+
+    @nn.nowrap
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """Fresh variables {"params": tree of plain arrays}, drawn by the reference's rule.
+
+        Takes what flax's `Module.init` takes: a key, then example inputs of any length.
+        """
+        return nn.meta.unbox(super().init(*args, **kwargs))
+
+    @nn.nowrap
+    def parameter_shapes(self) -> dict[str, Any]:
+        """The tree of parameters as shapes and dtypes; nothing is allocated."""
+        return nn.meta.unbox(self._boxed_shapes())
+
+    @nn.nowrap
+    def logical_axes(self) -> dict[str, Any]:
+        """The tree of parameters as tuples of logical axis names, one `PartitionSpec` a parameter."""
+        return nn.get_partition_spec(self._boxed_shapes())
+
+    @nn.nowrap
+    def _boxed_shapes(self) -> dict[str, Any]:
+        ids = jax.ShapeDtypeStruct((1, 1) if not self.takes_choices else (1, 1, 1), jnp.int32)
+        return jax.eval_shape(super().init, jax.random.key(0), ids)["params"]
+
+    @property
+    def takes_choices(self) -> bool:
+        """Whether inputs are [B, C, T] instead of [B, T]."""
+        return False
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        path: str | Path,
+        *,
+        strict: bool = True,
+        key: jax.Array | None = None,
+        **attributes: Any,
+    ) -> tuple[Model, dict[str, Any]]:
+        """Loads a Hugging Face folder (config.json, model.safetensors): the model and its float32 parameters.
+
+        Args:
+            path: the folder.
+            strict: raise on any missing or unexpected weight. False lets the *head* differ: parameters of this
+                class's head that the file lacks are drawn afresh from `key`, weights of another head are left
+                out, and both are named in a warning of the "flaxbert" logger.
+            key: for fresh parameters; `jax.random.key(0)` where None.
+            **attributes: of the class: `dtype`, `scan`, `remat`, `add_pooling_layer`; or `config` to replace
+                the file's (another number of labels, say).
+
+        Raises:
+            FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
+        """
+        config = attributes.pop("config", None) or BertConfig.from_pretrained(path)
+        model = cls(config, **attributes)
+        return model, weights.load(path, model, strict=strict, key=key)

@@ -1,0 +1,220 @@
+"""`BertConfig`: the numbers that define a BERT, checked when built."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxbert.functional import ACTIVATIONS
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Far beyond any BERT, near enough that a hostile file cannot make a loop over names run for hours.
+_LIMITS = {"num_hidden_layers": 1024, "num_attention_heads": 65536}
+_SIZE_LIMIT = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The fields of Hugging Face's BERT configuration that change the mathematics, under their names.
+
+    `id2label` may be given as a mapping or a sequence and is kept as a tuple of names; `num_labels` follows
+    it. `unused` holds the keys of a config.json that were not interpreted. Defaults are BERT-base, uncased.
+
+    Raises:
+        ValueError: a value is impossible; the message names the field, the value and what is allowed.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12  # not flax's 1e-6: the published weights were trained with this one
+    pad_token_id: int | None = 0
+    position_embedding_type: str = "absolute"
+    classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    pruned_heads: tuple[()] = ()
+    problem_type: str | None = None
+    num_labels: int = None  # type: ignore[assignment]  # resolved below: len(id2label), or 2
+    id2label: tuple[str, ...] = None  # type: ignore[assignment]  # resolved below
+    unused: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self):
+        self._resolve_labels()
+        self._check()
+
+    # -- building -------------------------------------------------------------------------------------
+
+    @classmethod
+    def tiny(cls, **changes) -> "BertConfig":
+        """BERT-tiny: 2 layers, width 128 (Turc et al., 2019)."""
+        return cls._of_size(2, 128, changes)
+
+    @classmethod
+    def mini(cls, **changes) -> "BertConfig":
+        """BERT-mini: 4 layers, width 256 (Turc et al., 2019)."""
+        return cls._of_size(4, 256, changes)
+
+    @classmethod
+    def small(cls, **changes) -> "BertConfig":
+        """BERT-small: 4 layers, width 512 (Turc et al., 2019)."""
+        return cls._of_size(4, 512, changes)
+
+    @classmethod
+    def medium(cls, **changes) -> "BertConfig":
+        """BERT-medium: 8 layers, width 512 (Turc et al., 2019)."""
+        return cls._of_size(8, 512, changes)
+
+    @classmethod
+    def base(cls, **changes) -> "BertConfig":
+        """BERT-base: 12 layers, width 768 (Devlin et al., 2018)."""
+        return cls._of_size(12, 768, changes)
+
+    @classmethod
+    def large(cls, **changes) -> "BertConfig":
+        """BERT-large: 24 layers, width 1024 (Devlin et al., 2018)."""
+        return cls._of_size(24, 1024, changes)
+
+    @classmethod
+    def _of_size(cls, layers: int, width: int, changes: Mapping[str, Any]) -> "BertConfig":
+        # All published sizes have heads of 64 and a feed-forward of four times the width.
+        sizes = {
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "num_attention_heads": width // 64,
+            "intermediate_size": 4 * width,
+        }
+        return cls(**{**sizes, **changes})
+
+    def replace(self, **changes) -> "BertConfig":
+        """A copy with `changes`; changing one of `num_labels` and `id2label` resets the other."""
+        if "id2label" in changes and "num_labels" not in changes:
+            changes["num_labels"] = None
+        if "num_labels" in changes and "id2label" not in changes:
+            changes["id2label"] = None
+        return dataclasses.replace(self, **changes)
+
+    # -- config.json (see config_json.py) ---------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "BertConfig":
+        """Reads config.json of a folder, or the file itself; see `config_json.read`."""
+        from flaxbert import config_json
+
+        return config_json.read(path)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
+        """Builds a config from the known keys of a config.json; see `config_json.from_dict`."""
+        from flaxbert import config_json
+
+        return config_json.from_dict(values)
+
+    def to_dict(self, *, architecture: str | None = None) -> dict[str, Any]:
+        """The content of a config.json that `transformers` reads; see `config_json.to_dict`."""
+        from flaxbert import config_json
+
+        return config_json.to_dict(self, architecture=architecture)
+
+    # -- derived --------------------------------------------------------------------------------------
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def head_dropout_prob(self) -> float:
+        """Dropout before a classifier: `classifier_dropout`, or `hidden_dropout_prob` where that is None."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    # -- checks ---------------------------------------------------------------------------------------
+
+    def _resolve_labels(self):
+        names = self.id2label
+        if names is None:
+            names = tuple(f"LABEL_{i}" for i in range(_whole("num_labels", self.num_labels or 2, 1, _SIZE_LIMIT)))
+        elif isinstance(names, Mapping):
+            if sorted(names) != list(range(len(names))):
+                raise ValueError(f"id2label has the ids {sorted(names)}; they must be 0 to {len(names) - 1}")
+            names = tuple(names[i] for i in range(len(names)))
+        elif isinstance(names, Sequence) and not isinstance(names, str):
+            names = tuple(names)
+        else:
+            raise ValueError(f"id2label is {names!r}; it must be a mapping from id to name, or a sequence of names")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"id2label is {names!r}; it must name at least one label, each by a string")
+        if self.num_labels not in (None, len(names)):
+            raise ValueError(f"num_labels is {self.num_labels!r} but id2label names {len(names)} labels; give one")
+        object.__setattr__(self, "id2label", names)
+        object.__setattr__(self, "num_labels", len(names))
+
+    def _check(self):
+        for name in _SIZES:
+            _whole(name, getattr(self, name), 1, _LIMITS.get(name, _SIZE_LIMIT))
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.pad_token_id is not None:
+            _whole("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if getattr(self, name) is not None:
+                _real(name, getattr(self, name), "at least 0 and less than 1", lambda p: 0 <= p < 1)
+        _real("layer_norm_eps", self.layer_norm_eps, "greater than 0", lambda x: x > 0)
+        _real("initializer_range", self.initializer_range, "at least 0", lambda x: x >= 0)
+        for name in ("is_decoder", "add_cross_attention", "tie_word_embeddings"):
+            _one_of(name, getattr(self, name), (False, True))
+        _one_of("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
+        _one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        # Anything else in these would load without complaint and compute something else.
+        _one_of("position_embedding_type", self.position_embedding_type, ("absolute",))
+        _one_of("add_cross_attention", self.add_cross_attention, (False,))
+        if self.pruned_heads:
+            raise ValueError("pruned_heads is not empty; checkpoints with pruned heads are not supported")
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+    return int(value)
+
+
+def _real(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+    # `holds` is false for NaN too, whatever it compares.
+    if (
+        not isinstance(value, float | int | np.number)
+        or isinstance(value, bool)
+        or not holds(float(value))
+        or value == math.inf
+    ):
+        raise ValueError(f"{name} is {value!r}; it must be a number {allowed}")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")

@@ -1,0 +1,121 @@
+"""`BertConfig` as a config.json: read through an allow-list, written so that `transformers` reads it."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flaxbert.config import BertConfig
+
+_log = logging.getLogger("flaxbert")
+
+# Keys that do not change BERT's mathematics here. They are kept aside in `BertConfig.unused` without a warning;
+# every other unknown key is kept aside with one.
+HARMLESS_KEYS = frozenset(
+    [
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "_name_or_path",
+        "name_or_path",
+        "gradient_checkpointing",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "mask_token_id",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "chunk_size_feed_forward",
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "finetuning_task",
+        "label2id",
+    ]
+)
+
+_MAX_BYTES = 16 * 2**20
+
+
+def read(path: str | Path) -> BertConfig:
+    """Reads config.json of a folder, or the file itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, another model type, a feature not supported, or an impossible value.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
+    if file.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{file}: {file.stat().st_size} bytes; a config.json is at most {_MAX_BYTES}")
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8
+        raise ValueError(f"{file}: not a JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
+    try:
+        return from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def from_dict(values: Mapping[str, Any]) -> BertConfig:
+    """Builds a config from the known keys of `values`; the others are kept in `unused`, never interpreted.
+
+    Raises:
+        ValueError: an impossible value, or a model type other than "bert".
+    """
+    model_type = values.get("model_type", "bert")  # Google's bert_config.json names none
+    if model_type != "bert":
+        raise ValueError(f"model_type is {model_type!r}; only 'bert' is read")
+    known = {field.name for field in dataclasses.fields(BertConfig)} - {"unused"}
+    kept = {key: value for key, value in values.items() if key in known}
+    if kept.get("id2label") is not None:
+        kept["id2label"] = _labels(kept["id2label"])
+        kept.pop("num_labels", None)  # transformers lets id2label win
+    if not kept.get("pruned_heads"):
+        kept.pop("pruned_heads", None)  # an empty mapping means none
+    unused = {key: value for key, value in values.items() if key not in known}
+    strange = sorted(set(unused) - HARMLESS_KEYS)
+    if strange:
+        _log.warning("config.json: keys not understood, kept aside and ignored: %s", ", ".join(map(repr, strange)))
+    return BertConfig(**kept, unused=unused)
+
+
+def to_dict(config: BertConfig, *, architecture: str | None = None) -> dict[str, Any]:
+    """The content of a config.json that `transformers` reads; `unused` keys are not written back."""
+    derived = ("unused", "pruned_heads", "num_labels", "id2label")
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in derived}
+    values |= {
+        "model_type": "bert",
+        "dtype": "float32",
+        "id2label": {str(i): name for i, name in enumerate(config.id2label)},
+        "label2id": {name: i for i, name in enumerate(config.id2label)},
+    }
+    if architecture is not None:
+        values["architectures"] = [architecture]
+    return dict(sorted(values.items()))
+
+
+def _labels(labels: object) -> dict[int, str]:
+    """JSON objects have string keys: {"0": "NEGATIVE", "1": "POSITIVE"}."""
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"id2label is {labels!r}; it must be an object from id to name")
+    try:
+        return {int(key): name for key, name in labels.items()}
+    except ValueError:
+        raise ValueError(f"id2label has the ids {sorted(labels)}; they must be whole numbers") from None

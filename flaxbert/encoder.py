@@ -1,0 +1,251 @@
+"""`BertModel`: embeddings, a stack of post-norm blocks, a pooler (Devlin et al., 2018).
+
+Axis letters, here and in every file of the library:
+
+    B batch   T query length   S key length   D model width   H heads   K head size   F feed-forward width
+    V vocabulary   L layers   C choices   N labels
+"""
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from flaxbert import functional
+from flaxbert.attention import SelfAttention
+from flaxbert.base import PreTrainedModel, Remat
+from flaxbert.config import BertConfig
+from flaxbert.layers import Embedding, LayerNorm, Linear
+from flaxbert.outputs import BaseModelOutput
+
+_REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
+    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class ModelInputs(TypedDict, total=False):
+    """The keyword arguments that `BertModel` and every head take beside `input_ids`."""
+
+    attention_mask: Num[ArrayLike, "B T"] | Bool[ArrayLike, "B T"] | Num[ArrayLike, "B T T"] | Bool[ArrayLike, "B T T"]
+    token_type_ids: Int[ArrayLike, "B T"]
+    position_ids: Int[ArrayLike, "#B T"]
+    head_mask: Float[ArrayLike, "H"] | Float[ArrayLike, "L H"]
+    inputs_embeds: Float[ArrayLike, "B T D"]
+    output_attentions: bool
+    output_hidden_states: bool
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type vectors, summed, normalised, dropped out."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        """Declares the three tables and the norm."""
+        c = self.config
+        std, width = c.initializer_range, c.hidden_size
+        self.word = Embedding(c.vocab_size, width, "vocab", std, pad_row=c.pad_token_id)
+        self.position = Embedding(c.max_position_embeddings, width, "position", std)
+        self.token_type = Embedding(c.type_vocab_size, width, "token_type", std)
+        self.norm = LayerNorm(width, c.layer_norm_eps)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"] | None,
+        token_type_ids: Int[Array, "B T"] | None,
+        position_ids: Int[Array, "#B T"] | None,
+        inputs_embeds: Float[Array, "B T D"] | None,
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "B T D"]:
+        """Sums in float32 and returns the compute dtype."""
+        if inputs_embeds is not None:
+            words = inputs_embeds.astype(jnp.float32)
+        else:
+            assert input_ids is not None  # checked by BertModel
+            words = self.word(input_ids)
+        if token_type_ids is None:
+            types = self.token_type.embedding[None, :1]
+        else:
+            types = self.token_type.select(token_type_ids)
+        if position_ids is None:
+            positions = self.position.embedding[None, : words.shape[1]]  # a slice: no gather, no scatter
+        else:
+            positions = self.position(position_ids)
+        x = self.norm(words + types + positions).astype(self.dtype)
+        key = None if deterministic else self.make_rng("dropout")
+        return functional.dropout(x, key, rate=self.config.hidden_dropout_prob)
+
+
+class Block(nn.Module):
+    """One encoder layer: attention and feed-forward, each followed by dropout, residual and norm (post-norm)."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+    deterministic: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 #T T"] | None,
+        head_mask: Float[Array, "H"] | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"] | None, Float[Array, "B H T T"] | None]]:
+        """Returns the output as a scan's carry, and what was asked for beside it: (hidden state, attentions)."""
+        c = self.config
+        attention = SelfAttention(c, self.dtype, self.deterministic, name="attention")
+        context, probabilities = attention(x, mask, head_mask)
+        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="attention_norm")(self._dropout(context) + x)
+        std, width, inner = c.initializer_range, c.hidden_size, c.intermediate_size
+        up = Linear("BTD,DF->BTF", (width, inner), ("embed", "mlp"), std, self.dtype, name="up")
+        down = Linear("BTF,FD->BTD", (inner, width), ("mlp", "embed"), std, self.dtype, name="down")
+        y = down(functional.ACTIVATIONS[c.hidden_act](up(x)))
+        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="output_norm")(self._dropout(y) + x)
+        return x, (
+            x if self.output_hidden_states else None,
+            probabilities if self.output_attentions else None,
+        )
+
+    def _dropout(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        key = None if self.deterministic else self.make_rng("dropout")
+        return functional.dropout(x, key, rate=self.config.hidden_dropout_prob)
+
+
+def stack_of_blocks(config: BertConfig, *, scan: bool, remat: Remat, name: str, **block: Any) -> nn.Module:
+    """L blocks as one module whose parameters carry a leading layer axis [L, ...].
+
+    `scan` False unrolls the loop at trace time: longer to compile, no copying between iterations; same parameters,
+    same random numbers, same results.
+    """
+    cls: Any = Block
+    if remat is not Remat.NONE:
+        # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
+        cls = nn.remat(Block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
+    in_axes: Any = (nn.broadcast, 0)  # one mask for all layers, a head mask for each
+    stacked = nn.scan(
+        cls,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=config.num_hidden_layers,
+        unroll=1 if scan else config.num_hidden_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return stacked(config, name=name, **block)
+
+
+class BertModel(PreTrainedModel):
+    """The encoder: ids to contextual vectors, and the pooled vector of the first position."""
+
+    add_pooling_layer: bool = True
+
+    def setup(self):
+        """Declares embeddings and pooler; the blocks are made at call time, when their outputs are known."""
+        c = self.config
+        self.embeddings = Embeddings(c, self.dtype)
+        if self.add_pooling_layer:
+            size = (c.hidden_size, c.hidden_size)
+            self.pooler = Linear("BD,DE->BE", size, ("embed", None), c.initializer_range, self.dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[ArrayLike, "B T"] | None = None,
+        *,
+        attention_mask: Num[ArrayLike, "B T"]
+        | Bool[ArrayLike, "B T"]
+        | Num[ArrayLike, "B T T"]
+        | Bool[ArrayLike, "B T T"]
+        | None = None,
+        token_type_ids: Int[ArrayLike, "B T"] | None = None,
+        position_ids: Int[ArrayLike, "#B T"] | None = None,
+        head_mask: Float[ArrayLike, "H"] | Float[ArrayLike, "L H"] | None = None,
+        inputs_embeds: Float[ArrayLike, "B T D"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        deterministic: bool = True,
+    ) -> BaseModelOutput:
+        """Encodes a batch.
+
+        Args:
+            input_ids: below `vocab_size`; give these or `inputs_embeds`.
+            attention_mask: nonzero where a key may be attended to. [B, T] marks padding (a decoder adds its causal
+                mask); [B, T, T] is used row by row as it is.
+            token_type_ids: 0 where None.
+            position_ids: 0 to T-1 where None.
+            head_mask: factor on each head's attention weights, for all layers or for each.
+            inputs_embeds: vectors in place of word embeddings.
+            output_attentions, output_hidden_states: return them too.
+            deterministic: False applies dropout and needs `rngs={"dropout": key}`.
+
+        Raises:
+            ValueError: ids, types or positions out of range (where they are not being traced), a sequence
+                longer than `max_position_embeddings`, both or neither of ids and embeddings.
+        """
+        config = self.config
+        self._check(input_ids, token_type_ids, position_ids, inputs_embeds)
+        as_array = lambda x: None if x is None else jnp.asarray(x)  # noqa: E731
+        x = self.embeddings(
+            as_array(input_ids),
+            as_array(token_type_ids),
+            as_array(position_ids),
+            as_array(inputs_embeds),
+            deterministic=deterministic,
+        )
+        blocks = stack_of_blocks(
+            config,
+            scan=self.scan,
+            remat=self.remat,
+            name="layers",
+            dtype=self.dtype,
+            deterministic=deterministic,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        mask = self._mask(attention_mask, x.shape[1])
+        last, (states, attentions) = blocks(x, mask, self._head_mask(head_mask))
+        return BaseModelOutput(
+            last_hidden_state=last,
+            pooler_output=jnp.tanh(self.pooler(last[:, 0])) if self.add_pooling_layer else None,
+            hidden_states=(x, *states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores vectors against the word embeddings: the decoder that masked-LM heads share with the input."""
+        return self.embeddings.word.decode(x)
+
+    def _mask(self, attention_mask: ArrayLike | None, length: int) -> Bool[Array, "#B 1 #T T"] | None:
+        mask = None if attention_mask is None else functional.attention_mask(attention_mask)
+        if not self.config.is_decoder or (attention_mask is not None and jnp.ndim(attention_mask) == 3):
+            return mask
+        causal = functional.causal_mask(length, length)
+        return causal if mask is None else causal & mask
+
+    def _head_mask(self, head_mask: ArrayLike | None) -> Float[Array, "L H"] | None:
+        if head_mask is None:
+            return None
+        shape = (self.config.num_hidden_layers, self.config.num_attention_heads)
+        if jnp.shape(head_mask) not in (shape, shape[1:]):
+            raise ValueError(f"head_mask has shape {jnp.shape(head_mask)}; allowed: {shape[1:]} or {shape}")
+        return jnp.broadcast_to(jnp.asarray(head_mask, jnp.float32).reshape(-1, shape[1]), shape)
+
+    def _check(self, input_ids, token_type_ids, position_ids, inputs_embeds):
+        c = self.config
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        length = jnp.shape(input_ids if inputs_embeds is None else inputs_embeds)[1]
+        limit = c.max_position_embeddings
+        if length > limit and position_ids is None:
+            raise ValueError(f"the sequence has {length} positions; max_position_embeddings is {limit}: truncate it")
+        functional.require_range("input_ids", input_ids, 0, c.vocab_size - 1, why="vocab_size")
+        functional.require_range("token_type_ids", token_type_ids, 0, c.type_vocab_size - 1, why="type_vocab_size")
+        functional.require_range("position_ids", position_ids, 0, limit - 1, why="max_position_embeddings")

