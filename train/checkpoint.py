@@ -1,0 +1,67 @@
+"""Checkpoints of a run: parameters, optimizer state and step as one atomic unit, by orbax.
+
+The position in the data is the step itself: batch `i` is a pure function of the seed and `i`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from train.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints in a folder, the newest `keep` of them."""
+
+    def __init__(self, folder: Path, *, keep: int):
+        """Opens or makes the folder (absolute: orbax insists)."""
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,  # what a killed run left half-written
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step, None where there is no checkpoint yet."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Copies the state to the host and writes it in the background; an earlier failure surfaces here."""
+        if step != self.latest:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """The newest state, placed by `shardings`.
+
+        Raises:
+            ValueError: it is the state of another model or optimizer.
+        """
+        step = self.latest
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        )
+        try:
+            restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            return restored
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._folder / str(step)}: the checkpoint does not fit this model and optimizer; it belongs to "
+                f"other settings: choose another --run.folder, or delete it ({error})"
+            ) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()

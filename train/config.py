@@ -1,0 +1,135 @@
+"""The settings of a run: typed, checked when built, turned into flags by tyro, stored with the run as JSON."""
+
+import dataclasses
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
+
+from flaxbert import BertConfig, Remat
+from train.optim import Optim
+
+if TYPE_CHECKING:
+    from train.tasks.task import TaskSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is trained, and how it is computed."""
+
+    pretrained: Path | None = None
+    """A Hugging Face folder to start from; without one, fresh weights of the sizes below."""
+    sizes: BertConfig = BertConfig.tiny()
+    """Used without `pretrained`; the vocabulary's size is the tokenizer's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters stay float32."""
+    scan: bool = True
+    """One loop over the layers (compiles fast); otherwise unrolled."""
+    remat: Annotated[Remat, tyro.conf.EnumChoicesFromValues] = Remat.NONE
+    """What the backward pass recomputes to save memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How long, how often, where."""
+
+    folder: Path
+    """Checkpoints, metrics, the trained model and the summary go here; a run found here is resumed."""
+    batch_size: int = 32
+    """Rows a step, over all devices."""
+    epochs: float | None = None
+    """Passes over the data; give this or `steps`."""
+    steps: int | None = None
+    """Updates; give this or `epochs`."""
+    evaluation_batch_size: int | None = None
+    """Rows a batch of an evaluation; `batch_size` where None."""
+    log_every: int = 50
+    """Steps between reports."""
+    evaluate_every: int | None = None
+    """Steps between evaluations; only at the end where None."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; only at the end where None."""
+    keep: int = 2
+    """Checkpoints kept."""
+    seed: int = 0
+    """Of weights, data order, masks and dropout."""
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
+        for name in (
+            "batch_size",
+            "steps",
+            "evaluation_batch_size",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.epochs is not None and not 0 < self.epochs < 1e6:
+            raise ValueError(f"epochs is {self.epochs}; it must be greater than 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Updates of the whole run."""
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
+
+
+# What may change between the two halves of a resumed run without changing what it computes.
+_FREE = (
+    "run.folder",
+    "run.log_every",
+    "run.evaluate_every",
+    "run.checkpoint_every",
+    "run.keep",
+    "run.evaluation_batch_size",
+)
+
+
+Task = TypeVar("Task", bound="TaskSettings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Generic[Task]):
+    """A whole run; the class of its task decides which flags it has."""
+
+    task: Task
+    run: Run
+    model: Model = Model()
+    optim: Optim = Optim()
+
+    def to_json(self) -> str:
+        """The resolved settings as JSON, for the run's record."""
+        return json.dumps(_plain(self), indent=2, ensure_ascii=False) + "\n"
+
+    def differences(self, stored: str) -> list[str]:
+        """Settings in which a stored run computes something else, as "name: stored -> this one"."""
+        old, new = _flat(json.loads(stored)), _flat(json.loads(self.to_json()))
+        names = [name for name in sorted(old.keys() | new.keys()) if name not in _FREE]
+        return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, enums and paths as what JSON has; the class of a task is kept under "kind"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    return {name: item for key, child in value.items() for name, item in _flat(child, f"{prefix}{key}.").items()}

@@ -1,0 +1,198 @@
+"""A training run from settings to summary; reads straight down."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxbert import PreTrainedModel, save_pretrained
+from flaxbert.weights.folder import written_whole
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.data.loader import iterate
+from train.distributed import Placement
+from train.evaluate import compile_measure, evaluate
+from train.meter import Meter
+from train.optim import make_optimizer, schedule
+from train.report import Reporter, write_summary
+from train.step import Params, TrainState, compile_step, create_state, state_shapes, state_shardings
+from train.tasks.start import TOKENIZER_FOLDER
+from train.tasks.task import Task
+
+RECORD = "run.json"
+
+
+def run(config: Config) -> Path:
+    """Trains, evaluates, exports and summarises; returns the run's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong with the settings, data or weights; before anything is written.
+    """
+    # Everything that can be wrong is found here, before the folder is touched.
+    placement = Placement.all_devices(batch_size=config.run.batch_size)
+    Placement.all_devices(batch_size=config.run.evaluation_batch_size or config.run.batch_size)
+    _check_record(config)
+    started = time.perf_counter()
+    task: Task = config.task.prepare(config)
+    model, pretrained = _model(config, task)
+    total_steps = config.run.total_steps(task.steps_per_epoch)
+    optimizer = make_optimizer(config.optim, total_steps)
+
+    # Where the state comes from: the run's own checkpoint, else a pretrained folder, else fresh weights.
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(folder / "checkpoints", keep=config.run.keep) as checkpoints:
+        shardings = state_shardings(model, optimizer, placement)
+        first_step = checkpoints.latest or 0
+        if first_step:
+            state = checkpoints.restore(state_shapes(model, optimizer), shardings)
+        else:
+            state = create_state(model, optimizer, shardings, seed=config.run.seed, params=pretrained)
+        if not (folder / TOKENIZER_FOLDER).is_dir():
+            task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_position_embeddings)
+        with written_whole(folder / RECORD) as aside:
+            aside.write_text(config.to_json())
+
+        with Reporter(folder, total_steps, start_step=first_step, primary=jax.process_index() == 0) as reporter:
+            reporter.message(_opening(config, task, total_steps, first_step, placement))
+            trainer = _Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
+            step = compile_step(trainer.loss, optimizer, placement, shardings, seed=config.run.seed)
+            state = trainer.train(state, step, first_step)
+            checkpoints.save(state, total_steps)
+            trainer.evaluate(state.params, total_steps, names=tuple(task.evaluations))
+            checkpoints.wait()
+
+            # The model as transformers reads it, then what the task has to show.
+            save_pretrained(folder / "model", model, state.params)
+            task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
+            reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
+            for line in task.finish(model, state.params, folder):
+                reporter.message(line)
+            facts = _facts(config, task, state.params, total_steps, time.perf_counter() - started)
+            summary = write_summary(folder, title=f"{folder.name}: {type(config.task).__name__}", facts=facts)
+            reporter.message(f"summary: {summary}")
+    return folder
+
+
+@dataclasses.dataclass
+class _Trainer:
+    """The loop's surroundings, so that its body can be short."""
+
+    config: Config
+    task: Task
+    model: PreTrainedModel
+    placement: Placement
+    reporter: Reporter
+    checkpoints: Checkpoints
+    total_steps: int
+
+    def __post_init__(self):
+        self._learning_rate = schedule(self.config.optim, self.total_steps)
+        self._measure = compile_measure(
+            lambda params, batch: self.task.measure(self.model, params, batch), self.placement
+        )
+
+    def loss(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Any:
+        """The task's loss for this run's model."""
+        return self.task.loss(self.model, params, batch, key)
+
+    def train(self, state: TrainState, step: Any, first_step: int) -> TrainState:
+        """All steps from `first_step` on. Metrics of a step are fetched after the next one is under way."""
+        settings = self.config.run
+        meter = Meter(self.task.config, self.total_steps)
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        for number, host_batch in enumerate(iterate(self.task.train, first_step, self.total_steps), first_step + 1):
+            state, metrics = step(state, self.placement.batch(host_batch))
+            meter.add(self.task.work(host_batch))
+            if pending is not None:
+                self._report(*pending, meter)
+            pending = (number, metrics)
+            if _due(number, settings.checkpoint_every):
+                self.checkpoints.save(state, number)
+            if _due(number, settings.evaluate_every) and number < self.total_steps:
+                self._report(*pending, meter)
+                pending = None
+                with meter.paused():
+                    self.evaluate(state.params, number, names=("dev",))
+        if pending is not None:
+            self._report(*pending, meter)
+        return state
+
+    def evaluate(self, params: Params, number: int, *, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Evaluates the sets of these names that the task has, and reports them."""
+        results = {}
+        for name in names:
+            if name in self.task.evaluations:
+                results[name] = evaluate(self._measure, params, self.task.evaluations[name], self.placement)
+                self.reporter.evaluation(number, name, results[name])
+        return results
+
+    def _report(self, number: int, metrics: dict[str, jax.Array], meter: Meter) -> None:
+        """Waits for the step; raises on a loss that is not finite, writes a report when one is due."""
+        loss, norm = (float(value) for value in jax.device_get((metrics["loss"], metrics["gradient_norm"])))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"step {number}: loss {loss}, gradient norm {norm}; the last checkpoint is before it. "
+                "Lower the learning rate, or look at the data of this step"
+            )
+        self.reporter.advance(number)
+        if number == 1 or number % self.config.run.log_every == 0 or number == self.total_steps:
+            rate = float(jnp.asarray(self._learning_rate(number - 1)))
+            shown = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            self.reporter.progress(meter.progress(number, shown))
+
+
+def _due(number: int, every: int | None) -> bool:
+    return every is not None and number % every == 0
+
+
+def _model(config: Config, task: Task) -> tuple[PreTrainedModel, Params | None]:
+    """The model, and its pretrained parameters where there are any."""
+    settings = config.model
+    how: dict[str, Any] = {"dtype": jnp.dtype(settings.dtype), "scan": settings.scan, "remat": settings.remat}
+    if settings.pretrained is None:
+        return task.architecture(task.config, **how), None
+    key = jax.random.key(config.run.seed)
+    return task.architecture.from_pretrained(settings.pretrained, strict=False, key=key, config=task.config, **how)
+
+
+def _check_record(config: Config) -> None:
+    """A folder that holds a run of other settings is not continued with these."""
+    record = config.run.folder / RECORD
+    if record.is_file():
+        differences = config.differences(record.read_text())
+        if differences:
+            raise ValueError(
+                f"{config.run.folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
+                + "\n  ".join(differences)
+            )
+
+
+def _opening(config: Config, task: Task, total_steps: int, first_step: int, placement: Placement) -> str:
+    devices = f"{placement.mesh.size} {jax.devices()[0].device_kind} device(s)"
+    about = ", ".join(f"{name} {value}" for name, value in task.facts.items())
+    start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
+    return f"{type(config.task).__name__} on {devices}: {about}; {total_steps} steps, {start}"
+
+
+def _facts(
+    config: Config,
+    task: Task,
+    params: Params,
+    total_steps: int,
+    seconds: float,
+) -> dict[str, str | float | int]:
+    return {
+        "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
+        "start": str(config.model.pretrained or "fresh weights"),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "steps": total_steps,
+        "batch size": config.run.batch_size,
+        "seconds, all in": round(seconds, 1),
+        **task.facts,
+    }

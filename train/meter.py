@@ -1,0 +1,50 @@
+"""How fast a run goes: tokens a second, share of the devices' peak, time left."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+
+from flaxbert.config import BertConfig
+from train.flops import peak_flops, train_flops
+from train.report import Progress
+from train.tasks.task import Work
+
+
+class Meter:
+    """Work done and time spent between two reports."""
+
+    def __init__(self, config: BertConfig, total_steps: int):
+        """Starts the clock for a model of these sizes."""
+        self._config, self._total_steps, self._peak = config, total_steps, peak_flops()
+        self._restart()
+
+    def add(self, work: Work) -> None:
+        """Counts a step."""
+        self._steps += 1
+        self._work = self._work + work
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def progress(self, number: int, metrics: Mapping[str, float]) -> Progress:
+        """The report for step `number`; the next one counts from here."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        flops = train_flops(self._config, **dataclasses.asdict(self._work))
+        report = Progress(
+            step=number,
+            total_steps=self._total_steps,
+            metrics=metrics,
+            tokens_per_second=self._work.tokens / seconds,
+            mfu=None if self._peak is None else flops / seconds / self._peak,
+            eta_seconds=seconds / max(self._steps, 1) * (self._total_steps - number),
+        )
+        self._restart()
+        return report
+
+    def _restart(self) -> None:
+        self._steps, self._work, self._since = 0, Work(0, 0, 0), time.perf_counter()

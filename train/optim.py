@@ -1,0 +1,71 @@
+"""AdamW with linear warmup and decay, gradient clipping, and weight decay on matrices only."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """Settings of the optimizer; defaults are those that BERT is fine-tuned with."""
+
+    learning_rate: float = 5e-5
+    """Peak, reached after warmup."""
+    warmup: float = 0.1
+    """Fraction of all steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.01
+    """Decoupled; never applied to biases and LayerNorm parameters."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("learning_rate", 0.0, 10.0),
+            ("warmup", 0.0, 1.0),
+            ("weight_decay", 0.0, 1.0),
+            ("beta1", 0.0, 0.9999999),
+            ("beta2", 0.0, 0.9999999),
+            ("epsilon", 1e-16, 1.0),
+            ("max_gradient_norm", 1e-9, 1e9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; allowed: {low} to {high}")
+
+
+def schedule(settings: Optim, total_steps: int) -> optax.Schedule:
+    """Linear from 0 to the peak over warmup, linear to 0 at `total_steps` (transformers' "linear" schedule)."""
+    warmup = round(settings.warmup * total_steps)
+    peak = settings.learning_rate
+    rise = optax.linear_schedule(0.0, peak, max(1, warmup))
+    fall = optax.linear_schedule(peak, 0.0, max(1, total_steps - warmup))
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the parameters that weight decay applies to: kernels and embeddings, no bias, no LayerNorm."""
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        return path[-1].key not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(settings: Optim, total_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (Loshchilov & Hutter, 2019) on the schedule."""
+    return optax.chain(
+        optax.clip_by_global_norm(settings.max_gradient_norm),
+        optax.adamw(
+            schedule(settings, total_steps),
+            b1=settings.beta1,
+            b2=settings.beta2,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            mask=decay_mask,
+        ),
+    )

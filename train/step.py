@@ -1,0 +1,113 @@
+"""The train step: gradients of a global mean loss, one optimizer update, all in one compiled function."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from flaxbert.base import PreTrainedModel
+from flaxbert.losses import Loss
+from train.distributed import Placement
+
+Params = Any
+Batch = Mapping[str, jax.Array]
+# (params, batch, dropout key) -> loss; a key of None switches dropout off.
+LossFunction = Callable[[Params, Batch, jax.Array | None], Loss]
+
+
+@struct.dataclass
+class TrainState:
+    """All that training changes; random numbers come from (seed, step) and are not part of it."""
+
+    step: Any  # arrays; in trees of shapes and shardings, those
+    params: Params
+    opt_state: optax.OptState
+
+
+def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state as shapes and dtypes; nothing is allocated."""
+    shapes = model.parameter_shapes()
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
+
+
+def state_shardings(
+    model: PreTrainedModel, optimizer: optax.GradientTransformation, placement: Placement
+) -> TrainState:
+    """Where every array of the state lives: moments with their parameters, counters on every device."""
+    by_parameter = placement.parameters(model)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state_shapes(model, optimizer).opt_state,
+        by_parameter,
+        transform_non_params=lambda _: placement.replicated,
+    )
+    return TrainState(placement.replicated, by_parameter, moments)
+
+
+def create_state(
+    model: PreTrainedModel,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    *,
+    seed: int,
+    params: Params | None = None,
+) -> TrainState:
+    """The first state, made where it is to live, inside jit: from host `params`, or drawn afresh with `seed`."""
+
+    def begin(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def fresh(key: jax.Array) -> TrainState:
+        ids = jnp.zeros((1,) * (3 if model.takes_choices else 2), jnp.int32)
+        return begin(model.init(key, ids)["params"])
+
+    if params is None:
+        return jax.jit(fresh, out_shardings=shardings)(jax.random.key(seed))
+    placed = jax.tree.map(jax.device_put, params, shardings.params)
+    return jax.jit(begin, out_shardings=shardings)(placed)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_function: LossFunction,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update, as a pure function; `compile_step` is this with shardings, donation and jit.
+
+    Dropout's key is a function of (seed, step), so a resumed run draws what an unbroken one would have drawn.
+    """
+    # 1: the parameters were drawn with the seed itself.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
+    mean_loss, gradients = jax.value_and_grad(lambda params: loss_function(params, batch, key).mean)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": mean_loss, "gradient_norm": optax.global_norm(gradients)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def compile_step(
+    loss_function: LossFunction,
+    optimizer: optax.GradientTransformation,
+    placement: Placement,
+    shardings: TrainState,
+    *,
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step: state in and out where it lives (its memory reused), batch split over the data axis."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        return train_step(state, batch, loss_function=loss_function, optimizer=optimizer, seed=seed)
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, placement.batch_sharding),
+        out_shardings=(shardings, placement.replicated),
+        donate_argnums=0,
+    )

@@ -1,0 +1,148 @@
+"""Sequence classification: labelled rows of text, or pairs of texts, to one of a fixed set of labels."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxbert import BertForSequenceClassification, PreTrainedModel, losses
+from flaxbert.losses import Loss
+from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.weights.folder import written_whole
+from train.config import Config
+from train.data.classified import EvaluationBatches, Examples, TrainBatches
+from train.data.table import Columns, Row, infer_labels, label_ids, read_rows
+from train.step import Batch, Params
+from train.tasks.start import load_tokenizer, model_config
+from train.tasks.task import HostBatch, Task, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceClassification:
+    """Settings of sequence classification."""
+
+    train: str
+    """A .tsv, .csv or .jsonl file, a TNEWS .txt file, or "datasets:NAME"."""
+    dev: str | None = None
+    """Evaluated during and after training."""
+    test: str | None = None
+    """Evaluated once, at the end."""
+    train_split: str | None = None
+    """The split to read where `train` names a data set; likewise for the other two."""
+    dev_split: str | None = None
+    test_split: str | None = None
+    columns: Columns = Columns()
+    """Which columns hold texts and label; found by convention where not given."""
+    labels: tuple[str, ...] = ()
+    """All labels, in the order of their ids; by default those of the training rows."""
+    tokenizer: Path | None = None
+    """A folder or vocab.txt; by default the pretrained model's."""
+    max_length: int = 128
+    """Longer inputs are cut."""
+
+    def prepare(self, config: Config) -> "PreparedClassification":
+        """Reads and checks all three files before anything is trained; raises what `TaskSettings` says."""
+        tokenizer = load_tokenizer(config, self.tokenizer)
+        if tokenizer is None:
+            raise ValueError("without a pretrained model there must be a vocabulary: give --task.tokenizer")
+        sources = {"train": (self.train, self.train_split), "dev": (self.dev, self.dev_split)}
+        sources["test"] = (self.test, self.test_split)
+        rows = {
+            name: read_rows(source, columns=self.columns, split=split)
+            for name, (source, split) in sources.items()
+            if source is not None
+        }
+        labels = self.labels or infer_labels(rows["train"])
+        sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
+        examples = {name: _examples(found, tokenizer, labels, self.max_length) for name, found in rows.items()}
+        run = config.run
+        pad = tokenizer.special_ids[0]
+        train = TrainBatches(examples["train"], run.batch_size, pad, self.max_length, run.seed)
+        size = run.evaluation_batch_size or run.batch_size
+        return PreparedClassification(
+            tokenizer=tokenizer,
+            config=sizes,
+            architecture=BertForSequenceClassification,
+            train=train,
+            steps_per_epoch=train.per_epoch,
+            evaluations={
+                name: EvaluationBatches(found, size, pad, self.max_length)
+                for name, found in examples.items()
+                if name != "train"
+            },
+            rows=rows,
+            facts={"labels": len(labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedClassification(Task):
+    """The `Task` of sequence classification."""
+
+    evaluations: Mapping[str, EvaluationBatches]
+    rows: Mapping[str, list[Row]]
+
+    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+        """Cross-entropy over the rows that are not filling."""
+        return self._loss(_logits(model, params, batch, key), batch)
+
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> dict[str, Loss]:
+        """Loss and accuracy."""
+        logits = _logits(model, params, batch, None)
+        right = jnp.argmax(logits, axis=-1) == batch["labels"]
+        return {
+            "loss": self._loss(logits, batch),
+            "accuracy": Loss(jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])),
+        }
+
+    def work(self, batch: HostBatch) -> Work:
+        """Its tokens."""
+        return Work.of(batch["attention_mask"])
+
+    def finish(self, model: PreTrainedModel, params: Params, folder: Path) -> Sequence[str]:
+        """Writes predictions_NAME.tsv (row, given label, predicted label, probability) for every evaluation."""
+        predict = jax.jit(lambda params, batch: jax.nn.softmax(_logits(model, params, batch, None)))
+        for name, batches in self.evaluations.items():
+            probabilities = np.zeros((len(self.rows[name]), self.config.num_labels), np.float32)
+            for numbers, batch in zip(batches.rows, batches, strict=True):
+                probabilities[numbers] = np.asarray(predict(params, batch))[: len(numbers)]
+            with written_whole(folder / f"predictions_{name}.tsv") as aside:
+                aside.write_text(self._predictions(name, probabilities), encoding="utf-8", newline="\n")
+        return [f"predictions: {folder / f'predictions_{name}.tsv'}" for name in self.evaluations]
+
+    def _predictions(self, name: str, probabilities: np.ndarray) -> str:
+        names = self.config.id2label
+        lines = ["row\tgiven\tpredicted\tprobability"]
+        for row, scores in zip(self.rows[name], probabilities, strict=True):
+            best = int(scores.argmax())
+            lines.append(f"{row.source}\t{row.label or ''}\t{names[best]}\t{scores[best]:.4f}")
+        return "\n".join(lines) + "\n"
+
+    def _loss(self, logits: jax.Array, batch: Batch) -> Loss:
+        kind = "single_label_classification"
+        return losses.sequence_classification(logits, batch["labels"], problem_type=kind, weights=batch["weight"])
+
+
+def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+    out: Any = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        token_type_ids=batch["token_type_ids"],
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+    )
+    return out.logits
+
+
+def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Examples:
+    encodings = tokenizer.encode([row.text for row in rows], [row.text_pair for row in rows], max_length=max_length)
+    return Examples(
+        ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
+        types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
+        labels=np.asarray(label_ids(rows, labels), np.int32),
+    )

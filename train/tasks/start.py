@@ -1,0 +1,41 @@
+"""What a run starts from: a tokenizer and a model's sizes, from a checkpoint folder or afresh."""
+
+from pathlib import Path
+
+from flaxbert.config import BertConfig
+from flaxbert.tokenizer import WordPieceTokenizer
+from train.config import Config, Model
+
+TOKENIZER_FOLDER = "tokenizer"  # of a run: what it started with, so that a resumed run has the same
+
+
+def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer | None:
+    """The tokenizer that this run began with, else the one asked for, else the pretrained folder's, else None."""
+    begun = config.run.folder / TOKENIZER_FOLDER
+    source = begun if begun.is_dir() else tokenizer or config.model.pretrained
+    return None if source is None else WordPieceTokenizer.load(source)
+
+
+def model_config(
+    model: Model, tokenizer: WordPieceTokenizer, *, max_length: int, labels: tuple[str, ...] | None = None
+) -> BertConfig:
+    """The sizes of the model, checked against the tokenizer and the length of its inputs.
+
+    Raises:
+        ValueError: the model's vocabulary is smaller than the tokenizer's, or it has too few positions.
+    """
+    if model.pretrained is None:
+        config = model.sizes.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
+    else:
+        config = BertConfig.from_pretrained(model.pretrained)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
+                f"{config.vocab_size}: they do not belong together"
+            )
+    if not 3 <= max_length <= config.max_position_embeddings:
+        raise ValueError(
+            f"max_length is {max_length}; allowed: 3 to the model's max_position_embeddings, "
+            f"{config.max_position_embeddings}"
+        )
+    return config if labels is None else config.replace(id2label=labels)
