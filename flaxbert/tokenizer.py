@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from flaxbert.weights.folder import written_whole
@@ -155,11 +156,11 @@ class WordPieceTokenizer:
         finally:
             self.backend.no_truncation()
 
-    def tokens(self, ids: Iterable[int]) -> list[str]:
+    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The tokens of ids."""
         return [self.backend.id_to_token(int(i)) or UNK for i in ids]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Readable text; special tokens stay visible."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 

@@ -142,7 +142,7 @@ class _Trainer:
             )
         self.reporter.advance(number)
         if number == 1 or number % self.config.run.log_every == 0 or number == self.total_steps:
-            rate = float(jnp.asarray(self._learning_rate(number - 1)))
+            rate = float(self._learning_rate(number - 1))
             shown = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             self.reporter.progress(meter.progress(number, shown))
 

@@ -1,9 +1,11 @@
 """AdamW with linear warmup and decay, gradient clipping, and weight decay on matrices only."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -38,13 +40,16 @@ class Optim:
                 raise ValueError(f"{name} is {value}; allowed: {low} to {high}")
 
 
-def schedule(settings: Optim, total_steps: int) -> optax.Schedule:
+def schedule(settings: Optim, total_steps: int) -> Callable[[Any], Any]:
     """Linear from 0 to the peak over warmup, linear to 0 at `total_steps` (transformers' "linear" schedule)."""
     warmup = round(settings.warmup * total_steps)
-    peak = settings.learning_rate
-    rise = optax.linear_schedule(0.0, peak, max(1, warmup))
-    fall = optax.linear_schedule(peak, 0.0, max(1, total_steps - warmup))
-    return optax.join_schedules([rise, fall], [warmup])
+
+    def rate(step: Any) -> Any:
+        rise = step / max(1, warmup)
+        fall = jnp.maximum(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        return settings.learning_rate * jnp.where(jnp.asarray(step) < warmup, rise, fall)
+
+    return rate
 
 
 def decay_mask(params: Any) -> Any:

@@ -93,8 +93,8 @@ class Reporter:
         if progress.mfu is not None:
             speed["mfu"] = progress.mfu
         metrics = dict(**progress.metrics, **speed)
-        self._record("train", progress.step, metrics)
         left = progress.eta_seconds
+        self._record("train", progress.step, dict(**metrics, eta_seconds=left))
         eta = f"ETA {datetime.timedelta(seconds=max(0, round(left)))}" if math.isfinite(left) else "ETA ?"
         if self._bar is None:
             self._show("  ".join([_at(progress.step, progress.total_steps), *_shown(metrics), eta]))

@@ -262,7 +262,7 @@ def _rows(where: str, records: Sequence[_Record], columns: Columns, remedy: str)
 
 
 def _choose(where: str, names: Sequence[str], columns: Columns) -> tuple[str, str | None, str | None]:
-    """The columns of the text, its partner and the label."""
+    """The columns of the text, its partner and the label, the last two "" or None where there is none."""
     text, pair, label = columns.text, columns.text_pair, columns.label
     folded = {name.casefold(): name for name in reversed(names)}
     if text is None:
@@ -280,7 +280,7 @@ def _choose(where: str, names: Sequence[str], columns: Columns) -> tuple[str, st
             f"{where}: columns found: {_listed(names)}; {what}. Name them: Columns(text=..., text_pair=..., "
             'label=...); in a .tsv or .csv without a header by number from 0: Columns(text="3", label="1")'
         )
-    return text, pair or None, label or None
+    return text, pair, label
 
 
 def _cell(values: Mapping[str, Any], name: str, *, numbers: bool = False) -> str:

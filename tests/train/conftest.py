@@ -1,0 +1,71 @@
+"""Small real runs: a page of Python's own documentation, a model that trains in seconds."""
+
+import contextlib
+import io
+from pathlib import Path
+from pydoc_data.topics import topics
+from types import SimpleNamespace
+
+import pytest
+
+from flaxbert import BertConfig
+from train.config import Config, Model, Run
+from train.loop import run as train_run
+from train.optim import Optim
+from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.sequence_classification import SequenceClassification
+
+SMALL = BertConfig(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=40,
+)
+
+
+def masked_lm_in(folder: Path) -> Config:
+    """A masked-LM run below `folder`, on eight pages of the language reference."""
+    file = folder / "text.txt"
+    pages = [topics[name] for name in ("assignment", "if", "while", "for", "try", "with", "function", "class")]
+    file.write_text("\n\n".join(page.replace("\n\n", "\n") for page in pages))
+    task = MaskedLanguageModelling(
+        text=str(file), vocab_size=300, max_length=32, heldout=0.2, prompts=("the [MASK] statement",)
+    )
+    run = Run(folder=folder / "run", batch_size=8, steps=12, log_every=4, checkpoint_every=6)
+    return Config(task, run, Model(sizes=SMALL), Optim(learning_rate=1e-3))
+
+
+@pytest.fixture
+def masked_lm(tmp_path: Path) -> Config:
+    return masked_lm_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One masked-LM run that several tests look at and none changes: its config, folder and printed lines."""
+    config = masked_lm_in(tmp_path_factory.mktemp("finished"))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        folder = train_run(config)
+    return SimpleNamespace(config=config, folder=folder, printed=printed.getvalue())
+
+
+@pytest.fixture
+def classification(tmp_path: Path) -> Config:
+    """Whether a sentence is long: two lengths of bucket, 22 rows, so that the last batches are ragged."""
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    lines = [
+        f"{' '.join(words[(i + k) % 6] for k in range(3 + i // 2))}\t{'long' if i > 10 else 'short'}" for i in range(22)
+    ]
+    for name, rows in (("train", lines), ("dev", lines[::3]), ("test", lines[::5])):
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    task = SequenceClassification(
+        train=str(tmp_path / "train.tsv"),
+        dev=str(tmp_path / "dev.tsv"),
+        test=str(tmp_path / "test.tsv"),
+        tokenizer=tmp_path / "vocab.txt",
+        max_length=32,
+    )
+    run = Run(folder=tmp_path / "run", batch_size=8, epochs=2, log_every=2)
+    return Config(task, run, Model(sizes=SMALL), Optim(learning_rate=1e-3))

@@ -1,0 +1,185 @@
+import dataclasses
+import json
+import re
+
+import chex
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
+
+import flaxbert
+from train.loop import run
+from train.report import Reporter
+
+
+def with_run(config, **changes):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+def records(folder, kind):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def stop_after(monkeypatch, step):
+    """Ends the process's training as Ctrl-C would, once this step is reported."""
+    advance = Reporter.advance
+
+    def interrupted(self, number):
+        advance(self, number)
+        if number == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reporter, "advance", interrupted)
+
+
+def test_masked_lm_run_leaves_a_model_that_transformers_loads(finished):
+    folder = finished.folder
+    assert re.search(r"the \[MASK\] statement  ->  \S+ \d+%", finished.printed)
+    assert f"on {len(jax.devices())} cpu device(s)" in finished.printed
+    assert sorted(p.name for p in (folder / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ]
+    for name in ("run.json", "summary.md", "loss.png", "metrics.jsonl", "tensorboard"):
+        assert (folder / name).exists(), name
+
+    reference, report = BertForMaskedLM.from_pretrained(folder / "model", output_loading_info=True)
+    assert not any(report.values())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    inputs = tokenizer(["the while [MASK] repeats", "a"], padding=True, return_tensors="np")
+    with torch.no_grad():
+        expected = reference(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.numpy()
+    model, params = flaxbert.from_pretrained(folder / "model")
+    ours = model.apply({"params": params}, **{name: np.asarray(value, np.int32) for name, value in inputs.items()})
+    np.testing.assert_allclose(ours.logits, expected, atol=1e-5)
+
+
+def test_metrics_of_a_run(finished):
+    folder = finished.folder
+    train = records(folder, "train")
+    assert [record["step"] for record in train] == [1, 4, 8, 12]
+    for record in train:
+        assert {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "eta_seconds"} <= record.keys()
+        assert record["tokens_per_second"] > 0
+    assert train[0]["learning_rate"] == 0.0  # warmup starts from nothing
+    assert train[-1]["loss"] < train[0]["loss"]
+    (evaluation,) = records(folder, "eval")
+    assert evaluation["step"] == 12 and 0 <= evaluation["accuracy"] <= 1
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(finished, monkeypatch, tmp_path):
+    unbroken = finished.folder
+    broken = with_run(finished.config, folder=tmp_path / "broken")
+    # The same vocabulary: learning it twice may differ in ties (see WordPieceTokenizer.train).
+    broken = dataclasses.replace(broken, task=dataclasses.replace(broken.task, tokenizer=unbroken / "tokenizer"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            run(broken)
+    assert [p.name for p in (tmp_path / "broken" / "checkpoints").iterdir()] == ["6"]
+    run(broken)
+    chex.assert_trees_all_equal(weights(tmp_path / "broken"), weights(unbroken))
+    assert [r["step"] for r in records(tmp_path / "broken", "train")] == [1, 4, 8, 12]
+    losses = [[r["loss"] for r in records(f, "train")] for f in (unbroken, tmp_path / "broken")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_started_again_keeps_its_vocabulary_and_trains_no_further(masked_lm):
+    folder = run(masked_lm)
+    before, evaluated = weights(folder), records(folder, "eval")
+    vocabulary = (folder / "model" / "vocab.txt").read_text()
+    run(masked_lm)
+    chex.assert_trees_all_equal(weights(folder), before)
+    assert (folder / "model" / "vocab.txt").read_text() == vocabulary
+    assert records(folder, "eval")[-1]["loss"] == evaluated[-1]["loss"]
+    run(with_run(masked_lm, log_every=1))  # what changes no result may change
+
+
+def test_a_folder_of_another_run_is_refused(finished):
+    before = weights(finished.folder)
+    with pytest.raises(ValueError, match=r"other settings(?s:.*)run\.steps: 12 -> 20"):
+        run(with_run(finished.config, steps=20))
+    chex.assert_trees_all_equal(weights(finished.folder), before)
+
+
+def test_classification_run(classification):
+    folder = run(with_run(classification, epochs=30.0, evaluate_every=30))
+    names = {record["name"] for record in records(folder, "eval")}
+    assert names == {"dev", "test"}
+    dev = [r for r in records(folder, "eval") if r["name"] == "dev"]
+    assert [r["step"] for r in dev] == [30, 60, 90]
+    assert dev[-1]["accuracy"] > dev[0]["accuracy"] or dev[-1]["accuracy"] == 1.0
+    reference = BertForSequenceClassification.from_pretrained(folder / "model")
+    assert reference.config.id2label == {0: "long", 1: "short"}
+
+    lines = [line.split("\t") for line in (folder / "predictions_test.tsv").read_text().splitlines()]
+    assert lines[0] == ["row", "given", "predicted", "probability"] and len(lines) == 6
+    test = [r for r in records(folder, "eval") if r["name"] == "test"][-1]
+    right = sum(given == predicted for _, given, predicted, _ in lines[1:])
+    assert right / 5 == pytest.approx(test["accuracy"])
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(classification):
+    results = []
+    for size in (8, 16):
+        folder = run(with_run(classification, folder=classification.run.folder / str(size), evaluation_batch_size=size))
+        results.append({r["name"]: (r["loss"], r["accuracy"]) for r in records(folder, "eval")})
+    for name, (loss, accuracy) in results[0].items():
+        assert results[1][name] == (pytest.approx(loss, rel=1e-6), accuracy)
+
+
+def test_fine_tuning_starts_from_a_pretrained_folder(classification, finished, tmp_path, caplog):
+    model = dataclasses.replace(classification.model, pretrained=finished.folder / "model")
+    task = dataclasses.replace(classification.task, tokenizer=None)
+    tuned = with_run(dataclasses.replace(classification, model=model, task=task), folder=tmp_path / "tuned")
+    run(dataclasses.replace(tuned, optim=dataclasses.replace(tuned.optim, learning_rate=0.0)))
+    assert "classifier.weight" in caplog.text and "cls.predictions.bias" in caplog.text
+    before, after = weights(finished.folder), weights(tmp_path / "tuned")
+    shared = before.keys() & after.keys()
+    assert len(shared) > 30
+    chex.assert_trees_all_equal({n: before[n] for n in shared}, {n: after[n] for n in shared})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(masked_lm):
+    wild = dataclasses.replace(
+        masked_lm, optim=dataclasses.replace(masked_lm.optim, learning_rate=10.0, max_gradient_norm=1e9)
+    )
+    wild = with_run(wild, steps=60, folder=masked_lm.run.folder)
+    poisoned = dataclasses.replace(
+        wild, model=dataclasses.replace(wild.model, sizes=wild.model.sizes.replace(initializer_range=1e30))
+    )
+    with pytest.raises(FloatingPointError, match="step 1: loss"):
+        run(poisoned)
+    assert not (masked_lm.run.folder / "model").exists()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(masked_lm):
+    folder = run(masked_lm)
+    (folder / "run.json").unlink()  # or the settings themselves would be refused
+    wider = masked_lm.model.sizes.replace(hidden_size=48)
+    with pytest.raises(ValueError, match="the checkpoint does not fit this model"):
+        run(dataclasses.replace(masked_lm, model=dataclasses.replace(masked_lm.model, sizes=wider)))
+
+
+def test_scan_and_unrolled_train_alike(finished, tmp_path):
+    config = finished.config
+    unrolled = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, scan=False),
+        task=dataclasses.replace(config.task, tokenizer=finished.folder / "tokenizer"),
+        run=dataclasses.replace(config.run, folder=tmp_path / "unrolled"),
+    )
+    run(unrolled)
+    for one, other in zip(records(finished.folder, "train"), records(tmp_path / "unrolled", "train"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)

@@ -1,0 +1,112 @@
+"""Mistakes at the command line: one clear message, exit code 2, nothing written."""
+
+import json
+
+import pytest
+
+from train.__main__ import main
+
+CONFIG = """
+from pathlib import Path
+from flaxbert import BertConfig
+from train.config import Config, Model, Run
+from train.tasks.sequence_classification import SequenceClassification
+
+HERE = Path(__file__).parent
+config = Config(
+    task=SequenceClassification(train=str(HERE / "train.tsv"), dev=str(HERE / "dev.tsv"), tokenizer=HERE / "vocab.txt"),
+    model=Model(sizes=BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)),
+    run=Run(folder=HERE / "made", batch_size=8, epochs=1),
+)
+"""
+
+
+@pytest.fixture
+def config_file(classification, tmp_path):
+    file = tmp_path / "job.py"
+    file.write_text(CONFIG)
+    return file
+
+
+def refused(config_file, capsys, *flags):
+    """Runs it and returns its one message."""
+    try:
+        code = main([str(config_file), *flags])
+    except SystemExit as stop:  # tyro's way to refuse a flag
+        code = stop.code
+    assert code == 2
+    assert not (config_file.parent / "made").exists()
+    captured = capsys.readouterr()
+    return " ".join((captured.err + captured.out).split())
+
+
+def test_the_config_runs(config_file):
+    assert main([str(config_file), "--run.epochs", "2", "--optim.learning-rate", "1e-3"]) == 0
+    record = json.loads((config_file.parent / "made" / "run.json").read_text())
+    assert record["run"]["epochs"] == 2.0 and record["optim"]["learning_rate"] == 1e-3
+
+
+def test_unknown_flag_names_the_near_one(config_file, capsys):
+    message = refused(config_file, capsys, "--optim.learnin-rate", "1")
+    assert "--optim.learnin-rate" in message and "--optim.learning-rate" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--optim.learning-rate", "fast"), "fast"),
+        (("--optim.warmup", "2"), "warmup is 2.0; allowed: 0.0 to 1.0"),
+        (("--run.steps", "5"), "exactly one of epochs (1) and steps (5)"),
+        (("--run.batch-size", "0"), "batch_size is 0"),
+        (("--run.batch-size", "9"), "batch size 9 does not divide over 8 devices"),
+        (("--model.sizes.hidden-size", "33"), "hidden_size 33 is not divisible by num_attention_heads 2"),
+        (("--task.max-length", "600"), "max_length is 600; allowed: 3 to the model's max_position_embeddings, 512"),
+        (("--task.train", "none.tsv"), "none.tsv does not exist"),
+        (("--task.tokenizer", "none"), "none: no such file"),
+        (("--task.labels", "short", "tall"), "train.tsv:13: label 'long'"),
+        (("--model.pretrained", "none"), "no such file"),
+    ],
+)
+def test_wrong_values(config_file, capsys, flags, expected):
+    assert expected in refused(config_file, capsys, *flags)
+
+
+def test_a_malformed_row_is_named(config_file, capsys):
+    train = config_file.parent / "train.tsv"
+    lines = train.read_text().splitlines()
+    train.write_text("\n".join([*lines[:4], "no tab here", *lines[4:]]) + "\n")
+    assert "train.tsv:5" in refused(config_file, capsys)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(config_file, capsys, finished, tmp_path):
+    flags = ("--model.pretrained", str(finished.folder / "model"), "--task.tokenizer", str(vocabulary(tmp_path)))
+    assert "the tokenizer has 5000 tokens" in refused(config_file, capsys, *flags)
+
+
+def vocabulary(folder):
+    file = folder / "large.txt"
+    file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(4995))]) + "\n")
+    return file
+
+
+def test_a_missing_config_names_its_neighbours(tmp_path, capsys):
+    (tmp_path / "real.py").write_text("")
+    assert main([str(tmp_path / "reel.py")]) == 2
+    message = capsys.readouterr().err
+    assert "reel.py: no such config" in message and "real.py" in message
+
+
+def test_a_file_without_a_config(tmp_path, capsys):
+    (tmp_path / "empty.py").write_text("")
+    assert main([str(tmp_path / "empty.py")]) == 2
+    assert "must define `config`" in capsys.readouterr().err
+
+
+def test_help_and_no_arguments(config_file, capsys):
+    assert main(["--help"]) == 0
+    assert "usage: python -m train configs/NAME.py" in capsys.readouterr().out
+    assert main([]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main([str(config_file), "--help"])
+    assert stop.value.code == 0
+    assert "--optim.learning-rate" in capsys.readouterr().out

@@ -1,0 +1,136 @@
+import chex
+import jax
+import numpy as np
+import pytest
+
+from flaxbert import BertConfig, BertForMaskedLM, losses
+from flaxbert.sharding import make_mesh
+from train.distributed import Placement
+from train.optim import Optim, make_optimizer
+from train.step import compile_step, create_state, state_shapes, state_shardings
+
+CONFIG = BertConfig(
+    vocab_size=61,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=16,
+)
+MODEL = BertForMaskedLM(CONFIG)
+
+
+def batch(seed):
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(5, 61, size=(16, 12)).astype(np.int32)
+    mask = (np.arange(12)[None] < generator.integers(3, 13, size=16)[:, None]).astype(np.int32)
+    # Rows with very different numbers of labels: a mean of per-device means would differ from the global mean.
+    labels = np.where(generator.random((16, 12)) < np.linspace(0.05, 0.9, 16)[:, None], ids, -100).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def loss_function(params, batch, key):
+    out = MODEL.apply(
+        {"params": params},
+        batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+    )
+    return losses.masked_lm(out.logits, batch["labels"])
+
+
+def trained(devices, steps=5, counted=None):
+    """Losses and gradient norms of some steps on some devices, dropout on; and the last state."""
+    placement = Placement(make_mesh(devices))
+    optimizer = make_optimizer(Optim(learning_rate=1e-3), steps)
+    shardings = state_shardings(MODEL, optimizer, placement)
+    state = create_state(MODEL, optimizer, shardings, seed=0)
+    step = compile_step(counted or loss_function, optimizer, placement, shardings, seed=0)
+    history = []
+    for i in range(steps):
+        state, metrics = step(state, placement.batch(batch(i)))
+        history.append(jax.device_get(metrics))
+    return history, state, step, shardings
+
+
+def test_one_device_and_eight_give_the_same_steps():
+    assert len(jax.devices()) == 8
+    one, _, _, _ = trained(jax.devices()[:1])
+    eight, state, _, _ = trained(jax.devices())
+    for single, sharded in zip(one, eight, strict=True):
+        assert sharded["loss"] == pytest.approx(single["loss"], rel=1e-6)
+        assert sharded["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-5)
+    assert state.params["bert"]["layers"]["up"]["kernel"].sharding.mesh.size == 8
+
+
+def test_twenty_steps_compile_once():
+    # Counts how often the loss is traced; jit's own cache shows that it is not retraced either.
+    counted = chex.assert_max_traces(loss_function, n=1)
+    try:
+        _, state, step, _ = trained(jax.devices(), steps=20, counted=counted)
+    finally:
+        chex.clear_trace_counter()
+    assert step._cache_size() == 1
+    assert int(state.step) == 20
+
+
+def test_state_lives_where_the_rules_say_in_float32():
+    _, state, _, shardings = trained(jax.devices(), steps=1)
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        assert leaf.dtype == np.int32 if leaf.ndim == 0 else np.float32
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, state_shapes(MODEL, make_optimizer(Optim(), 1)))
+
+
+def test_gradients_are_float32_under_bfloat16():
+    model = MODEL.clone(dtype=jax.numpy.bfloat16)
+    params = jax.jit(model.init)(jax.random.key(0), batch(0)["input_ids"])["params"]
+
+    def loss(params):
+        return losses.masked_lm(model.apply({"params": params}, batch(0)["input_ids"]).logits, batch(0)["labels"]).mean
+
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
+        assert leaf.dtype == np.float32
+
+
+def test_the_old_state_is_donated():
+    placement = Placement(make_mesh())
+    optimizer = make_optimizer(Optim(), 2)
+    shardings = state_shardings(MODEL, optimizer, placement)
+    state = create_state(MODEL, optimizer, shardings, seed=0)
+    old = jax.tree.leaves(state.params)
+    compile_step(loss_function, optimizer, placement, shardings, seed=0)(state, placement.batch(batch(0)))
+    assert all(leaf.is_deleted() for leaf in old)
+
+
+def test_fresh_state_is_the_models_own_initialisation():
+    placement = Placement(make_mesh())
+    optimizer = make_optimizer(Optim(), 2)
+    state = create_state(MODEL, optimizer, state_shardings(MODEL, optimizer, placement), seed=7)
+    drawn = jax.jit(MODEL.init)(jax.random.key(7), np.zeros((1, 1), np.int32))
+    chex.assert_trees_all_close(state.params, drawn["params"])
+
+
+def test_dropout_differs_from_step_to_step_and_not_from_run_to_run():
+    placement = Placement(make_mesh())
+    optimizer = make_optimizer(Optim(learning_rate=0.0), 3)
+    shardings = state_shardings(MODEL, optimizer, placement)
+    step = compile_step(loss_function, optimizer, placement, shardings, seed=0)
+
+    def history():
+        state = create_state(MODEL, optimizer, shardings, seed=0)
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, placement.batch(batch(0)))
+            found.append(float(metrics["loss"]))
+        return found
+
+    first = history()
+    assert len(set(first)) == 3
+    assert history() == first
+
+
+def test_batch_size_must_divide_over_the_devices():
+    with pytest.raises(ValueError, match="batch size 12 does not divide over 8 devices; use a multiple of 8"):
+        Placement.all_devices(batch_size=12)
