@@ -1,7 +1,6 @@
 """`BertConfig`: the numbers that define a BERT, checked when built."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from flaxbert.functional import ACTIVATIONS
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Far beyond any BERT, near enough that a hostile file cannot make a loop over names run for hours.
-_LIMITS = {"num_hidden_layers": 1024, "num_attention_heads": 65536}
+_LIMITS = {"num_hidden_layers": 1024, "num_attention_heads": 65536, "num_labels": 2**20}
 _SIZE_LIMIT = 2**28
+_LARGEST_REAL = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class BertConfig:
     tie_word_embeddings: bool = True
     pruned_heads: tuple[()] = ()
     problem_type: str | None = None
-    num_labels: int = None  # type: ignore[assignment]  # resolved below: len(id2label), or 2
-    id2label: tuple[str, ...] = None  # type: ignore[assignment]  # resolved below
+    num_labels: Any = None  # once built a whole number: len(id2label), or 2
+    id2label: Any = None  # once built a tuple of names
     unused: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
@@ -146,10 +146,11 @@ class BertConfig:
     def _resolve_labels(self):
         names = self.id2label
         if names is None:
-            names = tuple(f"LABEL_{i}" for i in range(_whole("num_labels", self.num_labels or 2, 1, _SIZE_LIMIT)))
+            count = 2 if self.num_labels is None else self.num_labels
+            names = tuple(f"LABEL_{i}" for i in range(_whole("num_labels", count, 1, _LIMITS["num_labels"])))
         elif isinstance(names, Mapping):
-            if sorted(names) != list(range(len(names))):
-                raise ValueError(f"id2label has the ids {sorted(names)}; they must be 0 to {len(names) - 1}")
+            if set(names) != set(range(len(names))):
+                raise ValueError(f"id2label has the ids {sorted(names, key=str)}; they must be 0 to {len(names) - 1}")
             names = tuple(names[i] for i in range(len(names)))
         elif isinstance(names, Sequence) and not isinstance(names, str):
             names = tuple(names)
@@ -172,7 +173,7 @@ class BertConfig:
         if self.pad_token_id is not None:
             _whole("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            if getattr(self, name) is not None:
+            if name != "classifier_dropout" or self.classifier_dropout is not None:
                 _real(name, getattr(self, name), "at least 0 and less than 1", lambda p: 0 <= p < 1)
         _real("layer_norm_eps", self.layer_norm_eps, "greater than 0", lambda x: x > 0)
         _real("initializer_range", self.initializer_range, "at least 0", lambda x: x >= 0)
@@ -209,8 +210,8 @@ def _real(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -
     if (
         not isinstance(value, float | int | np.number)
         or isinstance(value, bool)
+        or not value < _LARGEST_REAL  # also a whole number that no float holds
         or not holds(float(value))
-        or value == math.inf
     ):
         raise ValueError(f"{name} is {value!r}; it must be a number {allowed}")
 

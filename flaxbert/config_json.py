@@ -111,11 +111,14 @@ def to_dict(config: BertConfig, *, architecture: str | None = None) -> dict[str,
     return dict(sorted(values.items()))
 
 
-def _labels(labels: object) -> dict[int, str]:
+def _labels(labels: object) -> dict[int, Any]:
     """JSON objects have string keys: {"0": "NEGATIVE", "1": "POSITIVE"}."""
     if not isinstance(labels, Mapping):
         raise ValueError(f"id2label is {labels!r}; it must be an object from id to name")
     try:
-        return {int(key): name for key, name in labels.items()}
+        by_id = {int(key): name for key, name in labels.items()}
     except ValueError:
         raise ValueError(f"id2label has the ids {sorted(labels)}; they must be whole numbers") from None
+    if len(by_id) < len(labels):  # "0" and "00"
+        raise ValueError(f"id2label has the ids {sorted(labels)}; two of them are the same number")
+    return by_id

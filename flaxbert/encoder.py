@@ -191,7 +191,7 @@ class BertModel(PreTrainedModel):
                 longer than `max_position_embeddings`, both or neither of ids and embeddings.
         """
         config = self.config
-        self._check(input_ids, token_type_ids, position_ids, inputs_embeds)
+        self._check(input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids)
         as_array = lambda x: None if x is None else jnp.asarray(x)  # noqa: E731
         x = self.embeddings(
             as_array(input_ids),
@@ -238,11 +238,20 @@ class BertModel(PreTrainedModel):
             raise ValueError(f"head_mask has shape {jnp.shape(head_mask)}; allowed: {shape[1:]} or {shape}")
         return jnp.broadcast_to(jnp.asarray(head_mask, jnp.float32).reshape(-1, shape[1]), shape)
 
-    def _check(self, input_ids, token_type_ids, position_ids, inputs_embeds):
+    def _check(self, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids):
         c = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        length = jnp.shape(input_ids if inputs_embeds is None else inputs_embeds)[1]
+        if inputs_embeds is None:
+            functional.require_shape("input_ids", input_ids, ("B", "T"))
+            batch, length = jnp.shape(input_ids)
+        else:
+            functional.require_shape("inputs_embeds", inputs_embeds, ("B", "T", c.hidden_size))
+            batch, length = jnp.shape(inputs_embeds)[:2]
+        # Anything that broadcasts would be taken without a word, a mask [B, 1] for instance.
+        functional.require_shape("attention_mask", attention_mask, (batch, length), (batch, length, length))
+        functional.require_shape("token_type_ids", token_type_ids, (batch, length))
+        functional.require_shape("position_ids", position_ids, (batch, length), (1, length))
         limit = c.max_position_embeddings
         if length > limit and position_ids is None:
             raise ValueError(f"the sequence has {length} positions; max_position_embeddings is {limit}: truncate it")

@@ -111,7 +111,7 @@ def dropout(x: Float[Array, "*shape"], key: Key[Array, ""] | None, *, rate: floa
     """
     if key is None or rate == 0.0 or x.size == 0:
         return x
-    keep = round((1.0 - rate) * 2**16)
+    keep = max(1, round((1.0 - rate) * 2**16))
     *lead, last = x.shape
     words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*lead, -1)[..., :last]
@@ -148,7 +148,8 @@ def attention_probabilities(
     scale = 1.0 / math.sqrt(query.shape[-1])
     scores = jnp.einsum("BTHK,BSHK->BHTS", query, key, preferred_element_type=jnp.float32) * scale
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        # Added, not selected: the sum rounds to the lowest, and a row without keys has PyTorch's gradient too.
+        scores = scores + jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
 
@@ -158,6 +159,22 @@ def attend(probabilities: Float[Array, "B H T S"], value: Float[Array, "B S H K"
 
 
 # -- host-side checks -----------------------------------------------------------------------------------
+
+
+def require_shape(name: str, value: ArrayLike | None, *allowed: tuple[int | str, ...]) -> None:
+    """Raises where the shape of `value` is none of `allowed`; a letter there stands for any length, None passes.
+
+    Raises:
+        ValueError: names the argument, its shape and the allowed ones.
+    """
+    if value is None:
+        return
+    given = jnp.shape(value)
+    for shape in allowed:
+        if len(shape) == len(given) and all(isinstance(w, str) or w == g for g, w in zip(given, shape, strict=True)):
+            return
+    wanted = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in allowed)
+    raise ValueError(f"{name} has shape {list(given)}; allowed: {wanted}")
 
 
 def require_range(name: str, values: ArrayLike | None, low: int, high: int, *, why: str) -> None:
@@ -189,4 +206,6 @@ def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "
     if x is None:
         return None
     x = jnp.asarray(x)
+    if x.ndim < 3:
+        raise ValueError(f"an input of shape {x.shape} has no axis of choices; [B, C, T] is needed")
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

@@ -71,6 +71,14 @@ def _pooled(out: BaseModelOutput) -> Float[Array, "B D"]:
     return out.pooler_output
 
 
+def _at(x: Float[Array, "B T D"], positions: Int[ArrayLike, "B P"] | None) -> Float[Array, "B P D"]:
+    """The vectors at some positions: scoring only masked words saves most of the decoder's work."""
+    if positions is None:
+        return x
+    functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
+    return jnp.take_along_axis(x, jnp.asarray(positions)[..., None], axis=1)
+
+
 class BertForPreTraining(_Head):
     """Masked words and next sentence, as BERT was trained."""
 
@@ -84,13 +92,14 @@ class BertForPreTraining(_Head):
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
         *,
+        masked_lm_positions: Int[ArrayLike, "B P"] | None = None,
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> PreTrainingOutput:
-        """Scores every position's word and whether the second segment is random (column 1)."""
+        """Scores words, at every position or at `masked_lm_positions`, and whether the second segment is random."""
         out = self.bert(input_ids, deterministic=deterministic, **inputs)
         return PreTrainingOutput(
-            prediction_logits=self.predictions(out.last_hidden_state, self.bert),
+            prediction_logits=self.predictions(_at(out.last_hidden_state, masked_lm_positions), self.bert),
             seq_relationship_logits=self.seq_relationship(_pooled(out)).astype(jnp.float32),
             hidden_states=out.hidden_states,
             attentions=out.attentions,
@@ -109,12 +118,13 @@ class BertForMaskedLM(_Head):
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
         *,
+        masked_lm_positions: Int[ArrayLike, "B P"] | None = None,
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> MaskedLMOutput:
-        """Scores every position's word."""
+        """Scores every position's word, or only those at `masked_lm_positions`: logits [B, P, V]."""
         out = self.bert(input_ids, deterministic=deterministic, **inputs)
-        logits = self.predictions(out.last_hidden_state, self.bert)
+        logits = self.predictions(_at(out.last_hidden_state, masked_lm_positions), self.bert)
         return MaskedLMOutput(logits, out.hidden_states, out.attentions)
 
 

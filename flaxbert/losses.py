@@ -6,13 +6,14 @@ the whole is exact; a mean of means is not. All are computed in float32.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from flaxbert.config import PROBLEM_TYPES
-from flaxbert.functional import require_range
+from flaxbert.functional import require_range, require_shape
 
 IGNORE = -100  # a label that does not count, as in PyTorch
 
@@ -21,8 +22,8 @@ IGNORE = -100  # a label that does not count, as in PyTorch
 class Loss:
     """One or more terms, each a sum and the weight that divides it; their quotients add up to the loss."""
 
-    sum: Float[Array, "*terms"]
-    weight: Float[Array, "*terms"]
+    sum: Float[Array | np.ndarray, "*terms"]
+    weight: Float[Array | np.ndarray, "*terms"]
 
     @property
     def mean(self) -> Float[Array, ""]:
@@ -44,7 +45,7 @@ def cross_entropy(logits: Float[Array, "*batch N"], labels: Int[Array, "*batch"]
 
 def _with_ignored(logits: Float[Array, "*batch N"], labels: Int[ArrayLike, "*batch"]) -> Loss:
     """Cross-entropy over the labels that are not IGNORE."""
-    labels = _checked(labels, logits.shape[-1])
+    labels = _checked(labels, logits.shape[:-1], logits.shape[-1])
     return cross_entropy(logits, labels, (labels != IGNORE).astype(jnp.float32))
 
 
@@ -112,9 +113,10 @@ def sequence_classification(
         problem_type = "regression" if columns == 1 else several
     if problem_type not in PROBLEM_TYPES:
         raise ValueError(f"problem_type is {problem_type!r}; allowed: None, {', '.join(PROBLEM_TYPES)}")
+    require_shape("weights", weights, logits.shape[:1])
     rows = jnp.ones(logits.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
     if problem_type == "single_label_classification":
-        ids = _checked(labels, columns)
+        ids = _checked(labels, logits.shape[:1], columns)
         return cross_entropy(logits, ids, rows * (ids != IGNORE))
     targets = _targets(labels, logits.shape, problem_type)
     scores = logits.astype(jnp.float32)
@@ -135,7 +137,9 @@ def question_answering(
 
     As in the reference, a negative position becomes 0 ([CLS]) and one beyond the sequence does not count.
     """
-    length = start_logits.shape[-1]
+    batch, length = start_logits.shape
+    require_shape("start_positions", start_positions, (batch,), (batch, 1))
+    require_shape("end_positions", end_positions, (batch,), (batch, 1))
 
     def term(logits: Float[Array, "B T"], positions: ArrayLike) -> Loss:
         positions = jnp.maximum(jnp.asarray(positions).reshape(-1), 0)
@@ -152,9 +156,12 @@ def _targets(labels: ArrayLike, shape: tuple[int, ...], problem_type: str) -> Fl
     return jnp.asarray(labels, jnp.float32).reshape(shape)
 
 
-def _checked(labels: ArrayLike, count: int) -> Int[Array, "..."]:
-    """Labels as an array, checked on the host where they are not being traced: gathers would wrap silently."""
+def _checked(labels: ArrayLike, shape: tuple[int, ...], count: int) -> Int[Array, "..."]:
+    """Labels as an array; values are checked on the host where not being traced: gathers would wrap silently."""
     array = jnp.asarray(labels)
+    require_shape("labels", array, shape)  # [B, 1] would broadcast
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"labels are {array.dtype}; whole numbers are needed")
     if not isinstance(array, Tracer):
         shown = jnp.where(array == IGNORE, 0, array)
         require_range("labels", shown, 0, count - 1, why=f"{count} classes; {IGNORE} does not count")

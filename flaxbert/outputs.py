@@ -26,7 +26,7 @@ class BaseModelOutput:
 class PreTrainingOutput:
     """Of `BertForPreTraining`."""
 
-    prediction_logits: Float[Array, "B T V"]
+    prediction_logits: Float[Array, "B T V"] | Float[Array, "B P V"]
     seq_relationship_logits: Float[Array, "B 2"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
@@ -34,9 +34,9 @@ class PreTrainingOutput:
 
 @struct.dataclass
 class MaskedLMOutput:
-    """Of `BertForMaskedLM`."""
+    """Of `BertForMaskedLM`; P predicted positions where only those were asked for."""
 
-    logits: Float[Array, "B T V"]
+    logits: Float[Array, "B T V"] | Float[Array, "B P V"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxbert import PreTrainedModel, save_pretrained
-from flaxbert.weights.folder import written_whole
+from flaxbert.files import written_whole
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data.loader import iterate
@@ -19,8 +19,9 @@ from train.distributed import Placement
 from train.evaluate import compile_measure, evaluate
 from train.meter import Meter
 from train.optim import make_optimizer, schedule
-from train.report import Reporter, write_summary
+from train.report import Reporter
 from train.step import Params, TrainState, compile_step, create_state, state_shapes, state_shardings
+from train.summary import write_summary
 from train.tasks.start import TOKENIZER_FOLDER
 from train.tasks.task import Task
 

@@ -1,15 +1,13 @@
-"""What a training run shows and records: a bar or plain lines, metrics.jsonl, TensorBoard, a summary."""
+"""What a training run shows and records while it goes: a bar or plain lines, metrics.jsonl, TensorBoard."""
 
 import contextlib
 import dataclasses
 import datetime
-import itertools
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +15,8 @@ import rich.console
 import rich.progress
 import rich.table
 
-METRICS_FILE = "metrics.jsonl"
+from flaxbert.files import written_whole
+from train.summary import METRICS_FILE, read_record
 
 _SHOWN = {
     "learning_rate": "lr {:.2e}",
@@ -141,58 +140,6 @@ class Reporter:
         _append_event(self._events, step, summary={"value": scalars})
 
 
-def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int], loss_unit: str = "nats") -> Path:
-    """Writes loss.png and summary.md of the run recorded in `folder`, and returns the path of summary.md.
-
-    `loss_unit` labels the axis. Raises FileNotFoundError without a record, ValueError where it is damaged.
-    """
-    lines = _read_record(folder / METRICS_FILE)
-    with _aside(folder / "loss.png") as aside:
-        _draw(aside, lines, title, loss_unit)
-    last = {line["name"]: line for line in lines if line["kind"] == "eval"}
-    fields = ("kind", "step", "name", "time")
-    names = list(dict.fromkeys(key for line in last.values() for key in line if key not in fields))
-    text = [f"# {title}", "", *_table(["", "value"], facts.items()), ""]
-    if last:
-        rows = ([name, line["step"], *(line.get(key, "") for key in names)] for name, line in last.items())
-        text += ["## Last evaluation", "", *_table(["data", "step", *names], rows), ""]
-    text += ["![Training loss, evaluation loss and learning rate by step](loss.png)", ""]
-    with _aside(folder / "summary.md") as aside:
-        aside.write_text("\n".join(text), encoding="utf-8")
-    return folder / "summary.md"
-
-
-def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    def series(key: str, **fields: str) -> tuple[list[int], list[float]]:
-        chosen = [line for line in lines if key in line and fields.items() <= line.items()]
-        # A null was not finite: drawn as NaN it leaves a gap in the curve, not a bridge over it.
-        values = [math.nan if line[key] is None else line[key] for line in chosen]
-        return [line["step"] for line in chosen], values
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    # A line alone does not show a run of a single report.
-    curve = {"linewidth": 1.2, "marker": "o" if len(lines) < 50 else "", "markersize": 3}
-    upper.plot(*series("loss", kind="train"), **curve, label="training")
-    names = dict.fromkeys(line["name"] for line in lines if line["kind"] == "eval" and "loss" in line)
-    for name, marker in zip(names, itertools.cycle("Ds^v"), strict=False):
-        upper.plot(*series("loss", kind="eval", name=name), marker, markersize=5, label=f"evaluation: {name}")
-    lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")
-    upper.set_title(title, loc="left", parse_math=False)
-    upper.set_ylabel(f"loss ({loss_unit})", parse_math=False)
-    upper.legend(frameon=False)
-    lower.set(xlabel="optimizer step", ylabel="learning rate")
-    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="0.9", linewidth=0.6)
-    figure.align_ylabels()
-    FigureCanvasAgg(figure).print_figure(path, format="png")
-
-
 def _make_bar(stream: TextIO) -> rich.progress.Progress | None:
     console = rich.console.Console(file=stream)
     # rich alone would draw into a file where FORCE_COLOR is set, and show nothing on a dumb terminal.
@@ -210,22 +157,10 @@ def _make_bar(stream: TextIO) -> rich.progress.Progress | None:
 def _open_record(path: Path, start_step: int) -> TextIO:
     if not start_step or not path.exists():
         return path.open("w", encoding="utf-8")
-    kept = [line for line in _read_record(path) if line["step"] <= start_step]
-    with _aside(path) as aside:
+    kept = [line for line in read_record(path) if line["step"] <= start_step]
+    with written_whole(path) as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
-
-
-def _read_record(path: Path) -> list[dict[str, Any]]:
-    lines, texts = [], path.read_bytes().splitlines()
-    for number, text in enumerate(texts, start=1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            # A killed process leaves its last line torn; damage before that has another cause.
-            if number < len(texts):
-                raise ValueError(f"{path}, line {number}: {error}; mend or remove the line") from None
-    return lines
 
 
 def _open_events(folder: Path, start_step: int) -> Any:
@@ -249,28 +184,9 @@ def _append_event(events: Any, step: int, **content: Any) -> None:
     events.flush()
 
 
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _at(step: int, total: int) -> str:
     return f"step {step:>{max(5, len(str(total)))}}/{total}"
 
 
 def _shown(metrics: Mapping[str, float]) -> list[str]:
     return [_SHOWN.get(name, f"{name} {{:.4f}}").format(float(value)) for name, value in metrics.items()]
-
-
-def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    def cell(value: Any) -> str:
-        text = "not finite" if value is None else f"{value:,.6g}" if isinstance(value, float) else str(value)
-        return " ".join(text.split()).replace("|", "\\|")
-
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (head, *rows)]
-    return [lines[0], "|" + " --- |" * len(head), *lines[1:]]

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from flaxbert.files import written_whole
 from flaxbert.weights import names
 
 _log = logging.getLogger("flaxbert")
@@ -62,33 +61,14 @@ def save(path: str | Path, model: Any, params: Mapping[str, Any]) -> None:
         parameter = _leaf(host, entry.path)
         name = entry.name.removeprefix("bert.") if bare else entry.name
         tensors[name] = entry.to_foreign(parameter if entry.layer is None else parameter[entry.layer])
+    if names.UNTIED_BIAS in tensors:
+        tensors[names.SPARE_BIAS] = tensors[names.UNTIED_BIAS]  # transformers 5 misses it otherwise
     with written_whole(folder / WEIGHTS_FILE) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
     with written_whole(folder / "config.json") as aside:
         aside.write_text(
             json.dumps(model.config.to_dict(architecture=architecture), indent=2, ensure_ascii=False) + "\n"
         )
-
-
-@contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write to; renames it on success and removes it on failure."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        aside.chmod(0o666 & ~_umask())
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # The only way to read it; mkstemp ignores it and makes files that only their owner can read.
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _weights_file(path: Path) -> Path:
@@ -124,6 +104,9 @@ def _canonical_names(tensors: Any, file: Path) -> dict[str, str]:
 
 def _resolve_ties(stored: dict[str, str], tensors: Any, table: Mapping[str, names.Entry], file: Path) -> None:
     """Takes the aliases of tied weights out of `stored`, after a look that they agree with what they alias."""
+    if names.UNTIED_BIAS in table and names.SPARE_BIAS in stored:
+        spare = stored.pop(names.SPARE_BIAS)
+        stored.setdefault(names.UNTIED_BIAS, spare)
     for alias, name in names.TIED.items():
         if alias not in stored or alias in table or "cls.predictions.bias" not in table:
             continue

@@ -48,6 +48,9 @@ BUFFERS = frozenset({"bert.embeddings.position_ids", "bert.embeddings.token_type
 WORDS = "bert.embeddings.word_embeddings.weight"
 # alias -> the name that a model with tied embeddings stores the tensor under
 TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
+# An untied decoder's bias is the first. Files of transformers 5 hold the second too, which it never reads then;
+# those of version 4 hold the second alone.
+UNTIED_BIAS, SPARE_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import BertForSequenceClassification, PreTrainedModel, losses
+from flaxbert.files import written_whole
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
-from flaxbert.weights.folder import written_whole
 from train.config import Config
 from train.data.classified import EvaluationBatches, Examples, TrainBatches
 from train.data.table import Columns, Row, infer_labels, label_ids, read_rows

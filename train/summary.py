@@ -1,0 +1,86 @@
+"""A run's record as a page to read: a table of facts, the last evaluations, the loss curve as a picture."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flaxbert.files import written_whole
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int], loss_unit: str = "nats") -> Path:
+    """Writes loss.png and summary.md of the run recorded in `folder`, and returns the path of summary.md.
+
+    `loss_unit` labels the axis. Raises FileNotFoundError without a record, ValueError where it is damaged.
+    """
+    lines = read_record(folder / METRICS_FILE)
+    with written_whole(folder / "loss.png") as aside:
+        _draw(aside, lines, title, loss_unit)
+    last = {line["name"]: line for line in lines if line["kind"] == "eval"}
+    fields = ("kind", "step", "name", "time")
+    names = list(dict.fromkeys(key for line in last.values() for key in line if key not in fields))
+    text = [f"# {title}", "", *_table(["", "value"], facts.items()), ""]
+    if last:
+        rows = ([name, line["step"], *(line.get(key, "") for key in names)] for name, line in last.items())
+        text += ["## Last evaluation", "", *_table(["data", "step", *names], rows), ""]
+    text += ["![Training loss, evaluation loss and learning rate by step](loss.png)", ""]
+    with written_whole(folder / "summary.md") as aside:
+        aside.write_text("\n".join(text), encoding="utf-8")
+    return folder / "summary.md"
+
+
+def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def series(key: str, **fields: str) -> tuple[list[int], list[float]]:
+        chosen = [line for line in lines if key in line and fields.items() <= line.items()]
+        # A null was not finite: drawn as NaN it leaves a gap in the curve, not a bridge over it.
+        values = [math.nan if line[key] is None else line[key] for line in chosen]
+        return [line["step"] for line in chosen], values
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    # A line alone does not show a run of a single report.
+    curve = {"linewidth": 1.2, "marker": "o" if len(lines) < 50 else "", "markersize": 3}
+    upper.plot(*series("loss", kind="train"), **curve, label="training")
+    names = dict.fromkeys(line["name"] for line in lines if line["kind"] == "eval" and "loss" in line)
+    for name, marker in zip(names, itertools.cycle("Ds^v"), strict=False):
+        upper.plot(*series("loss", kind="eval", name=name), marker, markersize=5, label=f"evaluation: {name}")
+    lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")
+    upper.set_title(title, loc="left", parse_math=False)
+    upper.set_ylabel(f"loss ({loss_unit})", parse_math=False)
+    upper.legend(frameon=False)
+    lower.set(xlabel="optimizer step", ylabel="learning rate")
+    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.9", linewidth=0.6)
+    figure.align_ylabels()
+    FigureCanvasAgg(figure).print_figure(path, format="png")
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics file; a torn last one is left out, and damage before it is a ValueError."""
+    lines, texts = [], path.read_bytes().splitlines()
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            # A killed process leaves its last line torn; damage before that has another cause.
+            if number < len(texts):
+                raise ValueError(f"{path}, line {number}: {error}; mend or remove the line") from None
+    return lines
+
+
+def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    def cell(value: Any) -> str:
+        text = "not finite" if value is None else f"{value:,.6g}" if isinstance(value, float) else str(value)
+        return " ".join(text.split()).replace("|", "\\|")
+
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (head, *rows)]
+    return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
