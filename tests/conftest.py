@@ -17,6 +17,8 @@ install_import_hook("flaxbert", "beartype.beartype")
 import jax
 import pytest
 
+pytest_plugins = ["tests.runs"]
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -33,21 +34,20 @@ def load_config(file: Path) -> Config:
     return config
 
 
+def parse_flags(default: Config, flags: Sequence[str]) -> Config:
+    """The config with flags applied; a wrong flag ends the process with a message and exit code 2."""
+    return tyro.cli(Config[type(default.task)], default=default, args=flags, description=__doc__)
+
+
 def main(arguments: list[str]) -> int:
-    """Runs a config; 0 when it finished, 2 for a mistake of the caller's, told in one message."""
+    """Runs a config; 0 when it finished, 1 when its loss was not finite, 2 for a mistake of the caller's, told in one message."""
     if not arguments or arguments[0].startswith("-"):
         print(USAGE, file=sys.stdout if arguments and arguments[0] in ("-h", "--help") else sys.stderr)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         default = load_config(Path(arguments[0]))
-        config = tyro.cli(
-            Config[type(default.task)],
-            default=default,
-            args=arguments[1:],
-            prog=f"python -m train {arguments[0]}",
-            description=sys.modules[__name__].__doc__,
-        )
+        config = parse_flags(default, arguments[1:])
         # After the flags: --help and a wrong flag answer at once.
         from train.loop import run
 
@@ -55,6 +55,9 @@ def main(arguments: list[str]) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

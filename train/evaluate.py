@@ -1,16 +1,35 @@
 """Exact means over a whole evaluation set: sums and weights add up over batches, and are divided once."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from flax import struct
 
 from flaxbert.losses import Loss
 from train.distributed import Placement
 from train.step import Batch, Params
 
-# (params, batch) -> sums and weights by metric name
-Measure = Callable[[Params, Batch], dict[str, Loss]]
+
+@struct.dataclass
+class Measured:
+    """What an evaluation finds out about a batch: sums and weights by metric name, and outputs to keep."""
+
+    metrics: dict[str, Loss]
+    outputs: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The mean of each metric over a whole set, and the outputs of each batch."""
+
+    means: dict[str, float]
+    outputs: list[Any]
+
+
+Measure = Callable[[Params, Batch], Measured]
 
 
 def compile_measure(measure: Measure, placement: Placement) -> Measure:
@@ -20,17 +39,20 @@ def compile_measure(measure: Measure, placement: Placement) -> Measure:
 
 def evaluate(
     measure: Measure, params: Params, batches: Iterable[Mapping[str, np.ndarray]], placement: Placement
-) -> dict[str, float]:
-    """Runs a compiled measure over all batches and returns the mean of each metric.
+) -> Evaluation:
+    """Runs a compiled measure over all batches.
 
     Rows that only fill up the last batch carry weight 0 and count nowhere, so the batch size does not change the
-    result. Sums over batches are taken in float64.
+    means. Sums over batches are taken in float64.
     """
-    pending: list[dict[str, Loss]] = [measure(params, placement.batch(batch)) for batch in batches]
+    pending = [measure(params, placement.batch(batch)) for batch in batches]
     totals: dict[str, list[float]] = {}
-    for result in jax.device_get(pending):
-        for name, loss in result.items():
+    outputs = []
+    for measured in jax.device_get(pending):
+        outputs.append(measured.outputs)
+        for name, loss in measured.metrics.items():
             total = totals.setdefault(name, [0.0, 0.0])
             total[0] += float(loss.sum)
             total[1] += float(loss.weight)
-    return {name: total / weight if weight else 0.0 for name, (total, weight) in totals.items()}
+    means = {name: total / weight if weight else 0.0 for name, (total, weight) in totals.items()}
+    return Evaluation(means, outputs)

@@ -16,7 +16,7 @@ from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data.loader import iterate
 from train.distributed import Placement
-from train.evaluate import compile_measure, evaluate
+from train.evaluate import Evaluation, compile_measure, evaluate
 from train.meter import Meter
 from train.optim import make_optimizer, schedule
 from train.report import Reporter
@@ -38,7 +38,6 @@ def run(config: Config) -> Path:
     placement = Placement.all_devices(batch_size=config.run.batch_size)
     Placement.all_devices(batch_size=config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
-    started = time.perf_counter()
     task: Task = config.task.prepare(config)
     model, pretrained = _model(config, task)
     total_steps = config.run.total_steps(task.steps_per_epoch)
@@ -61,20 +60,22 @@ def run(config: Config) -> Path:
 
         with Reporter(folder, total_steps, start_step=first_step, primary=jax.process_index() == 0) as reporter:
             reporter.message(_opening(config, task, total_steps, first_step, placement))
+            started = time.perf_counter()
             trainer = _Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
             step = compile_step(trainer.loss, optimizer, placement, shardings, seed=config.run.seed)
             state = trainer.train(state, step, first_step)
             checkpoints.save(state, total_steps)
-            trainer.evaluate(state.params, total_steps, names=tuple(task.evaluations))
+            results = trainer.evaluate(state.params, total_steps, names=tuple(task.evaluations))
+            seconds = time.perf_counter() - started
             checkpoints.wait()
 
             # The model as transformers reads it, then what the task has to show.
             save_pretrained(folder / "model", model, state.params)
             task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
-            for line in task.finish(model, state.params, folder):
+            for line in task.finish(model, state.params, folder, results):
                 reporter.message(line)
-            facts = _facts(config, task, state.params, total_steps, time.perf_counter() - started)
+            facts = _facts(config, task, state.params, total_steps, seconds)
             summary = write_summary(folder, title=f"{folder.name}: {type(config.task).__name__}", facts=facts)
             reporter.message(f"summary: {summary}")
     return folder
@@ -124,13 +125,14 @@ class _Trainer:
             self._report(*pending, meter)
         return state
 
-    def evaluate(self, params: Params, number: int, *, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-        """Evaluates the sets of these names that the task has, and reports them."""
+    def evaluate(self, params: Params, number: int, *, names: tuple[str, ...]) -> dict[str, Evaluation]:
+        """Evaluates the sets of these names that the task has, and reports the means."""
         results = {}
         for name in names:
             if name in self.task.evaluations:
-                results[name] = evaluate(self._measure, params, self.task.evaluations[name], self.placement)
-                self.reporter.evaluation(number, name, results[name])
+                batches = self.task.evaluations[name]
+                results[name] = evaluate(self._measure, params, batches, self.placement)
+                self.reporter.evaluation(number, name, results[name].means)
         return results
 
     def _report(self, number: int, metrics: dict[str, jax.Array], meter: Meter) -> None:
@@ -194,6 +196,6 @@ def _facts(
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "steps": total_steps,
         "batch size": config.run.batch_size,
-        "seconds, all in": round(seconds, 1),
+        "seconds of training and evaluation": round(seconds, 1),
         **task.facts,
     }

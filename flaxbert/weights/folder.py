@@ -45,7 +45,8 @@ def load(path: str | Path, model: Any, *, strict: bool = True, key: jax.Array | 
 def save(path: str | Path, model: Any, params: Mapping[str, Any]) -> None:
     """Writes config.json and model.safetensors, which `transformers` loads; other files there stay.
 
-    Each file is written aside and then renamed, the config last, so a reader never sees half of one.
+    Both files are written aside and then renamed, the config last, so a reader never sees half of one and a failure
+    leaves the old ones.
 
     Raises:
         ValueError: the parameters are not those of the model; lists each difference.
@@ -63,12 +64,13 @@ def save(path: str | Path, model: Any, params: Mapping[str, Any]) -> None:
         tensors[name] = entry.to_foreign(parameter if entry.layer is None else parameter[entry.layer])
     if names.UNTIED_BIAS in tensors:
         tensors[names.SPARE_BIAS] = tensors[names.UNTIED_BIAS]  # transformers 5 misses it otherwise
-    with written_whole(folder / WEIGHTS_FILE) as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})
-    with written_whole(folder / "config.json") as aside:
-        aside.write_text(
-            json.dumps(model.config.to_dict(architecture=architecture), indent=2, ensure_ascii=False) + "\n"
-        )
+    config = model.config
+    if "qa_outputs.weight" in tensors and config.num_labels != 2:
+        config = config.replace(num_labels=2)  # transformers sizes this head by it
+    text = json.dumps(config.to_dict(architecture=architecture), indent=2, ensure_ascii=False) + "\n"
+    with written_whole(folder / "config.json") as config_file, written_whole(folder / WEIGHTS_FILE) as weights_file:
+        save_file(tensors, weights_file, metadata={"format": "pt"})
+        config_file.write_text(text)
 
 
 def _weights_file(path: Path) -> Path:

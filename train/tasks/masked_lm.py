@@ -1,7 +1,7 @@
 """Masked-LM training on plain text: rows of full sentences, new masks every epoch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flaxbert.tokenizer import CLS, MASK, SEP, WordPieceTokenizer
 from train.config import Config
 from train.data.masking import Masking
 from train.data.text import read_documents
+from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
 from train.tasks.task import HostBatch, Task, TrainSet, Work
@@ -56,11 +57,13 @@ class MaskedLanguageModelling:
         masking = Masking.of(tokenizer, rate=self.masking_rate, length=self.max_length)
         rows = {name: _rows(tokenizer, texts, self.max_length) for name, texts in (("train", train), ("dev", heldout))}
         batch_size = config.run.batch_size
+        entropy = _unigram_entropy(rows["dev"], tokenizer)
         return PreparedMaskedLM(
             tokenizer=tokenizer,
             config=sizes,
             architecture=BertForMaskedLM,
             settings=self,
+            unigram_entropy=entropy,
             train=_train_batches(rows["train"], masking, batch_size, config.run.seed),
             steps_per_epoch=-(-len(rows["train"]) // batch_size),
             evaluations={"dev": _EvaluationRows(rows["dev"], masking, batch_size)},
@@ -68,7 +71,7 @@ class MaskedLanguageModelling:
                 "documents": f"{len(train):,} to train on, {len(heldout):,} held out",
                 "tokens": f"{sum(map(len, rows['train'])):,} to train on, {sum(map(len, rows['dev'])):,} held out",
                 "vocabulary": tokenizer.vocab_size,
-                "unigram entropy of the held-out tokens (nat)": round(_unigram_entropy(rows["dev"], tokenizer), 4),
+                "unigram entropy of the held-out tokens (nat)": round(entropy, 4),
             },
         )
 
@@ -78,25 +81,31 @@ class PreparedMaskedLM(Task):
     """The `Task` of masked-LM training."""
 
     settings: MaskedLanguageModelling
+    unigram_entropy: float
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Cross-entropy at the masked positions."""
         return losses.masked_lm(self._logits(model, params, batch, key), batch["masked_lm_labels"])
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> dict[str, Loss]:
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """Loss and accuracy at the masked positions."""
         logits, labels = self._logits(model, params, batch, None), batch["masked_lm_labels"]
         right = jnp.sum(jnp.argmax(logits, axis=-1) == labels)  # never so at -100
         count = jnp.sum(labels != IGNORE)
-        return {"loss": losses.masked_lm(logits, labels), "accuracy": Loss(right * 1.0, count * 1.0)}
+        return Measured({"loss": losses.masked_lm(logits, labels), "accuracy": Loss(right * 1.0, count * 1.0)})
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens, and the positions scored."""
         return Work.of(batch["attention_mask"], predictions=int((batch["masked_lm_labels"] != IGNORE).sum()))
 
-    def finish(self, model: PreTrainedModel, params: Params, folder: Path) -> Sequence[str]:
-        """Fills the prompts: a line each, with the five likeliest tokens."""
-        return [f"{prompt}  ->  {_fill(self, model, params, prompt)}" for prompt in self.settings.prompts]
+    def finish(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Sets the loss beside the unigram baseline, and fills the prompts, each with the five likeliest tokens."""
+        loss = results["dev"].means["loss"]
+        gain = f"{self.unigram_entropy - loss:.3f} below" if loss < self.unigram_entropy else "not below"
+        baseline = f"held-out loss {loss:.3f} nat, {gain} the unigram entropy of {self.unigram_entropy:.3f}"
+        return [baseline] + [f"{prompt}  ->  {_fill(self, model, params, prompt)}" for prompt in self.settings.prompts]
 
     def _logits(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
         out: Any = model.apply(

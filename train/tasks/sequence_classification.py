@@ -16,6 +16,7 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.classified import EvaluationBatches, Examples, TrainBatches
 from train.data.table import Columns, Row, infer_labels, label_ids, read_rows
+from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
 from train.tasks.task import HostBatch, Task, Work
@@ -90,26 +91,25 @@ class PreparedClassification(Task):
         """Cross-entropy over the rows that are not filling."""
         return self._loss(_logits(model, params, batch, key), batch)
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> dict[str, Loss]:
-        """Loss and accuracy."""
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+        """Loss and accuracy; the outputs are probabilities [B, N]."""
         logits = _logits(model, params, batch, None)
         right = jnp.argmax(logits, axis=-1) == batch["labels"]
-        return {
-            "loss": self._loss(logits, batch),
-            "accuracy": Loss(jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])),
-        }
+        accuracy = Loss(jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"]))
+        return Measured({"loss": self._loss(logits, batch), "accuracy": accuracy}, jax.nn.softmax(logits))
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens."""
         return Work.of(batch["attention_mask"])
 
-    def finish(self, model: PreTrainedModel, params: Params, folder: Path) -> Sequence[str]:
+    def finish(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
         """Writes predictions_NAME.tsv (row, given label, predicted label, probability) for every evaluation."""
-        predict = jax.jit(lambda params, batch: jax.nn.softmax(_logits(model, params, batch, None)))
         for name, batches in self.evaluations.items():
             probabilities = np.zeros((len(self.rows[name]), self.config.num_labels), np.float32)
-            for numbers, batch in zip(batches.rows, batches, strict=True):
-                probabilities[numbers] = np.asarray(predict(params, batch))[: len(numbers)]
+            for numbers, found in zip(batches.rows, results[name].outputs, strict=True):
+                probabilities[numbers] = found[: len(numbers)]
             with written_whole(folder / f"predictions_{name}.tsv") as aside:
                 aside.write_text(self._predictions(name, probabilities), encoding="utf-8", newline="\n")
         return [f"predictions: {folder / f'predictions_{name}.tsv'}" for name in self.evaluations]

@@ -13,6 +13,7 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 
 if TYPE_CHECKING:
@@ -56,16 +57,21 @@ class Task(abc.ABC):
         """The loss to train on; dropout where `key` is not None."""
 
     @abc.abstractmethod
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> dict[str, Loss]:
-        """What an evaluation reports, as sums and weights by name."""
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+        """What an evaluation reports, and the outputs that `finish` wants."""
 
     @abc.abstractmethod
     def work(self, batch: HostBatch) -> "Work":
         """How much a batch holds."""
 
     @abc.abstractmethod
-    def finish(self, model: PreTrainedModel, params: Params, folder: Path) -> Sequence[str]:
-        """Writes predictions into the folder, and returns lines to show at the end of the run."""
+    def finish(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Writes predictions into the folder, and returns lines to show at the end of the run.
+
+        `results` holds the last evaluation of every set, by its name.
+        """
 
 
 class TaskSettings(Protocol):

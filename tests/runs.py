@@ -1,4 +1,4 @@
-"""Small real runs: a page of Python's own documentation, a model that trains in seconds."""
+"""Fixtures of small real runs: a page of Python's own documentation, a model that trains in seconds."""
 
 import contextlib
 import io

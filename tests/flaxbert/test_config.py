@@ -1,0 +1,332 @@
+"""`BertConfig`: presets, reading real and hostile files, and a config.json that `transformers` reads."""
+
+import dataclasses
+import json
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import transformers
+
+import flaxbert
+from flaxbert import BertConfig
+from flaxbert.config_json import HARMLESS_KEYS
+
+MODELS = ("bert-base-NER", "bert-base-cased", "bert-base-uncased", "chinese-roberta-wwm-ext", "ms-marco-MiniLM-L-2-v2")
+FILES = [
+    *(f"tokenizers/{name}/config.json" for name in MODELS),
+    "checkpoints/tiny_safetensors/config.json",
+    "checkpoints/tiny_safetensors_sentence_transformer/config.json",
+    "checkpoints/tiny_tf1/bert_config.json",
+]
+
+
+def warned(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == "flaxbert" and r.levelno >= logging.WARNING]
+
+
+# -- presets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "layers", "width", "heads", "inner"),
+    [
+        (BertConfig.tiny, 2, 128, 2, 512),
+        (BertConfig.mini, 4, 256, 4, 1024),
+        (BertConfig.small, 4, 512, 8, 2048),
+        (BertConfig.medium, 8, 512, 8, 2048),
+        (BertConfig.base, 12, 768, 12, 3072),
+        (BertConfig.large, 24, 1024, 16, 4096),
+        (BertConfig, 12, 768, 12, 3072),
+    ],
+)
+def test_preset_sizes(preset, layers, width, heads, inner):
+    config = preset(vocab_size=100)
+    sizes = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    assert sizes == (layers, width, heads, inner)
+    assert (config.vocab_size, config.max_position_embeddings, config.type_vocab_size) == (100, 512, 2)
+    assert config.head_size == 64
+
+
+def test_defaults_are_those_of_transformers():
+    theirs = transformers.BertConfig()
+    for name in {f.name for f in dataclasses.fields(BertConfig)} & vars(theirs).keys() - {"id2label"}:
+        assert getattr(BertConfig(), name) == getattr(theirs, name), name
+    assert BertConfig().num_labels == theirs.num_labels
+    assert dict(enumerate(BertConfig().id2label)) == theirs.id2label
+
+
+# -- real files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_real_files_are_read_like_transformers_reads_them(file, data_dir):
+    config = BertConfig.from_pretrained(data_dir / file)
+    theirs = transformers.BertConfig.from_json_file(data_dir / file)
+    known = {f.name for f in dataclasses.fields(BertConfig)} - {"unused", "id2label", "pruned_heads"}
+    for name in known - {"position_embedding_type"}:  # which transformers 5 does not know any more
+        assert getattr(config, name) == getattr(theirs, name), name
+    assert dict(enumerate(config.id2label)) == theirs.id2label
+    in_file = json.loads((data_dir / file).read_bytes())
+    assert config.unused == {key: value for key, value in in_file.items() if not hasattr(BertConfig(), key)}
+
+
+def test_labels_come_from_id2label(data_dir):
+    config = BertConfig.from_pretrained(data_dir / "tokenizers/bert-base-NER")
+    assert config.id2label == ("O", "B-MISC", "I-MISC", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
+    assert config.num_labels == 9
+    assert BertConfig.from_pretrained(data_dir / "tokenizers/ms-marco-MiniLM-L-2-v2").num_labels == 1
+
+
+# -- unknown keys ----------------------------------------------------------------------------------------------
+
+
+def test_unknown_keys_are_kept_aside_and_warned_of(caplog):
+    config = BertConfig.from_dict({"hidden_size": 24, "num_attention_heads": 2, "rotary": True, "__class__": "x"})
+    assert config.unused == {"rotary": True, "__class__": "x"}
+    assert warned(caplog) == ["config.json: keys not understood, kept aside and ignored: '__class__', 'rotary'"]
+    assert type(config) is BertConfig
+    assert not hasattr(config, "rotary")
+
+
+def test_methods_are_no_keys(caplog):
+    config = BertConfig.from_dict({"replace": 1, "to_dict": 2, "head_size": 3, "unused": 4})
+    assert config.head_size == 64 and callable(config.replace) and callable(config.to_dict)
+    assert config.unused == {"replace": 1, "to_dict": 2, "head_size": 3, "unused": 4}
+    assert len(warned(caplog)) == 1
+
+
+def test_harmless_keys_are_kept_without_a_warning(caplog):
+    values = dict.fromkeys(HARMLESS_KEYS - {"model_type"}, "anything")
+    assert BertConfig.from_dict(values).unused == values
+    assert warned(caplog) == []
+
+
+def test_unused_keys_are_neither_compared_nor_written_back():
+    config = BertConfig.from_dict({"architectures": ["BertModel"], "transformers_version": "4.0"})
+    assert config == BertConfig()
+    assert not {"architectures", "transformers_version"} & config.to_dict().keys()
+
+
+# -- impossible values -----------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+IMPOSSIBLE = [
+    *((name, value) for name in SIZES for value in (0, -1, 2**40, "768", 1.5, True, None)),
+    *(("hidden_dropout_prob", value) for value in (-0.1, 1, 1.5, NAN, "0", None)),
+    *(("attention_probs_dropout_prob", value) for value in (-0.1, 1, 1.5, NAN, "0", None)),
+    *(("classifier_dropout", value) for value in (-0.1, 1.0, NAN, INF, "0.1", True)),
+    *(("layer_norm_eps", value) for value in (0, -1e-12, NAN, INF, -INF, "1e-12", None, 10**400)),
+    *(("initializer_range", value) for value in (-0.02, NAN, INF, "0.02", None)),
+    *(("pad_token_id", value) for value in (-1, 30522, 0.0, "0", True)),
+    *(("hidden_act", value) for value in ("swiglu", "GELU", "", None, 3)),
+    *(("problem_type", value) for value in ("multilabel", "", 1)),
+    *((name, value) for name in ("is_decoder", "tie_word_embeddings") for value in (1, 0, "true", None)),
+    *(("num_labels", value) for value in (0, -2, 2**28, "3", 2.5, True)),
+    # Features that would compute something else.
+    ("position_embedding_type", "relative_key"),
+    ("add_cross_attention", True),
+    ("num_hidden_layers", 1025),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), IMPOSSIBLE, ids=lambda x: str(x)[:20])
+def test_impossible_value_is_named(name, value, unchecked):
+    with pytest.raises(ValueError) as error:
+        BertConfig(**{name: value})
+    assert name in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_width_must_be_divisible_by_heads():
+    with pytest.raises(ValueError, match="hidden_size 768 is not divisible by num_attention_heads 5"):
+        BertConfig(num_attention_heads=5)
+
+
+def test_pruned_heads_are_refused(unchecked):
+    with pytest.raises(ValueError, match="pruned_heads is not empty"):
+        BertConfig.from_dict({"pruned_heads": {"0": [1]}})
+    assert BertConfig.from_dict({"pruned_heads": {}}) == BertConfig()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "must name at least one label"),
+        ({1: "a", 2: "b"}, r"id2label has the ids \[1, 2\]; they must be 0 to 1"),
+        ({0: "a", "x": "b"}, r"id2label has the ids \[0, 'x'\]"),
+        ({0: 3}, r"id2label is \(3,\)"),
+        ("abc", "id2label is 'abc'"),
+        (7, "id2label is 7"),
+        (["a", None], r"id2label is \('a', None\)"),
+    ],
+)
+def test_impossible_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        BertConfig(id2label=labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"x": "a"}, r"id2label has the ids \['x'\]; they must be whole numbers"),
+        ({"-1": "a"}, r"id2label has the ids \[-1\]; they must be 0 to 0"),
+        ({"0": "a", "00": "b"}, r"id2label has the ids \['0', '00'\]; two of them are the same"),
+        ({"0": None}, r"id2label is \(None,\)"),
+        (["a"], r"id2label is \['a'\]; it must be an object"),
+    ],
+)
+def test_impossible_labels_in_a_file(labels, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    with pytest.raises(ValueError, match=message):
+        BertConfig.from_pretrained(tmp_path)
+
+
+def test_two_different_numbers_of_labels():
+    with pytest.raises(ValueError, match="num_labels is 3 but id2label names 2 labels"):
+        BertConfig(num_labels=3, id2label=["a", "b"])
+
+
+# -- impossible files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a JSON file"),
+        (b"{'a': 1}", "not a JSON file"),
+        (b'{"vocab_size": 3', "not a JSON file"),
+        (b"\xff\xfe\x00", "not a JSON file"),
+        (b"[" * 200_000, "not a JSON file"),
+        (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "not a JSON file"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not a JSON file"),
+        (b"[1, 2]", "holds a JSON list, expected an object"),
+        (b"null", "holds a JSON NoneType, expected an object"),
+        (b'{"model_type": "roberta"}', "model_type is 'roberta'; only 'bert' is read"),
+        (b'{"model_type": null}', "model_type is None"),
+        (b'{"hidden_size": "big"}', "hidden_size is 'big'"),
+        (b'{"hidden_dropout_prob": NaN}', "hidden_dropout_prob is nan"),
+        (b'{"layer_norm_eps": 1e999}', "layer_norm_eps is inf"),
+        (b'{"num_labels": 268435456}', "num_labels is 268435456"),
+    ],
+    ids=lambda x: str(x)[:24],
+)
+def test_impossible_file_is_named_with_its_fault(content, message, tmp_path, unchecked):
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    for path in (file, tmp_path):
+        with pytest.raises(ValueError, match=message) as error:
+            BertConfig.from_pretrained(path)
+        assert str(error.value).startswith(str(file))
+
+
+def test_enormous_file_is_refused(tmp_path):
+    file = tmp_path / "config.json"
+    with file.open("wb") as stream:
+        stream.truncate(2**33)  # sparse
+    with pytest.raises(ValueError, match=f"{2**33} bytes; a config.json is at most"):
+        BertConfig.from_pretrained(file)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json: no such file"):
+        BertConfig.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        BertConfig.from_pretrained(tmp_path / "nowhere")
+
+
+# -- writing ---------------------------------------------------------------------------------------------------
+
+UNUSUAL = BertConfig(
+    vocab_size=99,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=31,
+    hidden_act="gelu_new",
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.25,
+    max_position_embeddings=17,
+    type_vocab_size=3,
+    initializer_range=0.5,
+    layer_norm_eps=1e-5,
+    pad_token_id=None,
+    classifier_dropout=0.125,
+    is_decoder=True,
+    tie_word_embeddings=False,
+    problem_type="regression",
+    id2label=("gut", "schlecht", "日本"),
+)
+
+
+@pytest.mark.parametrize("config", [BertConfig(), UNUSUAL, BertConfig(num_labels=1)], ids=["base", "unusual", "one"])
+def test_transformers_reads_what_we_write_without_a_word(config, caplog):
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        theirs = transformers.BertConfig.from_dict(json.loads(json.dumps(config.to_dict(architecture="BertModel"))))
+    assert caplog.records == [] and heard == []
+    for field in dataclasses.fields(config):
+        if field.name not in ("unused", "id2label", "pruned_heads"):
+            assert getattr(theirs, field.name) == getattr(config, field.name), field.name
+    assert theirs.id2label == dict(enumerate(config.id2label))
+    assert theirs.label2id == {name: i for i, name in enumerate(config.id2label)}
+    assert theirs.architectures == ["BertModel"]
+
+
+def test_every_field_of_the_unusual_config_is_unusual():
+    usual = {f.name for f in dataclasses.fields(UNUSUAL) if getattr(UNUSUAL, f.name) == getattr(BertConfig(), f.name)}
+    # Those have one allowed value.
+    assert usual == {"position_embedding_type", "add_cross_attention", "pruned_heads", "unused"}
+
+
+@pytest.mark.parametrize("config", [BertConfig(), UNUSUAL], ids=["base", "unusual"])
+def test_written_config_reads_back_equal_and_silently(config, caplog, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(architecture="BertModel")))
+    assert BertConfig.from_pretrained(tmp_path) == config
+    assert warned(caplog) == []
+
+
+def test_transformers_own_file_reads_back(tmp_path, caplog):
+    transformers.BertConfig(num_labels=5, classifier_dropout=0.3, pad_token_id=None).save_pretrained(tmp_path)
+    config = BertConfig.from_pretrained(tmp_path)
+    assert (config.num_labels, config.classifier_dropout, config.pad_token_id) == (5, 0.3, None)
+    assert warned(caplog) == []
+
+
+# -- a value ---------------------------------------------------------------------------------------------------
+
+
+def test_configs_are_frozen_hashable_values():
+    one, same, other = BertConfig(), BertConfig(unused={"a": [1]}), BertConfig(vocab_size=9)
+    assert one == same and hash(one) == hash(same) and one != other
+    assert len({one, same, other}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.vocab_size = 3
+
+
+def test_replace_keeps_labels_and_their_number_together():
+    config = BertConfig(id2label={1: "b", 0: "a", 2: "c"})
+    assert (config.num_labels, config.id2label) == (3, ("a", "b", "c"))
+    assert config.replace(hidden_act="relu").id2label == ("a", "b", "c")
+    more = config.replace(num_labels=4)
+    assert (more.num_labels, more.id2label) == (4, ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"))
+    fewer = config.replace(id2label=["x"])
+    assert (fewer.num_labels, fewer.id2label) == (1, ("x",))
+    assert config.replace(num_labels=2, id2label=["x", "y"]).id2label == ("x", "y")
+    with pytest.raises(ValueError, match="num_labels is 3 but id2label names 2"):
+        config.replace(num_labels=3, id2label=["x", "y"])
+    assert config.replace(num_labels=np.int64(2)).num_labels == 2
+
+
+def test_models_with_equal_configs_are_equal():
+    assert flaxbert.BertModel(BertConfig()) == flaxbert.BertModel(BertConfig())

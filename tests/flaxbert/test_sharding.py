@@ -1,0 +1,184 @@
+"""One device or eight: the same loss and gradients; and where every parameter's axes go."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import flaxbert
+from flaxbert import losses, sharding
+from flaxbert.sharding import AxisRules
+
+CONFIG = flaxbert.BertConfig(
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    intermediate_size=40,
+    max_position_embeddings=16,
+    type_vocab_size=2,
+)
+MODEL = flaxbert.BertForMaskedLM(CONFIG)
+RNG = np.random.default_rng(0)
+BATCH = {
+    "input_ids": RNG.integers(0, 96, (16, 11)).astype(np.int32),
+    "attention_mask": (np.arange(11) < RNG.integers(1, 12, (16, 1))).astype(np.int32),
+    "labels": np.where(RNG.random((16, 11)) < 0.7, losses.IGNORE, RNG.integers(0, 96, (16, 11))).astype(np.int32),
+}
+PARAMS = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jnp.asarray(RNG.normal(path[-1].key == "scale", 0.25, leaf.shape), jnp.float32),
+    MODEL.parameter_shapes(),
+)
+
+# The arrays are tiny: optimising machine code for them costs more than it saves.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnames="deterministic")
+def loss_and_gradients(params, batch, key, *, deterministic):
+    def loss(params):
+        rngs = {} if deterministic else {"dropout": key}
+        out = MODEL.apply(
+            {"params": params}, batch["input_ids"], attention_mask=batch["attention_mask"],
+            deterministic=deterministic, rngs=rngs,
+        )  # fmt: skip
+        return losses.masked_lm(out.logits, batch["labels"]).mean
+
+    return jax.value_and_grad(loss)(params)
+
+
+def placed(devices, rules):
+    mesh = sharding.make_mesh(devices)
+    params = jax.device_put(PARAMS, sharding.tree_shardings(mesh, rules, MODEL.logical_axes()))
+    batch = jax.device_put(BATCH, sharding.batch_sharding(mesh, rules))
+    return params, batch, jax.device_put(jax.random.key(3), sharding.replicated(mesh))
+
+
+@functools.cache
+def on_one_device(deterministic):
+    return loss_and_gradients(*placed(jax.devices()[:1], AxisRules()), deterministic=deterministic)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(
+    "rules",
+    [AxisRules(), AxisRules(embed="data"), AxisRules(vocab="data", heads="data", mlp="data", position="data")],
+    ids=["replicated", "width split", "vocabulary, heads and feed-forward split"],
+)
+def test_eight_devices_compute_what_one_does(rules, deterministic):
+    params, batch, key = placed(jax.devices(), rules)
+    words = params["bert"]["embeddings"]["word"]["embedding"]
+    assert words.sharding.is_fully_replicated is (rules == AxisRules())
+    assert len(batch["input_ids"].addressable_shards) == 8
+    assert batch["input_ids"].addressable_shards[0].data.shape == (2, 11)
+    loss, gradients = loss_and_gradients(params, batch, key, deterministic=deterministic)
+    wanted_loss, wanted = on_one_device(deterministic)
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-6)
+    for (path, gradient), reference in zip(
+        jax.tree_util.tree_flatten_with_path(gradients)[0], jax.tree.leaves(wanted), strict=True
+    ):
+        difference = np.abs(np.asarray(gradient) - np.asarray(reference)).max()
+        # The exact gradient of a key's bias is 0, so its largest entry is rounding too.
+        allowed = 1e-7 if path[-2].key == "key" and path[-1].key == "bias" else 1e-5 * np.abs(reference).max()
+        assert difference <= allowed, jax.tree_util.keystr(path)
+
+
+def test_dropout_is_on_in_that_comparison():
+    assert abs(float(on_one_device(True)[0]) - float(on_one_device(False)[0])) > 1e-3
+
+
+# -- logical axes ----------------------------------------------------------------------------------------------
+
+LOGICAL_AXES = {
+    "bert/embeddings/norm/bias": ("norm",),
+    "bert/embeddings/norm/scale": ("norm",),
+    "bert/embeddings/position/embedding": ("position", "embed"),
+    "bert/embeddings/token_type/embedding": ("token_type", "embed"),
+    "bert/embeddings/word/embedding": ("vocab", "embed"),
+    "bert/layers/attention/key/bias": ("layers", "heads", "head"),
+    "bert/layers/attention/key/kernel": ("layers", "embed", "heads", "head"),
+    "bert/layers/attention/output/bias": ("layers", "embed"),
+    "bert/layers/attention/output/kernel": ("layers", "heads", "head", "embed"),
+    "bert/layers/attention/query/bias": ("layers", "heads", "head"),
+    "bert/layers/attention/query/kernel": ("layers", "embed", "heads", "head"),
+    "bert/layers/attention/value/bias": ("layers", "heads", "head"),
+    "bert/layers/attention/value/kernel": ("layers", "embed", "heads", "head"),
+    "bert/layers/attention_norm/bias": ("layers", "norm"),
+    "bert/layers/attention_norm/scale": ("layers", "norm"),
+    "bert/layers/down/bias": ("layers", "embed"),
+    "bert/layers/down/kernel": ("layers", "mlp", "embed"),
+    "bert/layers/output_norm/bias": ("layers", "norm"),
+    "bert/layers/output_norm/scale": ("layers", "norm"),
+    "bert/layers/up/bias": ("layers", "mlp"),
+    "bert/layers/up/kernel": ("layers", "embed", "mlp"),
+    "bert/pooler/bias": (None,),
+    "bert/pooler/kernel": ("embed", None),
+    "predictions/bias": ("vocab",),
+    "predictions/norm/bias": ("norm",),
+    "predictions/norm/scale": ("norm",),
+    "predictions/transform/bias": (None,),
+    "predictions/transform/kernel": ("embed", None),
+    "seq_relationship/bias": ("label",),
+    "seq_relationship/kernel": ("embed", "label"),
+}
+
+
+def axes_of(model):
+    leaves = jax.tree_util.tree_flatten_with_path(
+        model.logical_axes(), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+    )[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(spec) for path, spec in leaves}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_every_axis_of_every_parameter_has_its_logical_name(scan):
+    assert axes_of(flaxbert.BertForPreTraining(CONFIG, scan=scan)) == LOGICAL_AXES
+
+
+@pytest.mark.parametrize("name", sorted(flaxbert.ARCHITECTURES))
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_class_names_as_many_axes_as_it_has(name, tied):
+    model = flaxbert.ARCHITECTURES[name](CONFIG.replace(tie_word_embeddings=tied))
+    shapes = jax.tree_util.tree_flatten_with_path(model.parameter_shapes())[0]
+    ranks = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.ndim for path, leaf in shapes}
+    axes = axes_of(model)
+    assert {path: len(names) for path, names in axes.items()} == ranks
+    known = {axis for names in axes.values() for axis in names} - {None}
+    assert known <= {*vars(AxisRules())}
+    if name not in ("BertForPreTraining", "BertModel"):
+        assert ("bert/pooler/kernel" in axes) is (name in POOLED)
+
+
+POOLED = ("BertForNextSentencePrediction", "BertForSequenceClassification", "BertForMultipleChoice")
+
+
+# -- rules -----------------------------------------------------------------------------------------------------
+
+
+def test_rules_map_logical_axes_to_mesh_axes():
+    rules = AxisRules(embed="fsdp", heads="tensor", mlp="tensor")
+    assert rules.spec(("layers", "embed", "heads", "head")) == PartitionSpec(None, "fsdp", "tensor", None)
+    assert rules.spec(("batch", None)) == PartitionSpec("data", None)
+    assert rules.spec(()) == PartitionSpec()
+
+
+def test_one_mesh_axis_twice_in_one_array_is_an_error():
+    rules = AxisRules(vocab="tensor", embed="tensor")
+    with pytest.raises(ValueError, match=r"the axes \('vocab', 'embed'\) map to \['tensor', 'tensor'\]"):
+        rules.spec(("vocab", "embed"))
+    assert rules.spec(("vocab", None)) == PartitionSpec("tensor", None)
+
+
+def test_unknown_logical_axis_is_an_error():
+    with pytest.raises(AttributeError, match="width"):
+        AxisRules().spec(("width",))
+    with pytest.raises(TypeError, match="width"):
+        AxisRules(width="data")
+
+
+def test_mesh_takes_all_devices_or_those_given():
+    assert dict(sharding.make_mesh().shape) == {"data": 8}
+    assert dict(sharding.make_mesh(jax.devices()[:2]).shape) == {"data": 2}

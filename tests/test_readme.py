@@ -1,0 +1,60 @@
+"""README's commands and code do what it says."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+QUICKSTART, TESTS, SLOW, *TRAIN = COMMANDS
+
+
+def test_ci_runs_the_test_command():
+    steps = (ROOT / ".ci" / "run").read_text()
+    for step in TESTS.replace("pip install -e", "pip install -q -e").split(" && "):
+        assert step in steps
+
+
+def test_python_block(tmp_path, finished):
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "model").symlink_to(finished.folder / "model")
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert len(ast.literal_eval(shown)) == 5
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "copy" / name).is_file()
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_train_commands_are_understood(command, tmp_path):
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "train"]
+    help_asked = words[-1] == "--help"
+    done = subprocess.run(
+        [sys.executable, *words[1:], *(() if help_asked else ("--help",))], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--optim.learning-rate" in done.stdout
+
+
+@pytest.mark.slow
+def test_quickstart_command_on_a_clean_clone(tmp_path):
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    subprocess.run(["bash", "-c", QUICKSTART], cwd=tmp_path / "clone", check=True, env=environment)
+    folder = tmp_path / "clone" / "runs" / "quickstart"
+    summary = (folder / "summary.md").read_text()
+    unigram = float(re.search(r"unigram entropy[^|]*\| ([0-9.]+)", summary)[1])
+    loss = float(re.search(r"\| dev \| \d+ \| [0-9.]+ \| ([0-9.]+)", summary)[1])
+    seconds = float(re.search(r"seconds of training and evaluation \| ([0-9.]+)", summary)[1])
+    assert loss <= unigram - 0.5
+    print(f"loss {loss}, unigram {unigram}, {seconds} s at {time.strftime('%F')}")

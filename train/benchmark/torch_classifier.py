@@ -1,0 +1,90 @@
+"""The peer of a classification run: the same job in PyTorch `transformers`, on the CPU.
+
+    python -m train.benchmark.torch_classifier configs/sst2.py [--flags]
+
+Same weights, rows, batches, optimizer, schedule and clipping as `python -m train` with the same arguments; batches
+are cut to their longest row, since PyTorch does not compile per length. Prints seconds and accuracy.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from train.__main__ import load_config, parse_flags
+from train.config import Config
+from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
+from train.tasks.task import HostBatch
+
+
+def main(arguments: list[str]) -> None:
+    """Trains and evaluates as the config says."""
+    config: Config[Any] = parse_flags(load_config(Path(arguments[0])), arguments[1:])
+    if not isinstance(config.task, SequenceClassification) or config.model.pretrained is None:
+        raise SystemExit("the config must fine-tune a pretrained folder for sequence classification")
+    torch.manual_seed(config.run.seed)
+    start = time.perf_counter()
+    task = config.task.prepare(config)
+    model = transformers.BertForSequenceClassification.from_pretrained(
+        config.model.pretrained, num_labels=task.config.num_labels
+    )
+    total_steps = config.run.total_steps(task.steps_per_epoch)
+    train(model, config, task, total_steps)
+    trained = time.perf_counter()
+    found = {name: accuracy(model, task, name) for name in task.evaluations}
+    ended = time.perf_counter()
+    print(f"trained {total_steps} steps; {trained - start:.1f} s to train, {ended - trained:.1f} s to evaluate")
+    print("  ".join(f"{name} accuracy {value:.4f}" for name, value in found.items()))
+
+
+def train(model: Any, config: Config[Any], task: PreparedClassification, total_steps: int) -> None:
+    """All steps, with a line every 100."""
+    optim = config.optim
+    plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    decayed = [p for name, p in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    betas = (optim.beta1, optim.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.epsilon)
+    warmup = round(optim.warmup * total_steps)
+    rates = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
+    model.train()
+    start = time.perf_counter()
+    for number in range(total_steps):
+        batch = tensors(task.train[number])
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_gradient_norm)
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        if (number + 1) % 100 == 0:
+            elapsed = time.perf_counter() - start
+            print(f"step {number + 1}/{total_steps}  loss {loss.item():.4f}  {elapsed:.0f} s", flush=True)
+
+
+def accuracy(model: Any, task: PreparedClassification, name: str) -> float:
+    """The share of right answers on one of the task's sets."""
+    model.eval()
+    right = count = 0
+    with torch.inference_mode():
+        for batch in map(tensors, task.evaluations[name]):
+            labels = batch.pop("labels")
+            right += int((model(**batch).logits.argmax(-1) == labels).sum())
+            count += len(labels)
+    return right / count
+
+
+def tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
+    """A host batch for PyTorch: no filling rows, no columns beyond the longest row."""
+    rows = batch["weight"] > 0
+    length = int(batch["attention_mask"].sum(axis=1).max())
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    cut = {name: torch.tensor(batch[name][rows, :length], dtype=torch.long) for name in names}
+    return {**cut, "labels": torch.tensor(batch["labels"][rows], dtype=torch.long)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
