@@ -40,7 +40,7 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a config; 0 when it finished, 1 when its loss was not finite, 2 for a mistake of the caller's, told in one message."""
+    """Runs a config; 0 when it finished, 1 for a loss that was not finite, 2 for a mistake of the caller's."""
     if not arguments or arguments[0].startswith("-"):
         print(USAGE, file=sys.stdout if arguments and arguments[0] in ("-h", "--help") else sys.stderr)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
