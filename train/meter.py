@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,7 @@ class Meter:
     def __init__(self, config: BertConfig, total_steps: int):
         """Starts the clock for a model of these sizes."""
         self._config, self._total_steps, self._peak = config, total_steps, peak_flops()
+        self._compiled = False
         self._restart()
 
     def add(self, work: Work) -> None:
@@ -34,6 +36,9 @@ class Meter:
     def progress(self, number: int, metrics: Mapping[str, float]) -> Progress:
         """The report for step `number`; the next one counts from here."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
+        # The first step's time is its compilation: it says nothing of the steps to come.
+        left = seconds / max(self._steps, 1) * (self._total_steps - number) if self._compiled else math.inf
+        self._compiled = True
         flops = train_flops(self._config, **dataclasses.asdict(self._work))
         report = Progress(
             step=number,
@@ -41,7 +46,7 @@ class Meter:
             metrics=metrics,
             tokens_per_second=self._work.tokens / seconds,
             mfu=None if self._peak is None else flops / seconds / self._peak,
-            eta_seconds=seconds / max(self._steps, 1) * (self._total_steps - number),
+            eta_seconds=left,
         )
         self._restart()
         return report

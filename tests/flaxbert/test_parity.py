@@ -56,7 +56,7 @@ def spans(rng, config):
 
 def projection(rng, config):
     # BertModel has no loss: a fixed random projection of both outputs stands in for one.
-    return {"states": rng.standard_normal((B, T, config.hidden_size), np.float32) / B}
+    return {"states": rng.standard_normal((B, T, config.hidden_size), np.float32) / (B * T)}
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ class Head:
 
 HEADS = {
     "BertModel": Head(
-        projection, lambda out, y, c: (out.last_hidden_state * y["states"]).sum() + out.pooler_output.sum()
+        projection, lambda out, y, c: (out.last_hidden_state * y["states"]).sum() + out.pooler_output.mean()
     ),
     "BertForPreTraining": Head(
         lambda rng, c: word_labels(rng, c) | {"next_sentence_label": pair_labels(rng, c)["labels"]},
@@ -181,7 +181,7 @@ def run_torch(name, model, inputs, labels):
     if "inputs_embeds" in arrays:
         arrays["inputs_embeds"].requires_grad_()
     out = model(**arrays, output_hidden_states=True, output_attentions=True)
-    loss = out.loss if states is None else (out.last_hidden_state * states).sum() + out.pooler_output.sum()
+    loss = out.loss if states is None else (out.last_hidden_state * states).sum() + out.pooler_output.mean()
     loss.backward()
     gradients = {
         key: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy() for key, p in model.named_parameters()
