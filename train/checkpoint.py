@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from flaxbert.weights.names import shapes_by_path
 from train.step import TrainState
 
 
@@ -20,6 +21,7 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 cleanup_tmp_directories=True,  # what a killed run left half-written
@@ -47,20 +49,32 @@ class Checkpoints:
         """The newest state, placed by `shardings`.
 
         Raises:
-            ValueError: it is the state of another model or optimizer.
+            ValueError: it is the state of another model; lists each parameter that differs.
         """
         step = self.latest
+        if step is None:
+            raise ValueError(f"{self._folder}: holds no checkpoint")
+        self._check_fits(step, shapes)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         )
-        try:
-            restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-            return restored
-        except (ValueError, KeyError, TypeError) as error:
+        restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return restored
+
+    def _check_fits(self, step: int, shapes: TrainState) -> None:
+        # Before orbax starts to read: what it raises in the middle of it leaves background tasks behind.
+        stored: Any = self._manager.item_metadata(step)
+        found, wanted = shapes_by_path(stored["params"]), shapes_by_path(shapes.params)
+        differing = [
+            f"{p}: {found.get(p)}, here {wanted.get(p)}"
+            for p in sorted({*found, *wanted})
+            if found.get(p) != wanted.get(p)
+        ]
+        if differing:
             raise ValueError(
-                f"{self._folder / str(step)}: the checkpoint does not fit this model and optimizer; it belongs to "
-                f"other settings: choose another --run.folder, or delete it ({error})"
-            ) from error
+                f"{self._folder / str(step)}: the checkpoint does not fit this model; choose another --run.folder, or "
+                "delete it:\n  " + "\n  ".join(differing)
+            )
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

@@ -175,11 +175,7 @@ def _place(params: dict[str, Any], entry: names.Entry, tensor: np.ndarray) -> No
 
 
 def _check_tree(model: Any, params: Mapping[str, Any]) -> None:
-    def described(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-    wanted, given = described(model.parameter_shapes()), described(dict(params))
+    wanted, given = names.shapes_by_path(model.parameter_shapes()), names.shapes_by_path(dict(params))
     lines = [
         f"  {p}: {given.get(p, 'missing')}, expected {wanted.get(p, 'nothing')}"
         for p in sorted({*wanted, *given})

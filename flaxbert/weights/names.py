@@ -134,6 +134,12 @@ def _candidates(leaves: Mapping[Path, tuple[int, ...]], bare: bool) -> Iterator[
             yield foreign, path, inputs
 
 
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf, by its path written "a/b/c"."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
 def canonical(name: str, *, bare: bool) -> str:
     """A file's tensor name in the spelling of the table: with prefix, and without the legacy gamma and beta."""
     for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
