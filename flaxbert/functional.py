@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+from jaxtyping import Array, Bool, Float, Key, Num, Shaped
 
 # -- activations ----------------------------------------------------------------------------------------
 
@@ -194,11 +194,6 @@ def require_range(name: str, values: ArrayLike | None, low: int, high: int, *, w
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise ValueError(f"{name} holds {array[place]} at {list(place)}; allowed: {low} to {high} ({why})")
-
-
-def default_positions(batch: int, length: int) -> Int[Array, "B T"]:
-    """Positions 0 to T-1 for each row."""
-    return jnp.broadcast_to(jnp.arange(length), (batch, length))
 
 
 def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "BC *rest"] | None:

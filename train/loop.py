@@ -114,11 +114,15 @@ class _Trainer:
             if pending is not None:
                 self._report(*pending, meter)
             pending = (number, metrics)
-            if _due(number, settings.checkpoint_every):
-                self.checkpoints.save(state, number)
-            if _due(number, settings.evaluate_every) and number < self.total_steps:
+            checkpoint = _due(number, settings.checkpoint_every)
+            evaluation = _due(number, settings.evaluate_every) and number < self.total_steps
+            if checkpoint or evaluation:
+                # Looked at first, so that no state of a step that was not finite is kept.
                 self._report(*pending, meter)
                 pending = None
+            if checkpoint:
+                self.checkpoints.save(state, number)
+            if evaluation:
                 with meter.paused():
                     self.evaluate(state.params, number, names=("dev",))
         if pending is not None:

@@ -19,7 +19,7 @@ from train.data.text import read_documents
 from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
-from train.tasks.task import HostBatch, Task, TrainSet, Work
+from train.tasks.task import HostBatch, Task, TrainSet, Work, logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +89,10 @@ class PreparedMaskedLM(Task):
 
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """Loss and accuracy at the masked positions."""
-        logits, labels = self._logits(model, params, batch, None), batch["masked_lm_labels"]
-        right = jnp.sum(jnp.argmax(logits, axis=-1) == labels)  # never so at -100
+        scores, labels = self._logits(model, params, batch, None), batch["masked_lm_labels"]
+        right = jnp.sum(jnp.argmax(scores, axis=-1) == labels)  # never so at -100
         count = jnp.sum(labels != IGNORE)
-        return Measured({"loss": losses.masked_lm(logits, labels), "accuracy": Loss(right * 1.0, count * 1.0)})
+        return Measured({"loss": losses.masked_lm(scores, labels), "accuracy": Loss(right * 1.0, count * 1.0)})
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens, and the positions scored."""
@@ -108,15 +108,8 @@ class PreparedMaskedLM(Task):
         return [baseline] + [f"{prompt}  ->  {_fill(self, model, params, prompt)}" for prompt in self.settings.prompts]
 
     def _logits(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-        out: Any = model.apply(
-            {"params": params},
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            masked_lm_positions=batch["masked_lm_positions"],
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
-        return out.logits
+        names = ("input_ids", "attention_mask", "masked_lm_positions")
+        return logits(model, params, {name: batch[name] for name in names}, key)
 
 
 class _EvaluationRows:

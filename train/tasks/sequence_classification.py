@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from train.data.table import Columns, Row, infer_labels, label_ids, read_rows
 from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
-from train.tasks.task import HostBatch, Task, Work
+from train.tasks.task import HostBatch, Task, Work, logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +92,10 @@ class PreparedClassification(Task):
 
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """Loss and accuracy; the outputs are probabilities [B, N]."""
-        logits = _logits(model, params, batch, None)
-        right = jnp.argmax(logits, axis=-1) == batch["labels"]
+        scores = _logits(model, params, batch, None)
+        right = jnp.argmax(scores, axis=-1) == batch["labels"]
         accuracy = Loss(jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"]))
-        return Measured({"loss": self._loss(logits, batch), "accuracy": accuracy}, jax.nn.softmax(logits))
+        return Measured({"loss": self._loss(scores, batch), "accuracy": accuracy}, jax.nn.softmax(scores))
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens."""
@@ -122,21 +121,14 @@ class PreparedClassification(Task):
             lines.append(f"{row.source}\t{row.label or ''}\t{names[best]}\t{scores[best]:.4f}")
         return "\n".join(lines) + "\n"
 
-    def _loss(self, logits: jax.Array, batch: Batch) -> Loss:
+    def _loss(self, scores: jax.Array, batch: Batch) -> Loss:
         kind = "single_label_classification"
-        return losses.sequence_classification(logits, batch["labels"], problem_type=kind, weights=batch["weight"])
+        return losses.sequence_classification(scores, batch["labels"], problem_type=kind, weights=batch["weight"])
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-    out: Any = model.apply(
-        {"params": params},
-        batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        token_type_ids=batch["token_type_ids"],
-        deterministic=key is None,
-        rngs=None if key is None else {"dropout": key},
-    )
-    return out.logits
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return logits(model, params, {name: batch[name] for name in names}, key)
 
 
 def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Examples:

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -102,3 +102,10 @@ class Work:
         """From a mask [B, T]."""
         lengths = attention_mask.sum(axis=1, dtype=np.int64)
         return cls(int(lengths.sum()), int(np.square(lengths).sum()), predictions)
+
+
+def logits(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> jax.Array:
+    """The model's logits for its call arguments `inputs`; dropout where `key` is not None."""
+    arguments: dict[str, Any] = {**inputs, "deterministic": key is None}
+    out: Any = model.apply({"params": params}, **arguments, rngs=None if key is None else {"dropout": key})
+    return out.logits
