@@ -11,6 +11,7 @@ from flax import struct
 from flaxbert.base import PreTrainedModel
 from flaxbert.losses import Loss
 from train.distributed import Placement
+from train.optim import global_norm
 
 Params = Any
 Batch = Mapping[str, jax.Array]
@@ -88,7 +89,7 @@ def train_step(
     mean_loss, gradients = jax.value_and_grad(lambda params: loss_function(params, batch, key).mean)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": mean_loss, "gradient_norm": optax.tree.norm(gradients)}
+    metrics = {"loss": mean_loss, "gradient_norm": global_norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

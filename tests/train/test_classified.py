@@ -74,7 +74,7 @@ def test_evaluation_sees_every_example_once_and_says_which(examples):
 
 
 @pytest.mark.parametrize(
-    ("length", "limit", "expected"), [(1, 512, 8), (8, 512, 8), (9, 512, 16), (100, 110, 110), (33, 64, 48)]
+    ("length", "limit", "expected"), [(1, 512, 6), (8, 512, 8), (9, 512, 11), (100, 110, 110), (33, 64, 44)]
 )
 def test_buckets(length, limit, expected):
     assert bucket(length, limit) == expected

@@ -1,6 +1,10 @@
 """Mistakes at the command line: one clear message, exit code 2, nothing written."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +114,21 @@ def test_help_and_no_arguments(config_file, capsys):
         main([str(config_file), "--help"])
     assert stop.value.code == 0
     assert "--optim.learning-rate" in capsys.readouterr().out
+
+
+def test_huge_pages_restart_the_process_once_with_its_own_arguments():
+    program = (
+        "import os, sys; from train.__main__ import use_huge_pages; use_huge_pages(); "
+        "print(os.getenv('GLIBC_TUNABLES'), sys.argv[1:])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+    def shown(**more):
+        command = [sys.executable, "-c", program, "a b", "--flag"]
+        return subprocess.run(command, env=environment | more, capture_output=True, text=True, check=True).stdout
+
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[madvise]" not in setting.read_text():
+        pytest.skip("this system gives huge pages to all or to none")
+    assert shown() == "glibc.malloc.hugetlb=1 ['a b', '--flag']\n"
+    assert shown(GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--flag']\n"

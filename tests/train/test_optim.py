@@ -6,7 +6,7 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from flaxbert import BertConfig, BertForPreTraining
-from train.optim import Optim, decay_mask, make_optimizer, schedule
+from train.optim import Optim, clip_by_global_norm, decay_mask, global_norm, make_optimizer, schedule
 
 # Every parameter of a pretraining model: True where weight decay applies.
 DECAYS = {
@@ -110,3 +110,16 @@ def test_ten_updates_equal_torch_adamw():
 def test_impossible_settings(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
         Optim(**wrong)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 10.0])
+def test_clipping_equals_optax(scale):
+    generator = np.random.default_rng(1)
+    shapes = {"bias": (7,), "kernel": (5, 7), "stacked": (3, 5, 2, 4)}
+    gradients = {name: (scale * generator.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    np.testing.assert_allclose(global_norm(gradients), optax.tree.norm(gradients), rtol=1e-6)
+    ours, reference = clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
+    updates, _ = jax.jit(ours.update)(gradients, ours.init(gradients))
+    expected, _ = reference.update(gradients, reference.init(gradients))
+    for name in shapes:
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, err_msg=name)
