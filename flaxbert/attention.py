@@ -11,7 +11,7 @@ from flaxbert.layers import Linear
 
 
 class SelfAttention(nn.Module):
-    """Attention of every position to every position that the mask allows, and the output projection."""
+    """Attention of each position to the positions that the mask allows, and the output projection."""
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
@@ -21,12 +21,14 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B 1 #T T"] | None,
+        source: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 #T S"] | None,
         head_mask: Float[Array, "H"] | None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
-        """Returns the projected context and the attention weights (after dropout and head mask)."""
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
+        """Attends from `x` to `source`: the projected context, the attention weights (after dropout and head mask)."""
         config = self.config
-        query, key, value = (self._projection(name)(x) for name in ("query", "key", "value"))
+        query = self._projection("query")(x)
+        key, value = self._projection("key")(source), self._projection("value")(source)
         probabilities = functional.attention_probabilities(query, key, mask)
         dropout_key = None if self.deterministic else self.make_rng("dropout")
         probabilities = functional.dropout(probabilities, dropout_key, rate=config.attention_probs_dropout_prob)

@@ -91,18 +91,25 @@ class Block(nn.Module):
     deterministic: bool = True
     output_attentions: bool = False
     output_hidden_states: bool = False
+    first_position_only: bool = False
 
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B 1 #T T"] | None,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 #S S"] | None,
         head_mask: Float[Array, "H"] | None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"] | None, Float[Array, "B H T T"] | None]]:
-        """Returns the output as a scan's carry, and what was asked for beside it: (hidden state, attentions)."""
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"] | None, Float[Array, "B H T S"] | None]]:
+        """Returns the output as a scan's carry, and what was asked for beside it: (hidden state, attentions).
+
+        T is S; with `first_position_only` it is 1: that position still attends to all of them.
+        """
         c = self.config
+        source = x
+        if self.first_position_only:
+            x, mask = x[:, :1], None if mask is None else mask[:, :, :1]
         attention = SelfAttention(c, self.dtype, self.deterministic, name="attention")
-        context, probabilities = attention(x, mask, head_mask)
+        context, probabilities = attention(x, source, mask, head_mask)
         x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="attention_norm")(self._dropout(context) + x)
         std, width, inner = c.initializer_range, c.hidden_size, c.intermediate_size
         up = Linear("BTD,DF->BTF", (width, inner), ("embed", "mlp"), std, self.dtype, name="up")
@@ -119,27 +126,30 @@ class Block(nn.Module):
         return functional.dropout(x, key, rate=self.config.hidden_dropout_prob)
 
 
-def stack_of_blocks(config: BertConfig, *, scan: bool, remat: Remat, name: str, **block: Any) -> nn.Module:
-    """L blocks as one module whose parameters carry a leading layer axis [L, ...].
+def _block_class(scan: bool, remat: Remat) -> Any:
+    if remat is Remat.NONE:
+        return Block
+    # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
+    return nn.remat(Block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
+
+
+def stack_of_blocks(config: BertConfig, length: int, *, scan: bool, remat: Remat, **block: Any) -> nn.Module:
+    """`length` blocks as one module whose parameters carry a leading layer axis [length, ...].
 
     `scan` False unrolls the loop at trace time: longer to compile, no copying between iterations; same parameters,
     same random numbers, same results.
     """
-    cls: Any = Block
-    if remat is not Remat.NONE:
-        # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
-        cls = nn.remat(Block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
     in_axes: Any = (nn.broadcast, 0)  # one mask for all layers, a head mask for each
     stacked = nn.scan(
-        cls,
+        _block_class(scan, remat),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
-        length=config.num_hidden_layers,
-        unroll=1 if scan else config.num_hidden_layers,
+        length=length,
+        unroll=1 if scan else length,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return stacked(config, name=name, **block)
+    return stacked(config, **block)
 
 
 class BertModel(PreTrainedModel):
@@ -171,6 +181,7 @@ class BertModel(PreTrainedModel):
         inputs_embeds: Float[ArrayLike, "B T D"] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        first_position_only: bool = False,
         deterministic: bool = True,
     ) -> BaseModelOutput:
         """Encodes a batch.
@@ -184,6 +195,8 @@ class BertModel(PreTrainedModel):
             head_mask: factor on each head's attention weights, for all layers or for each.
             inputs_embeds: vectors in place of word embeddings.
             output_attentions, output_hidden_states: return them too.
+            first_position_only: `last_hidden_state` is [B, 1, D], which is all that the pooler looks at. The last
+                block then computes no other position, unless states or attentions are asked for.
             deterministic: False applies dropout and needs `rngs={"dropout": key}`.
 
         Raises:
@@ -200,24 +213,51 @@ class BertModel(PreTrainedModel):
             as_array(inputs_embeds),
             deterministic=deterministic,
         )
-        blocks = stack_of_blocks(
-            config,
-            scan=self.scan,
-            remat=self.remat,
-            name="layers",
-            dtype=self.dtype,
-            deterministic=deterministic,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        mask = self._mask(attention_mask, x.shape[1])
-        last, (states, attentions) = blocks(x, mask, self._head_mask(head_mask))
+        mask, head_mask = self._mask(attention_mask, x.shape[1]), self._head_mask(head_mask)
+        states, attentions = (), ()
+        if first_position_only and not (output_hidden_states or output_attentions or self.is_initializing()):
+            last = self._first_position(x, mask, head_mask, deterministic)
+        else:
+            blocks = stack_of_blocks(
+                config,
+                config.num_hidden_layers,
+                scan=self.scan,
+                remat=self.remat,
+                name="layers",
+                dtype=self.dtype,
+                deterministic=deterministic,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
+            last, (states, attentions) = blocks(x, mask, head_mask)
+            last = last[:, :1] if first_position_only else last
         return BaseModelOutput(
             last_hidden_state=last,
             pooler_output=jnp.tanh(self.pooler(last[:, 0])) if self.add_pooling_layer else None,
             hidden_states=(x, *states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _first_position(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 #T T"] | None,
+        head_mask: Float[Array, "L H"] | None,
+        deterministic: bool,
+    ) -> Float[Array, "B 1 D"]:
+        """All blocks but the last, then the last for the first position: two parts of the one stack of parameters."""
+        stacked, last = self.variables["params"]["layers"], self.config.num_hidden_layers - 1
+        how: dict[str, Any] = {"dtype": self.dtype, "deterministic": deterministic, "parent": None}
+
+        def apply(blocks: nn.Module, x: Array, rows: int | slice) -> Array:
+            params, factors = jax.tree.map(lambda leaf: leaf[rows], (stacked, head_mask))
+            rngs = None if deterministic else {"dropout": self.make_rng("dropout")}
+            return blocks.apply({"params": params}, x, mask, factors, rngs=rngs)[0]
+
+        if last:
+            x = apply(stack_of_blocks(self.config, last, scan=self.scan, remat=self.remat, **how), x, slice(last))
+        block = _block_class(scan=False, remat=self.remat)
+        return apply(block(self.config, first_position_only=True, **how), x, last)
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores vectors against the word embeddings: the decoder that masked-LM heads share with the input."""

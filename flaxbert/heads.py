@@ -165,7 +165,7 @@ class BertForNextSentencePrediction(_Head):
         **inputs: Unpack[ModelInputs],
     ) -> NextSentencePredictorOutput:
         """Scores both answers from the pooled vector."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
+        out = self.bert(input_ids, first_position_only=True, deterministic=deterministic, **inputs)
         logits = self.seq_relationship(_pooled(out)).astype(jnp.float32)
         return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions)
 
@@ -186,7 +186,7 @@ class BertForSequenceClassification(_Head):
         **inputs: Unpack[ModelInputs],
     ) -> SequenceClassifierOutput:
         """Scores the labels from the pooled vector, after dropout."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
+        out = self.bert(input_ids, first_position_only=True, deterministic=deterministic, **inputs)
         logits = self.classifier(self._dropout(_pooled(out), deterministic)).astype(jnp.float32)
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -219,7 +219,8 @@ class BertForMultipleChoice(_Head):
         per_choice = ("attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
         flat: dict[str, Any] = dict(inputs)
         flat |= {name: functional.flatten_choices(flat[name]) for name in per_choice if name in flat}
-        out = self.bert(functional.flatten_choices(input_ids), deterministic=deterministic, **flat)
+        flat_ids = functional.flatten_choices(input_ids)
+        out = self.bert(flat_ids, first_position_only=True, deterministic=deterministic, **flat)
         logits = self.classifier(self._dropout(_pooled(out), deterministic)).astype(jnp.float32)
         return MultipleChoiceModelOutput(logits.reshape(choices), out.hidden_states, out.attentions)
 

@@ -14,9 +14,9 @@ Attentions = tuple[Float[Array, "B H T S"], ...]
 
 @struct.dataclass
 class BaseModelOutput:
-    """Of `BertModel`; `pooler_output` is None without a pooling layer."""
+    """Of `BertModel`; `pooler_output` is None without a pooling layer. P is T, or 1 with `first_position_only`."""
 
-    last_hidden_state: Float[Array, "B T D"]
+    last_hidden_state: Float[Array, "B P D"]
     pooler_output: Float[Array, "B D"] | None = None
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None

@@ -49,6 +49,54 @@ def run(model, params, **arguments):
 # -- the same numbers, whichever way they are computed -----------------------------------------------------------
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("mask", ["none", "padding", "rows"])
+def test_first_position_is_the_same_when_it_alone_is_computed(layers, mask):
+    model = flaxbert.BertModel(CONFIG.replace(num_hidden_layers=layers))
+    rows = np.random.default_rng(1).integers(0, 2, (B, T, T)) | np.eye(T, dtype=int)
+    arguments: dict = {"attention_mask": {"none": None, "padding": MASK, "rows": rows}[mask]}
+    arguments["head_mask"] = np.random.default_rng(2).random((layers, CONFIG.num_attention_heads)).astype(np.float32)
+    params = random_params(model)
+    every, first = run(model, params, **arguments), run(model, params, first_position_only=True, **arguments)
+    assert first.last_hidden_state.shape == (B, 1, CONFIG.hidden_size)
+    np.testing.assert_allclose(first.last_hidden_state, every.last_hidden_state[:, :1], atol=2e-6)
+    np.testing.assert_allclose(first.pooler_output, every.pooler_output, atol=2e-6)
+    states = run(model, params, first_position_only=True, output_hidden_states=True, **arguments)
+    np.testing.assert_array_equal(states.last_hidden_state, every.last_hidden_state[:, :1])
+    np.testing.assert_array_equal(states.hidden_states[-1], every.last_hidden_state)
+
+
+def test_heads_on_the_pooled_vector_leave_the_other_positions_of_the_last_block_out():
+    model = flaxbert.BertForSequenceClassification(CONFIG, scan=False)
+    params = random_params(model)
+    flops = {
+        states: jax.jit(functools.partial(model.apply, output_hidden_states=states))
+        .lower({"params": params}, IDS).compile().cost_analysis()["flops"]
+        for states in (False, True)
+    }  # fmt: skip
+    width, inner = CONFIG.hidden_size, CONFIG.intermediate_size
+    spared = (B * T - B) * (4 * width * width + 4 * width * inner)  # query, output, up, down
+    assert flops[True] - flops[False] > spared
+
+
+@functools.cache
+def loss_and_gradients_of_a_classifier(scan, remat):
+    model = flaxbert.BertForSequenceClassification(CONFIG, scan=scan, remat=remat)
+
+    def loss(params):
+        rngs = {"dropout": KEY}
+        logits = model.apply({"params": params}, IDS, attention_mask=MASK, deterministic=False, rngs=rngs).logits
+        return losses.sequence_classification(logits, jnp.arange(B) % 2).mean
+
+    return jit(jax.value_and_grad(loss))(random_params(model))
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(False, Remat.NONE), (False, Remat.DOTS), (True, Remat.FULL)])
+def test_scan_unrolled_and_remat_agree_where_one_position_is_computed(scan, remat):
+    plain, other = (loss_and_gradients_of_a_classifier(*how) for how in ((True, Remat.NONE), (scan, remat)))
+    chex.assert_trees_all_close(other, plain, rtol=1e-5, atol=1e-6)
+
+
 @functools.cache
 def loss_outputs_and_gradients(scan, remat):
     model = flaxbert.BertForMaskedLM(CONFIG.replace(num_hidden_layers=2), scan=scan, remat=remat)
