@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from flaxbert import weights
@@ -59,8 +60,12 @@ class PreTrainedModel(nn.Module):
 
     @nn.nowrap
     def _boxed_shapes(self) -> dict[str, Any]:
-        ids = jax.ShapeDtypeStruct((1, 1) if not self.takes_choices else (1, 1, 1), jnp.int32)
-        return jax.eval_shape(super().init, jax.random.key(0), ids)["params"]
+        return jax.eval_shape(super().init, jax.random.key(0), self.example_ids)["params"]
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """The smallest input, to initialise with."""
+        return np.zeros((1, 1, 1) if self.takes_choices else (1, 1), np.int32)
 
     @property
     def takes_choices(self) -> bool:

@@ -292,6 +292,8 @@ class BertModel(PreTrainedModel):
         functional.require_shape("attention_mask", attention_mask, (batch, length), (batch, length, length))
         functional.require_shape("token_type_ids", token_type_ids, (batch, length))
         functional.require_shape("position_ids", position_ids, (batch, length), (1, length))
+        if length == 0:
+            raise ValueError("the sequences have no positions; each needs one token at least")
         limit = c.max_position_embeddings
         if length > limit and position_ids is None:
             raise ValueError(f"the sequence has {length} positions; max_position_embeddings is {limit}: truncate it")

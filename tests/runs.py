@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.fixture
 def classification(tmp_path: Path) -> Config:
-    """Whether a sentence is long: two lengths of bucket, 22 rows, so that the last batches are ragged."""
+    """Whether a sentence is long: 22 rows in batches of 8, so that the last batches are ragged."""
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
     lines = [

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from flaxbert.weights.names import shapes_by_path
+from flaxbert.weights.names import shape_differences
 from train.step import TrainState
 
 
@@ -64,16 +64,11 @@ class Checkpoints:
     def _check_fits(self, step: int, shapes: TrainState) -> None:
         # Before orbax starts to read: what it raises in the middle of it leaves background tasks behind.
         stored: Any = self._manager.item_metadata(step)
-        found, wanted = shapes_by_path(stored["params"]), shapes_by_path(shapes.params)
-        differing = [
-            f"{p}: {found.get(p)}, here {wanted.get(p)}"
-            for p in sorted({*found, *wanted})
-            if found.get(p) != wanted.get(p)
-        ]
+        differing = shape_differences(stored["params"], shapes.params)
         if differing:
             raise ValueError(
                 f"{self._folder / str(step)}: the checkpoint does not fit this model; choose another --run.folder, or "
-                "delete it:\n  " + "\n  ".join(differing)
+                "delete it:\n" + "\n".join(differing)
             )
 
     def wait(self) -> None:

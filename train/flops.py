@@ -20,7 +20,7 @@ _PEAKS = {
 }
 
 
-def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: int) -> float:
+def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: int, pooled: int = 0) -> float:
     """Multiply-adds (as two operations) of forward and backward over real tokens; backward is twice forward.
 
     Args:
@@ -28,12 +28,16 @@ def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: i
         tokens: positions that are not padding.
         squares: the sum of squared sequence lengths (attention).
         predictions: positions scored against the vocabulary; 0 for a classifier, whose head is negligible.
+        pooled: sequences of which the last block computes the first position only; 0 where it computes them all.
     """
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    per_token = layers * (8 * width * width + 4 * width * inner)
-    attention = 4 * layers * width * squares
+    # Of one block: keys and values; query, output, feed-forward; scores and contexts.
+    source, position, pair = 4 * width * width, 4 * width * width + 4 * width * inner, 4 * width
+    blocks = layers * (source * tokens + position * tokens + pair * squares)
+    if pooled:
+        blocks -= position * (tokens - pooled) + pair * (squares - tokens)
     head = 2 * (width * width + width * config.vocab_size) * predictions
-    return 3.0 * (per_token * tokens + attention + head)
+    return 3.0 * (blocks + head)
 
 
 def peak_flops() -> float | None:

@@ -52,4 +52,4 @@ class Meter:
         return report
 
     def _restart(self) -> None:
-        self._steps, self._work, self._since = 0, Work(0, 0, 0), time.perf_counter()
+        self._steps, self._work, self._since = 0, Work(), time.perf_counter()

@@ -63,8 +63,7 @@ def create_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def fresh(key: jax.Array) -> TrainState:
-        ids = jnp.zeros((1,) * (3 if model.takes_choices else 2), jnp.int32)
-        return begin(model.init(key, ids)["params"])
+        return begin(model.init(key, model.example_ids)["params"])
 
     if params is None:
         return jax.jit(fresh, out_shardings=shardings)(jax.random.key(seed))

@@ -51,7 +51,9 @@ def save(path: str | Path, model: Any, params: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the parameters are not those of the model; lists each difference.
     """
-    _check_tree(model, params)
+    differing = names.shape_differences(dict(params), model.parameter_shapes())
+    if differing:
+        raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *differing]))
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     host = jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf)), dict(params))
@@ -158,8 +160,7 @@ def _listed(what: str, found: list[str]) -> list[str]:
 
 def _fresh(model: Any, key: jax.Array | None) -> dict[str, Any]:
     """A full set of fresh parameters as writable host arrays."""
-    ids = jnp.zeros((1, 1, 1) if model.takes_choices else (1, 1), jnp.int32)
-    params = jax.jit(model.init)(jax.random.key(0) if key is None else key, ids)["params"]
+    params = jax.jit(model.init)(jax.random.key(0) if key is None else key, model.example_ids)["params"]
     return jax.tree.map(lambda leaf: np.array(leaf), params)
 
 
@@ -172,14 +173,3 @@ def _leaf(tree: Mapping[str, Any], path: names.Path) -> Any:
 def _place(params: dict[str, Any], entry: names.Entry, tensor: np.ndarray) -> None:
     target = _leaf(params, entry.path)
     target[... if entry.layer is None else entry.layer] = entry.to_ours(tensor)
-
-
-def _check_tree(model: Any, params: Mapping[str, Any]) -> None:
-    wanted, given = names.shapes_by_path(model.parameter_shapes()), names.shapes_by_path(dict(params))
-    lines = [
-        f"  {p}: {given.get(p, 'missing')}, expected {wanted.get(p, 'nothing')}"
-        for p in sorted({*wanted, *given})
-        if wanted.get(p) != given.get(p)
-    ]
-    if lines:
-        raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *lines]))

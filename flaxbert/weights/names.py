@@ -134,7 +134,17 @@ def _candidates(leaves: Mapping[Path, tuple[int, ...]], bare: bool) -> Iterator[
             yield foreign, path, inputs
 
 
-def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+def shape_differences(given: Any, wanted: Any) -> list[str]:
+    """One line for each leaf of two trees of arrays (or shapes) that the other lacks or has in another shape."""
+    found, expected = _shapes_by_path(given), _shapes_by_path(wanted)
+    return [
+        f"  {path}: {found.get(path, 'missing')}, expected {expected.get(path, 'nothing')}"
+        for path in sorted({*found, *expected})
+        if found.get(path) != expected.get(path)
+    ]
+
+
+def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf, by its path written "a/b/c"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -46,6 +46,7 @@ def changed(value):
         ),
         ({"position_ids": changed(-2)}, r"position_ids holds -2 at"),
         ({"input_ids": np.ones((2, 8), int)}, r"the sequence has 8 positions; max_position_embeddings is 7"),
+        ({"input_ids": np.ones((2, 0), int)}, "the sequences have no positions"),
         ({"input_ids": None}, "give exactly one of input_ids and inputs_embeds"),
         ({"inputs_embeds": np.ones((2, 5, 8), np.float32)}, "give exactly one of input_ids and inputs_embeds"),
         ({"head_mask": np.ones(3, np.float32)}, r"head_mask has shape \(3,\); allowed: \(4,\) or \(2, 4\)"),

@@ -1,7 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from train.data.classified import EvaluationBatches, Examples, TrainBatches, bucket
+from train.data.classified import EvaluationBatches, Examples, TrainBatches, bucket_lengths
 
 
 @pytest.fixture
@@ -14,8 +16,8 @@ def examples():
     )
 
 
-def train_batches(examples, seed=0):
-    return TrainBatches(examples, size=8, pad_id=999, max_length=64, seed=seed)
+def train_batches(examples, seed=0, epochs=1):
+    return TrainBatches(examples, size=8, pad_id=999, seed=seed, total_steps=lambda per_epoch: epochs * per_epoch)
 
 
 def rows_of(batch):
@@ -54,17 +56,22 @@ def test_padding_and_labels(examples):
         assert (batch["labels"][filling] == -100).all() and (batch["attention_mask"][filling] == 0).all()
 
 
-def test_batches_are_trimmed_to_few_lengths(examples):
-    batches = [train_batches(examples)[i]["input_ids"].shape for i in range(13)]
-    assert {rows for rows, _ in batches} == {8}
-    assert len({length for _, length in batches}) > 1
-    real, padded = examples.lengths.sum(), sum(rows * length for rows, length in batches)
+def test_a_long_run_trims_its_batches_to_few_lengths(examples):
+    batches = train_batches(examples, epochs=1000)
+    shapes = [batches[i]["input_ids"].shape for i in range(13 * 5)]  # every epoch fits the lengths of the first
+    assert {rows for rows, _ in shapes} == {8}
+    assert {length for _, length in shapes} <= set(batches.lengths) and len(batches.lengths) > 3
+    real, padded = 5 * examples.lengths.sum(), sum(rows * length for rows, length in shapes)
     # Rows of a batch are alike in length; in random batches more than 40 % would be padding here.
     assert real / padded > 0.75
 
 
+def test_a_short_run_compiles_once(examples):
+    assert train_batches(examples).lengths == (examples.lengths.max(),)
+
+
 def test_evaluation_sees_every_example_once_and_says_which(examples):
-    batches = EvaluationBatches(examples, size=10, pad_id=0, max_length=64)
+    batches = EvaluationBatches(examples, size=10, pad_id=0)
     assert len(batches) == 11
     seen = []
     for numbers, batch in zip(batches.rows, batches, strict=True):
@@ -73,8 +80,16 @@ def test_evaluation_sees_every_example_once_and_says_which(examples):
     assert sorted(seen) == list(range(103))
 
 
-@pytest.mark.parametrize(
-    ("length", "limit", "expected"), [(1, 512, 6), (8, 512, 8), (9, 512, 11), (100, 110, 110), (33, 64, 44)]
-)
-def test_buckets(length, limit, expected):
-    assert bucket(length, limit) == expected
+@pytest.mark.parametrize("compiling", [0.5, 4.0, 20.0, 1000.0])
+def test_bucket_lengths_cost_least(compiling):
+    longest = np.random.default_rng(3).choice([5, 6, 9, 10, 17, 30, 31], size=40)
+    found = np.unique(longest)
+
+    def cost(lengths):
+        padded = [min(length for length in lengths if length >= n) for n in longest]
+        return compiling * len(lengths) + sum(padded) - longest.sum()
+
+    every = [(*some, found[-1]) for count in range(len(found)) for some in itertools.combinations(found[:-1], count)]
+    chosen = bucket_lengths(longest, compiling=compiling)
+    assert chosen == tuple(sorted(chosen))
+    assert cost(chosen) == min(map(cost, every))

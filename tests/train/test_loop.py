@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
     model = dataclasses.replace(finished.config.model, pretrained=poisoned)
     config = dataclasses.replace(finished.config, model=model)
     with pytest.raises(FloatingPointError, match="step 1: loss nan"):
-        run(with_run(config, folder=tmp_path / "run"))
+        run(with_run(config, folder=tmp_path / "run", checkpoint_every=1))
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 

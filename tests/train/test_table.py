@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from train.data.table import Columns, Row, infer_labels, label_ids, read_rows
+from train.data.labels import infer_labels, label_ids
+from train.data.table import Columns, Row, read_rows
 
 COLA = Columns(text="3", label="1")
 

@@ -14,7 +14,8 @@ from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.classified import EvaluationBatches, Examples, TrainBatches
-from train.data.table import Columns, Row, infer_labels, label_ids, read_rows
+from train.data.labels import infer_labels, label_ids
+from train.data.table import Columns, Row, read_rows
 from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
@@ -61,7 +62,7 @@ class SequenceClassification:
         examples = {name: _examples(found, tokenizer, labels, self.max_length) for name, found in rows.items()}
         run = config.run
         pad = tokenizer.special_ids[0]
-        train = TrainBatches(examples["train"], run.batch_size, pad, self.max_length, run.seed)
+        train = TrainBatches(examples["train"], run.batch_size, pad, run.seed, run.total_steps)
         size = run.evaluation_batch_size or run.batch_size
         return PreparedClassification(
             tokenizer=tokenizer,
@@ -70,9 +71,7 @@ class SequenceClassification:
             train=train,
             steps_per_epoch=train.per_epoch,
             evaluations={
-                name: EvaluationBatches(found, size, pad, self.max_length)
-                for name, found in examples.items()
-                if name != "train"
+                name: EvaluationBatches(found, size, pad) for name, found in examples.items() if name != "train"
             },
             rows=rows,
             facts={"labels": len(labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
@@ -99,7 +98,7 @@ class PreparedClassification(Task):
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens."""
-        return Work.of(batch["attention_mask"])
+        return Work.of(batch["attention_mask"], pooled=True)
 
     def finish(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,18 +91,24 @@ class TaskSettings(Protocol):
 class Work:
     """The size of a batch in the terms of `flops.train_flops`."""
 
-    tokens: int
-    squares: int
-    predictions: int
+    tokens: int = 0
+    squares: int = 0
+    predictions: int = 0
+    pooled: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.tokens + other.tokens, self.squares + other.squares, self.predictions + other.predictions)
+        return Work(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
     @classmethod
-    def of(cls, attention_mask: np.ndarray, *, predictions: int = 0) -> "Work":
-        """From a mask [B, T]."""
+    def of(cls, attention_mask: np.ndarray, *, predictions: int = 0, pooled: bool = False) -> "Work":
+        """From a mask [B, T]; `pooled` says that the model's head looks at the pooled vector alone."""
         lengths = attention_mask.sum(axis=1, dtype=np.int64)
-        return cls(int(lengths.sum()), int(np.square(lengths).sum()), predictions)
+        return cls(
+            tokens=int(lengths.sum()),
+            squares=int(np.square(lengths).sum()),
+            predictions=predictions,
+            pooled=int(np.count_nonzero(lengths)) if pooled else 0,
+        )
 
 
 def logits(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> jax.Array:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train.__main__ import main
+from train.command import main
 
 CONFIG = """
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_help_and_no_arguments(config_file, capsys):
 
 def test_huge_pages_restart_the_process_once_with_its_own_arguments():
     program = (
-        "import os, sys; from train.__main__ import use_huge_pages; use_huge_pages(); "
+        "import os, sys; from train.huge_pages import use_huge_pages; use_huge_pages(); "
         "print(os.getenv('GLIBC_TUNABLES'), sys.argv[1:])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}

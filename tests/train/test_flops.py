@@ -1,0 +1,46 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import flaxbert
+from flaxbert import BertConfig
+from train.flops import train_flops
+from train.tasks.task import Work
+
+CONFIG = BertConfig(
+    vocab_size=600,
+    hidden_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=512,
+    max_position_embeddings=64,
+)
+
+
+def work(name, mask):
+    if name == "BertForMaskedLM":
+        return Work.of(mask, predictions=mask.size)
+    return Work.of(mask, pooled=name != "BertForTokenClassification")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BertForMaskedLM", "BertForTokenClassification", "BertForSequenceClassification", "BertForNextSentencePrediction"],
+)
+def test_the_formula_is_what_xla_counts(name):
+    mask = np.ones((8, 48), np.int32)
+    model = getattr(flaxbert, name)(CONFIG, scan=False)
+    lowered = jax.jit(functools.partial(model.apply, attention_mask=mask)).lower(
+        {"params": model.parameter_shapes()}, np.ones_like(mask)
+    )
+    forward = train_flops(CONFIG, **vars(work(name, mask))) / 3
+    # XLA's count holds the embeddings, norms, activations and softmax too.
+    assert 1.0 < lowered.cost_analysis()["flops"] / forward < 1.1
+
+
+def test_padding_is_no_work():
+    mask = (np.arange(6) < np.array([[6], [2], [0]])).astype(np.int32)
+    assert Work.of(mask, predictions=3) == Work(tokens=8, squares=40, predictions=3, pooled=0)
+    assert Work.of(mask, pooled=True) + Work.of(mask) == Work(tokens=16, squares=80, predictions=0, pooled=2)

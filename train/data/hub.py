@@ -1,0 +1,39 @@
+"""The records of a data set of the `datasets` library."""
+
+from pathlib import Path
+
+from train.data.messages import listed
+from train.data.text_tables import ENDINGS, Record
+
+
+def dataset_records(name: str, split: str | None) -> list[Record]:
+    """The records of a split; class numbers become names. Remote code of data sets is never run."""
+    import datasets  # a second of import that files don't need
+    from datasets.exceptions import DatasetsError
+
+    path = Path(name).expanduser()
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            data = datasets.load_from_disk(str(path))
+            if isinstance(data, datasets.Dataset):
+                data = datasets.DatasetDict({str(data.split or "train"): data})
+        else:
+            repository, _, config = (str(path), "", "") if path.exists() else name.partition(":")
+            data = datasets.load_dataset(repository, config or None, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        message = f"{name!r} is no file ({listed(ENDINGS)}) and no data set that can be loaded: {error}"
+        raise (FileNotFoundError if isinstance(error, OSError) else ValueError)(message) from error
+    if isinstance(data, datasets.DatasetDict):
+        chosen = str(next(iter(data)) if split is None and len(data) == 1 else split)
+        if chosen not in data:
+            raise ValueError(f"{name}: split={split!r} is none of {listed(map(str, data))}; give one of them")
+        data = data[chosen]
+    assert isinstance(data, datasets.Dataset)
+    # Scalars only: decoding an image beside the text costs time.
+    scalars = {n: f for n, f in data.features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
+    classes = {n: dict(enumerate(f.names)) for n, f in scalars.items() if isinstance(f, datasets.ClassLabel)}
+    names = [n for n in scalars if n not in classes or set(data[n]) != {-1}]
+    table = data.select_columns(names).to_list()
+    for values in table:
+        values.update({n: classes[n].get(values[n]) for n in names if n in classes})
+    return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
