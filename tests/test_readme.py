@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-QUICKSTART, TESTS, SLOW, *TRAIN = COMMANDS
+QUICKSTART, TESTS, SLOW, *TRAIN, BENCHMARK = COMMANDS
 
 
 def test_ci_runs_the_test_command():
@@ -44,6 +44,16 @@ def test_train_commands_are_understood(command, tmp_path):
         [sys.executable, *words[1:], *(() if help_asked else ("--help",))], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "--optim.learning-rate" in done.stdout
+
+
+def test_benchmark_command_is_understood():
+    words = shlex.split(BENCHMARK)
+    assert words[:3] == ["python", "-m", "train.benchmark.alternate"] and len(words) == 5
+    # Both sides answer --help instead of training.
+    commands = [word.replace("python", sys.executable, 1) + " --help" for word in words[3:]]
+    done = subprocess.run([sys.executable, *words[1:3], *commands], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("--optim.learning-rate") == 2
+    assert re.search(r"\d s  \S+ -m train configs/sst2.py", done.stdout)
 
 
 @pytest.mark.slow

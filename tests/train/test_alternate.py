@@ -28,10 +28,10 @@ def test_commands_take_turns_and_their_own_seconds_count(tmp_path):
     seconds = alternate([command("a", file, 1.0), command("b", file, 2.0)], turn=0.25)
     total = time.perf_counter() - begin
     assert seconds[0] + seconds[1] == pytest.approx(total, abs=0.2)
-    assert seconds[1] > 1.4 * seconds[0] > 1.3
+    assert seconds[0] > 1.0 and seconds[1] > 2.0
     order = file.read_text()
     turns = 1 + sum(one != other for one, other in zip(order, order[1:], strict=False))
-    assert 4 <= turns <= 12  # not mixed, and not one after the other
+    assert 4 <= turns <= total / 0.25 + 2  # not one after the other, and not mixed
     assert order.endswith("b" * 20)
 
 

@@ -17,7 +17,9 @@ def examples():
 
 
 def train_batches(examples, seed=0, epochs=1):
-    return TrainBatches(examples, size=8, pad_id=999, seed=seed, total_steps=lambda per_epoch: epochs * per_epoch)
+    return TrainBatches(
+        examples, size=8, pad_id=999, max_length=64, seed=seed, total_steps=lambda per_epoch: epochs * per_epoch
+    )
 
 
 def rows_of(batch):
@@ -67,11 +69,11 @@ def test_a_long_run_trims_its_batches_to_few_lengths(examples):
 
 
 def test_a_short_run_compiles_once(examples):
-    assert train_batches(examples).lengths == (examples.lengths.max(),)
+    assert train_batches(examples).lengths == (60,)
 
 
 def test_evaluation_sees_every_example_once_and_says_which(examples):
-    batches = EvaluationBatches(examples, size=10, pad_id=0)
+    batches = EvaluationBatches(examples, size=10, pad_id=0, max_length=64)
     assert len(batches) == 11
     seen = []
     for numbers, batch in zip(batches.rows, batches, strict=True):
@@ -82,14 +84,18 @@ def test_evaluation_sees_every_example_once_and_says_which(examples):
 
 @pytest.mark.parametrize("compiling", [0.5, 4.0, 20.0, 1000.0])
 def test_bucket_lengths_cost_least(compiling):
-    longest = np.random.default_rng(3).choice([5, 6, 9, 10, 17, 30, 31], size=40)
-    found = np.unique(longest)
+    longest = np.random.default_rng(3).choice([5, 6, 9, 10, 17, 30, 31, 38, 44, 51], size=60)
 
     def cost(lengths):
         padded = [min(length for length in lengths if length >= n) for n in longest]
         return compiling * len(lengths) + sum(padded) - longest.sum()
 
-    every = [(*some, found[-1]) for count in range(len(found)) for some in itertools.combinations(found[:-1], count)]
-    chosen = bucket_lengths(longest, compiling=compiling)
-    assert chosen == tuple(sorted(chosen))
+    multiples = range(8, 52, 4)
+    every = [(*some, 52) for count in range(9) for some in itertools.combinations(multiples, count)]
+    chosen = bucket_lengths(longest, 100, compiling=compiling)
+    assert chosen == tuple(sorted(chosen)) and set(chosen) <= {*multiples, 52}
     assert cost(chosen) == min(map(cost, every))
+
+
+def test_no_length_goes_beyond_the_largest_allowed():
+    assert bucket_lengths(np.array([3, 9, 49]), 50, compiling=0.1) == (4, 12, 50)

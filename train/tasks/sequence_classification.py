@@ -62,7 +62,7 @@ class SequenceClassification:
         examples = {name: _examples(found, tokenizer, labels, self.max_length) for name, found in rows.items()}
         run = config.run
         pad = tokenizer.special_ids[0]
-        train = TrainBatches(examples["train"], run.batch_size, pad, run.seed, run.total_steps)
+        train = TrainBatches(examples["train"], run.batch_size, pad, self.max_length, run.seed, run.total_steps)
         size = run.evaluation_batch_size or run.batch_size
         return PreparedClassification(
             tokenizer=tokenizer,
@@ -71,7 +71,9 @@ class SequenceClassification:
             train=train,
             steps_per_epoch=train.per_epoch,
             evaluations={
-                name: EvaluationBatches(found, size, pad) for name, found in examples.items() if name != "train"
+                name: EvaluationBatches(found, size, pad, self.max_length)
+                for name, found in examples.items()
+                if name != "train"
             },
             rows=rows,
             facts={"labels": len(labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
