@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def load(path: str | Path, model: Any, *, strict: bool = True, key: jax.Array | 
         missing = [name for name in table if name not in stored]
         unexpected = [name for name in stored if name not in table and name not in names.BUFFERS]
         _report(file, model, table, stored, tensors, missing, unexpected, strict=strict)
-        params = _fresh(model, key) if missing else jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
+        params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
+        _draw(params, [table[name].path for name in missing], model, jax.random.key(0) if key is None else key)
         for name, entry in table.items():
             if name in stored:
                 _place(params, entry, tensors.get_tensor(stored[name]))
@@ -158,10 +159,13 @@ def _listed(what: str, found: list[str]) -> list[str]:
     return [f"  {len(found)} {what}:", *(f"    {name}" for name in found)] if found else []
 
 
-def _fresh(model: Any, key: jax.Array | None) -> dict[str, Any]:
-    """A full set of fresh parameters as writable host arrays."""
-    params = jax.jit(model.init)(jax.random.key(0) if key is None else key, model.example_ids)["params"]
-    return jax.tree.map(lambda leaf: np.array(leaf), params)
+def _draw(params: dict[str, Any], paths: Sequence[names.Path], model: Any, key: jax.Array) -> None:
+    """Overwrites the parameters at some paths by fresh ones; what else `init` draws is never computed."""
+    if not paths:
+        return
+    fresh = jax.jit(lambda key: [_leaf(model.init(key, model.example_ids)["params"], path) for path in paths])(key)
+    for path, leaf in zip(paths, fresh, strict=True):
+        _leaf(params, path)[...] = leaf
 
 
 def _leaf(tree: Mapping[str, Any], path: names.Path) -> Any:
