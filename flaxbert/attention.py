@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt16
 
 from flaxbert import functional
 from flaxbert.config import BertConfig
@@ -15,7 +15,6 @@ class SelfAttention(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
-    deterministic: bool = True
 
     @nn.compact
     def __call__(
@@ -24,14 +23,17 @@ class SelfAttention(nn.Module):
         source: Float[Array, "B S D"],
         mask: Bool[Array, "#B 1 #T S"] | None,
         head_mask: Float[Array, "H"] | None,
+        random: UInt16[Array, "B H T S"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
-        """Attends from `x` to `source`: the projected context, the attention weights (after dropout and head mask)."""
+        """Attends from `x` to `source`: the projected context, the attention weights (after dropout and head mask).
+
+        `random` is for the weights' dropout, None without.
+        """
         config = self.config
         query = self._projection("query")(x)
         key, value = self._projection("key")(source), self._projection("value")(source)
         probabilities = functional.attention_probabilities(query, key, mask)
-        dropout_key = None if self.deterministic else self.make_rng("dropout")
-        probabilities = functional.dropout(probabilities, dropout_key, rate=config.attention_probs_dropout_prob)
+        probabilities = functional.dropout(probabilities, random, rate=config.attention_probs_dropout_prob)
         if head_mask is not None:
             probabilities = probabilities * head_mask.astype(self.dtype)[None, :, None, None]
         context = functional.attend(probabilities, value)

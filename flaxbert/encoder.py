@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt16
 
 from flaxbert import functional
 from flaxbert.attention import SelfAttention
@@ -108,22 +108,32 @@ class Block(nn.Module):
         source = x
         if self.first_position_only:
             x, mask = x[:, :1], None if mask is None else mask[:, :, :1]
-        attention = SelfAttention(c, self.dtype, self.deterministic, name="attention")
-        context, probabilities = attention(x, source, mask, head_mask)
-        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="attention_norm")(self._dropout(context) + x)
+        for_weights, for_context, for_output = self._random(x, source)
+        attention = SelfAttention(c, self.dtype, name="attention")
+        context, probabilities = attention(x, source, mask, head_mask, for_weights)
+        context = functional.dropout(context, for_context, rate=c.hidden_dropout_prob)
+        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="attention_norm")(context + x)
         std, width, inner = c.initializer_range, c.hidden_size, c.intermediate_size
         up = Linear("BTD,DF->BTF", (width, inner), ("embed", "mlp"), std, self.dtype, name="up")
         down = Linear("BTF,FD->BTD", (inner, width), ("mlp", "embed"), std, self.dtype, name="down")
         y = down(functional.ACTIVATIONS[c.hidden_act](up(x)))
-        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="output_norm")(self._dropout(y) + x)
+        y = functional.dropout(y, for_output, rate=c.hidden_dropout_prob)
+        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="output_norm")(y + x)
         return x, (
             x if self.output_hidden_states else None,
             probabilities if self.output_attentions else None,
         )
 
-    def _dropout(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        key = None if self.deterministic else self.make_rng("dropout")
-        return functional.dropout(x, key, rate=self.config.hidden_dropout_prob)
+    def _random(
+        self, x: Float[Array, "B T D"], source: Float[Array, "B S D"]
+    ) -> list[UInt16[Array, "B T D"] | UInt16[Array, "B H T S"] | None]:
+        """What the three dropouts need, in one draw: of attention weights, of their context, of the output."""
+        c = self.config
+        weights = (x.shape[0], c.num_attention_heads, x.shape[1], source.shape[1])
+        sites = [(weights, c.attention_probs_dropout_prob), *[(x.shape, c.hidden_dropout_prob)] * 2]
+        wanted = [] if self.deterministic else [size for size, rate in sites if rate]
+        drawn = iter(functional.random_bits(self.make_rng("dropout"), *wanted) if wanted else [])
+        return [next(drawn) if rate and wanted else None for _, rate in sites]
 
 
 def _block_class(scan: bool, remat: Remat) -> Any:

@@ -1,5 +1,6 @@
 """The mathematics of BERT as pure functions over arrays: no parameters declared, no state, no configuration."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key, Num, Shaped
+from jaxtyping import Array, Bool, Float, Key, Num, Shaped, UInt16
 
 # -- activations ----------------------------------------------------------------------------------------
 
@@ -104,17 +105,33 @@ def layer_norm(
     return (y * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
 
 
-def dropout(x: Float[Array, "*shape"], key: Key[Array, ""] | None, *, rate: float) -> Float[Array, "*shape"]:
-    """Zeroes each element by itself with probability `rate` and scales the rest by its inverse (`key` None: none).
+def random_bits(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[UInt16[Array, "..."]]:
+    """Uniform 16-bit integers of several shapes, which share their first axis (the batch), from one draw.
 
-    Two elements share one 32-bit random word, 16 bits each: half the random numbers, and `rate` is kept to 1/65536.
+    XLA generates code for every draw, and three draws a block took a third of a fine-tuning step's
+    compilation; so a block draws once. Two integers share one 32-bit random word.
     """
-    if key is None or rate == 0.0 or x.size == 0:
+    words = [-(-math.prod(shape[1:]) // 2) for shape in shapes]
+    drawn = jax.random.bits(key, (shapes[0][0], sum(words)), jnp.uint32)
+    parts = jnp.split(jax.lax.bitcast_convert_type(drawn, jnp.uint16), list(itertools.accumulate(words))[:-1], axis=1)
+    flat = [part.reshape(part.shape[0], 2 * part.shape[1]) for part in parts]
+    return [bits[:, : math.prod(shape[1:])].reshape(shape) for bits, shape in zip(flat, shapes, strict=True)]
+
+
+def dropout(
+    x: Float[Array, "*shape"], random: Key[Array, ""] | UInt16[Array, "*shape"] | None, *, rate: float
+) -> Float[Array, "*shape"]:
+    """Zeroes each element by itself with probability `rate` and scales the rest by its inverse.
+
+    Args:
+        x: at least one axis.
+        random: a key, or one of `random_bits`; None drops nothing.
+        rate: kept to 1/65536.
+    """
+    if random is None or rate == 0.0 or x.size == 0:
         return x
     keep = max(1, round((1.0 - rate) * 2**16))
-    *lead, last = x.shape
-    words = jax.random.bits(key, (*lead, (last + 1) // 2), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*lead, -1)[..., :last]
+    bits = random if random.dtype == jnp.uint16 else random_bits(random, x.shape)[0]
     # keep may be 2**16 itself (a rate under 1/131072): compare in 32 bits.
     kept = bits.astype(jnp.uint32) < keep
     return jnp.where(kept, x * (2**16 / keep), jnp.zeros((), x.dtype)).astype(x.dtype)

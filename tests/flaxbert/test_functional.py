@@ -113,6 +113,19 @@ def test_dropout_keeps_shape_and_dtype(shape):
     assert y.shape == shape and y.dtype == jnp.bfloat16
 
 
+def test_random_bits_of_one_draw_are_independent():
+    shapes = [(64, 3, 7, 7), (64, 7, 33), (64, 7, 33)]
+    drawn = functional.random_bits(KEY, *shapes)
+    assert [bits.shape for bits in drawn] == shapes and {bits.dtype for bits in drawn} == {jnp.dtype(jnp.uint16)}
+    flat = np.concatenate([np.asarray(bits).reshape(64, -1) for bits in drawn], axis=1)
+    assert abs(flat.mean() / 2**16 - 0.5) < 4 / np.sqrt(12 * flat.size)
+    one, other = (np.asarray(bits, np.float64).ravel() for bits in drawn[1:])
+    assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(one.size)
+    # Were words used twice, as many values would come twice again.
+    pairs = flat.astype(np.uint32)[:, :-1] << 16 | flat[:, 1:]
+    assert len(np.unique(pairs)) > 0.999 * pairs.size
+
+
 def test_dropouts_gradient_is_its_mask():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7)), jnp.float32)
     gradient = jax.grad(lambda x: functional.dropout(x, KEY, rate=0.5).sum())(x)
