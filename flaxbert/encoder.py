@@ -132,8 +132,10 @@ class Block(nn.Module):
         weights = (x.shape[0], c.num_attention_heads, x.shape[1], source.shape[1])
         sites = [(weights, c.attention_probs_dropout_prob), *[(x.shape, c.hidden_dropout_prob)] * 2]
         wanted = [] if self.deterministic else [size for size, rate in sites if rate]
-        drawn = iter(functional.random_bits(self.make_rng("dropout"), *wanted) if wanted else [])
-        return [next(drawn) if rate and wanted else None for _, rate in sites]
+        if not wanted:
+            return [None] * len(sites)
+        drawn = iter(functional.random_bits(self.make_rng("dropout"), *wanted))
+        return [next(drawn) if rate else None for _, rate in sites]
 
 
 def _block_class(scan: bool, remat: Remat) -> Any:

@@ -16,7 +16,6 @@ import transformers
 
 from train.command import load_config, parse_flags
 from train.config import Config
-from train.huge_pages import use_huge_pages
 from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
 from train.tasks.task import HostBatch
 
@@ -88,5 +87,4 @@ def tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    use_huge_pages()  # as `python -m train` has them
     main(sys.argv[1:])

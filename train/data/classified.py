@@ -32,17 +32,21 @@ class Examples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence."""
         return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
+
+    def longest(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """The length of the longest of each batch's rows."""
+        return np.array([self.lengths[rows].max() for rows in batches])
 
     def batch(self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int]) -> Batch:
         """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
 
         T is the first of `lengths` (ascending) that holds the longest row.
         """
-        longest = max(len(self.ids[row]) for row in rows)
+        (longest,) = self.longest([rows])
         length = next(length for length in lengths if length >= longest)
         batch = {
             "input_ids": np.full((size, length), pad_id, np.int32),
@@ -109,11 +113,10 @@ class TrainBatches:
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """The lengths that batches are padded to."""
-        every = self.examples.lengths
-        longest = [every[rows].max() for rows in self._rows(0)]
         # Other epochs mix the rows anew, but the longest one is in each of them.
+        longest = self.examples.longest(self._rows(0))
         compiling = _COMPILING * self.per_epoch / self.total_steps(self.per_epoch)
-        return bucket_lengths(np.array(longest), self.max_length, compiling=compiling)
+        return bucket_lengths(longest, self.max_length, compiling=compiling)
 
     def __getitem__(self, index: int) -> Batch:
         epoch, place = divmod(index, self.per_epoch)
@@ -154,10 +157,9 @@ class EvaluationBatches:
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """The lengths that batches are padded to."""
-        every = self.examples.lengths
-        return bucket_lengths(np.array([every[rows].max() for rows in self.rows]), self.max_length)
+        return bucket_lengths(self.examples.longest(self.rows), self.max_length)
 
-    @property
+    @functools.cached_property
     def rows(self) -> list[np.ndarray]:
         """Example numbers of each batch, in the batches' order."""
         order = np.argsort(self.examples.lengths, kind="stable")
