@@ -258,18 +258,24 @@ class BertModel(PreTrainedModel):
         deterministic: bool,
     ) -> Float[Array, "B 1 D"]:
         """All blocks but the last, then the last for the first position: two parts of the one stack of parameters."""
-        stacked, last = self.variables["params"]["layers"], self.config.num_hidden_layers - 1
+        params, last = self.variables["params"]["layers"], self.config.num_hidden_layers - 1
         how: dict[str, Any] = {"dtype": self.dtype, "deterministic": deterministic, "parent": None}
 
-        def apply(blocks: nn.Module, x: Array, rows: int | slice) -> Array:
-            params, factors = jax.tree.map(lambda leaf: leaf[rows], (stacked, head_mask))
+        def apply(blocks: nn.Module, x: Array, params: Any, factors: Array | None) -> Array:
             rngs = None if deterministic else {"dropout": self.make_rng("dropout")}
             return blocks.apply({"params": params}, x, mask, factors, rngs=rngs)[0]
 
+        # The gradient of a split is one concatenation; that of two slices pads both with zeros and adds them up.
+        leaves, tree = jax.tree.flatten((params, head_mask))
+        before, final = (
+            jax.tree.unflatten(tree, parts)
+            for parts in zip(*(jax.lax.split(leaf, (last, 1)) for leaf in leaves), strict=True)
+        )
         if last:
-            x = apply(stack_of_blocks(self.config, last, scan=self.scan, remat=self.remat, **how), x, slice(last))
+            x = apply(stack_of_blocks(self.config, last, scan=self.scan, remat=self.remat, **how), x, *before)
         block = _block_class(scan=False, remat=self.remat)
-        return apply(block(self.config, first_position_only=True, **how), x, last)
+        final = jax.tree.map(lambda leaf: leaf[0], final)
+        return apply(block(self.config, first_position_only=True, **how), x, *final)
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores vectors against the word embeddings: the decoder that masked-LM heads share with the input."""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+_STRIPS = 16  # of `_sum_in_strips`; 8 to 32 are as fast
+
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
@@ -62,12 +64,23 @@ def decay_mask(params: Any) -> Any:
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """The 2-norm of all entries of a tree of arrays, in float32.
-
-    Rows are squared and summed as inner products: on the CPU twice as fast as XLA's sum of squares.
-    """
-    squares = [jnp.einsum("...i,...i->...", x, x, precision="highest").sum() for x in jax.tree.leaves(tree)]
+    """The 2-norm of all entries of a tree of arrays, in float32."""
+    squares = [
+        jax.lax.platform_dependent(jnp.square(x.astype(jnp.float32)), cpu=_sum_in_strips, default=jnp.sum)
+        for x in jax.tree.leaves(tree)
+    ]
     return jnp.sqrt(sum(squares[1:], squares[0]))
+
+
+def _sum_in_strips(x: jax.Array) -> jax.Array:
+    """The sum of all entries; strips of columns are added up entry by entry before anything is summed.
+
+    XLA on the CPU sums one number after another: 30 ms for 12 million of them on two cores, against 4 ms like this.
+    """
+    rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
+    width = rows.shape[1] // _STRIPS
+    strips = [rows[:, i * width : (i + 1) * width] for i in range(_STRIPS)]
+    return jnp.sum(sum(strips[1:], strips[0])) + jnp.sum(rows[:, _STRIPS * width :])
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

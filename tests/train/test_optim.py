@@ -115,7 +115,7 @@ def test_impossible_settings(wrong):
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 10.0])
 def test_clipping_equals_optax(scale):
     generator = np.random.default_rng(1)
-    shapes = {"bias": (7,), "kernel": (5, 7), "stacked": (3, 5, 2, 4)}
+    shapes = {"scalar": (), "bias": (7,), "kernel": (5, 7), "stacked": (3, 5, 2, 4), "wide": (2, 3, 33)}
     gradients = {name: (scale * generator.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
     np.testing.assert_allclose(global_norm(gradients), optax.tree.norm(gradients), rtol=1e-6)
     ours, reference = clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
