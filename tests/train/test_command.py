@@ -118,7 +118,7 @@ def test_help_and_no_arguments(config_file, capsys):
 
 def test_huge_pages_restart_the_process_once_with_its_own_arguments():
     program = (
-        "import os, sys; from train.huge_pages import use_huge_pages; use_huge_pages(); "
+        "import os, sys; from train.environment import use_huge_pages; use_huge_pages(); "
         "print(os.getenv('GLIBC_TUNABLES'), sys.argv[1:])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
@@ -132,3 +132,22 @@ def test_huge_pages_restart_the_process_once_with_its_own_arguments():
         pytest.skip("this system gives huge pages to all or to none")
     assert shown() == "glibc.malloc.hugetlb=1 ['a b', '--flag']\n"
     assert shown(GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--flag']\n"
+
+
+def test_xla_flags_of_the_user_are_kept():
+    program = (
+        "import os; from train.environment import compile_quickly; compile_quickly(); "
+        "import jax; assert jax.jit(lambda x: x + 1)(1) == 2; print(os.environ['XLA_FLAGS'])"
+    )
+
+    def flags(given):
+        command = [sys.executable, "-c", program]
+        environment = os.environ | {"XLA_FLAGS": given}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    ours = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
+    devices = "--xla_force_host_platform_device_count=2"
+    assert flags("") == [ours]
+    assert flags(devices) == [devices, ours]
+    theirs = "--xla_backend_extra_options=xla_cpu_disable_slp_vectorizer"
+    assert flags(theirs) == [theirs]

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from train.huge_pages import use_huge_pages
+from train.environment import use_huge_pages
 
 TURN = 10.0  # seconds; long against the milliseconds that caches take to fill again
 _TICK = 0.02
