@@ -2,11 +2,12 @@
 
 import sys
 
-from train.environment import compile_quickly, use_huge_pages
+from train.environment import compile_quickly, keep_memory, run_inline
 
 if __name__ == "__main__":
-    use_huge_pages()  # before the imports, which take seconds and would be done twice
+    keep_memory()  # before the imports, which take seconds and would be done twice
     compile_quickly()
+    run_inline()
     from train.command import main
 
     sys.exit(main(sys.argv[1:]))

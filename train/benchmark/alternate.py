@@ -4,8 +4,8 @@
         'python -m train.benchmark.torch_classifier configs/sst2.py'
 
 They take turns of some seconds, the other one stopped meanwhile (SIGSTOP, SIGCONT), until both have ended: each has
-the whole machine in its turns, and what slows the machine down slows both. Both get the huge pages that
-`python -m train` asks for. Prints the seconds that each ran.
+the whole machine in its turns, and what slows the machine down slows both. Both get the malloc settings
+that `python -m train` asks for. Prints the seconds that each ran.
 """
 
 import os
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from train.environment import use_huge_pages
+from train.environment import keep_memory
 
 TURN = 10.0  # seconds; long against the milliseconds that caches take to fill again
 _TICK = 0.02
@@ -74,5 +74,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    use_huge_pages()  # here, so that neither command starts itself again for them and pays its imports twice
+    keep_memory()  # here, so that neither command starts itself again for them and pays its imports twice
     sys.exit(main(sys.argv[1:]))
