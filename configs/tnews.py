@@ -3,7 +3,10 @@
     python -m train configs/tnews.py --task.train TRAIN.txt --task.dev DEV.txt --task.test TEST.txt \
         --model.pretrained bert-base-chinese
     python -m train configs/tnews.py --task.train TRAIN.txt --task.dev DEV.txt --task.test TEST.txt \
-        --task.tokenizer vocab.txt
+        --task.tokenizer vocab.txt --optim.learning-rate 5e-4
+
+Reached with the second command and 1000 titles to train on: dev 0.419, test 0.433 in 73 s (chance 0.067; 0.096 and
+0.084 at the default rate, which is for pretrained weights). 2 cores of an AMD EPYC (Zen 3), 2026-11-21.
 """
 
 from pathlib import Path
