@@ -10,7 +10,7 @@ TEXTS = ["Hello Wörld, naïve 东京 unbelievable!! \u2028 x", "a" * 120, "", "
 SENTENCES = ["the cat sat on the mat", "the dog sat on the log", "cats and dogs"] * 3
 
 
-def same_ids(ours, reference, max_length=512):
+def assert_same_ids(ours, reference, max_length=512):
     single = [e.ids for e in ours.encode(TEXTS, [None] * len(TEXTS), max_length=max_length)]
     assert single == reference(TEXTS, truncation=True, max_length=max_length)["input_ids"]
     pairs = TEXTS[::-1]
@@ -23,19 +23,19 @@ def same_ids(ours, reference, max_length=512):
 @pytest.mark.parametrize("name", ["bert-base-NER", "bert-base-cased", "bert-base-uncased", "chinese-roberta-wwm-ext"])
 def test_real_tokenizers_equal_transformers(data_dir, name):
     folder = data_dir / "tokenizers" / name
-    same_ids(WordPieceTokenizer.load(folder), AutoTokenizer.from_pretrained(folder))
+    assert_same_ids(WordPieceTokenizer.load(folder), AutoTokenizer.from_pretrained(folder))
 
 
 def test_minilm_tokenizer_without_its_fixed_padding(minilm):
     ours = WordPieceTokenizer.load(minilm)
-    same_ids(ours, AutoTokenizer.from_pretrained(minilm))
+    assert_same_ids(ours, AutoTokenizer.from_pretrained(minilm))
     assert len(ours.encode(["hi"], [None], max_length=512)[0].ids) == 3
 
 
 def test_truncation_is_longest_first_and_does_not_stay(data_dir):
     folder = data_dir / "tokenizers" / "bert-base-uncased"
     ours = WordPieceTokenizer.load(folder)
-    same_ids(ours, AutoTokenizer.from_pretrained(folder), max_length=16)
+    assert_same_ids(ours, AutoTokenizer.from_pretrained(folder), max_length=16)
     assert len(ours.encode(["word " * 60], [None], max_length=512)[0].ids) == 62
 
 
@@ -56,10 +56,10 @@ def test_a_learnt_tokenizer_is_saved_for_transformers_and_for_us(tmp_path):
     assert names == ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
     reference = AutoTokenizer.from_pretrained(tmp_path / "new")
     assert reference.model_max_length == 77 and reference.mask_token == "[MASK]"
-    same_ids(learnt, reference)
-    same_ids(WordPieceTokenizer.load(tmp_path / "new"), reference)
+    assert_same_ids(learnt, reference)
+    assert_same_ids(WordPieceTokenizer.load(tmp_path / "new"), reference)
     (tmp_path / "new" / "tokenizer.json").unlink()
-    same_ids(WordPieceTokenizer.load(tmp_path / "new"), reference)
+    assert_same_ids(WordPieceTokenizer.load(tmp_path / "new"), reference)
 
 
 def test_case_is_kept_where_asked(tmp_path):
