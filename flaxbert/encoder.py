@@ -91,7 +91,7 @@ class Block(nn.Module):
     deterministic: bool = True
     output_attentions: bool = False
     output_hidden_states: bool = False
-    first_position_only: bool = False
+    first_positions_only: bool = False
 
     @nn.compact
     def __call__(
@@ -99,15 +99,16 @@ class Block(nn.Module):
         x: Float[Array, "B S D"],
         mask: Bool[Array, "#B 1 #S S"] | None,
         head_mask: Float[Array, "H"] | None,
+        first_positions: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"] | None, Float[Array, "B H T S"] | None]]:
         """Returns the output as a scan's carry, and what was asked for beside it: (hidden state, attentions).
 
-        T is S; with `first_position_only` it is 1: that position still attends to all of them.
+        T is S; with `first_positions_only` only those are computed, which still attend to all of them.
         """
         c = self.config
         source = x
-        if self.first_position_only:
-            x, mask = x[:, :1], None if mask is None else mask[:, :, :1]
+        if self.first_positions_only:
+            x, mask = _first(x, first_positions), _first_queries(mask, first_positions)
         for_weights, for_context, for_output = self._random(x, source)
         attention = SelfAttention(c, self.dtype, name="attention")
         context, probabilities = attention(x, source, mask, head_mask, for_weights)
@@ -136,6 +137,18 @@ class Block(nn.Module):
             return [None] * len(sites)
         drawn = iter(functional.random_bits(self.make_rng("dropout"), *wanted))
         return [next(drawn) if rate else None for _, rate in sites]
+
+
+def _first(x: Float[Array, "B T D"], positions: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:
+    return x[:, :1] if positions is None else functional.at_positions(x, positions)  # a slice: no scatter
+
+
+def _first_queries(
+    mask: Bool[Array, "#B 1 #T S"] | None, positions: Int[Array, "B P"] | None
+) -> Bool[Array, "#B 1 #P S"] | None:
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    return mask[:, :, :1] if positions is None else functional.at_positions(mask[:, 0], positions)[:, None]
 
 
 def _block_class(scan: bool, remat: Remat) -> Any:
@@ -175,7 +188,7 @@ class BertModel(PreTrainedModel):
         self.embeddings = Embeddings(c, self.dtype)
         if self.add_pooling_layer:
             size = (c.hidden_size, c.hidden_size)
-            self.pooler = Linear("BD,DE->BE", size, ("embed", None), c.initializer_range, self.dtype)
+            self.pooler = Linear("BPD,DE->BPE", size, ("embed", None), c.initializer_range, self.dtype)
 
     @nn.compact
     def __call__(
@@ -193,7 +206,8 @@ class BertModel(PreTrainedModel):
         inputs_embeds: Float[ArrayLike, "B T D"] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        first_position_only: bool = False,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
+        first_positions_only: bool = False,
         deterministic: bool = True,
     ) -> BaseModelOutput:
         """Encodes a batch.
@@ -207,7 +221,9 @@ class BertModel(PreTrainedModel):
             head_mask: factor on each head's attention weights, for all layers or for each.
             inputs_embeds: vectors in place of word embeddings.
             output_attentions, output_hidden_states: return them too.
-            first_position_only: `last_hidden_state` is [B, 1, D], which is all that the pooler looks at. The last
+            first_positions: where the sequences of a row begin, for rows that hold several: `pooler_output` is then
+                [B, P, D]. Position 0 alone, and [B, D], where None.
+            first_positions_only: `last_hidden_state` is [B, P, D], which is all that the pooler looks at. The last
                 block then computes no other position, unless states or attentions are asked for.
             deterministic: False applies dropout and needs `rngs={"dropout": key}`.
 
@@ -216,7 +232,7 @@ class BertModel(PreTrainedModel):
                 longer than `max_position_embeddings`, both or neither of ids and embeddings.
         """
         config = self.config
-        self._check(input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids)
+        self._check(input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, first_positions)
         as_array = lambda x: None if x is None else jnp.asarray(x)  # noqa: E731
         x = self.embeddings(
             as_array(input_ids),
@@ -227,8 +243,9 @@ class BertModel(PreTrainedModel):
         )
         mask, head_mask = self._mask(attention_mask, x.shape[1]), self._head_mask(head_mask)
         states, attentions = (), ()
-        if first_position_only and not (output_hidden_states or output_attentions or self.is_initializing()):
-            last = self._first_position(x, mask, head_mask, deterministic)
+        firsts = as_array(first_positions)
+        if first_positions_only and not (output_hidden_states or output_attentions or self.is_initializing()):
+            last = self._first_positions(x, mask, head_mask, firsts, deterministic)
         else:
             blocks = stack_of_blocks(
                 config,
@@ -242,28 +259,29 @@ class BertModel(PreTrainedModel):
                 output_hidden_states=output_hidden_states,
             )
             last, (states, attentions) = blocks(x, mask, head_mask)
-            last = last[:, :1] if first_position_only else last
+            last = _first(last, firsts) if first_positions_only else last
         return BaseModelOutput(
             last_hidden_state=last,
-            pooler_output=jnp.tanh(self.pooler(last[:, 0])) if self.add_pooling_layer else None,
+            pooler_output=self._pooled(last if first_positions_only else _first(last, firsts), firsts),
             hidden_states=(x, *states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _first_position(
+    def _first_positions(
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "#B 1 #T T"] | None,
         head_mask: Float[Array, "L H"] | None,
+        first_positions: Int[Array, "B P"] | None,
         deterministic: bool,
-    ) -> Float[Array, "B 1 D"]:
-        """All blocks but the last, then the last for the first position: two parts of the one stack of parameters."""
+    ) -> Float[Array, "B P D"]:
+        """All blocks but the last, then the last for the first positions: two parts of the one stack of parameters."""
         params, last = self.variables["params"]["layers"], self.config.num_hidden_layers - 1
         how: dict[str, Any] = {"dtype": self.dtype, "deterministic": deterministic, "parent": None}
 
-        def apply(blocks: nn.Module, x: Array, params: Any, factors: Array | None) -> Array:
+        def apply(blocks: nn.Module, x: Array, params: Any, factors: Array | None, **arguments: Any) -> Array:
             rngs = None if deterministic else {"dropout": self.make_rng("dropout")}
-            return blocks.apply({"params": params}, x, mask, factors, rngs=rngs)[0]
+            return blocks.apply({"params": params}, x, mask, factors, rngs=rngs, **arguments)[0]
 
         # The gradient of a split is one concatenation; that of two slices pads both with zeros and adds them up.
         leaves, tree = jax.tree.flatten((params, head_mask))
@@ -273,9 +291,15 @@ class BertModel(PreTrainedModel):
         )
         if last:
             x = apply(stack_of_blocks(self.config, last, scan=self.scan, remat=self.remat, **how), x, *before)
-        block = _block_class(scan=False, remat=self.remat)
-        final = jax.tree.map(lambda leaf: leaf[0], final)
-        return apply(block(self.config, first_position_only=True, **how), x, *final)
+        block = _block_class(scan=False, remat=self.remat)(self.config, first_positions_only=True, **how)
+        return apply(block, x, *jax.tree.map(lambda leaf: leaf[0], final), first_positions=first_positions)
+
+    def _pooled(self, first: Float[Array, "B P D"], positions: Array | None) -> Float[Array, "..."] | None:
+        """[B, D], or [B, P, D] where the first positions were given."""
+        if not self.add_pooling_layer:
+            return None
+        pooled = jnp.tanh(self.pooler(first))
+        return pooled[:, 0] if positions is None else pooled
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores vectors against the word embeddings: the decoder that masked-LM heads share with the input."""
@@ -296,7 +320,7 @@ class BertModel(PreTrainedModel):
             raise ValueError(f"head_mask has shape {jnp.shape(head_mask)}; allowed: {shape[1:]} or {shape}")
         return jnp.broadcast_to(jnp.asarray(head_mask, jnp.float32).reshape(-1, shape[1]), shape)
 
-    def _check(self, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids):
+    def _check(self, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, first_positions):
         c = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -310,6 +334,7 @@ class BertModel(PreTrainedModel):
         functional.require_shape("attention_mask", attention_mask, (batch, length), (batch, length, length))
         functional.require_shape("token_type_ids", token_type_ids, (batch, length))
         functional.require_shape("position_ids", position_ids, (batch, length), (1, length))
+        functional.require_shape("first_positions", first_positions, (batch, "P"))
         if length == 0:
             raise ValueError("the sequences have no positions; each needs one token at least")
         limit = c.max_position_embeddings
@@ -318,3 +343,4 @@ class BertModel(PreTrainedModel):
         functional.require_range("input_ids", input_ids, 0, c.vocab_size - 1, why="vocab_size")
         functional.require_range("token_type_ids", token_type_ids, 0, c.type_vocab_size - 1, why="type_vocab_size")
         functional.require_range("position_ids", position_ids, 0, limit - 1, why="max_position_embeddings")
+        functional.require_range("first_positions", first_positions, 0, length - 1, why="the sequence's length")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key, Num, Shaped, UInt16
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped, UInt16
 
 # -- activations ----------------------------------------------------------------------------------------
 
@@ -148,6 +148,12 @@ def attention_mask(
     return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, :, :]
 
 
+def packed_mask(segment_ids: Int[ArrayLike, "B T"]) -> Bool[Array, "B T T"]:
+    """True between positions of one sequence, for rows that hold several: `segment_ids` tells them apart."""
+    ids = jnp.asarray(segment_ids)
+    return ids[:, :, None] == ids[:, None, :]
+
+
 def causal_mask(query_length: int, key_length: int) -> Bool[Array, "1 1 T S"]:
     """True where a key stands at or before its query; the queries are the last `query_length` positions."""
     rows = jnp.arange(query_length)[:, None] + (key_length - query_length)
@@ -173,6 +179,15 @@ def attention_probabilities(
 def attend(probabilities: Float[Array, "B H T S"], value: Float[Array, "B S H K"]) -> Float[Array, "B T H K"]:
     """The values, averaged with the attention weights."""
     return jnp.einsum("BHTS,BSHK->BTHK", probabilities, value)
+
+
+# -- positions ------------------------------------------------------------------------------------------
+
+
+def at_positions(x: Shaped[Array, "B T *rest"], positions: Int[ArrayLike, "B P"]) -> Shaped[Array, "B P *rest"]:
+    """What x holds at some positions of each row."""
+    where = jnp.asarray(positions)
+    return jnp.take_along_axis(x, where.reshape(*where.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 # -- host-side checks -----------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class _Head(PreTrainedModel):
         return functional.dropout(x, key, rate=self.config.head_dropout_prob)
 
 
-def _pooled(out: BaseModelOutput) -> Float[Array, "B D"]:
+def _pooled(out: BaseModelOutput) -> Float[Array, "B *P D"]:
     assert out.pooler_output is not None  # the heads that call this build their encoder with a pooler
     return out.pooler_output
 
@@ -76,7 +76,7 @@ def _at(x: Float[Array, "B T D"], positions: Int[ArrayLike, "B P"] | None) -> Fl
     if positions is None:
         return x
     functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
-    return jnp.take_along_axis(x, jnp.asarray(positions)[..., None], axis=1)
+    return functional.at_positions(x, positions)
 
 
 class BertForPreTraining(_Head):
@@ -165,7 +165,7 @@ class BertForNextSentencePrediction(_Head):
         **inputs: Unpack[ModelInputs],
     ) -> NextSentencePredictorOutput:
         """Scores both answers from the pooled vector."""
-        out = self.bert(input_ids, first_position_only=True, deterministic=deterministic, **inputs)
+        out = self.bert(input_ids, first_positions_only=True, deterministic=deterministic, **inputs)
         logits = self.seq_relationship(_pooled(out)).astype(jnp.float32)
         return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions)
 
@@ -176,17 +176,19 @@ class BertForSequenceClassification(_Head):
     def setup(self):
         """Declares the encoder and the classifier."""
         self.bert = self._encoder(add_pooling_layer=True)
-        self.classifier = self._linear("BD,DN->BN", self.config.num_labels)
+        self.classifier = self._linear("...D,DN->...N", self.config.num_labels)
 
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
         *,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> SequenceClassifierOutput:
-        """Scores the labels from the pooled vector, after dropout."""
-        out = self.bert(input_ids, first_position_only=True, deterministic=deterministic, **inputs)
+        """Scores the labels from the pooled vector, after dropout: [B, N], or [B, P, N] with `first_positions`."""
+        where: dict[str, Any] = {"first_positions": first_positions, "first_positions_only": True}
+        out = self.bert(input_ids, deterministic=deterministic, **where, **inputs)
         logits = self.classifier(self._dropout(_pooled(out), deterministic)).astype(jnp.float32)
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -220,7 +222,7 @@ class BertForMultipleChoice(_Head):
         flat: dict[str, Any] = dict(inputs)
         flat |= {name: functional.flatten_choices(flat[name]) for name in per_choice if name in flat}
         flat_ids = functional.flatten_choices(input_ids)
-        out = self.bert(flat_ids, first_position_only=True, deterministic=deterministic, **flat)
+        out = self.bert(flat_ids, first_positions_only=True, deterministic=deterministic, **flat)
         logits = self.classifier(self._dropout(_pooled(out), deterministic)).astype(jnp.float32)
         return MultipleChoiceModelOutput(logits.reshape(choices), out.hidden_states, out.attentions)
 

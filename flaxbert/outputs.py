@@ -14,10 +14,13 @@ Attentions = tuple[Float[Array, "B H T S"], ...]
 
 @struct.dataclass
 class BaseModelOutput:
-    """Of `BertModel`; `pooler_output` is None without a pooling layer. P is T, or 1 with `first_position_only`."""
+    """Of `BertModel`; `pooler_output` is None without a pooling layer.
 
-    last_hidden_state: Float[Array, "B P D"]
-    pooler_output: Float[Array, "B D"] | None = None
+    P sequences share a row where `first_positions` were given. R is T; with `first_positions_only` it is P, or 1.
+    """
+
+    last_hidden_state: Float[Array, "B R D"]
+    pooler_output: Float[Array, "B D"] | Float[Array, "B P D"] | None = None
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 
@@ -61,9 +64,9 @@ class NextSentencePredictorOutput:
 
 @struct.dataclass
 class SequenceClassifierOutput:
-    """Of `BertForSequenceClassification`, N labels."""
+    """Of `BertForSequenceClassification`, N labels; P sequences share a row where `first_positions` were given."""
 
-    logits: Float[Array, "B N"]
+    logits: Float[Array, "B N"] | Float[Array, "B P N"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 

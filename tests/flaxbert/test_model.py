@@ -57,13 +57,69 @@ def test_first_position_is_the_same_when_it_alone_is_computed(layers, mask):
     arguments: dict = {"attention_mask": {"none": None, "padding": MASK, "rows": rows}[mask]}
     arguments["head_mask"] = np.random.default_rng(2).random((layers, CONFIG.num_attention_heads)).astype(np.float32)
     params = random_params(model)
-    every, first = run(model, params, **arguments), run(model, params, first_position_only=True, **arguments)
+    every, first = run(model, params, **arguments), run(model, params, first_positions_only=True, **arguments)
     assert first.last_hidden_state.shape == (B, 1, CONFIG.hidden_size)
     np.testing.assert_allclose(first.last_hidden_state, every.last_hidden_state[:, :1], atol=2e-6)
     np.testing.assert_allclose(first.pooler_output, every.pooler_output, atol=2e-6)
-    states = run(model, params, first_position_only=True, output_hidden_states=True, **arguments)
+    states = run(model, params, first_positions_only=True, output_hidden_states=True, **arguments)
     np.testing.assert_array_equal(states.last_hidden_state, every.last_hidden_state[:, :1])
     np.testing.assert_array_equal(states.hidden_states[-1], every.last_hidden_state)
+
+
+# Where MASK's sequences of 9, 4 and 7 tokens go: the second and third into row 0, the first into row 1.
+PLACES = {1: (0, 0), 2: (0, 4), 0: (1, 0)}
+
+
+def packed():
+    """IDS and MASK in two rows of 12 positions with two slots each, one of them empty."""
+    ids, positions, segments = (np.zeros((2, 12), int) for _ in range(3))
+    for sequence, (row, start) in PLACES.items():
+        count = MASK[sequence].sum()
+        here = (row, slice(start, start + count))
+        ids[here], positions[here], segments[here] = IDS[sequence, :count], np.arange(count), sequence + 1
+    mask = functional.packed_mask(segments)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": mask,
+        "first_positions": np.array([[0, 4], [0, 0]]),
+    }
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_sequences_that_share_a_row_are_classified_as_they_are_alone(scan):
+    model = flaxbert.BertForSequenceClassification(CONFIG, scan=scan)
+    params = random_params(model)
+    labels = np.array([1, 0, 1])
+
+    def alone(params):
+        logits = model.apply({"params": params}, IDS, attention_mask=MASK).logits
+        return losses.sequence_classification(logits, labels).mean, logits
+
+    def together(params):
+        logits = model.apply({"params": params}, **packed()).logits
+        assert logits.shape == (2, 2, CONFIG.num_labels)
+        logits = jnp.stack([logits[1, 0], logits[0, 0], logits[0, 1]])
+        return losses.sequence_classification(logits, labels).mean, logits
+
+    (expected, found) = (jit(jax.grad(f, has_aux=True))(params) for f in (alone, together))
+    chex.assert_trees_all_close(found, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_pooled_vectors_of_a_packed_row(states):
+    model = flaxbert.BertModel(CONFIG)
+    params = random_params(model)
+    alone = run(model, params, attention_mask=MASK)
+    arguments = packed() | {"output_hidden_states": states}
+    for only in (False, True):
+        out = jit(functools.partial(model.apply, first_positions_only=only, **arguments))({"params": params})
+        assert out.last_hidden_state.shape == (2, 2 if only else 12, CONFIG.hidden_size)
+        for sequence, (row, start) in PLACES.items():
+            slot = int(start > 0)
+            np.testing.assert_allclose(out.pooler_output[row, slot], alone.pooler_output[sequence], atol=2e-6)
+            vector = out.last_hidden_state[row, slot if only else start]
+            np.testing.assert_allclose(vector, alone.last_hidden_state[sequence, 0], atol=2e-6)
 
 
 def test_heads_on_the_pooled_vector_leave_the_other_positions_of_the_last_block_out():

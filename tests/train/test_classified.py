@@ -1,9 +1,7 @@
-import itertools
-
 import numpy as np
 import pytest
 
-from train.data.classified import EvaluationBatches, Examples, TrainBatches, bucket_lengths
+from train.data.classified import EvaluationBatches, Examples, PackedBatches, PaddedBatches
 
 
 @pytest.fixture
@@ -16,33 +14,39 @@ def examples():
     )
 
 
-def train_batches(examples, seed=0, epochs=1):
-    return TrainBatches(
-        examples, size=8, pad_id=999, max_length=64, seed=seed, total_steps=lambda per_epoch: epochs * per_epoch
-    )
+def train_batches(examples, seed=0, epochs=1, kind=PaddedBatches, **settings):
+    total_steps = lambda per_epoch: epochs * per_epoch  # noqa: E731
+    return kind(examples, size=8, pad_id=999, max_length=64, seed=seed, total_steps=total_steps, **settings)
 
 
 def rows_of(batch):
-    """The example number of each row that counts (ids are the example's number)."""
-    return batch["input_ids"][:, 0][batch["weight"] == 1].tolist()
+    """The example number of each row or slot that counts (ids are the example's number)."""
+    starts = batch.get("first_positions", np.zeros((len(batch["input_ids"]), 1), int))
+    first_ids = np.take_along_axis(batch["input_ids"], starts, axis=1)
+    return first_ids[batch["weight"].reshape(first_ids.shape) == 1].tolist()
 
 
-def test_every_example_once_an_epoch(examples):
-    batches = train_batches(examples)
+kinds = pytest.mark.parametrize("kind", [PaddedBatches, PackedBatches])
+
+
+@kinds
+def test_every_example_once_an_epoch(examples, kind):
+    batches = train_batches(examples, kind=kind)
     assert batches.per_epoch == 13
     for epoch in range(3):
         seen = [row for i in range(13) for row in rows_of(batches[epoch * 13 + i])]
         assert sorted(seen) == list(range(103))
 
 
-def test_a_batch_depends_on_seed_and_number_alone(examples):
-    forwards = [train_batches(examples)[i] for i in range(26)]
-    batches = train_batches(examples)
+@kinds
+def test_a_batch_depends_on_seed_and_number_alone(examples, kind):
+    forwards = [train_batches(examples, kind=kind)[i] for i in range(26)]
+    batches = train_batches(examples, kind=kind)
     for i in reversed(range(26)):
         for name, value in batches[i].items():
             np.testing.assert_array_equal(value, forwards[i][name])
     assert [rows_of(b) for b in forwards[:13]] != [rows_of(b) for b in forwards[13:]]
-    assert rows_of(train_batches(examples, seed=1)[0]) != rows_of(forwards[0])
+    assert rows_of(train_batches(examples, seed=1, kind=kind)[0]) != rows_of(forwards[0])
 
 
 def test_padding_and_labels(examples):
@@ -72,6 +76,33 @@ def test_a_short_run_compiles_once(examples):
     assert train_batches(examples).lengths == (60,)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_packed_batches_hold_each_example_whole(examples, devices):
+    batches = train_batches(examples, epochs=1000, kind=PackedBatches, devices=devices)
+    for i in range(13):
+        batch = batches[i]
+        assert len(batch["input_ids"]) % devices == 0
+        for row, slot in np.argwhere(batch["weight"] == 1):
+            (place,) = np.nonzero(batch["segment_ids"][row] == slot + 1)
+            assert place[0] == batch["first_positions"][row, slot]
+            number = batch["input_ids"][row, place[0]]
+            assert len(place) == examples.lengths[number]
+            assert (batch["input_ids"][row, place] == number).all() and batch["token_type_ids"][row, place].all()
+            assert batch["position_ids"][row, place].tolist() == list(range(len(place)))
+            assert batch["labels"][row, slot] == number % 7
+        empty = batch["weight"] == 0
+        assert (batch["labels"][empty] == -100).all() and (batch["first_positions"][empty] == 0).all()
+        assert (batch["input_ids"][batch["segment_ids"] == 0] == 999).all()
+
+
+def test_packed_batches_have_few_shapes_and_little_padding(examples):
+    batches = train_batches(examples, kind=PackedBatches)
+    shapes = [batches[i]["input_ids"].shape for i in range(13 * 5)]
+    assert len(batches.shape[1]) == 1 and len(set(shapes)) <= 2
+    real, positions = 5 * examples.lengths.sum(), sum(rows * length for rows, length in shapes)
+    assert real / positions > 0.8
+
+
 def test_evaluation_sees_every_example_once_and_says_which(examples):
     batches = EvaluationBatches(examples, size=10, pad_id=0, max_length=64)
     assert len(batches) == 11
@@ -80,22 +111,3 @@ def test_evaluation_sees_every_example_once_and_says_which(examples):
         assert rows_of(batch) == numbers.tolist()
         seen.extend(numbers.tolist())
     assert sorted(seen) == list(range(103))
-
-
-@pytest.mark.parametrize("compiling", [0.5, 4.0, 20.0, 1000.0])
-def test_bucket_lengths_cost_least(compiling):
-    longest = np.random.default_rng(3).choice([5, 6, 9, 10, 17, 30, 31, 38, 44, 51], size=60)
-
-    def cost(lengths):
-        padded = [min(length for length in lengths if length >= n) for n in longest]
-        return compiling * len(lengths) + sum(padded) - longest.sum()
-
-    multiples = range(8, 52, 4)
-    every = [(*some, 52) for count in range(9) for some in itertools.combinations(multiples, count)]
-    chosen = bucket_lengths(longest, 100, compiling=compiling)
-    assert chosen == tuple(sorted(chosen)) and set(chosen) <= {*multiples, 52}
-    assert cost(chosen) == min(map(cost, every))
-
-
-def test_no_length_goes_beyond_the_largest_allowed():
-    assert bucket_lengths(np.array([3, 9, 49]), 50, compiling=0.1) == (4, 12, 50)

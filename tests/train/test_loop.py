@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassifi
 import flaxbert
 from train.loop import run
 from train.report import Reporter
+from train.tasks.task import Work
 
 
 def with_run(config, **changes):
@@ -114,8 +116,13 @@ def test_a_folder_of_another_run_is_refused(finished):
     chex.assert_trees_all_equal(weights(finished.folder), before)
 
 
-def test_classification_run(classification):
-    folder = run(with_run(classification, epochs=30.0, evaluate_every=30))
+def with_task(config, **changes):
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_classification_run(classification, packed):
+    folder = run(with_run(with_task(classification, packed=packed), epochs=30.0, evaluate_every=30))
     names = {record["name"] for record in records(folder, "eval")}
     assert names == {"dev", "test"}
     dev = [r for r in records(folder, "eval") if r["name"] == "dev"]
@@ -129,6 +136,35 @@ def test_classification_run(classification):
     test = [r for r in records(folder, "eval") if r["name"] == "test"][-1]
     right = sum(given == predicted for _, given, predicted, _ in lines[1:])
     assert right / 5 == pytest.approx(test["accuracy"])
+
+
+def test_an_epoch_of_packed_batches_is_one_of_padded_ones(classification):
+    sums, work = [], []
+    for packed in (False, True):
+        task = with_task(classification, packed=packed).task.prepare(classification)
+        model = task.architecture(task.config)
+        params = model.init(jax.random.key(0), model.example_ids)["params"]
+        loss = jax.jit(functools.partial(task.loss, model, key=None))
+        batches = [task.train[i] for i in range(task.steps_per_epoch)]
+        sums.append(jax.tree.map(lambda *x: sum(x), *[loss(params, batch) for batch in batches]))
+        work.append(sum(map(task.work, batches), start=Work()))
+    assert sums[0].weight == sums[1].weight == 22
+    assert float(sums[1].sum) == pytest.approx(float(sums[0].sum), rel=1e-6)
+    assert work[0] == work[1]
+
+
+def test_packed_rows_that_fill_up_a_batch_for_more_devices_change_nothing(classification):
+    task = with_task(classification, packed=True).task.prepare(classification)
+    model = task.architecture(task.config)
+    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    found = []
+    for devices in (1, 8):
+        batch = dataclasses.replace(task.train, devices=devices)[1]
+        loss = task.loss(model, params, batch, jax.random.key(5))  # dropout, too, is that of the same rows
+        found.append((len(batch["input_ids"]), float(loss.sum), float(loss.weight)))
+    (few, total, weight), (many, *others) = found
+    assert few < many == 8 and weight == 8
+    assert others == [pytest.approx(total, rel=1e-6), weight]
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(classification):

@@ -2,10 +2,11 @@
 
     python -m train.benchmark.torch_classifier configs/sst2.py [--flags]
 
-Same weights, rows, batches, optimizer, schedule and clipping as `python -m train` with the same arguments; batches
-are cut to their longest row, since PyTorch does not compile per length. Prints seconds and accuracy.
+Same weights, rows, optimizer, schedule and clipping as `python -m train` with the same arguments. The rows of a batch
+are alike in length and it is cut to its longest: PyTorch does not compile per length. Prints seconds and accuracy.
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("the config must fine-tune a pretrained folder for sequence classification")
     torch.manual_seed(config.run.seed)
     start = time.perf_counter()
-    task = config.task.prepare(config)
+    task = dataclasses.replace(config.task, packed=False).prepare(config)
     model = transformers.BertForSequenceClassification.from_pretrained(
         config.model.pretrained, num_labels=task.config.num_labels
     )

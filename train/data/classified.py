@@ -1,5 +1,6 @@
 """Labelled token sequences as batches whose length follows their longest row, in a reproducible order."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,18 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from flaxbert.losses import IGNORE
+from train.data.packing import RowShape, choose_shape, first_fit, pack
+from train.data.padding import COMPILING, MULTIPLE, sizes_to_compile
 
 Batch = dict[str, np.ndarray]
 
-# What one more length to compile for costs, in positions of padding of one batch: seven seconds against 0.015, measured
-# with MiniLM and batches of 32 on two CPU cores. Only how much is padded hangs on it.
-_COMPILING = 450
-# XLA takes up to half as long again to compile odd lengths, and vector units are made for even ones.
-_MULTIPLE = 4
-
-# Rows are sorted by length within windows of this many batches, so that a batch's rows are alike in length but
-# which rows meet still changes every epoch.
+# Rows are dealt by length within windows of this many batches, so that which rows meet still changes every epoch.
 _WINDOW = 64
+# Batches of which the shape of packed rows is chosen.
+_SAMPLE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,36 +63,8 @@ class Examples:
         return batch
 
 
-def bucket_lengths(longest: np.ndarray, max_length: int, *, compiling: float = _COMPILING) -> tuple[int, ...]:
-    """The lengths to pad batches to, ascending, for which padding and compiling together cost least.
-
-    Every length compiles anew: too few and short batches are mostly padding, too many and the run compiles more than
-    it trains. Solved exactly, by dynamic programming over the multiples of four that hold the batches.
-
-    Args:
-        longest: the longest row of every batch; one of the lengths always holds the largest.
-        max_length: no length goes beyond it.
-        compiling: cost of one more length, in positions of one batch.
-    """
-    longest = np.minimum(-(-longest // _MULTIPLE) * _MULTIPLE, max_length)
-    found, counts = np.unique(longest, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])  # batches shorter than found[k]
-    best, start = np.zeros(len(found) + 1), np.zeros(len(found) + 1, np.int64)
-    for k in range(1, len(found) + 1):
-        # Batches of found[j] to found[k - 1] share the last of these lengths. Their own positions are the same
-        # whatever is chosen, so all that are computed may stand for those of padding.
-        costs = best[:k] + compiling + found[k - 1] * (before[k] - before[:k])
-        start[k] = np.argmin(costs)
-        best[k] = costs[start[k]]
-    chosen, k = [], len(found)
-    while k:
-        chosen.append(int(found[k - 1]))
-        k = int(start[k])
-    return tuple(reversed(chosen))
-
-
 @dataclasses.dataclass
-class TrainBatches:
+class _TrainBatches(abc.ABC):
     """Batch `i` of a training run, for any i: a pure function of (seed, epoch, place in the epoch)."""
 
     examples: Examples
@@ -107,35 +77,94 @@ class TrainBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Batches of an epoch; the last may be filled up with rows of weight 0."""
+        """Batches of an epoch."""
         return -(-len(self.examples) // self.size)
-
-    @functools.cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths that batches are padded to."""
-        # Other epochs mix the rows anew, but the longest one is in each of them.
-        longest = self.examples.longest(self._rows(0))
-        compiling = _COMPILING * self.per_epoch / self.total_steps(self.per_epoch)
-        return bucket_lengths(longest, self.max_length, compiling=compiling)
 
     def __getitem__(self, index: int) -> Batch:
         epoch, place = divmod(index, self.per_epoch)
-        return self.examples.batch(self._rows(epoch)[place], size=self.size, pad_id=self.pad_id, lengths=self.lengths)
+        return self._arrays(self._epoch(epoch)[place])
 
-    def _rows(self, epoch: int) -> list[np.ndarray]:
-        """The rows of every batch of an epoch: shuffled, sorted by length within windows, batches shuffled again."""
+    @property
+    def _compiling(self) -> float:
+        """What one more size costs a batch of the first epoch, in positions: a run of many pays it once, too."""
+        return COMPILING * self.per_epoch / self.total_steps(self.per_epoch)
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        """The rows of every batch of an epoch: shuffled, dealt by length within windows, batches shuffled again."""
         if self._last_epoch is not None and self._last_epoch[0] == epoch:
             return self._last_epoch[1]
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(len(self.examples))
         lengths = self.examples.lengths
-        window = _WINDOW * self.size
-        windows = [order[start : start + window] for start in range(0, len(order), window)]
-        order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in windows])
-        batches = [order[start : start + self.size] for start in range(0, len(order), self.size)]
+        batches = []
+        for start in range(0, len(order), _WINDOW * self.size):
+            window = order[start : start + _WINDOW * self.size]
+            batches.extend(self._deal(window[np.argsort(lengths[window], kind="stable")], generator))
         shuffled = [batches[i] for i in generator.permutation(len(batches))]
         self._last_epoch = (epoch, shuffled)  # the next batch almost always wants it again
         return shuffled
+
+    @abc.abstractmethod
+    def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        """Rows in the order of their lengths, as batches."""
+
+    @abc.abstractmethod
+    def _arrays(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows."""
+
+
+class PaddedBatches(_TrainBatches):
+    """One example a row; rows of a batch are alike in length, and padded to one of a few lengths."""
+
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that batches are padded to."""
+        # Other epochs mix the rows anew, but the longest one is in each of them.
+        longest = self.examples.longest(self._epoch(0))
+        return sizes_to_compile(longest, self.max_length, multiple=MULTIPLE, compiling=self._compiling)
+
+    def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        return [window[start : start + self.size] for start in range(0, len(window), self.size)]
+
+    def _arrays(self, rows: np.ndarray) -> Batch:
+        return self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths)
+
+
+@dataclasses.dataclass
+class PackedBatches(_TrainBatches):
+    """Several examples a row; every batch has the same mix of lengths, so all fit one shape, or two.
+
+    The rows of a batch are a multiple of `devices`.
+    """
+
+    devices: int = dataclasses.field(default=1, kw_only=True)
+
+    @functools.cached_property
+    def shape(self) -> tuple[RowShape, tuple[int, ...]]:
+        """What a row holds, and how many rows batches are filled up to; one that needs more has as many as it needs."""
+        batches, lengths = self._epoch(0), self.examples.lengths
+        sample = [lengths[rows].tolist() for rows in batches[:: -(-len(batches) // _SAMPLE)]]
+        compiling = self._compiling * self.size * len(sample) / len(batches)
+        return choose_shape(sample, int(lengths.max()), step=MULTIPLE, multiple=self.devices, compiling=compiling)
+
+    def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        # The shortest rows, one to each batch, then the next ones, up to the longest.
+        count = -(-len(window) // self.size)
+        hands = [generator.permutation(window[start : start + count]) for start in range(0, len(window), count)]
+        return [np.array([hand[i] for hand in hands if i < len(hand)]) for i in range(count)]
+
+    def _arrays(self, rows: np.ndarray) -> Batch:
+        examples, (shape, counts) = self.examples, self.shape
+        packed = first_fit(examples.lengths[rows].tolist(), shape)
+        counts = (*counts, -(-len(packed) // self.devices) * self.devices)
+        packed += [[]] * (next(count for count in counts if count >= len(packed)) - len(packed))
+        chosen = [examples.ids[row] for row in rows], [examples.types[row] for row in rows]
+        batch = pack(*chosen, packed, shape, pad_id=self.pad_id)
+        labels = np.full(batch["first_positions"].shape, IGNORE, np.int32)
+        for row, members in enumerate(packed):
+            labels[row, : len(members)] = examples.labels[rows[members]]
+        slots = np.arange(shape.slots) < np.array([[len(members)] for members in packed])
+        return {**batch, "labels": labels, "weight": slots.astype(np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +186,7 @@ class EvaluationBatches:
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """The lengths that batches are padded to."""
-        return bucket_lengths(self.examples.longest(self.rows), self.max_length)
+        return sizes_to_compile(self.examples.longest(self.rows), self.max_length, multiple=MULTIPLE)
 
     @functools.cached_property
     def rows(self) -> list[np.ndarray]:

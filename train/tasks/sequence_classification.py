@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert import BertForSequenceClassification, PreTrainedModel, losses
+from flaxbert import BertForSequenceClassification, PreTrainedModel, functional, losses
 from flaxbert.files import written_whole
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
-from train.data.classified import EvaluationBatches, Examples, TrainBatches
+from train.data.classified import EvaluationBatches, Examples, PackedBatches, PaddedBatches
 from train.data.labels import infer_labels, label_ids
 from train.data.table import Columns, Row, read_rows
 from train.evaluate import Evaluation, Measured
@@ -44,6 +44,9 @@ class SequenceClassification:
     """A folder or vocab.txt; by default the pretrained model's."""
     max_length: int = 128
     """Longer inputs are cut."""
+    packed: bool = False
+    """Let several short inputs share a row of a training batch: next to no padding, and one shape to compile
+    instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
     def prepare(self, config: Config) -> "PreparedClassification":
         """Reads and checks all three files before anything is trained; raises what `TaskSettings` says."""
@@ -62,7 +65,8 @@ class SequenceClassification:
         examples = {name: _examples(found, tokenizer, labels, self.max_length) for name, found in rows.items()}
         run = config.run
         pad = tokenizer.special_ids[0]
-        train = TrainBatches(examples["train"], run.batch_size, pad, self.max_length, run.seed, run.total_steps)
+        how = examples["train"], run.batch_size, pad, self.max_length, run.seed, run.total_steps
+        train = PackedBatches(*how, devices=jax.device_count()) if self.packed else PaddedBatches(*how)
         size = run.evaluation_batch_size or run.batch_size
         return PreparedClassification(
             tokenizer=tokenizer,
@@ -100,7 +104,10 @@ class PreparedClassification(Task):
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens."""
-        return Work.of(batch["attention_mask"], pooled=True)
+        if "segment_ids" not in batch:
+            return Work.of(batch["attention_mask"], pooled=True)
+        (rows, slots), ids = batch["first_positions"].shape, batch["segment_ids"]
+        return Work.of((ids[:, None] == np.arange(1, slots + 1)[:, None]).reshape(rows * slots, -1), pooled=True)
 
     def finish(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
@@ -124,12 +131,18 @@ class PreparedClassification(Task):
 
     def _loss(self, scores: jax.Array, batch: Batch) -> Loss:
         kind = "single_label_classification"
-        return losses.sequence_classification(scores, batch["labels"], problem_type=kind, weights=batch["weight"])
+        labels, weights = (batch[name].reshape(-1) for name in ("labels", "weight"))
+        return losses.sequence_classification(scores, labels, problem_type=kind, weights=weights)
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return logits(model, params, {name: batch[name] for name in names}, key)
+    """The scores of every example [B, N], of every slot [R * P, N] where rows hold several."""
+    if "segment_ids" not in batch:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return logits(model, params, {name: batch[name] for name in names}, key)
+    names = ("input_ids", "token_type_ids", "position_ids", "first_positions")
+    inputs = {name: batch[name] for name in names} | {"attention_mask": functional.packed_mask(batch["segment_ids"])}
+    return logits(model, params, inputs, key).reshape(-1, model.config.num_labels)
 
 
 def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Examples:
