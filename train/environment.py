@@ -34,10 +34,13 @@ def compile_quickly() -> None:
 
 
 def run_inline() -> None:
-    """Lets the CPU backend run a step in the thread that asks for it: only the main thread's memory can be kept.
+    """Lets the CPU backend run a step in the thread that asks for it, where `keep_memory` has set malloc.
 
-    glibc gives every other thread blocks of 64 MB at most; what is larger goes back to the system when it is freed.
+    Only the main thread's memory can be kept: glibc gives every other thread blocks of 64 MB at most, and what is
+    larger goes back to the system when it is freed.
     """
+    if os.environ.get("GLIBC_TUNABLES") != _MALLOC:
+        return
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)

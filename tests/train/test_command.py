@@ -118,8 +118,9 @@ def test_help_and_no_arguments(config_file, capsys):
 
 def test_malloc_settings_restart_the_process_once_with_its_own_arguments():
     program = (
-        "import os, sys; from train.environment import keep_memory; keep_memory(); "
-        "print(os.getenv('GLIBC_TUNABLES'), sys.argv[1:])"
+        "import os, sys; from train.environment import keep_memory, run_inline; keep_memory(); run_inline(); "
+        "import jax; inline = not jax.config.read('jax_cpu_enable_async_dispatch'); "
+        "print(os.getenv('GLIBC_TUNABLES'), sys.argv[1:], inline)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
@@ -131,8 +132,8 @@ def test_malloc_settings_restart_the_process_once_with_its_own_arguments():
     if not setting.is_file() or "[madvise]" not in setting.read_text():
         pytest.skip("this system gives huge pages to all or to none")
     settings, arguments = shown().split(" ", 1)
-    assert settings.startswith("glibc.malloc.hugetlb=1:") and arguments == "['a b', '--flag']\n"
-    assert shown(GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--flag']\n"
+    assert settings.startswith("glibc.malloc.hugetlb=1:") and arguments == "['a b', '--flag'] True\n"
+    assert shown(GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--flag'] False\n"
 
 
 def test_xla_flags_of_the_user_are_kept():
