@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from flaxbert import weights
 from flaxbert.config import BertConfig
+from flaxbert.sharding import AxisRules
 
 
 class Remat(enum.Enum):
@@ -78,17 +80,25 @@ class PreTrainedModel(nn.Module):
         path: str | Path,
         *,
         strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
         key: jax.Array | None = None,
+        mesh: Mesh | None = None,
+        rules: AxisRules | None = None,
         **attributes: Any,
     ) -> tuple[Model, dict[str, Any]]:
-        """Loads a Hugging Face folder (config.json, model.safetensors): the model and its float32 parameters.
+        """Loads a Hugging Face folder (config.json, safetensors in one file or several): the model and its parameters.
+
+        The parameters are float32.
 
         Args:
             path: the folder.
             strict: raise on any missing or unexpected weight. False lets the *head* differ: parameters of this
                 class's head that the file lacks are drawn afresh from `key`, weights of another head are left
                 out, and both are named in a warning of the "flaxbert" logger.
+            ignore_mismatched_sizes: draw afresh, and name in a warning, what has another shape in the file.
             key: for fresh parameters; `jax.random.key(0)` where None.
+            mesh, rules: where the parameters are to live, each device reading its own part; one device without a mesh,
+                `AxisRules()` without rules.
             **attributes: of the class: `dtype`, `scan`, `remat`, `add_pooling_layer`; or `config` to replace
                 the file's (another number of labels, say).
 
@@ -97,4 +107,6 @@ class PreTrainedModel(nn.Module):
         """
         config = attributes.pop("config", None) or BertConfig.from_pretrained(path)
         model = cls(config, **attributes)
-        return model, weights.load(path, model, strict=strict, key=key)
+        how: dict[str, Any] = {"key": key, "mesh": mesh, "rules": rules}
+        params = weights.load(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, **how)
+        return model, params

@@ -1,15 +1,17 @@
 """`BertConfig` as a config.json: read through an allow-list, written so that `transformers` reads it."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flaxbert.config import BertConfig
+from flaxbert.files import inside, read_json
 
 _log = logging.getLogger("flaxbert")
+
+GOOGLE = "bert_config.json"
 
 # Keys that do not change BERT's mathematics here. They are kept aside in `BertConfig.unused` without a warning;
 # every other unknown key is kept aside with one.
@@ -44,11 +46,11 @@ HARMLESS_KEYS = frozenset(
     ]
 )
 
-_MAX_BYTES = 16 * 2**20
-
 
 def read(path: str | Path) -> BertConfig:
-    """Reads config.json of a folder, or the file itself.
+    """Reads config.json (or Google's bert_config.json) of a folder, or the file itself.
+
+    Google's code calls the tanh form "gelu": from a file of its name, "gelu" is read as "gelu_new", with a warning.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,17 +58,16 @@ def read(path: str | Path) -> BertConfig:
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "config.json"
+        google = (file / GOOGLE).exists() and not (file / "config.json").exists()
+        file = inside(file, GOOGLE if google else "config.json")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
-    if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{file}: {file.stat().st_size} bytes; a config.json is at most {_MAX_BYTES}")
-    try:
-        values = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8
-        raise ValueError(f"{file}: not a JSON file ({error})") from None
+    values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
+    if file.name == GOOGLE and values.get("hidden_act") == "gelu":
+        values["hidden_act"] = "gelu_new"
+        _log.warning('%s: Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"', file)
     try:
         return from_dict(values)
     except ValueError as error:
@@ -96,13 +97,13 @@ def from_dict(values: Mapping[str, Any]) -> BertConfig:
     return BertConfig(**kept, unused=unused)
 
 
-def to_dict(config: BertConfig, *, architecture: str | None = None) -> dict[str, Any]:
+def to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
     """The content of a config.json that `transformers` reads; `unused` keys are not written back."""
     derived = ("unused", "pruned_heads", "num_labels", "id2label")
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in derived}
     values |= {
         "model_type": "bert",
-        "dtype": "float32",
+        "dtype": dtype,
         "id2label": {str(i): name for i, name in enumerate(config.id2label)},
         "label2id": {name: i for i, name in enumerate(config.id2label)},
     }

@@ -1,10 +1,52 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files that others made: small, plain, in the folder they belong to."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+_MAX_JSON = 64 * 2**20
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of this name in a folder, which a file there names; it need not exist.
+
+    Links are followed within the folder, and from a snapshot of huggingface_hub's cache to the files it links to.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+    """
+    plain = 0 < len(name.encode()) < 256 and name not in (".", "..") and Path(name).name == name and "\0" not in name
+    if not plain or not _leads_into(folder.resolve(), folder / name):
+        raise ValueError(f"{folder}: the file name {name[:200]!r} leads out of the folder")
+    return folder / name
+
+
+def _leads_into(folder: Path, file: Path) -> bool:
+    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    try:
+        return file.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # links in a circle, or a name that is too long
+        return False
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: too large, or not JSON.
+    """
+    size = file.stat().st_size
+    if size > _MAX_JSON:
+        raise ValueError(f"{file}: {size} bytes; at most {_MAX_JSON} are read")
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8
+        raise ValueError(f"{file}: not a JSON file ({error})") from None
 
 
 @contextlib.contextmanager

@@ -1,53 +1,89 @@
-"""A Hugging Face model folder: config.json and one model.safetensors, read strictly and written whole."""
+"""A Hugging Face model folder: config.json and safetensors, in one file or several."""
 
 import contextlib
+import dataclasses
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.typing import DTypeLike
 
-from flaxbert.files import written_whole
-from flaxbert.weights import names
+from flaxbert import config_json
+from flaxbert.files import inside, read_json, written_whole
+from flaxbert.weights import names, safetensors
+from flaxbert.weights.names import Tensor
+from flaxbert.weights.safetensors import Spec, Stored
 
-_log = logging.getLogger("flaxbert")
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
-WEIGHTS_FILE = "model.safetensors"
 
+def read(path: Path) -> tuple[Path, dict[str, Stored]]:
+    """The tensors of a folder, or of a .safetensors file, by name; and the file that lists them.
 
-def load(path: str | Path, model: Any, *, strict: bool = True, key: jax.Array | None = None) -> dict[str, Any]:
-    """The float32 parameters of `model` (a `PreTrainedModel`) from a folder or a .safetensors file.
-
-    The arguments and errors are those of `PreTrainedModel.from_pretrained`.
+    Raises:
+        FileNotFoundError: no weights there, or a file that the index names is missing.
+        ValueError: what is wrong with which file; a file outside of the folder.
     """
-    file = _weights_file(Path(path))
-    shapes = model.parameter_shapes()
-    table = {entry.name: entry for entry in names.entries(shapes)}
-    with _open(file) as tensors:
-        stored = _canonical_names(tensors, file)
-        _resolve_ties(stored, tensors, table, file)
-        missing = [name for name in table if name not in stored]
-        unexpected = [name for name in stored if name not in table and name not in names.BUFFERS]
-        _report(file, model, table, stored, tensors, missing, unexpected, strict=strict)
-        params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
-        _draw(params, [table[name].path for name in missing], model, jax.random.key(0) if key is None else key)
-        for name, entry in table.items():
-            if name in stored:
-                _place(params, entry, tensors.get_tensor(stored[name]))
-    return jax.tree.map(jnp.asarray, params)
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; weights are read from {WEIGHTS}")
+        return path, safetensors.read_header(path)[0]
+    if (path / WEIGHTS).exists() or not (path / INDEX).exists():
+        file = _existing(path, WEIGHTS)
+        return file, safetensors.read_header(file)[0]
+    index = inside(path, INDEX)
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index}: has no weight_map from tensor names to file names")
+    tensors: dict[str, Stored] = {}
+    shards = {shard: _existing(path, shard) for shard in sorted(set(places.values()))}  # all names, before any is read
+    for shard, file in shards.items():
+        for name, tensor in safetensors.read_header(file)[0].items():
+            if places.get(name) != shard:
+                raise ValueError(f"{file}: holds {name!r}, which {index.name} places in {places.get(name)}")
+            tensors[name] = tensor
+    lost = sorted(places.keys() - tensors.keys())
+    if lost:
+        raise ValueError(f"{index}: {len(lost)} tensors are not in the files that it names: {', '.join(lost[:5])}")
+    return index, tensors
 
 
-def save(path: str | Path, model: Any, params: Mapping[str, Any]) -> None:
+def _existing(folder: Path, name: str) -> Path:
+    file = inside(folder, name)
+    if file.is_file():
+        return file
+    beside = ", ".join(sorted(p.name for p in folder.iterdir())[:10])
+    hint = f"; the folder holds {beside}" if beside else ""
+    raise FileNotFoundError(f"{file}: no such file; weights are read from {WEIGHTS}{hint}")
+
+
+def save(
+    path: str | Path,
+    model: Any,
+    params: Mapping[str, Any],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    max_shard_size: int | None = None,
+) -> None:
     """Writes config.json and model.safetensors, which `transformers` loads; other files there stay.
 
-    Both files are written aside and then renamed, the config last, so a reader never sees half of one and a failure
-    leaves the old ones.
+    All files are written aside and then renamed, the config last, so a reader never sees half of one and a failure
+    leaves the old ones. The host holds one tensor at a time.
+
+    Args:
+        path: the folder; made where it does not exist.
+        model: the `PreTrainedModel` that the parameters are of.
+        params: its parameters, on the host or on devices.
+        dtype: of the numbers in the file: float32, float16 or bfloat16.
+        max_shard_size: bytes; more are written as several files and model.safetensors.index.json.
 
     Raises:
         ValueError: the parameters are not those of the model; lists each difference.
@@ -55,125 +91,77 @@ def save(path: str | Path, model: Any, params: Mapping[str, Any]) -> None:
     differing = names.shape_differences(dict(params), model.parameter_shapes())
     if differing:
         raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *differing]))
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    host = jax.tree.map(lambda leaf: np.asarray(jax.device_get(leaf)), dict(params))
-    architecture = type(model).__name__
-    bare = architecture == "BertModel"
-    tensors = {}
-    for entry in names.entries(host):
-        parameter = _leaf(host, entry.path)
-        name = entry.name.removeprefix("bert.") if bare else entry.name
-        tensors[name] = entry.to_foreign(parameter if entry.layer is None else parameter[entry.layer])
+    table = names.entries(params)
+    write(path, model, {entry.name: _Parameter(entry, params, np.dtype(dtype)) for entry in table}, max_shard_size)
+
+
+def write(path: str | Path, model: Any, tensors: Mapping[str, Tensor], max_shard_size: int | None = None) -> None:
+    """Writes a folder as `save` does, from tensors under the names of the table."""
+    architecture, config, tensors = type(model).__name__, model.config, dict(tensors)
     if names.UNTIED_BIAS in tensors:
         tensors[names.SPARE_BIAS] = tensors[names.UNTIED_BIAS]  # transformers 5 misses it otherwise
-    config = model.config
+    if architecture == "BertModel":
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
     if "qa_outputs.weight" in tensors and config.num_labels != 2:
         config = config.replace(num_labels=2)  # transformers sizes this head by it
-    text = json.dumps(config.to_dict(architecture=architecture), indent=2, ensure_ascii=False) + "\n"
-    with written_whole(folder / "config.json") as config_file, written_whole(folder / WEIGHTS_FILE) as weights_file:
-        save_file(tensors, weights_file, metadata={"format": "pt"})
-        config_file.write_text(text)
+    specs = [Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    widest = max({spec.dtype for spec in specs}, key=lambda dtype: dtype.itemsize)
+    values = config_json.to_dict(config, architecture=architecture, dtype=widest.name)
+    shards = _shards(specs, max_shard_size)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as files:  # left in the opposite order: the config is renamed last
+        config_file = files.enter_context(written_whole(folder / "config.json"))
+        if len(shards) > 1:
+            files.enter_context(written_whole(folder / INDEX)).write_text(_index(shards))
+        for name, shard in shards.items():
+            file, shard = files.enter_context(written_whole(folder / name)), safetensors.ordered(shard)
+            safetensors.write(file, shard, (tensors[spec.name].read() for spec in shard), metadata={"format": "pt"})
+        config_file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    _remove_others(folder, {*shards, *([INDEX] if len(shards) > 1 else [])})
 
 
-def _weights_file(path: Path) -> Path:
-    file = path / WEIGHTS_FILE if path.is_dir() else path
-    if file.is_file():
-        return file
-    beside = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    hint = f"; the folder holds {', '.join(beside[:10])}" if beside else ""
-    raise FileNotFoundError(f"{file}: no such file; weights are read from {WEIGHTS_FILE}{hint}")
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """A tensor of the file, made from the parameters when it is asked for."""
+
+    entry: names.Entry
+    params: Mapping[str, Any]
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.foreign_shape
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        parameter = names.leaf(self.params, self.entry.path)
+        part = parameter if self.entry.layer is None else parameter[self.entry.layer]
+        return self.entry.to_foreign(np.asarray(jax.device_get(part)).astype(self.dtype))[rows]
 
 
-@contextlib.contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            yield tensors
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+def _shards(specs: list[Spec], max_shard_size: int | None) -> dict[str, list[Spec]]:
+    """File names and their tensors: each file filled up to the limit, with at least one tensor."""
+    shards: list[list[Spec]] = [[]]
+    room = limit = float("inf") if max_shard_size is None else max_shard_size
+    for spec in specs:
+        if shards[-1] and spec.size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(spec)
+        room -= spec.size
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
-def _canonical_names(tensors: Any, file: Path) -> dict[str, str]:
-    """Canonical name -> name in the file."""
-    in_file = list(tensors.keys())
-    bare = not any(name.startswith("bert.") for name in in_file)
-    stored: dict[str, str] = {}
-    for name in in_file:
-        canonical = names.canonical(name, bare=bare)
-        if canonical in stored:
-            raise ValueError(f"{file}: {name!r} and {stored[canonical]!r} are two spellings of one weight")
-        stored[canonical] = name
-    return stored
+def _index(shards: Mapping[str, list[Spec]]) -> str:
+    places = {spec.name: name for name, shard in shards.items() for spec in shard}
+    total = sum(spec.size for shard in shards.values() for spec in shard)
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n"
 
 
-def _resolve_ties(stored: dict[str, str], tensors: Any, table: Mapping[str, names.Entry], file: Path) -> None:
-    """Takes the aliases of tied weights out of `stored`, after a look that they agree with what they alias."""
-    if names.UNTIED_BIAS in table and names.SPARE_BIAS in stored:
-        spare = stored.pop(names.SPARE_BIAS)
-        stored.setdefault(names.UNTIED_BIAS, spare)
-    for alias, name in names.TIED.items():
-        if alias not in stored or alias in table or "cls.predictions.bias" not in table:
-            continue
-        if name not in stored:
-            stored[name] = stored.pop(alias)
-        elif np.array_equal(tensors.get_tensor(stored[alias]), tensors.get_tensor(stored[name])):
-            del stored[alias]
-        else:
-            raise ValueError(
-                f"{file}: {alias} differs from {name}, but the config ties them; set tie_word_embeddings to false"
-            )
-
-
-def _report(
-    file: Path,
-    model: Any,
-    table: Mapping[str, names.Entry],
-    stored: Mapping[str, str],
-    tensors: Any,
-    missing: list[str],
-    unexpected: list[str],
-    *,
-    strict: bool,
-) -> None:
-    """Raises one error that lists all that does not fit, or warns of what `strict=False` allows."""
-    shaped = []
-    for name in table.keys() & stored.keys():
-        in_file, wanted = tuple(tensors.get_slice(stored[name]).get_shape()), table[name].foreign_shape
-        if in_file != wanted:
-            shaped.append(f"{name}: {list(in_file)} in the file, {list(wanted)} in {type(model).__name__}")
-    allowed = not strict and not shaped and all(map(names.is_head, missing + unexpected))
-    lines = (
-        _listed("missing", missing) + _listed("unexpected", unexpected) + _listed("of another shape", sorted(shaped))
-    )
-    if not lines:
-        return
-    if allowed:
-        _log.warning("%s: loading %s:\n%s", file, type(model).__name__, "\n".join(lines))
-        return
-    hint = "strict=False draws a missing head afresh and leaves an unexpected one out; the encoder must always fit"
-    raise ValueError("\n".join([f"{file}: the weights do not fit {type(model).__name__}:", *lines, hint]))
-
-
-def _listed(what: str, found: list[str]) -> list[str]:
-    return [f"  {len(found)} {what}:", *(f"    {name}" for name in found)] if found else []
-
-
-def _draw(params: dict[str, Any], paths: Sequence[names.Path], model: Any, key: jax.Array) -> None:
-    """Overwrites the parameters at some paths by fresh ones; what else `init` draws is never computed."""
-    if not paths:
-        return
-    fresh = jax.jit(lambda key: [_leaf(model.init(key, model.example_ids)["params"], path) for path in paths])(key)
-    for path, leaf in zip(paths, fresh, strict=True):
-        _leaf(params, path)[...] = leaf
-
-
-def _leaf(tree: Mapping[str, Any], path: names.Path) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def _place(params: dict[str, Any], entry: names.Entry, tensor: np.ndarray) -> None:
-    target = _leaf(params, entry.path)
-    target[... if entry.layer is None else entry.layer] = entry.to_ours(tensor)
+def _remove_others(folder: Path, written: set[str]) -> None:
+    """Takes away weights of another layout that were there before: a reader could not tell which are meant."""
+    for file in folder.iterdir():
+        if file.name not in written and (file.name in (WEIGHTS, INDEX) or _SHARD.fullmatch(file.name)):
+            file.unlink()

@@ -12,7 +12,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -53,6 +53,29 @@ TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias":
 UNTIED_BIAS, SPARE_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
 
 
+@runtime_checkable
+class Tensor(Protocol):
+    """A tensor in a file, whatever the format: what it is, and how to read it."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        ...
+
+    def read(self, rows: slice = ...) -> np.ndarray:
+        """The tensor, or consecutive rows of it (of its first axis).
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One Hugging Face tensor and its place: the parameter at `path`, row `layer` of it where that is not None."""
@@ -70,9 +93,16 @@ class Entry:
             return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
         return self.shape if self.path[-1] == "embedding" else (math.prod(self.shape),)
 
-    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        """The tensor in our layout."""
-        return (tensor if self.inputs is None else tensor.T).reshape(self.shape)
+    def read(self, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of our slice, `index` in our layout, read from the file: of its rows only those that are needed."""
+        axis = self.inputs or 0  # which of our axes the file's rows begin with; those after it are flattened into it
+        start, stop, _ = index[axis].indices(self.shape[axis])
+        inner = 1 if self.path[-1] == "embedding" else math.prod(self.shape[axis + 1 :])
+        rows = tensor.read(slice(start * inner, stop * inner))
+        part = (rows if self.inputs is None else rows.T).reshape(
+            *self.shape[:axis], stop - start, *self.shape[axis + 1 :]
+        )
+        return part[(*index[:axis], slice(None), *index[axis + 1 :])]
 
     def to_foreign(self, parameter: np.ndarray) -> np.ndarray:
         """The parameter (already the layer's slice) in the file's layout."""
@@ -132,6 +162,24 @@ def _candidates(leaves: Mapping[Path, tuple[int, ...]], bare: bool) -> Iterator[
         path = tuple(ours.split("/"))
         if path in leaves:
             yield foreign, path, inputs
+
+
+def leaf(tree: Any, path: Path) -> Any:
+    """What a tree of dicts holds at a path."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def tree(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+    """The tree of dicts with these leaves."""
+    found: dict[str, Any] = {}
+    for path, value in sorted(leaves.items()):
+        node = found
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return found
 
 
 def shape_differences(given: Any, wanted: Any) -> list[str]:

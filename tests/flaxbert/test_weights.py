@@ -2,10 +2,12 @@
 
 import collections
 import functools
+import json
 import logging
 import operator
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,8 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import flaxbert
-from flaxbert.weights import folder as folder_module
-from flaxbert.weights import names
+from flaxbert.sharding import AxisRules
+from flaxbert.weights import names, safetensors
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
@@ -394,6 +396,170 @@ def test_files_of_another_precision_give_float32(dtype, tmp_path):
         np.testing.assert_array_equal(entry.to_foreign(leaf), state[entry.name], err_msg=entry.name)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_saved_in_another_precision(tmp_path, dtype):
+    model, params = model_and_params("BertForMaskedLM")
+    flaxbert.save_pretrained(tmp_path, model, params, dtype=dtype)
+    theirs, report = transformers.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True, dtype="auto")
+    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert {parameter.dtype for parameter in theirs.parameters()} == {getattr(torch, dtype)}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), params)
+    assert_bit_equal(flaxbert.from_pretrained(tmp_path)[1], rounded)
+
+
+def test_whole_numbers_are_no_weights(saved):
+    saved.of("BertModel").change(lambda tensors: tensors.update({"pooler.dense.bias": np.arange(15)}))
+    with pytest.raises(ValueError, match="1 no floating-point numbers:\n    bert.pooler.dense.bias: int64"):
+        saved.load()
+
+
+# -- several files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 2000, 5000])
+def test_shards_are_those_of_transformers(tmp_path, limit):
+    model, params = model_and_params("BertForPreTraining")
+    flaxbert.save_pretrained(tmp_path / "ours", model, params, max_shard_size=limit)
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for file in files:
+        tensors = load_file(tmp_path / "ours" / file)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= limit
+    theirs, report = transformers.BertForPreTraining.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=limit)
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    for side in ("ours", "theirs"):
+        assert_bit_equal(flaxbert.from_pretrained(tmp_path / side)[1], params)
+
+
+def test_saving_in_another_number_of_files_leaves_none_of_the_others(tmp_path):
+    model, params = model_and_params("BertModel")
+    index = tmp_path / "model.safetensors.index.json"
+    for limit in (4000, 8000, None, 4000):
+        flaxbert.save_pretrained(tmp_path, model, params, max_shard_size=limit)
+        assert index.exists() == (limit is not None)
+        named = set(json.loads(index.read_text())["weight_map"].values()) if limit else {"model.safetensors"}
+        assert {path.name for path in tmp_path.glob("*.safetensors")} == named
+        assert len(named) == {4000: 5, 8000: 3, None: 1}[limit]
+        assert_bit_equal(flaxbert.from_pretrained(tmp_path)[1], params)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder of four files, and a way to change its index."""
+    model, params = model_and_params("BertModel")
+    flaxbert.save_pretrained(tmp_path / "sharded", model, params, max_shard_size=4000)
+    file = tmp_path / "sharded" / "model.safetensors.index.json"
+
+    class Sharded:
+        folder, names = tmp_path / "sharded", sorted(json.loads(file.read_text())["weight_map"])
+
+        def change(self, edit):
+            content = json.loads(file.read_text())
+            edit(content["weight_map"])
+            file.write_text(json.dumps(content))
+
+    return Sharded()
+
+
+OUTSIDE = ["../model.safetensors", "/etc/passwd", "..", ".", "", "sub/model.safetensors", "a\0b", "x" * 5000]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_index_cannot_lead_out_of_its_folder(sharded, name, tmp_path):
+    sharded.change(lambda places: places.update({sharded.names[0]: name}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        flaxbert.from_pretrained(sharded.folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_link_cannot_lead_out_of_its_folder(saved, name, tmp_path):
+    saved.of("BertModel")
+    (saved.folder / name).rename(tmp_path / "elsewhere")
+    (saved.folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"'{name}' leads out of the folder"):
+        saved.load()
+    (saved.folder / name).unlink()
+    (saved.folder / name).symlink_to(name)  # to itself
+    with pytest.raises((ValueError, FileNotFoundError)):
+        saved.load()
+
+
+def test_links_of_the_hub_cache_are_followed(saved, tmp_path):
+    saved.of("BertModel")
+    snapshot, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "models--x" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, file in enumerate(saved.folder.iterdir()):
+        (blobs / str(i)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{i}")
+    assert_bit_equal(flaxbert.from_pretrained(snapshot)[1], saved.params)
+
+
+def test_an_index_that_does_not_fit_its_files(sharded):
+    def edit(change):
+        sharded.change(change)
+        return pytest.raises((ValueError, FileNotFoundError))
+
+    with edit(lambda places: places.update({"no.such": places[sharded.names[0]]})) as error:
+        flaxbert.from_pretrained(sharded.folder)
+    assert "1 tensors are not in the files that it names: no.such" in str(error.value)
+    with edit(lambda places: (places.pop("no.such"), places.pop(sharded.names[0]))) as error:
+        flaxbert.from_pretrained(sharded.folder)
+    assert f"holds {sharded.names[0]!r}, which model.safetensors.index.json places in None" in str(error.value)
+    with edit(lambda places: places.update({sharded.names[0]: "lost.safetensors"})) as error:
+        flaxbert.from_pretrained(sharded.folder)
+    assert "lost.safetensors: no such file" in str(error.value)
+    with edit(lambda places: places.update({sharded.names[0]: 3})) as error:
+        flaxbert.from_pretrained(sharded.folder)
+    assert "has no weight_map from tensor names to file names" in str(error.value)
+
+
+# -- several devices -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rules", [AxisRules(), AxisRules(embed="data"), AxisRules(mlp="data", heads="data")])
+def test_each_device_reads_its_own_part(tmp_path, rules, monkeypatch):
+    config = CONFIG.replace(hidden_size=16, num_attention_heads=8, intermediate_size=24)
+    model, params = model_and_params("BertForMaskedLM", config)
+    flaxbert.save_pretrained(tmp_path, model, params)
+    mesh = flaxbert.sharding.make_mesh()
+    read, whole = 0, safetensors.Stored.read
+
+    def counted(self, rows=slice(None)):
+        nonlocal read
+        part = whole(self, rows)
+        read += part.nbytes
+        return part
+
+    monkeypatch.setattr(safetensors.Stored, "read", counted)
+    _, placed = flaxbert.from_pretrained(tmp_path, mesh=mesh, rules=rules)
+    assert_bit_equal(placed, params)
+    wanted = flaxbert.sharding.tree_shardings(mesh, rules, model.logical_axes())
+    jax.tree.map(lambda leaf, s: chex.assert_equal(leaf.sharding.is_equivalent_to(s, leaf.ndim), True), placed, wanted)
+    # What is whole on every device is read once; of what is split by the file's rows, each row once.
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert read == total if rules == AxisRules() else read < 8 * total
+
+
+def test_mismatched_sizes_are_drawn_afresh_where_asked_for(saved, caplog):
+    saved.of("BertForTokenClassification")
+    wider = CONFIG.replace(num_labels=5, max_position_embeddings=20)
+    key = jax.random.key(3)
+    params = saved.load(config=wider, ignore_mismatched_sizes=True, key=key)
+    assert "2 of another shape" not in caplog.text and "3 of another shape" in caplog.text
+    fresh = jit(type(saved.model)(wider).init)(key, jnp.zeros((1, 1), int))["params"]
+    chex.assert_trees_all_close(params["classifier"], fresh["classifier"], rtol=1e-6)
+    chex.assert_trees_all_close(
+        params["bert"]["embeddings"]["position"], fresh["bert"]["embeddings"]["position"], rtol=1e-6
+    )
+    assert_bit_equal(params["bert"]["layers"], saved.params["bert"]["layers"])
+    with pytest.raises(ValueError, match="3 of another shape"):
+        saved.load(config=wider, strict=False)
+
+
 # -- broken files ----------------------------------------------------------------------------------------------
 
 
@@ -463,7 +629,7 @@ def test_failing_save_leaves_the_old_files_as_they_were(saved, step, monkeypatch
     (saved.folder / "vocab.txt").write_text("kept")
     before = content(saved.folder)
 
-    def half(tensors, path, metadata):
+    def half(path, *_, **__):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -471,7 +637,7 @@ def test_failing_save_leaves_the_old_files_as_they_were(saved, step, monkeypatch
         raise OSError("disk full")
 
     if step == "weights":
-        monkeypatch.setattr(folder_module, "save_file", half)
+        monkeypatch.setattr(safetensors, "write", half)
     else:
         monkeypatch.setattr(pathlib.Path, "write_text", no_text)
     with pytest.raises(OSError, match="disk full"):

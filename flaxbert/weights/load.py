@@ -1,0 +1,216 @@
+"""Tensors of a file fitted to a model: names resolved, what differs reported, each read to where it is to live."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from flaxbert.sharding import AxisRules, tree_shardings
+from flaxbert.weights import names, source
+from flaxbert.weights.names import Tensor
+
+_log = logging.getLogger("flaxbert")
+
+
+def load(
+    path: str | Path,
+    model: Any,
+    *,
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+    rules: AxisRules | None = None,
+) -> dict[str, Any]:
+    """The float32 parameters of `model` (a `PreTrainedModel`) from what `source.read` reads.
+
+    The host holds one layer, or one other tensor, at a time; with a mesh, each process only what its devices need.
+    The arguments and errors are those of `PreTrainedModel.from_pretrained`.
+    """
+    fitted = fit(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
+    return _assemble(fitted, draw(fitted, model, key, shardings), shardings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The weights of a file that a model takes.
+
+    Attributes:
+        table: the model's table of names.
+        tensors: by canonical name, all that are taken from the file.
+        afresh: names of those that are drawn.
+    """
+
+    table: Mapping[str, names.Entry]
+    tensors: Mapping[str, Tensor]
+    afresh: frozenset[str]
+
+
+def fit(path: str | Path, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
+    """Which tensors at a path a model takes; raises, or warns, of the rest as `from_pretrained` says."""
+    file, tensors = source.read(Path(path))
+    table = {entry.name: entry for entry in names.entries(model.parameter_shapes())}
+    stored = _canonical_names(tensors, file)
+    _resolve_ties(stored, tensors, table, file)
+    found = {name: tensors[spelling] for name, spelling in stored.items()}
+    afresh = _report(file, model, table, found, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    taken = {name: found[name] for name in table if name not in afresh}
+    return Fitted(table, taken, frozenset(afresh))
+
+
+def _canonical_names(tensors: Mapping[str, Tensor], file: Path) -> dict[str, str]:
+    """Canonical name -> name in the file."""
+    bare = not any(name.startswith("bert.") for name in tensors)
+    stored: dict[str, str] = {}
+    for name in tensors:
+        canonical = names.canonical(name, bare=bare)
+        if canonical in stored:
+            raise ValueError(f"{file}: {name!r} and {stored[canonical]!r} are two spellings of one weight")
+        stored[canonical] = name
+    return stored
+
+
+def _resolve_ties(
+    stored: dict[str, str], tensors: Mapping[str, Tensor], table: Mapping[str, names.Entry], file: Path
+) -> None:
+    """Takes the aliases of tied weights out of `stored`, after a look that they agree with what they alias."""
+    if names.UNTIED_BIAS in table and names.SPARE_BIAS in stored:
+        spare = stored.pop(names.SPARE_BIAS)
+        stored.setdefault(names.UNTIED_BIAS, spare)
+    for alias, name in names.TIED.items():
+        if alias not in stored or alias in table or "cls.predictions.bias" not in table:
+            continue
+        if name not in stored:
+            stored[name] = stored.pop(alias)
+        elif _equal(tensors[stored[alias]], tensors[stored[name]]):
+            del stored[alias]
+        else:
+            raise ValueError(
+                f"{file}: {alias} differs from {name}, but the config ties them; set tie_word_embeddings to false"
+            )
+
+
+def _equal(one: Tensor, other: Tensor, rows: int = 4096) -> bool:
+    """Whether two tensors hold the same numbers; some rows of each are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    parts = [slice(start, start + rows) for start in range(0, one.shape[0] if one.shape else 1, rows)]
+    return all(np.array_equal(one.read(part), other.read(part)) for part in parts)
+
+
+def _report(
+    file: Path,
+    model: Any,
+    table: Mapping[str, names.Entry],
+    found: Mapping[str, Tensor],
+    *,
+    strict: bool,
+    ignore_mismatched_sizes: bool,
+) -> set[str]:
+    """Raises one error that lists all that does not fit, or warns of what was allowed; the names to draw afresh."""
+    missing = [name for name in table if name not in found]
+    unexpected = [name for name in found if name not in table and name not in names.BUFFERS]
+    both = [name for name in table if name in found]
+    shaped = [name for name in both if found[name].shape != table[name].foreign_shape]
+    typed = [name for name in both if not jnp.issubdtype(found[name].dtype, jnp.floating)]
+
+    def differing(name: str) -> str:
+        in_file, wanted = list(found[name].shape), list(table[name].foreign_shape)
+        return f"{name}: {in_file} in the file, {wanted} in {type(model).__name__}"
+
+    lines = [
+        *_listed("missing", missing),
+        *_listed("unexpected", unexpected),
+        *_listed("of another shape", sorted(map(differing, shaped))),
+        *_listed("no floating-point numbers", sorted(f"{name}: {found[name].dtype}" for name in typed)),
+    ]
+    if not lines:
+        return set()
+    allowed = not typed and (ignore_mismatched_sizes or not shaped)
+    if missing or unexpected:
+        allowed = allowed and not strict and all(map(names.is_head, missing + unexpected))
+    if allowed:
+        _log.warning("%s: loading %s:\n%s", file, type(model).__name__, "\n".join(lines))
+        return {*missing, *shaped}
+    hint = (
+        "strict=False draws a missing head afresh and leaves an unexpected one out, ignore_mismatched_sizes=True draws "
+        "what has another shape; nothing else of the encoder may differ"
+    )
+    raise ValueError("\n".join([f"{file}: the weights do not fit {type(model).__name__}:", *lines, hint]))
+
+
+def _listed(what: str, found: list[str]) -> list[str]:
+    return [f"  {len(found)} {what}:", *(f"    {name}" for name in found)] if found else []
+
+
+# -- arrays ----------------------------------------------------------------------------------------------
+
+
+def draw(
+    fitted: Fitted, model: Any, key: jax.Array | None = None, shardings: Any = None
+) -> dict[names.Path, jax.Array]:
+    """Fresh values of the parameters that lack a weight; what else `init` draws is never computed."""
+    paths = sorted({fitted.table[name].path for name in fitted.afresh})
+    if not paths:
+        return {}
+
+    def fresh(key: jax.Array) -> list[jax.Array]:
+        params = model.init(key, model.example_ids)["params"]
+        return [names.leaf(params, path) for path in paths]
+
+    placed = None if shardings is None else [names.leaf(shardings, path) for path in paths]
+    drawn = jax.jit(fresh, out_shardings=placed)(jax.random.key(0) if key is None else key)
+    return dict(zip(paths, drawn, strict=True))
+
+
+def _assemble(fitted: Fitted, drawn: Mapping[names.Path, jax.Array], shardings: Any) -> dict[str, Any]:
+    """The tree of parameters: what was drawn and, over it, what is stored."""
+    table = fitted.table
+    leaves: dict[names.Path, jax.Array] = dict(drawn)
+    layers: dict[int, dict[names.Path, tuple[names.Entry, Tensor]]] = {}
+    for name, tensor in fitted.tensors.items():
+        entry = table[name]
+        if entry.layer is None:
+            leaves[entry.path] = _placed(entry, tensor, names.leaf(shardings, entry.path) if shardings else None)
+        else:
+            layers.setdefault(entry.layer, {})[entry.path] = entry, tensor
+    depth = 1 + max((entry.layer for entry in table.values() if entry.layer is not None), default=-1)
+    for layer, parts in layers.items():
+        placed = {}
+        for path, (entry, tensor) in parts.items():
+            whole = names.leaf(shardings, path) if shardings else None
+            if path not in leaves:
+                leaves[path] = jnp.zeros((depth, *entry.shape), jnp.float32, device=whole)
+            one = None if whole is None else NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
+            placed[path] = _placed(entry, tensor, one)
+        # One call a layer: its tensors are no longer needed when the next one's are read.
+        leaves |= _put_layer({path: leaves[path] for path in placed}, placed, layer)
+    return names.tree(leaves)
+
+
+def _placed(entry: names.Entry, tensor: Tensor, sharding: NamedSharding | None) -> jax.Array:
+    """The tensor in our layout, in float32, where it is to live: each device reads its own part."""
+
+    def part(index: Any) -> np.ndarray:
+        return np.ascontiguousarray(entry.read(tensor, index), np.float32)
+
+    if sharding is None:
+        return jnp.asarray(part((slice(None),) * len(entry.shape)))
+    return jax.make_array_from_callback(entry.shape, sharding, part)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layer(
+    stacks: dict[names.Path, jax.Array], parts: dict[names.Path, jax.Array], layer: ArrayLike
+) -> dict[names.Path, jax.Array]:
+    """Writes one layer's parameters into the stacks, in place."""
+    return {path: stacks[path].at[layer].set(part) for path, part in parts.items()}

@@ -1,0 +1,93 @@
+"""Google's TensorFlow 1 checkpoints of BERT, as tensors with Hugging Face's names and layouts.
+
+TensorFlow 1 (google-research/bert)                       Hugging Face
+bert/embeddings/word_embeddings [V, D]                    bert.embeddings.word_embeddings.weight
+bert/encoder/layer_N/attention/self/query/kernel [D, D]   bert.encoder.layer.N.attention.self.query.weight, transposed
+.../LayerNorm/gamma, beta                                 .../LayerNorm.weight, bias
+cls/predictions/output_bias [V]                           cls.predictions.bias
+cls/seq_relationship/output_weights [2, D]                cls.seq_relationship.weight
+output_weights [N, D] (run_classifier.py)                 classifier.weight
+cls/squad/output_weights [2, D] (run_squad.py)            qa_outputs.weight
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+
+from flaxbert.weights.tensor_bundle import Variable, read_index
+
+# Of the optimizers of google-research/bert (Adam) and of NVIDIA's copy of it (LAMB, loss scaling).
+_NOT_WEIGHTS = re.compile(r"(.*/)?(adam_[mv]|lamb_[mv])(_\d+)?|global_step|.*(loss_scale|good_steps).*")
+_HEADS = {
+    "cls/predictions/output_bias": "cls.predictions.bias",
+    "cls/seq_relationship/output_weights": "cls.seq_relationship.weight",
+    "cls/seq_relationship/output_bias": "cls.seq_relationship.bias",
+    "cls/squad/output_weights": "qa_outputs.weight",
+    "cls/squad/output_bias": "qa_outputs.bias",
+    "output_weights": "classifier.weight",
+    "output_bias": "classifier.bias",
+}
+_ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transposed:
+    """A matrix of a checkpoint with its axes exchanged."""
+
+    variable: Variable
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+        return self.variable.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return self.variable.shape[::-1]
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """Some of its rows; the whole variable is read for them, since its checksum covers all of it."""
+        return self.variable.read().T[rows]
+
+
+def read(prefix: Path) -> tuple[dict[str, Variable | Transposed], list[str]]:
+    """The weights of the checkpoint PREFIX by Hugging Face's names, and the variables that are none.
+
+    A name that is not known stays as it is, so that whoever loads the weights reports it.
+
+    Raises:
+        FileNotFoundError: the index or a data file is missing.
+        ValueError: what is damaged, and where; a checkpoint of TensorFlow 2.
+    """
+    variables = read_index(prefix)
+    if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in variables):
+        raise ValueError(
+            f"{prefix}: a checkpoint of TensorFlow 2 (objects, not names), which is not read; "
+            "only those of google-research/bert are. Export it to safetensors first"
+        )
+    skipped, tensors = [], {}
+    for name, variable in variables.items():
+        if _NOT_WEIGHTS.fullmatch(name):
+            skipped.append(name)
+            continue
+        renamed = hugging_face_name(name)
+        if renamed in tensors:
+            raise ValueError(f"{prefix}.index: {name!r} and another variable are both {renamed!r}")
+        kernel = name.endswith("/kernel") and len(variable.shape) == 2
+        tensors[renamed] = Transposed(variable) if kernel else variable
+    return tensors, skipped
+
+
+def hugging_face_name(name: str) -> str:
+    """Hugging Face's name of a variable."""
+    if name in _HEADS:
+        return _HEADS[name]
+    if name.endswith("_embeddings"):
+        return name.replace("/", ".") + ".weight"
+    path, _, ending = name.rpartition("/")
+    if not path or ending not in _ENDINGS:
+        return name
+    return f"{re.sub(r'/layer_(?=[0-9])', '/layer/', path).replace('/', '.')}.{_ENDINGS[ending]}"
