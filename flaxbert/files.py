@@ -19,7 +19,8 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: the name leads out of the folder.
     """
-    plain = 0 < len(name.encode()) < 256 and name not in (".", "..") and Path(name).name == name and "\0" not in name
+    plain = name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
+    plain = plain and len(name.encode(errors="replace")) < 256  # what file systems take
     if not plain or not _leads_into(folder.resolve(), folder / name):
         raise ValueError(f"{folder}: the file name {name[:200]!r} leads out of the folder")
     return folder / name
@@ -29,7 +30,7 @@ def _leads_into(folder: Path, file: Path) -> bool:
     root = folder.parent.parent if folder.parent.name == "snapshots" else folder
     try:
         return file.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # links in a circle, or a name that is too long
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a name too long or not to be encoded
         return False
 
 

@@ -21,6 +21,7 @@ from flaxbert.weights.safetensors import Spec, Stored
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DTYPES = ("float32", "float16", "bfloat16")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -86,13 +87,16 @@ def save(
         max_shard_size: bytes; more are written as several files and model.safetensors.index.json.
 
     Raises:
-        ValueError: the parameters are not those of the model; lists each difference.
+        ValueError: the parameters are not those of the model (lists each difference), or a dtype that is not allowed.
     """
     differing = names.shape_differences(dict(params), model.parameter_shapes())
     if differing:
         raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *differing]))
-    table = names.entries(params)
-    write(path, model, {entry.name: _Parameter(entry, params, np.dtype(dtype)) for entry in table}, max_shard_size)
+    target = np.dtype(dtype)
+    if target.name not in _DTYPES:
+        raise ValueError(f"dtype is {target.name}; allowed: {', '.join(_DTYPES)}")
+    tensors = {entry.name: _Parameter(entry, params, target) for entry in names.entries(params)}
+    write(path, model, tensors, max_shard_size)
 
 
 def write(path: str | Path, model: Any, tensors: Mapping[str, Tensor], max_shard_size: int | None = None) -> None:

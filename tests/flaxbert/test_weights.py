@@ -407,6 +407,12 @@ def test_saved_in_another_precision(tmp_path, dtype):
     assert_bit_equal(flaxbert.from_pretrained(tmp_path)[1], rounded)
 
 
+def test_saved_in_no_other_precision(tmp_path):
+    with pytest.raises(ValueError, match="dtype is int8; allowed: float32, float16, bfloat16"):
+        flaxbert.save_pretrained(tmp_path / "new", *model_and_params("BertModel"), dtype=jnp.int8)
+    assert content(tmp_path / "new") is None
+
+
 def test_whole_numbers_are_no_weights(saved):
     saved.of("BertModel").change(lambda tensors: tensors.update({"pooler.dense.bias": np.arange(15)}))
     with pytest.raises(ValueError, match="1 no floating-point numbers:\n    bert.pooler.dense.bias: int64"):
@@ -463,7 +469,18 @@ def sharded(tmp_path):
     return Sharded()
 
 
-OUTSIDE = ["../model.safetensors", "/etc/passwd", "..", ".", "", "sub/model.safetensors", "a\0b", "x" * 5000]
+OUTSIDE = [
+    "../model.safetensors",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    "sub/model.safetensors",
+    "a\0b",
+    "x" * 5000,
+    "ä" * 200,
+    "\ud800",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
