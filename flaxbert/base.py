@@ -86,12 +86,11 @@ class PreTrainedModel(nn.Module):
         rules: AxisRules | None = None,
         **attributes: Any,
     ) -> tuple[Model, dict[str, Any]]:
-        """Loads a Hugging Face folder (config.json, safetensors in one file or several): the model and its parameters.
-
-        The parameters are float32.
+        """Loads a checkpoint: the model and its float32 parameters.
 
         Args:
-            path: the folder.
+            path: a Hugging Face folder (config.json, safetensors in one file or several), or that of a TensorFlow 1
+                checkpoint of google-research/bert (bert_config.json, index and data).
             strict: raise on any missing or unexpected weight. False lets the *head* differ: parameters of this
                 class's head that the file lacks are drawn afresh from `key`, weights of another head are left
                 out, and both are named in a warning of the "flaxbert" logger.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from flaxbert.files import written_whole
+from flaxbert.files import read_json, written_whole
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -187,10 +187,7 @@ def _lowercase(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return True
-    try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not a JSON file ({error})") from None
+    config = read_json(file)
     value = config.get("do_lower_case", True) if isinstance(config, dict) else None
     if not isinstance(value, bool):
         raise ValueError(f"{file}: do_lower_case is {value!r}; it must be true or false")

@@ -1,4 +1,4 @@
-"""Labelled token sequences as batches whose length follows their longest row, in a reproducible order."""
+"""Labelled token sequences as batches in a reproducible order: padded to their longest, or several to a row."""
 
 import abc
 import dataclasses

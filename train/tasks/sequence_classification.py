@@ -45,8 +45,8 @@ class SequenceClassification:
     max_length: int = 128
     """Longer inputs are cut."""
     packed: bool = False
-    """Let several short inputs share a row of a training batch: next to no padding, and one shape to compile
-    instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
+    """Let several short inputs share a row of a training batch: next to no padding, and a shape or two to
+    compile instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
     def prepare(self, config: Config) -> "PreparedClassification":
         """Reads and checks all three files before anything is trained; raises what `TaskSettings` says."""
