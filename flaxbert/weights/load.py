@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 
 from flaxbert.sharding import AxisRules, tree_shardings
 from flaxbert.weights import names, source
-from flaxbert.weights.names import Tensor
+from flaxbert.weights.source import Source
+from flaxbert.weights.tensors import Tensor, equal
 
 _log = logging.getLogger("flaxbert")
 
@@ -35,7 +36,9 @@ def load(
     The host holds one layer, or one other tensor, at a time; with a mesh, each process only what its devices need.
     The arguments and errors are those of `PreTrainedModel.from_pretrained`.
     """
-    fitted = fit(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    checkpoint = source.read(Path(path))
+    fitted = fit(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    checkpoint.check()
     shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
     return _assemble(fitted, draw(fitted, model, key, shardings), shardings)
 
@@ -55,9 +58,9 @@ class Fitted:
     afresh: frozenset[str]
 
 
-def fit(path: str | Path, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
-    """Which tensors at a path a model takes; raises, or warns, of the rest as `from_pretrained` says."""
-    file, tensors = source.read(Path(path))
+def fit(source: Source, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
+    """Which tensors of a checkpoint a model takes; raises, or warns, of the rest as `from_pretrained` says."""
+    file, tensors = source.file, source.tensors
     table = {entry.name: entry for entry in names.entries(model.parameter_shapes())}
     stored = _canonical_names(tensors, file)
     _resolve_ties(stored, tensors, table, file)
@@ -91,20 +94,12 @@ def _resolve_ties(
             continue
         if name not in stored:
             stored[name] = stored.pop(alias)
-        elif _equal(tensors[stored[alias]], tensors[stored[name]]):
+        elif equal(tensors[stored[alias]], tensors[stored[name]]):
             del stored[alias]
         else:
             raise ValueError(
                 f"{file}: {alias} differs from {name}, but the config ties them; set tie_word_embeddings to false"
             )
-
-
-def _equal(one: Tensor, other: Tensor, rows: int = 4096) -> bool:
-    """Whether two tensors hold the same numbers; some rows of each are in memory at a time."""
-    if one.shape != other.shape:
-        return False
-    parts = [slice(start, start + rows) for start in range(0, one.shape[0] if one.shape else 1, rows)]
-    return all(np.array_equal(one.read(part), other.read(part)) for part in parts)
 
 
 def _report(

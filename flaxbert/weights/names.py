@@ -12,10 +12,12 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
+
+from flaxbert.weights.tensors import Tensor
 
 Path = tuple[str, ...]
 
@@ -51,29 +53,6 @@ TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias":
 # An untied decoder's bias is the first. Files of transformers 5 hold the second too, which it never reads then;
 # those of version 4 hold the second alone.
 UNTIED_BIAS, SPARE_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
-
-
-@runtime_checkable
-class Tensor(Protocol):
-    """A tensor in a file, whatever the format: what it is, and how to read it."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of its numbers."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its axes."""
-        ...
-
-    def read(self, rows: slice = ...) -> np.ndarray:
-        """The tensor, or consecutive rows of it (of its first axis).
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

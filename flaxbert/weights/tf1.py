@@ -10,13 +10,11 @@ output_weights [N, D] (run_classifier.py)                 classifier.weight
 cls/squad/output_weights [2, D] (run_squad.py)            qa_outputs.weight
 """
 
-import dataclasses
 import re
 from pathlib import Path
 
-import numpy as np
-
-from flaxbert.weights.tensor_bundle import Variable, read_index
+from flaxbert.weights.tensor_bundle import read_index
+from flaxbert.weights.tensors import Tensor, Transposed
 
 # Of the optimizers of google-research/bert (Adam) and of NVIDIA's copy of it (LAMB, loss scaling).
 _NOT_WEIGHTS = re.compile(r"(.*/)?(adam_[mv]|lamb_[mv])(_\d+)?|global_step|.*(loss_scale|good_steps).*")
@@ -32,28 +30,7 @@ _HEADS = {
 _ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Transposed:
-    """A matrix of a checkpoint with its axes exchanged."""
-
-    variable: Variable
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of its numbers."""
-        return self.variable.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-        return self.variable.shape[::-1]
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Some of its rows; the whole variable is read for them, since its checksum covers all of it."""
-        return self.variable.read().T[rows]
-
-
-def read(prefix: Path) -> tuple[dict[str, Variable | Transposed], list[str]]:
+def read(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of the checkpoint PREFIX by Hugging Face's names, and the variables that are none.
 
     A name that is not known stays as it is, so that whoever loads the weights reports it.
@@ -68,7 +45,8 @@ def read(prefix: Path) -> tuple[dict[str, Variable | Transposed], list[str]]:
             f"{prefix}: a checkpoint of TensorFlow 2 (objects, not names), which is not read; "
             "only those of google-research/bert are. Export it to safetensors first"
         )
-    skipped, tensors = [], {}
+    skipped: list[str] = []
+    tensors: dict[str, Tensor] = {}
     for name, variable in variables.items():
         if _NOT_WEIGHTS.fullmatch(name):
             skipped.append(name)

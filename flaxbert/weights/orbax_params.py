@@ -1,0 +1,204 @@
+"""Parameters in orbax's format: those of this library's training checkpoints, or alone in a folder beside config.json.
+
+A leaf of the tree, all layers of a parameter, is read at a time. Needs orbax only when it is called.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from flaxbert.weights import names, sums
+from flaxbert.weights.tensors import Tensor
+
+FOLDER = "params"
+_METADATA = "_METADATA"
+# How much larger the parameters may be than the files, which are compressed: equal numbers take next to no space.
+_COMPRESSION, _SMALL = 100, 2**28
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "float16", "bfloat16", "float64")}
+
+
+def find(path: Path) -> Path | None:
+    """The folder that orbax wrote, for a path at or above it: a run, its checkpoints, one of them, or parameters alone.
+
+    Of several checkpoints the newest.
+    """
+    if (path / _METADATA).is_file():
+        return path
+    for inner in (path / FOLDER, path / "default"):
+        if (inner / _METADATA).is_file():
+            return inner
+    found = steps(path)
+    return found[max(found)] if found else None
+
+
+def steps(path: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, for the run's folder or that of its checkpoints."""
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if not folder.is_dir():
+        return {}
+    items = {int(step.name): step / "default" for step in folder.iterdir() if step.name.isdecimal()}
+    return {step: item for step, item in sorted(items.items()) if (item / _METADATA).is_file()}
+
+
+def home(item: Path) -> Path:
+    """The folder with config.json that parameters belong to: theirs, or one above (of a run: three)."""
+    above = [item, *item.absolute().parents[:3]]
+    return next((folder for folder in above if (folder / "config.json").is_file()), item.parent)
+
+
+def read(item: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """The parameters of what `find` found, by Hugging Face's names; and the files there.
+
+    Raises:
+        ValueError: what is wrong with the checkpoint.
+    """
+    files = [file for file in item.rglob("*") if not file.is_dir() or file.is_symlink()]
+    links = [file for file in files if file.is_symlink()]
+    if links:  # orbax follows them, wherever they lead
+        raise ValueError(f"{links[0]}: a link; a checkpoint holds none")
+    leaves = _leaves(item)
+    size, limit = sum(leaf.size for leaf in leaves.values()), sum(file.stat().st_size for file in files)
+    if size > max(_SMALL, _COMPRESSION * limit):
+        raise ValueError(f"{item}: says that it holds {size} bytes of parameters, in files of {limit} bytes")
+    try:
+        table = names.entries(names.tree(leaves))
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{item}: not the parameters of a model of this library ({error})") from None
+    restored = _Restored(item)
+    tensors: dict[str, Tensor] = {}
+    for entry in table:
+        leaf = leaves[entry.path]
+        tensors[entry.name] = Parameter(entry, leaf.dtype, restored.leaf(leaf))
+    return tensors, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A tensor in Hugging Face's layout, made from a parameter when it is asked for."""
+
+    entry: names.Entry
+    dtype: np.dtype
+    leaf: Callable[[], Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In Hugging Face's layout."""
+        return self.entry.foreign_shape
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or some of its rows."""
+        parameter = self.leaf()
+        part = parameter if self.entry.layer is None else parameter[self.entry.layer]
+        return self.entry.to_foreign(np.asarray(part).astype(self.dtype, copy=False))[rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    path: names.Path
+    within: names.Path  # the tree of orbax: ("params", ...) in a training checkpoint
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _leaves(item: Path) -> dict[names.Path, _Leaf]:
+    """The parameters that a checkpoint says it has."""
+    import orbax.checkpoint as ocp
+
+    with _Told(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata: Any = checkpointer.metadata(item.absolute()).item_metadata
+        tree = metadata.tree
+        within = ("params",) if "params" in tree else ()
+        return {leaf.path: leaf for leaf in _walk(tree["params"] if within else tree, within, ())}
+
+
+def _walk(node: Any, within: names.Path, path: names.Path) -> Iterator[_Leaf]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, within, (*path, key))
+            continue
+        dtype = _DTYPES.get(np.dtype(value.dtype).name)
+        if dtype is None:
+            raise ValueError(f"{'/'.join((*path, key))} is of type {value.dtype}; known: {', '.join(_DTYPES)}")
+        yield _Leaf((*path, key), (*within, *path, key), tuple(map(int, value.shape)), dtype)
+
+
+class _Restored:
+    """Reads leaves of a checkpoint and keeps the last, of which each layer is asked for in turn."""
+
+    def __init__(self, item: Path):
+        self._item = item
+        self._last: tuple[_Leaf | None, Any] = None, None
+
+    def leaf(self, leaf: _Leaf) -> Callable[[], np.ndarray]:
+        """What reads a leaf."""
+        return lambda: self._read(leaf)
+
+    def _read(self, leaf: _Leaf) -> np.ndarray:
+        if self._last[0] != leaf:
+            self._last = None, None  # not two at a time
+            self._last = leaf, self._restore(leaf)
+        return self._last[1]
+
+    def _restore(self, leaf: _Leaf) -> np.ndarray:
+        import orbax.checkpoint as ocp
+
+        arguments = ocp.args.PyTreeRestore(
+            item=names.tree({leaf.within: 0}),
+            restore_args=names.tree({leaf.within: ocp.RestoreArgs(restore_type=np.ndarray)}),
+            partial_restore=True,
+        )
+        with _Told(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            array = names.leaf(checkpointer.restore(self._item.absolute(), args=arguments), leaf.within)
+            if array.shape != leaf.shape or array.dtype != leaf.dtype:
+                raise ValueError(f"{'/'.join(leaf.path)} is {array.dtype}{list(array.shape)}, announced as {leaf}")
+            return array
+
+
+class _Told:
+    """Turns what orbax raises, which may be anything, into a ValueError that names the checkpoint."""
+
+    def __init__(self, item: Path):
+        self._item = item
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, Exception):
+            said = str(error).strip().split("\n")[0][:300] or type(error).__name__
+            raise ValueError(f"{self._item}: not a readable orbax checkpoint ({said})") from None
+
+
+def write(folder: Path, table: Mapping[str, names.Entry], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Writes the parameters into `folder`/params; the SHA-256 of each file there, by its name from `folder`.
+
+    All of the parameters are in memory at once, as orbax wants them.
+    """
+    import orbax.checkpoint as ocp
+
+    leaves: dict[names.Path, np.ndarray] = {}
+    depth = 1 + max((entry.layer for entry in table.values() if entry.layer is not None), default=-1)
+    for name, entry in table.items():
+        part = entry.read(tensors[name], (slice(None),) * len(entry.shape))
+        if entry.layer is None:
+            leaves[entry.path] = np.ascontiguousarray(part)
+            continue
+        if entry.path not in leaves:
+            leaves[entry.path] = np.empty((depth, *entry.shape), part.dtype)
+        stack = leaves[entry.path]
+        if np.promote_types(stack.dtype, part.dtype) != stack.dtype:
+            leaves[entry.path] = stack = stack.astype(np.promote_types(stack.dtype, part.dtype))
+        stack[entry.layer] = part
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / FOLDER).absolute(), names.tree(leaves))
+    files = sorted(file for file in (folder / FOLDER).rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sums.of(file) for file in files}
