@@ -274,6 +274,10 @@ def test_a_written_index_is_read(tmp_path):
         (block([HEADER, (b"a", entry(DATA, shape=(1,) * 33))]), "'a' has the shape"),
         (block([HEADER, (b"a", entry(DATA, shard=1))]), "'a' is in data file 1 of 1"),
         (block([HEADER, (b"a", entry(DATA, more=[(7, b"")]))]), "'a' is stored in slices"),
+        (
+            block([HEADER, (b"\0a\0\1\1\1\x80\x82", entry(DATA)), (b"a", entry(DATA, more=[(7, b"")]))]),
+            "'a' is stored in slices",
+        ),
         (block([HEADER, (b"a", message((1, 1), (2, message((3, 1)))))]), "'a' has no known shape"),
         (block([HEADER, (b"a", message((1, b"1")))]), "field 1 is no number"),
         (block([HEADER, (b"a", b"\x0b")]), "field 1 has the wire type 3"),
