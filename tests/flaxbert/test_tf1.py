@@ -138,6 +138,18 @@ def with_variables(monkeypatch, *more):
     monkeypatch.setattr(tf1, "read_index", read_index)
 
 
+def test_slots_are_known_by_the_names_that_tensorflow_gives_them(checkpoint, monkeypatch):
+    before = tf1.read(checkpoint)
+    slots = [f"bert/pooler/dense/kernel/{name}" for name in ("Adam", "Adam_1", "AdamWeightDecayOptimizer")]
+    slots += ["output_bias/AdamWeightDecayOptimizer_1", "beta1_power", "beta2_power"]
+    with_variables(monkeypatch, *slots)
+    tensors, skipped = tf1.read(checkpoint)
+    assert tensors.keys() == before[0].keys()
+    assert skipped == [*before[1], *slots]
+    with_variables(monkeypatch, "bert/pooler/dense/kernel/Adamant")
+    assert "bert/pooler/dense/kernel/Adamant" in tf1.read(checkpoint)[0]
+
+
 def test_a_checkpoint_of_tensorflow_2_is_told(checkpoint, monkeypatch):
     with_variables(monkeypatch, "model/layer_with_weights-0/embeddings/.ATTRIBUTES/VARIABLE_VALUE")
     with pytest.raises(ValueError, match="a checkpoint of TensorFlow 2.*Export it to safetensors first"):
