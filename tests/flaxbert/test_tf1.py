@@ -298,6 +298,8 @@ def test_a_written_index_is_read(tmp_path):
         (block([HEADER, (b"\xff", entry(DATA))]), "is not UTF-8"),
         (block([HEADER, HEADER]), "the name b'' is there twice"),
         (block([HEADER], compression=1), "its blocks are compressed"),
+        (block([HEADER, (b"a", entry(DATA))], shared=1), "an entry of the block at byte 0 runs over its end"),
+        (block([HEADER, (b"ab", entry(DATA)), (b"c", entry(DATA))], shared=3), "runs over its end"),
     ],
 )
 def test_an_index_that_breaks_the_rules(tmp_path, content, said):
