@@ -97,6 +97,8 @@ def _variables(prefix: Path, records: dict[bytes, bytes]) -> dict[str, Variable]
     found: dict[str, Variable] = {}
     left: dict[Path, int] = {}  # bytes of each data file beyond those of the variables before
     for key, value in records.items():
+        if key.startswith(b"\0"):  # a slice of a variable, whose own entry comes later and is refused
+            continue
         try:
             name = key.decode()
         except UnicodeDecodeError:

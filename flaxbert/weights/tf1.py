@@ -16,8 +16,12 @@ from pathlib import Path
 from flaxbert.weights.tensor_bundle import read_index
 from flaxbert.weights.tensors import Tensor, Transposed
 
-# Of the optimizers of google-research/bert (Adam) and of NVIDIA's copy of it (LAMB, loss scaling).
-_NOT_WEIGHTS = re.compile(r"(.*/)?(adam_[mv]|lamb_[mv])(_\d+)?|global_step|.*(loss_scale|good_steps).*")
+# Of the optimizers of google-research/bert (Adam) and of NVIDIA's copy of it (LAMB, loss scaling), and what TensorFlow
+# itself calls the slots of an optimizer: VARIABLE/OPTIMIZER, VARIABLE/OPTIMIZER_1.
+_NOT_WEIGHTS = re.compile(
+    r"(.*/)?(adam_[mv]|lamb_[mv])(_\d+)?|.*/(Adam|AdamWeightDecayOptimizer)(_\d+)?|(.*/)?beta[12]_power|"
+    r"global_step|.*(loss_scale|good_steps).*"
+)
 _HEADS = {
     "cls/predictions/output_bias": "cls.predictions.bias",
     "cls/seq_relationship/output_weights": "cls.seq_relationship.weight",

@@ -138,6 +138,18 @@ def with_variables(monkeypatch, *more):
     monkeypatch.setattr(tf1, "read_index", read_index)
 
 
+def test_slots_are_known_by_the_names_that_tensorflow_gives_them(checkpoint, monkeypatch):
+    before = tf1.read(checkpoint)
+    slots = [f"bert/pooler/dense/kernel/{name}" for name in ("Adam", "Adam_1", "AdamWeightDecayOptimizer")]
+    slots += ["output_bias/AdamWeightDecayOptimizer_1", "beta1_power", "beta2_power"]
+    with_variables(monkeypatch, *slots)
+    tensors, skipped = tf1.read(checkpoint)
+    assert tensors.keys() == before[0].keys()
+    assert skipped == [*before[1], *slots]
+    with_variables(monkeypatch, "bert/pooler/dense/kernel/Adamant")
+    assert "bert/pooler/dense/kernel/Adamant" in tf1.read(checkpoint)[0]
+
+
 def test_a_checkpoint_of_tensorflow_2_is_told(checkpoint, monkeypatch):
     with_variables(monkeypatch, "model/layer_with_weights-0/embeddings/.ATTRIBUTES/VARIABLE_VALUE")
     with pytest.raises(ValueError, match="a checkpoint of TensorFlow 2.*Export it to safetensors first"):
@@ -274,6 +286,10 @@ def test_a_written_index_is_read(tmp_path):
         (block([HEADER, (b"a", entry(DATA, shape=(1,) * 33))]), "'a' has the shape"),
         (block([HEADER, (b"a", entry(DATA, shard=1))]), "'a' is in data file 1 of 1"),
         (block([HEADER, (b"a", entry(DATA, more=[(7, b"")]))]), "'a' is stored in slices"),
+        (
+            block([HEADER, (b"\0a\0\1\1\1\x80\x82", entry(DATA)), (b"a", entry(DATA, more=[(7, b"")]))]),
+            "'a' is stored in slices",
+        ),
         (block([HEADER, (b"a", message((1, 1), (2, message((3, 1)))))]), "'a' has no known shape"),
         (block([HEADER, (b"a", message((1, b"1")))]), "field 1 is no number"),
         (block([HEADER, (b"a", b"\x0b")]), "field 1 has the wire type 3"),
@@ -282,6 +298,8 @@ def test_a_written_index_is_read(tmp_path):
         (block([HEADER, (b"\xff", entry(DATA))]), "is not UTF-8"),
         (block([HEADER, HEADER]), "the name b'' is there twice"),
         (block([HEADER], compression=1), "its blocks are compressed"),
+        (block([HEADER, (b"a", entry(DATA))], shared=1), "an entry of the block at byte 0 runs over its end"),
+        (block([HEADER, (b"ab", entry(DATA)), (b"c", entry(DATA))], shared=3), "runs over its end"),
     ],
 )
 def test_an_index_that_breaks_the_rules(tmp_path, content, said):

@@ -35,9 +35,11 @@ def entry(content: bytes, *, dtype=1, shape=(2,), shard=0, offset=0, size=None, 
     return fields + varint(6 << 3 | 5) + struct.pack("<I", masked(content))
 
 
-def block(records: list[tuple[bytes, bytes]], *, compression=0) -> bytes:
-    """A block of a table; no key shares the start of another."""
-    content = b"".join(varint(0) + varint(len(k)) + varint(len(v)) + k + v for k, v in records)
+def block(records: list[tuple[bytes, bytes]], *, compression=0, shared=0) -> bytes:
+    """A block of a table; no key shares the start of another, unless the last one says so."""
+    content = b""
+    for number, (key, value) in enumerate(records, 1):
+        content += varint(shared if number == len(records) else 0) + varint(len(key)) + varint(len(value)) + key + value
     content += struct.pack("<II", 0, 1) + bytes([compression])
     return content + struct.pack("<I", masked(content))
 
