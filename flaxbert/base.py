@@ -1,5 +1,6 @@
 """What every model class shares: how it runs, fresh plain parameters, and loading."""
 
+import dataclasses
 import enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +36,15 @@ class PreTrainedModel(nn.Module):
         dtype: of the computation; parameters, softmax, norms and logits stay float32.
         scan: run the blocks as one loop (short compile) or unrolled; the same parameters either way.
         remat: what is recomputed in the backward pass.
+        origin: the folder it was loaded from, whose tokenizer `save_pretrained` takes along; two models that differ in
+            it alone are equal.
     """
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: Remat = Remat.NONE
+    origin: Path | None = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @nn.nowrap
     def init(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +109,8 @@ class PreTrainedModel(nn.Module):
             FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
         """
         config = attributes.pop("config", None) or BertConfig.from_pretrained(path)
-        model = cls(config, **attributes)
+        home = Path(path) if Path(path).is_dir() else Path(path).parent
+        model = cls(config, **{"origin": home, **attributes})
         how: dict[str, Any] = {"key": key, "mesh": mesh, "rules": rules}
         params = weights.load(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, **how)
         return model, params

@@ -55,7 +55,7 @@ class _Head(PreTrainedModel):
     """A task class; `_encoder` and `_linear` build its two usual parts."""
 
     def _encoder(self, *, add_pooling_layer: bool) -> BertModel:
-        return BertModel(self.config, self.dtype, self.scan, self.remat, add_pooling_layer)
+        return BertModel(self.config, self.dtype, self.scan, self.remat, add_pooling_layer=add_pooling_layer)
 
     def _linear(self, equation: str, outputs: int) -> Linear:
         c = self.config

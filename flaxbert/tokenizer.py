@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,9 @@ class WordPieceTokenizer:
 
         Args:
             path: the folder or file.
-            lowercase: of a vocabulary without tokenizer.json; None takes `do_lower_case` of tokenizer_config.json,
-                and true where that says nothing (Google's uncased and Chinese vocabularies).
+            lowercase: of a vocabulary without tokenizer.json; None takes `do_lower_case` of tokenizer_config.json.
+                Where that says nothing, as with Google's checkpoints, a vocabulary with more than one capitalised
+                token in a hundred is a cased one (theirs: a third; uncased and Chinese ones: next to none).
 
         Raises:
             FileNotFoundError: neither file is there.
@@ -49,7 +50,7 @@ class WordPieceTokenizer:
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file; a tokenizer is a tokenizer.json or a vocab.txt")
             vocabulary = _read_vocabulary(file)
-            tokenizer = cls._build(vocabulary, _lowercase(file.parent) if lowercase is None else lowercase)
+            tokenizer = cls._build(vocabulary, _lowercase(file.parent, vocabulary) if lowercase is None else lowercase)
         tokenizer._require_special_tokens(path)
         return tokenizer
 
@@ -106,22 +107,28 @@ class WordPieceTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
+        for name, text in self.files(max_length=max_length).items():
+            with written_whole(folder / name) as aside:
+                aside.write_text(text, encoding="utf-8", newline="\n")
+
+    def files(self, *, max_length: int) -> dict[str, str]:
+        """The contents of the files that `save` writes, by name."""
+        vocabulary = self.backend.get_vocab()
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        return {
+            "vocab.txt": "".join(f"{token}\n" for token in tokens),
+            "tokenizer.json": self.backend.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(self.settings(max_length=max_length), indent=2) + "\n",
+        }
+
+    def settings(self, *, max_length: int) -> dict[str, str | bool | int]:
+        """The content of tokenizer_config.json."""
+        return {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.lowercase,
             "model_max_length": max_length,
             **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
         }
-        vocabulary = self.backend.get_vocab()
-        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-        contents = {
-            "vocab.txt": "".join(f"{token}\n" for token in tokens),
-            "tokenizer.json": self.backend.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
-        }
-        for name, text in contents.items():
-            with written_whole(folder / name) as aside:
-                aside.write_text(text, encoding="utf-8", newline="\n")
 
     @property
     def vocab_size(self) -> int:
@@ -183,12 +190,14 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _lowercase(folder: Path) -> bool:
+def _lowercase(folder: Path, vocabulary: Collection[str]) -> bool:
+    capitalised = sum(token != token.lower() for token in vocabulary if token not in SPECIAL_TOKENS)
+    uncased = capitalised <= len(vocabulary) / 100
     file = folder / "tokenizer_config.json"
     if not file.is_file():
-        return True
+        return uncased
     config = read_json(file)
-    value = config.get("do_lower_case", True) if isinstance(config, dict) else None
+    value = config.get("do_lower_case", uncased) if isinstance(config, dict) else None
     if not isinstance(value, bool):
         raise ValueError(f"{file}: do_lower_case is {value!r}; it must be true or false")
     return value

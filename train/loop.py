@@ -1,6 +1,7 @@
 """A training run from settings to summary; reads straight down."""
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxbert import PreTrainedModel, save_pretrained
+from flaxbert import PreTrainedModel, config_json, save_pretrained
 from flaxbert.files import written_whole
 from train.checkpoint import Checkpoints
 from train.config import Config
@@ -55,6 +56,10 @@ def run(config: Config) -> Path:
             state = create_state(model, optimizer, shardings, seed=config.run.seed, params=pretrained)
         if not (folder / TOKENIZER_FOLDER).is_dir():
             task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_position_embeddings)
+        # With these two the folder is a model of its own: `flaxbert convert` takes it while it still trains.
+        with written_whole(folder / "config.json") as aside:
+            described = config_json.to_dict(model.config, architecture=task.architecture.__name__)
+            aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
         with written_whole(folder / RECORD) as aside:
             aside.write_text(config.to_json())
 
@@ -70,7 +75,7 @@ def run(config: Config) -> Path:
             checkpoints.wait()
 
             # The model as transformers reads it, then what the task has to show.
-            save_pretrained(folder / "model", model, state.params)
+            save_pretrained(folder / "model", model, state.params, checksums=True)
             task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
             for line in task.finish(model, state.params, folder, results):

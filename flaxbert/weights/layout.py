@@ -91,9 +91,9 @@ def read(folder: Path, layout: Layout) -> tuple[Path, dict[str, Tensor], list[Pa
         ValueError: what is wrong with which file; a file outside of the folder.
     """
     if (folder / layout.file).exists():
-        file = inside(folder, layout.file)
+        file = _existing(folder, layout.file)
         return file, dict(layout.read(file)), [file]
-    index = inside(folder, layout.index)
+    index = _existing(folder, layout.index)
     places = _places(index, layout)
     shards = {shard: _existing(folder, shard) for shard in sorted(set(places.values()))}  # all, before any is read
     found: dict[str, Tensor] = {}

@@ -40,7 +40,7 @@ def load(
     fitted = fit(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
     checkpoint.check()
     shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
-    return _assemble(fitted, draw(fitted, model, key, shardings), shardings)
+    return assemble(fitted, draw(fitted, model, key, shardings), shardings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,13 @@ class Fitted:
         table: the model's table of names.
         tensors: by canonical name, all that are taken from the file.
         afresh: names of those that are drawn.
+        left_out: names in the file of what is not taken: another head's, buffers, aliases of tied weights.
     """
 
     table: Mapping[str, names.Entry]
     tensors: Mapping[str, Tensor]
     afresh: frozenset[str]
+    left_out: tuple[str, ...]
 
 
 def fit(source: Source, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
@@ -67,7 +69,8 @@ def fit(source: Source, model: Any, *, strict: bool = True, ignore_mismatched_si
     found = {name: tensors[spelling] for name, spelling in stored.items()}
     afresh = _report(file, model, table, found, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
     taken = {name: found[name] for name in table if name not in afresh}
-    return Fitted(table, taken, frozenset(afresh))
+    left_out = tensors.keys() - {stored[name] for name in taken}
+    return Fitted(table, taken, frozenset(afresh), tuple(sorted(left_out)))
 
 
 def _canonical_names(tensors: Mapping[str, Tensor], file: Path) -> dict[str, str]:
@@ -114,6 +117,11 @@ def _report(
     """Raises one error that lists all that does not fit, or warns of what was allowed; the names to draw afresh."""
     missing = [name for name in table if name not in found]
     unexpected = [name for name in found if name not in table and name not in names.BUFFERS]
+    # Every encoder was trained with a pooler; a head that does without leaves it out, as in transformers.
+    spare = [name for name in unexpected if name in names.POOLER]
+    if len(spare) == len(names.POOLER):
+        unexpected = [name for name in unexpected if name not in spare]
+        _log.warning("%s: %s has no pooler; left out: %s", file, type(model).__name__, ", ".join(sorted(spare)))
     both = [name for name in table if name in found]
     shaped = [name for name in both if found[name].shape != table[name].foreign_shape]
     typed = [name for name in both if not jnp.issubdtype(found[name].dtype, jnp.floating)]
@@ -167,10 +175,12 @@ def draw(
     return dict(zip(paths, drawn, strict=True))
 
 
-def _assemble(fitted: Fitted, drawn: Mapping[names.Path, jax.Array], shardings: Any) -> dict[str, Any]:
+def assemble(
+    fitted: Fitted, drawn: Mapping[names.Path, jax.Array] | None = None, shardings: Any = None
+) -> dict[str, Any]:
     """The tree of parameters: what was drawn and, over it, what is stored."""
     table = fitted.table
-    leaves: dict[names.Path, jax.Array] = dict(drawn)
+    leaves: dict[names.Path, jax.Array] = dict(drawn or {})
     layers: dict[int, dict[names.Path, tuple[names.Entry, Tensor]]] = {}
     for name, tensor in fitted.tensors.items():
         entry = table[name]

@@ -47,6 +47,7 @@ _HEADS = {
 
 # Names that files carry although they hold no parameter of their own.
 BUFFERS = frozenset({"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"})
+POOLER = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
 WORDS = "bert.embeddings.word_embeddings.weight"
 # alias -> the name that a model with tied embeddings stores the tensor under
 TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}

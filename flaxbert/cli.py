@@ -1,0 +1,244 @@
+"""The command `flaxbert`: its words, their flags, what they print, and the exit codes 0 (done, or same), 1 (differs or
+would not load) and 2 (cannot)."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+from flaxbert.conversion.average import average
+from flaxbert.conversion.convert import Progress as Told
+from flaxbert.conversion.convert import convert
+from flaxbert.conversion.inspect import Inspection, inspect
+from flaxbert.conversion.origin import located
+from flaxbert.conversion.verify import Verification, verify
+
+_BAR_FROM = 2**26  # bytes; less is done before one could read it
+Head = Literal[
+    "BertModel",
+    "BertForPreTraining",
+    "BertForMaskedLM",
+    "BertLMHeadModel",
+    "BertForNextSentencePrediction",
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Any checkpoint, as a folder that transformers, sentence-transformers and this library load."""
+
+    src: tyro.conf.Positional[str]
+    """A folder, a file, Google's zip, or a name on the Hugging Face hub."""
+    dst: tyro.conf.Positional[str]
+    """The folder to write; it must not be there yet, and appears when it is complete."""
+    head: Head | None = None
+    """The class of the result; what SRC lacks of it is drawn afresh, another head is left out."""
+    format: Literal["safetensors", "pytorch", "flax", "orbax"] = "safetensors"
+    """What to write: Hugging Face's files (flax: of transformers 4's Flax classes), or parameters for orbax."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Of the numbers; without it they stay as they are, bit for bit."""
+    max_shard_size: str | None = None
+    """Of a file: 5GB, 200MB, or a number of bytes; more are written as several files."""
+    hidden_act: str | None = None
+    """Replaces the activation: "gelu" keeps what Google's config says instead of the tanh form that its code means."""
+    verify: bool = False
+    """Read what was written and compare it, before it appears."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, tag or commit."""
+    json: bool = False
+    """Print what was done as JSON."""
+
+    def run(self) -> int:
+        """Converts."""
+        with located(self.src, revision=self.revision) as path, _bar() as progress:
+            done = convert(
+                path,
+                self.dst,
+                head=self.head,
+                format=self.format,
+                dtype=self.dtype,
+                max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
+                hidden_act=self.hidden_act,
+                verify=self.verify,
+                progress=progress,
+            )
+        if self.json:
+            _print_json(done)
+            return 0
+        print(f"{self.dst}: {done.head}, {done.written} from {done.read}")
+        print(f"  {done.tensors} tensors, {done.bytes:,} bytes; with {', '.join(done.files)}")
+        _list("drawn afresh", done.drawn)
+        _list("left out", done.left_out)
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """What a checkpoint holds, and what loading it would say. Exit code 1: it would not load as it is."""
+
+    src: tyro.conf.Positional[str]
+    """A folder, a file, Google's zip, or a name on the Hugging Face hub."""
+    checksums: bool = True
+    """Compare the files with SHA256SUMS where there is one."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, tag or commit."""
+    json: bool = False
+    """Print it as JSON."""
+
+    def run(self) -> int:
+        """Inspects."""
+        with located(self.src, revision=self.revision) as path:
+            found = inspect(path, checksums=self.checksums)
+        if self.json:
+            _print_json(found)
+        else:
+            _print_inspection(found)
+        return 0 if found.loads else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Whether two checkpoints of any formats are the same model. Exit code 1: they differ."""
+
+    a: tyro.conf.Positional[str]
+    """A folder, a file, Google's zip, or a name on the Hugging Face hub."""
+    b: tyro.conf.Positional[str]
+    """Likewise."""
+    tolerance: float = 0.0
+    """How far apart two numbers may be, of tensors and of outputs on random input."""
+    outputs: bool = True
+    """Run both models on random input too."""
+    json: bool = False
+    """Print it as JSON."""
+
+    def run(self) -> int:
+        """Verifies."""
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is {self.tolerance}; it must be at least 0")
+        with located(self.a) as a, located(self.b) as b:
+            found = verify(a, b, outputs=self.outputs)
+        same = found.same(self.tolerance)
+        if self.json:
+            _print_json(found, same=same)
+        else:
+            _print_verification(found, same)
+        return 0 if same else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """The mean of checkpoints of one model, as a folder that transformers loads."""
+
+    src: tyro.conf.Positional[tuple[str, ...]]
+    """Two or more checkpoints; or one training run's folder, with --last."""
+    output: str
+    """The folder to write; it must not be there yet, and appears when it is complete."""
+    last: int | None = None
+    """Average this many of the run's newest checkpoints."""
+    json: bool = False
+    """Print what was done as JSON."""
+
+    def run(self) -> int:
+        """Averages."""
+        with contextlib.ExitStack() as places:
+            found = average([places.enter_context(located(src)) for src in self.src], self.output, last=self.last)
+        if self.json:
+            print(json.dumps({"averaged": [str(path) for path in found], "output": self.output}, indent=2))
+        else:
+            print(f"{self.output}: the mean of {', '.join(map(str, found))}")
+        return 0
+
+
+Command = (
+    Annotated[Convert, tyro.conf.subcommand("convert", prefix_name=False)]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
+    | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+    | Annotated[Average, tyro.conf.subcommand("average", prefix_name=False)]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command: Any = tyro.cli(Command, prog="flaxbert", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))  # type: ignore[arg-type]
+    try:
+        return command.run()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from "5GB", "200 MB" or "1000000"; units are powers of ten, as in transformers.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = re.fullmatch(r"([0-9]{1,15})\s*(|K|M|G|KB|MB|GB)", text.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"max_shard_size is {text!r}; write it like 5GB, 200MB or 1000000")
+    return int(match[1]) * 1000 ** " KMG".index((match[2] or " ")[0])
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Told]:
+    """A progress bar on standard error, once there is enough to write."""
+    console = Console(stderr=True)
+    with Progress(
+        "{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task("writing", visible=False)
+
+        def told(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=total >= _BAR_FROM)
+
+        yield told
+
+
+def _print_json(found: Any, **more: Any) -> None:
+    print(json.dumps({**dataclasses.asdict(found), **more}, indent=2, ensure_ascii=False))
+
+
+def _print_inspection(found: Inspection) -> None:
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(found.dtypes.items()))
+    print(f"{found.path}: {found.format}, {found.head}")
+    print(f"  {found.parameters:,} numbers in {len(found.tensors)} tensors ({kinds})")
+    for name, (dtype, shape) in found.tensors.items():
+        print(f"  {name:60} {dtype:9} {shape}")
+    _list("no weights, left out", found.left_out)
+    for key, value in (found.config or {}).items():
+        print(f"  {key}: {json.dumps(value, ensure_ascii=False)}")
+    print(f"  checksums: {'match' if found.checksums else 'none' if found.checksums is None else 'DIFFER'}")
+    print(f"  loading: {found.report or 'without a word'}")
+
+
+def _print_verification(found: Verification, same: bool) -> None:
+    _list("only in A", found.only_a)
+    _list("only in B", found.only_b)
+    for what, differences in (
+        ("shape", found.shapes),
+        ("config", found.config),
+        ("largest difference", found.differing),
+    ):
+        for name, value in differences.items():
+            print(f"  {what} {name}: {value}")
+    outputs = "not compared" if found.outputs is None else f"{found.outputs:.3g} apart"
+    print(f"  {found.compared} tensors, at most {found.tensors:.3g} apart; outputs on random input {outputs}")
+    print("same" if same else "different")
+
+
+def _list(what: str, found: list[str]) -> None:
+    if found:
+        print(f"  {len(found)} {what}: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}")

@@ -1,0 +1,211 @@
+"""Any checkpoint that can be read, as a folder in any format that can be written; a tensor in memory at a time."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxbert import companions
+from flaxbert.base import PreTrainedModel
+from flaxbert.conversion.checkpoint import Checkpoint
+from flaxbert.files import folder_made_whole, written_whole
+from flaxbert.weights import folder, orbax_params, source, sums
+from flaxbert.weights.folder import DTYPES
+from flaxbert.weights.layout import LAYOUTS
+from flaxbert.weights.load import Fitted, draw, fit
+from flaxbert.weights.orbax_params import Parameter
+from flaxbert.weights.tensors import Cast, Tensor, equal
+
+FORMATS = (*(layout.format for layout in LAYOUTS), "orbax")
+
+Progress = Callable[[int, int], None]
+"""Is told, after each tensor, how many bytes are written, and of how many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What was done.
+
+    Attributes:
+        read: the format that was read.
+        written: the format that was written.
+        head: the class.
+        tensors: how many were written.
+        bytes: of their numbers.
+        drawn: names of those that the checkpoint lacked.
+        left_out: names of those that the class does not take: buffers, aliases of tied weights, another head,
+            an optimizer's.
+        files: all that were written, weights excepted.
+    """
+
+    read: str
+    written: str
+    head: str
+    tensors: int
+    bytes: int
+    drawn: list[str]
+    left_out: list[str]
+    files: list[str]
+
+
+def convert(
+    path: str | Path,
+    target: str | Path,
+    *,
+    head: str | None = None,
+    format: str = "safetensors",
+    dtype: str | None = None,
+    max_shard_size: int | None = None,
+    hidden_act: str | None = None,
+    verify: bool = False,
+    key: jax.Array | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Writes a model folder: config.json, weights, SHA256SUMS, the tokenizer's files, those of sentence-transformers.
+
+    The folder appears when it is complete, or not at all. Numbers stay as they are, bit for bit, without a `dtype`.
+
+    Args:
+        path: what `from_pretrained` reads.
+        target: the folder to write; it must not be there yet.
+        head: the class of the result. What the checkpoint lacks of its head is drawn from `key`, and another head is
+            left out, both with a warning. By default nothing is drawn and nothing left out: the class is the one that
+            config.json names, or else the one that has these tensors.
+        format: "safetensors", "pytorch", "flax" (the layout of transformers 4's Flax classes) or "orbax" (parameters).
+        dtype: of the numbers, "float32", "float16" or "bfloat16"; the checkpoint's own where None.
+        max_shard_size: bytes a file; more are written as several files. Not for orbax.
+        hidden_act: replaces the activation of the checkpoint's config ("gelu" keeps what Google's config says).
+        verify: read what was written and compare it, before the folder appears.
+        key: for a fresh head; `jax.random.key(0)` where None.
+        progress: told how far the writing is.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: what is wrong with the arguments or the checkpoint.
+    """
+    target = Path(target)
+    _check_arguments(target, format, dtype, max_shard_size)
+    checkpoint = Checkpoint.open(Path(path))
+    if hidden_act is not None:
+        checkpoint = dataclasses.replace(checkpoint, config=checkpoint.config.replace(hidden_act=hidden_act))
+    model, fitted = checkpoint.fit(head)
+    checkpoint.source.check()
+    tensors = _tensors(model, fitted, key)
+    if dtype is not None:
+        tensors = {name: Cast(name, tensor, np.dtype(dtype)) for name, tensor in tensors.items()}
+    total = sum(_size(tensor) for tensor in tensors.values())
+    with folder_made_whole(target) as aside:
+        _write(aside, model, fitted, _watched(tensors, total, progress), format, max_shard_size)
+        if verify:
+            _verify(aside, model, tensors)
+        home, positions = checkpoint.source.home, model.config.max_position_embeddings
+        files = companions.carry(home, aside, sentences=type(model).__name__ == "BertModel")
+        files += companions.complete(aside, max_length=positions)
+    return Conversion(
+        read=checkpoint.source.format,
+        written=format,
+        head=type(model).__name__,
+        tensors=len(tensors),
+        bytes=total,
+        drawn=sorted(fitted.afresh),
+        left_out=sorted([*fitted.left_out, *checkpoint.source.left_out]),
+        files=["config.json", sums.NAME, *files],
+    )
+
+
+def _check_arguments(target: Path, format: str, dtype: str | None, max_shard_size: int | None) -> None:
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target}: is there already; choose a folder that is not")
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if max_shard_size is not None and max_shard_size < 1:
+        raise ValueError(f"max_shard_size is {max_shard_size}; it must be at least 1 byte")
+    if max_shard_size is not None and format == "orbax":
+        raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
+
+
+def _tensors(model: PreTrainedModel, fitted: Fitted, key: jax.Array | None) -> dict[str, Tensor]:
+    """All tensors of the model by name, in the order of its table: the checkpoint's, and what is drawn."""
+    drawn = draw(fitted, model, key)
+
+    def parameter(path: Any) -> Callable[[], Any]:
+        return lambda: drawn[path]
+
+    return {
+        name: Parameter(entry, np.dtype(np.float32), parameter(entry.path))
+        if name in fitted.afresh
+        else fitted.tensors[name]
+        for name, entry in fitted.table.items()
+    }
+
+
+def _write(
+    aside: Path,
+    model: PreTrainedModel,
+    fitted: Fitted,
+    tensors: Mapping[str, Tensor],
+    format: str,
+    max_shard_size: int | None,
+) -> None:
+    for layout in LAYOUTS:
+        if layout.format == format:
+            folder.write(aside, model, tensors, layout=layout, max_shard_size=max_shard_size)
+            return
+    digests = orbax_params.write(aside, fitted.table, tensors)
+    for name, text in {"config.json": folder.config_text(model, tensors), sums.NAME: sums.text(digests)}.items():
+        with written_whole(aside / name) as file:
+            file.write_text(text)
+
+
+def _verify(aside: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Reads the folder that was written as anyone would, and compares every tensor."""
+    written = source.read(aside)
+    written.check()
+    found = fit(written, model).tensors
+    differing = [name for name, tensor in tensors.items() if not equal(tensor, found[name])]
+    if differing:
+        raise ValueError(
+            f"{aside}: {len(differing)} tensors are not what was to be written: {', '.join(differing[:5])}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched:
+    """A tensor that tells when it is read."""
+
+    tensor: Tensor
+    told: Callable[[int], None]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        numbers = self.tensor.read(rows)
+        self.told(numbers.nbytes)
+        return numbers
+
+
+def _watched(tensors: Mapping[str, Tensor], total: int, progress: Progress | None) -> Mapping[str, Tensor]:
+    if progress is None:
+        return tensors
+    done = 0
+
+    def told(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(done, total)
+
+    return {name: _Watched(tensor, told) for name, tensor in tensors.items()}
+
+
+def _size(tensor: Tensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
