@@ -1,0 +1,409 @@
+"""PyTorch's files of weights (pytorch_model.bin): a state dict that torch.save wrote.
+
+Such a file is a zip archive whose members are stored as they are: ROOT/data.pkl, a pickle of the dict, and
+ROOT/data/KEY, the bytes of each storage that its tensors are views of. Before PyTorch 1.6 it was five pickles (a magic
+number, a version, the machine, the dict, the keys of the storages) and then the storages, each behind its length in
+eight bytes.
+
+A pickle is a program. torch.load(weights_only=True) runs no foreign code, but a few bytes can still have it allocate or
+compute without end. So it only gets to see files whose pickles were followed here before and do nothing but describe
+tensors, and whose storages are as long as the pickle says.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import io
+import math
+import mmap
+import pickletools
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import ml_dtypes
+import numpy as np
+
+from flaxbert.weights.safetensors import Spec
+
+_OLDEST = "2.10"
+_MAX_PICKLE = 4 * 2**20  # bytes; also of a zip file's directory. A BERT's is some tens of kilobytes
+_ALIGNED = 64
+_OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the magic number
+# What struct, zipfile and pickletools raise, and lists and dicts of a pickle that is none, where bytes are damaged.
+_ERRORS = (
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    OSError,
+    RuntimeError,  # also NotImplementedError
+    struct.error,
+    zipfile.BadZipFile,
+)
+_STORAGES = {
+    "torch FloatStorage": np.dtype("<f4"),
+    "torch HalfStorage": np.dtype("<f2"),
+    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch DoubleStorage": np.dtype("<f8"),
+    "torch CharStorage": np.dtype("i1"),
+    "torch ByteStorage": np.dtype("u1"),
+    "torch ShortStorage": np.dtype("<i2"),
+    "torch IntStorage": np.dtype("<i4"),
+    "torch LongStorage": np.dtype("<i8"),
+    "torch BoolStorage": np.dtype("?"),
+}
+_TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
+_PARAMETER = "torch._utils _rebuild_parameter"
+_ORDERED_DICT = "collections OrderedDict"
+_GLOBALS = {*_STORAGES, *_TENSORS, _PARAMETER, _ORDERED_DICT}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A tensor of a file that torch has opened: of a zip file it is only mapped, of the old format in memory."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    tensor: Any  # a torch.Tensor
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or consecutive rows of it (of its first axis); a view where that is possible."""
+        part = (self.tensor[rows] if self.shape else self.tensor).detach().resolve_neg()
+        if self.dtype != ml_dtypes.bfloat16:
+            return part.numpy()
+        import torch
+
+        return part.view(torch.int16).numpy().view(self.dtype)  # numpy has no such type of its own
+
+
+def read(file: Path) -> dict[str, Loaded]:
+    """The tensors of a file by name; those of a zip file are not read yet, but compared with its checksums.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: in what the file is not a state dict of dense tensors; torch is missing, or one that is not safe.
+    """
+    size = file.stat().st_size
+    torch = _torch(file)
+    try:
+        with file.open("rb") as opened:
+            zipped = opened.read(4) == b"PK\3\4"  # as torch tells them apart
+            (_check_zip if zipped else _check_old)(opened, size)
+        return _tensors(_loaded(torch, file, zipped), torch, 2 * size)  # tied weights are there twice
+    except _ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"{file}: not a readable PyTorch file: {reason}") from None
+
+
+def _loaded(torch: Any, file: Path, zipped: bool) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # almost any; some advise to load once more, with the code that the file brings along
+        advice = "weights_only" in str(error) or "Weights only" in str(error)
+        raise ValueError("torch refuses it" if advice else str(error)) from None
+
+
+def _torch(file: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        found = "there is none"
+    else:
+        if torch.__version__ >= _OLDEST:
+            return torch
+        found = f"this is {torch.__version__}"
+    raise ValueError(
+        f"{file}: PyTorch's files need torch 2.10 or newer, and {found}; pip install 'flaxbert[torch]'. Files can make "
+        f"older versions run code (CVE-2025-32434) or damage memory (CVE-2026-24747) in spite of weights_only"
+    )
+
+
+def _tensors(content: Any, torch: Any, room: int) -> dict[str, Loaded]:
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, no dict of tensors")
+    found = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise ValueError(
+                f"{str(name)[:80]!r} is a {type(tensor).__name__}, no tensor; "
+                f"a checkpoint of a training run holds the state dict as one of its entries: save that by itself"
+            )
+        dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype is torch.bfloat16 else str(tensor.dtype)[len("torch.") :])
+        room -= tensor.numel() * dtype.itemsize
+        if room < 0:
+            raise ValueError("its tensors take more than twice the size of the file")
+        found[name] = Loaded(name, dtype, tuple(tensor.shape), tensor)
+    return found
+
+
+def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> str:
+    """Writes a file from its tensors, each in turn and in the order of `specs`; the SHA-256 of it in hex.
+
+    torch.save wants all tensors at once. So they are written into a file without a name first, beside `file`, and
+    mapped from there; what the tensors hold is on the disk twice for a while, but in memory never.
+
+    Raises:
+        ValueError: tensors are not what was announced, or of a type that is not read; torch is missing or not safe.
+    """
+    torch = _torch(file)
+    with tempfile.TemporaryFile(dir=file.parent) as aside:
+        offsets = []
+        for spec, tensor in zip(specs, tensors, strict=True):
+            if tensor.dtype != spec.dtype or tensor.shape != spec.shape or spec.dtype not in _STORAGES.values():
+                raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
+            aside.seek(-aside.tell() % _ALIGNED, 1)
+            offsets.append(aside.tell())
+            aside.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        aside.truncate(aside.tell() + 1)  # nothing at all cannot be mapped
+        mapped = mmap.mmap(aside.fileno(), 0, access=mmap.ACCESS_COPY)
+        state = {spec.name: _mapped(torch, mapped, offset, spec) for offset, spec in zip(offsets, specs, strict=True)}
+        with file.open("wb") as opened:
+            digesting = _Digesting(opened)
+            torch.save(state, digesting)
+    return digesting.digest.hexdigest()
+
+
+def _mapped(torch: Any, mapped: mmap.mmap, offset: int, spec: Spec) -> Any:
+    """The tensor that lies there, with a storage of its own."""
+    dtype = getattr(torch, spec.dtype.name)
+    if not spec.size:
+        return torch.empty(spec.shape, dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=math.prod(spec.shape), offset=offset).reshape(spec.shape)
+
+
+class _Digesting:
+    """A file that is written to, and the digest of what is."""
+
+    def __init__(self, opened: IO[bytes]):
+        self.opened, self.digest = opened, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.opened.write(content)
+
+    def flush(self) -> None:
+        self.opened.flush()
+
+
+# -- what torch gets to see ------------------------------------------------------------------------------
+
+
+def _check_zip(opened: IO[bytes], size: int) -> None:
+    """Refuses archives that torch.save does not write, and those whose bytes have changed since."""
+    _check_directory(opened, size)
+    with zipfile.ZipFile(opened) as archive:
+        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+        if len({member.filename.casefold() for member in members}) < len(members):  # torch's own reader ignores case
+            raise ValueError("two members of the archive have the same name")
+        starts = {}
+        for member, after in zip(members, [*members[1:], None], strict=True):
+            starts[member.filename] = _start(opened, member, after.header_offset if after else archive.start_dir)
+        written = any(member.CRC for member in members)  # set_crc32_options(False) makes them zeros
+        for member in members:
+            with archive.open(member) as content:
+                while written and content.read(2**20):
+                    pass  # at the end it compares the checksum
+        root = archive.namelist()[0].partition("/")[0] if members else ""  # as torch finds it
+        sizes = {member.filename: member.file_size for member in members}
+        if f"{root}/data.pkl" not in sizes or f"{root}/constants.pkl" in sizes:
+            raise ValueError("the archive holds no state dict; is it one of TorchScript?")
+    if sizes[f"{root}/data.pkl"] > _MAX_PICKLE:
+        raise ValueError(f"a pickle of {sizes[f'{root}/data.pkl']} bytes; at most {_MAX_PICKLE} are read")
+    opened.seek(starts[f"{root}/data.pkl"])
+    stream = io.BytesIO(opened.read(sizes[f"{root}/data.pkl"]))
+    for storage in _followed(stream).storages.values():
+        held = sizes.get(f"{root}/data/{storage.key}")
+        if held is None or held < storage.size:
+            raise ValueError(f"storage {storage.key!r} has {storage.size} bytes, its member in the archive {held}")
+
+
+def _check_directory(opened: IO[bytes], size: int) -> None:
+    """The directory must be where each reader of zip files looks for it: right before the end, which has no comment."""
+    opened.seek(max(0, size - 98))
+    end = opened.read().rjust(98, b"\0")
+    length, start = struct.unpack("<II", end[-10:-2])
+    trailer = 22
+    if end[-42:-38] == b"PK\6\7":
+        length, start, trailer = *struct.unpack("<QQ", end[-58:-42]), 98
+        if end[:4] != b"PK\6\6" or struct.unpack("<Q", end[-34:-26])[0] != size - 98:
+            raise ValueError("the end of the archive is damaged")
+    if end[-22:-18] != b"PK\5\6":
+        raise ValueError("its last bytes are not those of an archive; is it cut short?")
+    if start + length + trailer != size or length > _MAX_PICKLE:
+        raise ValueError(f"a directory of {length} bytes at byte {start} of {size}; at most {_MAX_PICKLE} are read")
+
+
+def _start(opened: IO[bytes], member: zipfile.ZipInfo, after: int) -> int:
+    """Where a member's bytes begin; they must be as in memory, and end before what comes after it begins."""
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
+        raise ValueError(f"{member.filename!r} is compressed or encrypted, which torch.save never does")
+    opened.seek(member.header_offset)
+    header = opened.read(30)
+    start = member.header_offset + len(header) + sum(struct.unpack("<HH", header[26:30]))
+    if start + member.file_size > after:
+        raise ValueError(
+            f"{member.filename!r} has {member.file_size} bytes from byte {start} on; at {after} something else begins"
+        )
+    return start
+
+
+def _check_old(opened: IO[bytes], size: int) -> None:
+    """Refuses files before PyTorch 1.6 whose storages do not fill what follows the pickles, exactly."""
+    opened.seek(0)
+    content = opened.read(_MAX_PICKLE)
+    if not content.startswith(_OLD_FORMAT):
+        raise ValueError(f"it begins with {content[:8]!r}, as neither of PyTorch's formats does")
+    stream = io.BytesIO(content)
+    stream.seek(len(_OLD_FORMAT))
+    _version, _machine, state, keys = (_followed(stream) for _ in range(4))
+    if keys.texts != list(dict.fromkeys(keys.texts)) or set(keys.texts) != state.storages.keys():
+        raise ValueError("the storages that it lists are not those of its tensors")
+    end = stream.tell() + sum(8 + storage.size for storage in state.storages.values())
+    if end != size:
+        raise ValueError(f"its tensors end at byte {end}, the file at {size}")
+
+
+# -- pickles ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: np.dtype
+    count: int
+
+    @property
+    def size(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    name: str
+
+
+class _Kind(enum.Enum):
+    """What stands for an object that is not followed any further."""
+
+    ORDERED = enum.auto()  # an OrderedDict
+    DICT = enum.auto()  # a dict that only what follows it can fill
+    OBJECT = enum.auto()
+
+
+@dataclasses.dataclass
+class _Followed:
+    """What a pickle describes: its storages and its strings."""
+
+    storages: dict[str, _Storage] = dataclasses.field(default_factory=dict)
+    texts: list[str] = dataclasses.field(default_factory=list)
+
+    def stored(self, place: Any) -> _Storage:
+        # The old format has a sixth entry: None since views are not stored as storages any more.
+        match place:
+            case ("storage", _Global(kind), str(key), str(), int(count), *rest) if (
+                kind in _STORAGES and count >= 0 and rest in ([], [None])
+            ):
+                storage = _Storage(key, _STORAGES[kind], count)
+                if self.storages.setdefault(key, storage) == storage:
+                    return storage
+        raise ValueError("its pickle names a storage in a way that torch.save does not")
+
+    def called(self, function: Any, arguments: Any) -> object:
+        match function, arguments:
+            case _Global(name), () if name == _ORDERED_DICT:
+                return _Kind.ORDERED
+            case _Global(name), (_, _, _) if name == _PARAMETER:
+                return _Kind.OBJECT
+            case _Global(name), (_Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if (
+                name in _TENSORS
+            ):
+                self._view(storage, offset, shape, strides)
+                return _Kind.OBJECT
+        raise ValueError("its pickle calls a function in a way that torch.save does not")
+
+    def _view(self, storage: _Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> None:
+        numbers = [offset, *shape, *strides]
+        if not all(isinstance(n, int) and n >= 0 for n in numbers) or not len(shape) == len(strides) <= 32:
+            raise ValueError(f"a tensor has the shape {str(shape)[:80]} and the strides {str(strides)[:80]}")
+        count = math.prod(shape)
+        end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+        if count and (end > storage.count or count > storage.count):
+            raise ValueError(
+                f"a tensor of shape {list(shape)} and strides {list(strides)} from number {offset} on "
+                f"does not fit into its storage of {storage.count} numbers"
+            )
+
+
+def _followed(stream: io.BytesIO) -> _Followed:
+    """Goes through the pickle that begins here without building anything.
+
+    What it lets pass costs no more than it is long: each object is made once, from few others. (One dict copied over
+    and over would fill the memory, and a tuple in a tuple in a tuple and so on, as a key, the stack.)
+    """
+    found = _Followed()
+    stack: list[Any] = []
+    marked: list[list[Any]] = []
+    memo: dict[int, Any] = {}
+    for opcode, argument, _ in cast(Any, pickletools.genops(stream)):
+        match opcode.name:
+            case "PROTO" if argument == 2:
+                pass
+            case "MARK":
+                marked.append(stack)
+                stack = []
+            case "GLOBAL" if argument in _GLOBALS:
+                stack.append(_Global(argument))
+            case "BINUNICODE" | "SHORT_BINSTRING":
+                found.texts.append(argument)
+                stack.append(argument)
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" if abs(argument) < 2**63:
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "BINFLOAT":
+                stack.append(None)
+            case "EMPTY_DICT":
+                stack.append(_Kind.DICT)
+            case "EMPTY_LIST":
+                stack.append(_Kind.OBJECT)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                first = len(stack) - int(opcode.name[-1])
+                stack[first:] = [_tuple(stack[first:])]
+            case "TUPLE":
+                items, stack = stack, marked.pop()
+                stack.append(_tuple(items))
+            case "SETITEM":
+                del stack[-2:]
+            case "SETITEMS" | "APPENDS":
+                stack = marked.pop()
+            case "APPEND":
+                stack.pop()
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = _Kind.OBJECT if stack[-1] is _Kind.DICT else stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "BINPERSID":
+                stack.append(found.stored(stack.pop()))
+            case "REDUCE":
+                arguments = stack.pop()
+                stack.append(found.called(stack.pop(), arguments))
+            case "BUILD" if stack[-2:] == [_Kind.ORDERED, _Kind.DICT]:  # the versions of modules, which none reads
+                stack.pop()
+            case "STOP":
+                return found
+            case "GLOBAL":
+                raise ValueError(f"it holds a {argument.replace(' ', '.')[:200]}; read are only dicts of dense tensors")
+            case name:
+                raise ValueError(f"its pickle holds {name} {str(argument)[:80]}, which torch.save does not write there")
+    raise ValueError("its pickle has no end")
+
+
+def _tuple(items: list[Any]) -> tuple[Any, ...]:
+    if any(isinstance(inner, tuple) for item in items if isinstance(item, tuple) for inner in item):
+        raise ValueError("its pickle nests tuples deeper than torch.save does")
+    return tuple(items)
