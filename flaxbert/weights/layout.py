@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.files import inside, read_json
-from flaxbert.weights import safetensors
+from flaxbert.weights import safetensors, torch_bin
 from flaxbert.weights.safetensors import Spec
 from flaxbert.weights.tensors import Tensor
 
@@ -79,8 +79,9 @@ SAFETENSORS = Layout(
     _write_safetensors,
     safetensors.ordered,
 )
+PYTORCH = Layout("pytorch", "pytorch_model.bin", torch_bin.read, torch_bin.write, list)
 # The order is that in which they are looked for in a folder.
-LAYOUTS = (SAFETENSORS,)
+LAYOUTS = (SAFETENSORS, PYTORCH)
 
 
 def read(folder: Path, layout: Layout) -> tuple[Path, dict[str, Tensor], list[Path]]:

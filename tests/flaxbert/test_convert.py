@@ -1,0 +1,391 @@
+"""Conversions: bit for bit between all formats, nothing lost without a word, nothing half done."""
+
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import flaxbert
+from flaxbert.conversion.convert import FORMATS, convert
+from flaxbert.conversion.inspect import inspect
+from flaxbert.weights import source
+
+CONFIG = flaxbert.BertConfig(
+    vocab_size=61,
+    hidden_size=15,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=17,
+    max_position_embeddings=13,
+    type_vocab_size=3,
+    id2label=("a", "b", "c"),
+)
+CLASSES = sorted(flaxbert.ARCHITECTURES)
+TF1 = Path(__file__).parent / "fixtures" / "tf1"
+
+
+def folder_of(name, folder, dtype=np.float32, config=CONFIG, **arguments):
+    """A saved model with random weights."""
+    model = flaxbert.ARCHITECTURES[name](config.replace(is_decoder=name == "BertLMHeadModel"))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), model.parameter_shapes())
+    flaxbert.save_pretrained(folder, model, params, dtype=dtype, **arguments)
+    return folder
+
+
+def tensors_of(path):
+    return {name: tensor.read() for name, tensor in source.read(path).tensors.items()}
+
+
+def assert_bit_equal(left, right):
+    left, right = ({k: (v.dtype, v.shape, v.tobytes()) for k, v in side.items()} for side in (left, right))
+    assert left.keys() == right.keys()
+    assert {name for name in left if left[name] != right[name]} == set()
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# -- between all formats ---------------------------------------------------------------------------------------
+
+
+def circuit(formats):
+    """Every ordered pair of formats once, as one walk that ends where it began."""
+    steps, walk = set(itertools.permutations(formats, 2)), [formats[0]]
+    found = _walk(walk, steps)
+    assert len(found) == len(steps) + 1 and found[0] == found[-1]
+    return found
+
+
+def _walk(walk, left):
+    if not left:
+        return walk
+    for step in sorted(step for step in left if step[0] == walk[-1]):
+        if found := _walk([*walk, step[1]], left - {step}):
+            return found
+    return []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_every_pair_of_formats_is_a_round_trip_bit_for_bit(tmp_path, dtype, tied):
+    config = CONFIG.replace(tie_word_embeddings=tied)
+    first = folder_of("BertForPreTraining", tmp_path / "0", dtype, config)
+    wanted, names = tensors_of(first), files_in(first)
+    folder = first
+    for i, (before, after) in enumerate(itertools.pairwise(circuit(FORMATS)), 1):
+        whole = i % 2 == 0 or after == "orbax"
+        done = convert(folder, tmp_path / str(i), format=after, max_shard_size=None if whole else 4000, verify=True)
+        assert (done.read, done.written, done.drawn) == (before, after, [])
+        folder = tmp_path / str(i)
+        assert source.read(folder).format == after
+    assert_bit_equal(tensors_of(folder), wanted)
+    assert files_in(folder) == sorted([*names, "SHA256SUMS"])
+    assert (folder / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_transformers_saved_arrives_whole(tmp_path, name):
+    config = transformers.BertConfig(**json.loads((folder_of(name, tmp_path / "a") / "config.json").read_text()))
+    torch.manual_seed(0)
+    theirs = getattr(transformers, name)(config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    done = convert(tmp_path / "theirs", tmp_path / "ours", max_shard_size=5000)
+    assert (done.head, done.drawn, done.left_out) == (name, [], [])
+    back, report = getattr(transformers, name).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert {k: v.tolist() for k, v in back.state_dict().items()} == {
+        k: v.tolist() for k, v in theirs.state_dict().items()
+    }
+
+
+def test_numbers_are_rounded_only_where_asked_for(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    before = tensors_of(folder)
+    for dtype in ("bfloat16", "float16", "float32"):
+        convert(folder, tmp_path / dtype, dtype=dtype)
+        target = np.dtype(getattr(ml_dtypes, dtype, dtype))
+        assert_bit_equal(tensors_of(tmp_path / dtype), {name: array.astype(target) for name, array in before.items()})
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
+    save_file({**before, "pooler.dense.bias": np.full(15, 70000, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"bert.pooler.dense.bias has numbers beyond the range of float16"):
+        convert(folder, tmp_path / "beyond", dtype="float16")
+    assert not (tmp_path / "beyond").exists()
+
+
+# -- real checkpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny_safetensors", "tiny_safetensors_sentence_transformer", "minilm"])
+def test_real_checkpoints_go_through_bit_for_bit(data_dir, minilm, tmp_path, name):
+    folder = minilm if name == "minilm" else data_dir / "checkpoints" / name
+    done = convert(folder, tmp_path / "out", verify=True)
+    assert done.head == "BertModel" and done.drawn == []
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert set(done.left_out) == before.keys() - after.keys() <= {"embeddings.position_ids"}
+    assert_bit_equal(after, {key: before[key] for key in after})
+    for file in files_in(tmp_path / "out"):
+        if (folder / file).exists() and file not in ("config.json", "model.safetensors"):
+            assert (folder / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+    text = ["The quick brown fox"]
+    read = [transformers.AutoTokenizer.from_pretrained(path)(text)["input_ids"] for path in (folder, tmp_path / "out")]
+    assert read[0] == read[1]
+    loads = {(path / "config.json").read_text().count("hidden") for path in (folder, tmp_path / "out")}
+    assert loads
+
+
+@pytest.mark.parametrize("name", ["minilm", "tiny_safetensors_sentence_transformer"])
+def test_sentence_transformers_computes_the_same(data_dir, minilm, tmp_path, name):
+    folder = minilm if name == "minilm" else data_dir / "checkpoints" / name
+    convert(folder, tmp_path / "out")
+    texts = ["A sentence.", "Another one, somewhat longer than the first."]
+    before, after = (
+        sentence_transformers.SentenceTransformer(str(path), device="cpu") for path in (folder, tmp_path / "out")
+    )
+    assert [type(module).__name__ for module in after] == [type(module).__name__ for module in before]
+    np.testing.assert_array_equal(after.encode(texts), before.encode(texts))
+
+
+def test_a_real_tf1_checkpoint_becomes_a_folder(data_dir, tmp_path, caplog):
+    folder = data_dir / "checkpoints" / "tiny_tf1"
+    with caplog.at_level(logging.WARNING):
+        done = convert(folder, tmp_path / "out", verify=True)
+    assert 'Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"' in caplog.text
+    assert (done.read, done.head, done.tensors, done.drawn) == ("TensorFlow 1", "BertForPreTraining", 46, [])
+    assert len(done.left_out) == 93 and all("adam_" in name or name == "global_step" for name in done.left_out)
+    model, report = transformers.BertForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert model.config.hidden_act == "gelu_new"
+    assert (tmp_path / "out" / "vocab.txt").read_text() == (folder / "vocab.txt").read_text()
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("[MASK]") == 4
+    convert(folder, tmp_path / "erf", hidden_act="gelu")
+    assert flaxbert.BertConfig.from_pretrained(tmp_path / "erf").hidden_act == "gelu"
+
+
+@pytest.mark.parametrize("name", ["encoder", "pretraining", "classifier", "squad"])
+def test_every_head_of_tf1_becomes_a_class(tmp_path, name):
+    done = convert(TF1 / name, tmp_path / "out")
+    expected = {
+        "encoder": flaxbert.BertModel,
+        "pretraining": flaxbert.BertForPreTraining,
+        "classifier": flaxbert.BertForSequenceClassification,
+        "squad": flaxbert.BertForQuestionAnswering,
+    }
+    assert done.head == expected[name].__name__
+    weights = [left for left in done.left_out if left.startswith("bert.")]
+    assert weights == (["bert.pooler.dense.bias", "bert.pooler.dense.weight"] if name == "squad" else [])
+    model, params = flaxbert.from_pretrained(tmp_path / "out")
+    assert type(model) is expected[name]
+    content = json.loads((TF1 / name / "expected.json").read_text())
+    inputs = {key: np.asarray(value, np.int32) for key, value in content["inputs"].items()}
+    found = model.apply({"params": params}, **inputs)
+    for field in {"pooler_output", "logits", "prediction_logits", "start_logits"} & content["outputs"].keys():
+        np.testing.assert_allclose(getattr(found, field), np.float32(content["outputs"][field]), rtol=0, atol=1e-5)
+
+
+# -- heads -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_head_is_drawn_and_another_left_out_with_a_word(tmp_path, caplog):
+    folder = folder_of("BertForPreTraining", tmp_path / "a")
+    with caplog.at_level(logging.WARNING):
+        done = convert(folder, tmp_path / "b", head="BertForSequenceClassification")
+    assert done.drawn == ["classifier.bias", "classifier.weight"]
+    assert len(done.left_out) == 7 and all(name.startswith("cls.") for name in done.left_out)
+    assert "2 missing:\n    classifier.weight" in caplog.text and "cls.seq_relationship.weight" in caplog.text
+    before, after = tensors_of(folder), tensors_of(tmp_path / "b")
+    assert_bit_equal({k: v for k, v in after.items() if k in before}, {k: v for k, v in before.items() if k in after})
+    assert after["classifier.weight"].shape == (3, 15) and after["classifier.weight"].std() > 0
+    # And back to the encoder alone.
+    convert(tmp_path / "b", tmp_path / "c", head="BertModel")
+    base = {name.removeprefix("bert."): array for name, array in before.items() if name.startswith("bert.")}
+    assert_bit_equal(tensors_of(tmp_path / "c"), base)
+
+
+def test_the_class_is_that_of_the_tensors_where_the_config_names_a_smaller_one(tmp_path):
+    folder = folder_of("BertForPreTraining", tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert convert(folder, tmp_path / "b").head == "BertForPreTraining"
+
+
+def test_what_fits_no_class_is_listed(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    save_file({**tensors_of(folder), "extra": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 unexpected:\n    extra") as error:
+        convert(folder, tmp_path / "b")
+    assert "Choose a class" in str(error.value)
+    assert files_in(tmp_path) == ["a/config.json", "a/model.safetensors"]
+
+
+# -- all or nothing --------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_told_before_anything_is_written(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    before = files_in(tmp_path)
+    for arguments, said in (
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
+        ({"format": "onnx"}, "format is 'onnx'; allowed: safetensors"),
+        ({"head": "BertForX"}, "head is 'BertForX'; allowed: BertModel"),
+        ({"max_shard_size": 0}, "max_shard_size is 0"),
+        ({"hidden_act": "gelu2"}, "hidden_act"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            convert(folder, tmp_path / "b", **arguments)
+    with pytest.raises(FileExistsError, match="is there already"):
+        convert(folder, folder)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        convert(tmp_path / "nowhere", tmp_path / "b")
+    assert files_in(tmp_path) == before and not (tmp_path / "b").exists()
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
+    folder = folder_of("BertModel", tmp_path / "a")
+
+    def full(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    (folder / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(OSError, match="disk full"):
+        convert(folder, tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_flipped_bit_of_what_was_written_is_found(tmp_path, format):
+    folder = tmp_path / "b"
+    convert(folder_of("BertModel", tmp_path / "a"), folder, format=format)
+    listed = dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    weights = [file for file in files_in(folder) if file not in ("config.json", "SHA256SUMS")]
+    assert listed == {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in weights}
+    largest = max((folder / file for file in weights), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
+    for attempt in (
+        lambda: flaxbert.from_pretrained(folder),
+        lambda: convert(folder, tmp_path / "c"),
+    ):
+        with pytest.raises(ValueError, match=r"does not match|not a readable") as error:
+            attempt()
+        assert str(folder) in str(error.value)
+    assert not (tmp_path / "c").exists()
+
+
+def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
+    from flaxbert.weights import orbax_params
+
+    written = orbax_params.write
+    zeros = lambda folder, table, tensors: written(folder, table, {k: _Zeros(t) for k, t in tensors.items()})  # noqa: E731
+    monkeypatch.setattr(orbax_params, "write", zeros)
+    folder = folder_of("BertModel", tmp_path / "a")
+    with pytest.raises(ValueError, match="39 tensors are not what was to be written"):
+        convert(folder, tmp_path / "b", format="orbax", verify=True)
+    assert not (tmp_path / "b").exists()
+
+
+class _Zeros:
+    def __init__(self, tensor):
+        self.dtype, self.shape = tensor.dtype, tensor.shape
+
+    def read(self, rows=slice(None)):
+        return np.zeros(self.shape, self.dtype)[rows]
+
+
+# -- what lies beside weights ----------------------------------------------------------------------------------
+
+
+def test_saving_carries_the_tokenizer_and_the_sentence_modules(minilm, tmp_path):
+    model, params = flaxbert.from_pretrained(minilm)
+    flaxbert.save_pretrained(tmp_path / "out", model, params)
+    beside = [
+        "1_Pooling/config.json",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ]
+    assert files_in(tmp_path / "out") == sorted([*beside, "config.json", "model.safetensors"])
+    for file in beside:
+        assert (tmp_path / "out" / file).read_bytes() == (minilm / file).read_bytes()
+    # Files that are there stay; a task's model is no model of sentences.
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "vocab.txt").write_text("mine")
+    task = flaxbert.BertForTokenClassification(CONFIG, origin=minilm)
+    fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), task.parameter_shapes())
+    flaxbert.save_pretrained(tmp_path / "task", task, fresh)
+    assert "modules.json" not in files_in(tmp_path / "task") and "tokenizer.json" in files_in(tmp_path / "task")
+    assert (tmp_path / "task" / "vocab.txt").read_text() == "mine"
+    assert task == flaxbert.BertForTokenClassification(CONFIG) and hash(task) == hash(task.clone(origin=None))
+
+
+def test_pickled_weights_of_a_sentence_module_become_safetensors(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    (folder / "2_Dense").mkdir()
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"linear.weight": weight}, folder / "2_Dense" / "pytorch_model.bin")
+    (folder / "2_Dense" / "config.json").write_text("{}")
+    convert(folder, tmp_path / "b")
+    assert files_in(tmp_path / "b" / "2_Dense") == ["config.json", "model.safetensors"]
+    np.testing.assert_array_equal(load_file(tmp_path / "b/2_Dense/model.safetensors")["linear.weight"], weight)
+
+
+def test_a_vocabulary_alone_gets_the_other_files(tmp_path, data_dir):
+    for case, lowercase in (("uncased", True), ("cased", False)):
+        folder = folder_of("BertModel", tmp_path / case)
+        shutil.copy(data_dir / "tokenizers" / f"bert-base-{case}" / "vocab.txt", folder)
+        done = convert(folder, tmp_path / f"{case}-out")
+        assert done.files[-3:] == ["vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+        read = transformers.AutoTokenizer.from_pretrained(tmp_path / f"{case}-out")
+        assert (read.tokenize("Paris") == ["paris"]) == lowercase and read.model_max_length == 13
+
+
+def test_links_out_of_the_folder_are_not_carried(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    (tmp_path / "secret").write_text("[PAD]\n")
+    (folder / "vocab.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="'vocab.txt' leads out of the folder"):
+        convert(folder, tmp_path / "b")
+    (folder / "vocab.txt").unlink()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "config.json").write_text("{}")
+    (folder / "1_Pooling").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="'1_Pooling' leads out of the folder"):
+        convert(folder, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_inspection_says_what_a_load_would(tmp_path):
+    folder = folder_of("BertForMaskedLM", tmp_path / "a", max_shard_size=4000, checksums=True)
+    found = inspect(folder)
+    assert (found.format, found.head, found.loads, found.checksums) == ("safetensors", "BertForMaskedLM", True, True)
+    model, params = flaxbert.from_pretrained(folder)
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert found.tensors["bert.embeddings.word_embeddings.weight"] == ("float32", [61, 15])
+    assert found.config is not None and found.config["hidden_size"] == 15
+    (folder / "SHA256SUMS").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_size": 18}
+    (folder / "config.json").write_text(json.dumps(config))
+    changed = inspect(folder)
+    assert changed.checksums is None and not changed.loads and "of another shape" in str(changed.report)
+    (folder / "config.json").unlink()
+    without = inspect(folder)
+    assert without.config is None and "config.json: no such file" in str(without.report)
