@@ -1,0 +1,410 @@
+"""Flax weights of transformers 4 (flax_model.msgpack), read and written one tensor at a time and without Flax.
+
+The layout (flax.serialization.to_bytes): msgpack of nested dicts whose leaves are arrays. An array is an extension of
+type 1 (a numpy scalar: 3), its content again msgpack: [shape, dtype's name, bytes]. One of more than 2**30 bytes is a
+dict of flattened ones, {"__msgpack_chunked_array__": true, "shape": {"0": ...}, "chunks": {"0": ...}}.
+
+Keys, joined by "/"                             Hugging Face (PyTorch)
+bert/encoder/layer/N/output/dense/kernel        bert.encoder.layer.N.output.dense.weight, transposed
+.../LayerNorm/scale, .../sa_layer_norm/scale    .../LayerNorm.weight, .../sa_layer_norm.weight
+.../word_embeddings/embedding                   .../word_embeddings.weight
+cls/predictions/bias                            cls.predictions.bias (all other names likewise)
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from flaxbert.weights.names import Tensor
+from flaxbert.weights.safetensors import Spec, Stored
+
+_MAX_CHUNK_SIZE = 2**30  # bytes; flax's own
+_MAX_DEPTH = 64  # of dicts; a BERT's is 8
+_MAX_ENTRIES = 100_000  # of all dicts together; a large BERT has 700
+_MAX_KEY = 1024  # bytes
+_MAX_AXES = 32  # numpy's own limit was so until its version 2
+_CHUNKED = "__msgpack_chunked_array__"
+_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # types of extensions
+_DTYPES = {
+    np.dtype(code).name: np.dtype(code)
+    for code in ("?", "u1", "i1", "<i2", "<u2", "<f2", ml_dtypes.bfloat16, "<i4", "<u4", "<f4", "<f8", "<i8", "<u8")
+}
+_NORMS = ("LayerNorm", "layer_norm")  # with all that ends so
+
+# A token of msgpack is a byte for its kind and length in one (for a number: its value), or one for the kind alone,
+# which is followed by the length in so many bytes.
+_SHORT = {
+    "number": {n: n for n in range(128)},
+    "map": {n: 0x80 + n for n in range(16)},
+    "array": {n: 0x90 + n for n in range(16)},
+    "string": {n: 0xA0 + n for n in range(32)},
+    "bytes": {},
+    "extension": {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8},
+}
+_LONG = {
+    "number": {1: 0xCC, 2: 0xCD, 4: 0xCE, 8: 0xCF},
+    "map": {2: 0xDE, 4: 0xDF},
+    "array": {2: 0xDC, 4: 0xDD},
+    "string": {1: 0xD9, 2: 0xDA, 4: 0xDB},
+    "bytes": {1: 0xC4, 2: 0xC5, 4: 0xC6},
+    "extension": {1: 0xC7, 2: 0xC8, 4: 0xC9},
+}
+_TRUE = 0xC3
+_TOKENS = (
+    {code: (kind, length, 0) for kind, codes in _SHORT.items() for length, code in codes.items()}
+    | {code: (kind, 0, width) for kind, codes in _LONG.items() for width, code in codes.items()}
+    | {0xC0: ("nil", 0, 0), 0xC2: ("false", 0, 0), _TRUE: ("true", 0, 0)}
+)
+# How many bytes each 1 of a length takes at least.
+_LEAST = {"map": 2, "array": 1, "string": 1, "bytes": 1, "extension": 1, "number": 0, "nil": 0, "false": 0, "true": 0}
+
+
+# -- names -----------------------------------------------------------------------------------------------
+
+
+def hugging_face_name(name: str) -> str:
+    """Hugging Face's name of an array, given its keys joined by "/"."""
+    path, slash, ending = name.rpartition("/")
+    return f"{path}{slash}{'weight' if ending in ('kernel', 'scale', 'embedding') else ending}".replace("/", ".")
+
+
+def flax_name(name: str) -> str:
+    """The keys, joined by "/", of a tensor of Hugging Face's."""
+    path, dot, ending = name.rpartition(".")
+    if ending == "weight":
+        ending = "scale" if path.endswith(_NORMS) else "embedding" if path.endswith("_embeddings") else "kernel"
+    return f"{path}{dot}{ending}".replace(".", "/")
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array, named as in the file, is [in, out]."""
+    return len(shape) == 2 and name.rpartition("/")[2] == "kernel"
+
+
+def _check_key(key: str, where: str) -> str:
+    if not key or "/" in key or "." in key or len(key.encode()) > _MAX_KEY:
+        raise ValueError(f"{where} has the key {key[:80]!r}")
+    return key
+
+
+# -- tensors ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked(Spec):
+    """A tensor that lies in a file in several pieces of its flattened self."""
+
+    chunks: tuple[Stored, ...]
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or consecutive rows of it (of its first axis).
+
+        Raises:
+            ValueError: the file ends within the tensor.
+        """
+        start, stop, shape = 0, math.prod(self.shape), self.shape
+        if self.shape:
+            first, last, _ = rows.indices(self.shape[0])
+            shape = (max(0, last - first), *self.shape[1:])
+            start, stop = (n * math.prod(self.shape[1:]) for n in (first, first + shape[0]))
+        content = np.empty(stop - start, self.dtype)
+        begin = 0  # of the chunk
+        for chunk in self.chunks:
+            low, high = max(start, begin), min(stop, begin + chunk.shape[0])
+            if low < high:
+                content[low - start : high - start] = chunk.read(slice(low - begin, high - begin))
+            begin += chunk.shape[0]
+        return content.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transposed:
+    """A matrix of a file with its axes exchanged."""
+
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return self.tensor.shape[::-1]
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """Some of its rows; they are columns of the file's, so all of it is read for them."""
+        return self.tensor.read().T[rows]
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by Hugging Face's names and in its layout; no tensor is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: in what the file breaks the format's rules.
+    """
+    found: dict[str, Tensor] = {}
+    try:
+        with file.open("rb") as opened:
+            tokens = _Tokens(file, opened)
+            for name, tensor in _leaves(tokens, (), tokens.expect("map", "the content")):
+                renamed = hugging_face_name(name)
+                if renamed in found:
+                    raise ValueError(f"{name!r} and another array are both {renamed!r}")
+                found[renamed] = _Transposed(tensor) if _is_linear(name, tensor.shape) else tensor
+            if tokens.left:
+                raise ValueError(f"{tokens.left} bytes follow the content")
+    except ValueError as error:  # also bad UTF-8
+        raise ValueError(f"{file}: not a readable flax_model.msgpack: {error}") from None
+    return found
+
+
+class _Tokens:
+    """The tokens of a file in turn. No length leaves here that the rest of the file could not hold."""
+
+    def __init__(self, file: Path, opened: BinaryIO):
+        self.file = file
+        self._opened = opened
+        self.left = file.stat().st_size  # bytes
+        self.at = 0
+        self._entries = 0
+
+    def take(self, count: int) -> bytes:
+        content = b"" if count > self.left else self._opened.read(count)
+        if len(content) < count:
+            raise ValueError(f"{count} bytes are expected at byte {self.at}, {self.left} are there")
+        self.at, self.left = self.at + count, self.left - count
+        return content
+
+    def skip(self, count: int) -> None:
+        self._opened.seek(count, 1)
+        self.at, self.left = self.at + count, self.left - count
+
+    def next(self) -> tuple[str, int]:
+        """Kind and length of the next token."""
+        start, code = self.at, self.take(1)[0]
+        if code not in _TOKENS:
+            return f"a token 0x{code:02x}", 0
+        kind, length, width = _TOKENS[code]
+        if width:
+            length = int.from_bytes(self.take(width), "big")
+        if length * _LEAST[kind] + (kind == "extension") > self.left:  # an extension's type is a byte more
+            raise ValueError(f"{kind} of length {length} at byte {start}, but {self.left} bytes follow")
+        if kind == "map":
+            self._entries += length
+            if self._entries > _MAX_ENTRIES:
+                raise ValueError(f"more than {_MAX_ENTRIES} entries")
+        return kind, length
+
+    def expect(self, kind: str, what: str) -> int:
+        """The length of the next token, which must be of this kind."""
+        found, length = self.next()
+        if found != kind:
+            raise ValueError(f"{what} is {found}, not {kind}")
+        return length
+
+    def text(self, what: str) -> str:
+        length = self.expect("string", what)
+        if length > _MAX_KEY:
+            raise ValueError(f"{what} has {length} bytes")
+        return self.take(length).decode()
+
+
+def _leaves(tokens: _Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple[str, Stored | Chunked]]:
+    """The arrays of a dict of so many entries, and their keys joined by "/"; the dict's head has been read."""
+    where = repr("/".join(path)) if path else "the outermost dict"
+    if len(path) >= _MAX_DEPTH:
+        raise ValueError(f"dicts are nested deeper than {_MAX_DEPTH}")
+    keys: set[str] = set()
+    for _ in range(count):
+        key = _check_key(tokens.text(f"a key in {where}"), where)
+        if key == _CHUNKED and path and not keys:
+            yield _chunked(tokens, "/".join(path), count)
+            return
+        if key in keys:
+            raise ValueError(f"{where} has the key {key!r} twice")
+        keys.add(key)
+        inner, name = (*path, key), "/".join((*path, key))
+        kind, length = tokens.next()
+        if kind == "map":
+            yield from _leaves(tokens, inner, length)
+        elif kind == "extension":
+            yield name, _array(tokens, name, length)
+        else:
+            raise ValueError(f"{name!r} is {kind}, neither dict nor array")
+
+
+def _array(tokens: _Tokens, name: str, length: int) -> Stored:
+    """An array, of which the extension's length has been read; the content is passed over."""
+    code = tokens.take(1)[0]
+    end = tokens.at + length
+    if code not in (_ARRAY, _SCALAR):
+        what = "a complex number" if code == _COMPLEX else f"an extension of type {code}"
+        raise ValueError(f"{name!r} is {what}, not an array")
+    parts = tokens.expect("array", f"the content of {name!r}")
+    if parts != 3:
+        raise ValueError(f"{name!r} has {parts} parts instead of shape, type and bytes")
+    axes = tokens.expect("array", f"the shape of {name!r}")
+    if axes > _MAX_AXES:
+        raise ValueError(f"{name!r} has {axes} axes")
+    shape = tuple(tokens.expect("number", f"the shape's axis {axis} of {name!r}") for axis in range(axes))
+    dtype = tokens.text(f"the type of {name!r}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name!r} is of type {dtype[:80]!r}; known: {', '.join(_DTYPES)}")
+    size = tokens.expect("bytes", f"what {name!r} holds")
+    tensor = Stored(name, _DTYPES[dtype], shape, tokens.file, tokens.at)
+    if tensor.size != size or not _fits_numpy(tensor):
+        raise ValueError(f"{name!r} of shape {list(shape)} and type {dtype} has {size} bytes")
+    tokens.skip(size)
+    if tokens.at != end:
+        raise ValueError(f"{name!r} ends at byte {tokens.at}, its extension at {end}")
+    return tensor
+
+
+def _fits_numpy(spec: Spec) -> bool:
+    """Whether numpy takes the shape, which it may refuse although an axis is 0 and nothing is stored."""
+    return math.prod(max(1, axis) for axis in spec.shape) * spec.dtype.itemsize < 2**63
+
+
+def _chunked(tokens: _Tokens, name: str, count: int) -> tuple[str, Chunked]:
+    """An array in pieces, of which the first key has been read."""
+
+    def numbered(what: str) -> Iterator[str]:
+        if tokens.text(f"a key in {name!r}") != what:
+            raise ValueError(f"{name!r} is chunked, but {what!r} is not where it must be")
+        for i in range(tokens.expect("map", f"{what!r} of {name!r}")):
+            if tokens.text(f"a key in {what!r} of {name!r}") != str(i):
+                raise ValueError(f"{what!r} of {name!r} is not numbered from 0")
+            yield f"{name}/{what}/{i}"
+
+    if count != 3 or tokens.next()[0] != "true":
+        raise ValueError(f"{name!r} has the key {_CHUNKED!r}, but is not chunked as flax does")
+    shape = tuple(tokens.expect("number", repr(axis)) for axis in numbered("shape"))
+    chunks = tuple(_array(tokens, chunk, tokens.expect("extension", repr(chunk))) for chunk in numbered("chunks"))
+    if len(shape) > _MAX_AXES:
+        raise ValueError(f"{name!r} has {len(shape)} axes")
+    if not chunks or any(len(chunk.shape) != 1 or chunk.dtype != chunks[0].dtype for chunk in chunks):
+        raise ValueError(f"the chunks of {name!r} are not all flat and of one type")
+    tensor = Chunked(name, chunks[0].dtype, shape, chunks)
+    if tensor.size != sum(chunk.size for chunk in chunks) or not _fits_numpy(tensor):
+        raise ValueError(f"{name!r} of shape {list(shape)} has chunks of {sum(chunk.size for chunk in chunks)} bytes")
+    return name, tensor
+
+
+# -- writing ---------------------------------------------------------------------------------------------
+
+
+def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> str:
+    """Writes a file from its tensors, named and laid out as Hugging Face's; the SHA-256 of it in hex.
+
+    The tensors come in the order of `specs`, in which those of one dict must follow each other: that of `ordered` does.
+
+    Raises:
+        ValueError: a name or type that the format does not take, another order, a tensor that was announced otherwise.
+    """
+    heads = list(_heads(_tree(specs)))
+    if [spec for _, spec in heads] != list(specs):
+        raise ValueError(f"{file}: the tensors of one dict do not follow each other; `ordered` puts them so")
+    digest = hashlib.sha256()
+    with file.open("wb") as opened:
+
+        def put(content: Any) -> None:
+            opened.write(content)
+            digest.update(content)
+
+        if not heads:
+            put(_token("map", 0))
+        for (head, spec), tensor in zip(heads, tensors, strict=True):
+            if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
+                raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
+            put(head)
+            for part in _packed(tensor.T if _is_linear(flax_name(spec.name), spec.shape) else tensor):
+                put(part)
+    return digest.hexdigest()
+
+
+def ordered(specs: Iterable[Spec]) -> list[Spec]:
+    """The order in which JAX keeps nested dicts: by key."""
+    return sorted(specs, key=lambda spec: flax_name(spec.name).split("/"))
+
+
+def _tree(specs: Sequence[Spec]) -> dict[str, Any]:
+    """The nested dicts of a file, with what each array is in its place."""
+    tree: dict[str, Any] = {}
+    for spec in specs:
+        name = flax_name(spec.name)
+        *path, last = name.split("/")
+        if hugging_face_name(name) != spec.name or len(path) >= _MAX_DEPTH:
+            raise ValueError(f"{spec.name!r} cannot be written as nested keys")
+        if _DTYPES.get(spec.dtype.name) != spec.dtype:
+            raise ValueError(f"{spec.name!r} is of type {spec.dtype}; known: {', '.join(_DTYPES)}")
+        node = tree
+        for key in path:
+            node = node.setdefault(_check_key(key, repr(spec.name)), {})
+            if isinstance(node, Spec):
+                raise ValueError(f"{node.name!r} cannot hold {spec.name!r}")
+        if last in node:
+            raise ValueError(f"{spec.name!r} is there twice, or holds another tensor")
+        node[_check_key(last, repr(spec.name))] = spec
+    return tree
+
+
+def _heads(node: dict[str, Any], before: bytes = b"") -> Iterator[tuple[bytes, Spec]]:
+    """Each array of a tree, and what stands before it: its key, and heads and keys of the dicts it is first in."""
+    before += _token("map", len(node))
+    for key, child in node.items():
+        before += _string(key)
+        if isinstance(child, Spec):
+            yield before, child
+        else:
+            yield from _heads(child, before)
+        before = b""
+
+
+def _packed(tensor: np.ndarray) -> Iterator[bytes | memoryview]:
+    """The bytes of an array, in pieces."""
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    if tensor.nbytes <= _MAX_CHUNK_SIZE:
+        yield from _extension(tensor.shape, flat)
+        return
+    yield _token("map", 3) + _string(_CHUNKED) + bytes([_TRUE]) + _string("shape") + _token("map", tensor.ndim)
+    for axis, length in enumerate(tensor.shape):
+        yield _string(str(axis)) + _token("number", length)
+    step = max(1, _MAX_CHUNK_SIZE // tensor.itemsize)
+    chunks = range(0, flat.size, step)
+    yield _string("chunks") + _token("map", len(chunks))
+    for i, start in enumerate(chunks):
+        chunk = flat[start : start + step]
+        yield _string(str(i))
+        yield from _extension(chunk.shape, chunk)
+
+
+def _extension(shape: tuple[int, ...], flat: np.ndarray) -> Iterator[bytes | memoryview]:
+    axes = b"".join([_token("array", len(shape)), *(_token("number", axis) for axis in shape)])
+    inner = _token("array", 3) + axes + _string(flat.dtype.name) + _token("bytes", flat.nbytes)
+    yield _token("extension", len(inner) + flat.nbytes) + bytes([_ARRAY]) + inner
+    yield flat.view(np.uint8).data
+
+
+def _string(text: str) -> bytes:
+    content = text.encode()
+    return _token("string", len(content)) + content
+
+
+def _token(kind: str, length: int) -> bytes:
+    """The shortest head of this kind, as msgpack writes it."""
+    if length in _SHORT[kind]:
+        return bytes([_SHORT[kind][length]])
+    width, code = next((width, code) for width, code in _LONG[kind].items() if length < 256**width)
+    return bytes([code]) + length.to_bytes(width, "big")
