@@ -16,18 +16,17 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.names import Tensor
+from flaxbert.weights.msgpack_tokens import MAX_KEY, TRUE, Tokens, string, token
 from flaxbert.weights.safetensors import Spec, Stored
+from flaxbert.weights.tensors import Tensor, Transposed
 
 _MAX_CHUNK_SIZE = 2**30  # bytes; flax's own
 _MAX_DEPTH = 64  # of dicts; a BERT's is 8
-_MAX_ENTRIES = 100_000  # of all dicts together; a large BERT has 700
-_MAX_KEY = 1024  # bytes
 _MAX_AXES = 32  # numpy's own limit was so until its version 2
 _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # types of extensions
@@ -36,33 +35,6 @@ _DTYPES = {
     for code in ("?", "u1", "i1", "<i2", "<u2", "<f2", ml_dtypes.bfloat16, "<i4", "<u4", "<f4", "<f8", "<i8", "<u8")
 }
 _NORMS = ("LayerNorm", "layer_norm")  # with all that ends so
-
-# A token of msgpack is a byte for its kind and length in one (for a number: its value), or one for the kind alone,
-# which is followed by the length in so many bytes.
-_SHORT = {
-    "number": {n: n for n in range(128)},
-    "map": {n: 0x80 + n for n in range(16)},
-    "array": {n: 0x90 + n for n in range(16)},
-    "string": {n: 0xA0 + n for n in range(32)},
-    "bytes": {},
-    "extension": {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8},
-}
-_LONG = {
-    "number": {1: 0xCC, 2: 0xCD, 4: 0xCE, 8: 0xCF},
-    "map": {2: 0xDE, 4: 0xDF},
-    "array": {2: 0xDC, 4: 0xDD},
-    "string": {1: 0xD9, 2: 0xDA, 4: 0xDB},
-    "bytes": {1: 0xC4, 2: 0xC5, 4: 0xC6},
-    "extension": {1: 0xC7, 2: 0xC8, 4: 0xC9},
-}
-_TRUE = 0xC3
-_TOKENS = (
-    {code: (kind, length, 0) for kind, codes in _SHORT.items() for length, code in codes.items()}
-    | {code: (kind, 0, width) for kind, codes in _LONG.items() for width, code in codes.items()}
-    | {0xC0: ("nil", 0, 0), 0xC2: ("false", 0, 0), _TRUE: ("true", 0, 0)}
-)
-# How many bytes each 1 of a length takes at least.
-_LEAST = {"map": 2, "array": 1, "string": 1, "bytes": 1, "extension": 1, "number": 0, "nil": 0, "false": 0, "true": 0}
 
 
 # -- names -----------------------------------------------------------------------------------------------
@@ -88,7 +60,7 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _check_key(key: str, where: str) -> str:
-    if not key or "/" in key or "." in key or len(key.encode()) > _MAX_KEY:
+    if not key or "/" in key or "." in key or len(key.encode()) > MAX_KEY:
         raise ValueError(f"{where} has the key {key[:80]!r}")
     return key
 
@@ -123,27 +95,6 @@ class Chunked(Spec):
         return content.reshape(shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Transposed:
-    """A matrix of a file with its axes exchanged."""
-
-    tensor: Tensor
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of its numbers."""
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-        return self.tensor.shape[::-1]
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Some of its rows; they are columns of the file's, so all of it is read for them."""
-        return self.tensor.read().T[rows]
-
-
 # -- reading ---------------------------------------------------------------------------------------------
 
 
@@ -157,12 +108,12 @@ def read(file: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     try:
         with file.open("rb") as opened:
-            tokens = _Tokens(file, opened)
+            tokens = Tokens(file, opened)
             for name, tensor in _leaves(tokens, (), tokens.expect("map", "the content")):
                 renamed = hugging_face_name(name)
                 if renamed in found:
                     raise ValueError(f"{name!r} and another array are both {renamed!r}")
-                found[renamed] = _Transposed(tensor) if _is_linear(name, tensor.shape) else tensor
+                found[renamed] = Transposed(tensor) if _is_linear(name, tensor.shape) else tensor
             if tokens.left:
                 raise ValueError(f"{tokens.left} bytes follow the content")
     except ValueError as error:  # also bad UTF-8
@@ -170,58 +121,7 @@ def read(file: Path) -> dict[str, Tensor]:
     return found
 
 
-class _Tokens:
-    """The tokens of a file in turn. No length leaves here that the rest of the file could not hold."""
-
-    def __init__(self, file: Path, opened: BinaryIO):
-        self.file = file
-        self._opened = opened
-        self.left = file.stat().st_size  # bytes
-        self.at = 0
-        self._entries = 0
-
-    def take(self, count: int) -> bytes:
-        content = b"" if count > self.left else self._opened.read(count)
-        if len(content) < count:
-            raise ValueError(f"{count} bytes are expected at byte {self.at}, {self.left} are there")
-        self.at, self.left = self.at + count, self.left - count
-        return content
-
-    def skip(self, count: int) -> None:
-        self._opened.seek(count, 1)
-        self.at, self.left = self.at + count, self.left - count
-
-    def next(self) -> tuple[str, int]:
-        """Kind and length of the next token."""
-        start, code = self.at, self.take(1)[0]
-        if code not in _TOKENS:
-            return f"a token 0x{code:02x}", 0
-        kind, length, width = _TOKENS[code]
-        if width:
-            length = int.from_bytes(self.take(width), "big")
-        if length * _LEAST[kind] + (kind == "extension") > self.left:  # an extension's type is a byte more
-            raise ValueError(f"{kind} of length {length} at byte {start}, but {self.left} bytes follow")
-        if kind == "map":
-            self._entries += length
-            if self._entries > _MAX_ENTRIES:
-                raise ValueError(f"more than {_MAX_ENTRIES} entries")
-        return kind, length
-
-    def expect(self, kind: str, what: str) -> int:
-        """The length of the next token, which must be of this kind."""
-        found, length = self.next()
-        if found != kind:
-            raise ValueError(f"{what} is {found}, not {kind}")
-        return length
-
-    def text(self, what: str) -> str:
-        length = self.expect("string", what)
-        if length > _MAX_KEY:
-            raise ValueError(f"{what} has {length} bytes")
-        return self.take(length).decode()
-
-
-def _leaves(tokens: _Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple[str, Stored | Chunked]]:
+def _leaves(tokens: Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple[str, Stored | Chunked]]:
     """The arrays of a dict of so many entries, and their keys joined by "/"; the dict's head has been read."""
     where = repr("/".join(path)) if path else "the outermost dict"
     if len(path) >= _MAX_DEPTH:
@@ -245,7 +145,7 @@ def _leaves(tokens: _Tokens, path: tuple[str, ...], count: int) -> Iterator[tupl
             raise ValueError(f"{name!r} is {kind}, neither dict nor array")
 
 
-def _array(tokens: _Tokens, name: str, length: int) -> Stored:
+def _array(tokens: Tokens, name: str, length: int) -> Stored:
     """An array, of which the extension's length has been read; the content is passed over."""
     code = tokens.take(1)[0]
     end = tokens.at + length
@@ -277,7 +177,7 @@ def _fits_numpy(spec: Spec) -> bool:
     return math.prod(max(1, axis) for axis in spec.shape) * spec.dtype.itemsize < 2**63
 
 
-def _chunked(tokens: _Tokens, name: str, count: int) -> tuple[str, Chunked]:
+def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, Chunked]:
     """An array in pieces, of which the first key has been read."""
 
     def numbered(what: str) -> Iterator[str]:
@@ -324,7 +224,7 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> s
             digest.update(content)
 
         if not heads:
-            put(_token("map", 0))
+            put(token("map", 0))
         for (head, spec), tensor in zip(heads, tensors, strict=True):
             if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
@@ -362,9 +262,9 @@ def _tree(specs: Sequence[Spec]) -> dict[str, Any]:
 
 def _heads(node: dict[str, Any], before: bytes = b"") -> Iterator[tuple[bytes, Spec]]:
     """Each array of a tree, and what stands before it: its key, and heads and keys of the dicts it is first in."""
-    before += _token("map", len(node))
+    before += token("map", len(node))
     for key, child in node.items():
-        before += _string(key)
+        before += string(key)
         if isinstance(child, Spec):
             yield before, child
         else:
@@ -378,33 +278,20 @@ def _packed(tensor: np.ndarray) -> Iterator[bytes | memoryview]:
     if tensor.nbytes <= _MAX_CHUNK_SIZE:
         yield from _extension(tensor.shape, flat)
         return
-    yield _token("map", 3) + _string(_CHUNKED) + bytes([_TRUE]) + _string("shape") + _token("map", tensor.ndim)
+    yield token("map", 3) + string(_CHUNKED) + TRUE + string("shape") + token("map", tensor.ndim)
     for axis, length in enumerate(tensor.shape):
-        yield _string(str(axis)) + _token("number", length)
+        yield string(str(axis)) + token("number", length)
     step = max(1, _MAX_CHUNK_SIZE // tensor.itemsize)
     chunks = range(0, flat.size, step)
-    yield _string("chunks") + _token("map", len(chunks))
+    yield string("chunks") + token("map", len(chunks))
     for i, start in enumerate(chunks):
         chunk = flat[start : start + step]
-        yield _string(str(i))
+        yield string(str(i))
         yield from _extension(chunk.shape, chunk)
 
 
 def _extension(shape: tuple[int, ...], flat: np.ndarray) -> Iterator[bytes | memoryview]:
-    axes = b"".join([_token("array", len(shape)), *(_token("number", axis) for axis in shape)])
-    inner = _token("array", 3) + axes + _string(flat.dtype.name) + _token("bytes", flat.nbytes)
-    yield _token("extension", len(inner) + flat.nbytes) + bytes([_ARRAY]) + inner
+    axes = b"".join([token("array", len(shape)), *(token("number", axis) for axis in shape)])
+    inner = token("array", 3) + axes + string(flat.dtype.name) + token("bytes", flat.nbytes)
+    yield token("extension", len(inner) + flat.nbytes) + bytes([_ARRAY]) + inner
     yield flat.view(np.uint8).data
-
-
-def _string(text: str) -> bytes:
-    content = text.encode()
-    return _token("string", len(content)) + content
-
-
-def _token(kind: str, length: int) -> bytes:
-    """The shortest head of this kind, as msgpack writes it."""
-    if length in _SHORT[kind]:
-        return bytes([_SHORT[kind][length]])
-    width, code = next((width, code) for width, code in _LONG[kind].items() if length < 256**width)
-    return bytes([code]) + length.to_bytes(width, "big")

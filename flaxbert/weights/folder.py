@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from flaxbert import config_json
 from flaxbert.files import written_whole
 from flaxbert.weights import names, sums
-from flaxbert.weights.layout import SAFETENSORS, Layout, index_text, shards
+from flaxbert.weights.layout import FLAX, SAFETENSORS, Layout, index_text, shards
 from flaxbert.weights.orbax_params import Parameter
 from flaxbert.weights.safetensors import Spec
 from flaxbert.weights.tensors import Tensor
@@ -70,7 +70,7 @@ def write(
     checksums: bool = True,
 ) -> None:
     """Writes a folder as `save` does, from tensors under the names of the table, in any format of Hugging Face's."""
-    tensors = _spelled(type(model).__name__, tensors)
+    tensors = _spelled(type(model).__name__, tensors, layout)
     specs = [Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     parts = {file: layout.ordered(part) for file, part in shards(specs, layout, max_shard_size).items()}
     folder = Path(path)
@@ -94,11 +94,13 @@ def write(
             file.unlink()
 
 
-def _spelled(architecture: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _spelled(architecture: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The tensors under the names of a file."""
     found = dict(tensors)
     if names.UNTIED_BIAS in found:
         found[names.SPARE_BIAS] = found[names.UNTIED_BIAS]  # transformers 5 misses it otherwise
+    if layout is FLAX:
+        found.pop(names.UNTIED_BIAS, None)  # its decoder has none, and adds the other one
     if architecture == "BertModel":
         found = {name.removeprefix("bert."): tensor for name, tensor in found.items()}
     return found

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.files import inside, read_json
-from flaxbert.weights import safetensors, torch_bin
+from flaxbert.weights import flax_msgpack, safetensors, torch_bin
 from flaxbert.weights.safetensors import Spec
 from flaxbert.weights.tensors import Tensor
 
@@ -80,8 +80,17 @@ SAFETENSORS = Layout(
     safetensors.ordered,
 )
 PYTORCH = Layout("pytorch", "pytorch_model.bin", torch_bin.read, torch_bin.write, list)
+FLAX = Layout(
+    "flax",
+    "flax_model.msgpack",
+    flax_msgpack.read,
+    flax_msgpack.write,
+    flax_msgpack.ordered,
+    flax_msgpack.flax_name,
+    flax_msgpack.hugging_face_name,
+)
 # The order is that in which they are looked for in a folder.
-LAYOUTS = (SAFETENSORS, PYTORCH)
+LAYOUTS = (SAFETENSORS, PYTORCH, FLAX)
 
 
 def read(folder: Path, layout: Layout) -> tuple[Path, dict[str, Tensor], list[Path]]:

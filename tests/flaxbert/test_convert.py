@@ -79,8 +79,7 @@ def _walk(walk, left):
     return []
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype, tied", [(np.float32, True), (np.float16, False), (ml_dtypes.bfloat16, True)])
 def test_every_pair_of_formats_is_a_round_trip_bit_for_bit(tmp_path, dtype, tied):
     config = CONFIG.replace(tie_word_embeddings=tied)
     first = folder_of("BertForPreTraining", tmp_path / "0", dtype, config)
@@ -143,8 +142,6 @@ def test_real_checkpoints_go_through_bit_for_bit(data_dir, minilm, tmp_path, nam
     text = ["The quick brown fox"]
     read = [transformers.AutoTokenizer.from_pretrained(path)(text)["input_ids"] for path in (folder, tmp_path / "out")]
     assert read[0] == read[1]
-    loads = {(path / "config.json").read_text().count("hidden") for path in (folder, tmp_path / "out")}
-    assert loads
 
 
 @pytest.mark.parametrize("name", ["minilm", "tiny_safetensors_sentence_transformer"])

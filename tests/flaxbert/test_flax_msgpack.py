@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flaxbert
-from flaxbert.weights import flax_msgpack, names, safetensors
+from flaxbert.weights import flax_msgpack, msgpack_tokens, names, safetensors
 from flaxbert.weights.safetensors import Spec
 
 FIXTURES = Path(__file__).with_name("fixtures") / "flax"
@@ -89,7 +89,7 @@ def test_lengths_of_every_width(tmp_path, monkeypatch, limit):
     for name, array in as_stored(arrays).items():
         np.testing.assert_array_equal(found[name].read(), array, strict=True)
     for size in (0, 15, 16, 2**16 - 1, 2**16, 2**32 - 1):  # too many to be made
-        assert flax_msgpack._token("map", size) == msgpack.Packer().pack_map_header(size)
+        assert msgpack_tokens.token("map", size) == msgpack.Packer().pack_map_header(size)
 
 
 def test_an_order_other_than_ours(tmp_path):

@@ -1,0 +1,257 @@
+"""The command: what it prints, its exit codes, and where a checkpoint may come from."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+import flaxbert
+from flaxbert import cli
+from flaxbert.conversion.origin import located
+from flaxbert.weights import source
+
+CONFIG = flaxbert.BertConfig(
+    vocab_size=23, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
+    max_position_embeddings=9,
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = flaxbert.BertForMaskedLM(CONFIG)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), model.parameter_shapes())
+    flaxbert.save_pretrained(tmp_path / "model", model, params)
+    return tmp_path / "model"
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # tyro's, of wrong flags
+        code = stop.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def change(folder, name, edit):
+    """Another tensor in a folder's file."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = edit(tensors[name])
+    save_file(tensors, folder / "model.safetensors")
+
+
+# -- the words -------------------------------------------------------------------------------------------------
+
+
+def test_convert_tells_what_it_did(folder, tmp_path, capsys):
+    code, out, err = run(
+        capsys, "convert", folder, tmp_path / "out", "--format", "flax", "--max-shard-size", "1KB", "--verify"
+    )
+    assert (code, err) == (0, "")
+    assert "BertForMaskedLM, flax from safetensors" in out and "26 tensors" in out
+    assert len(list((tmp_path / "out").glob("flax_model-*.msgpack"))) > 1
+    code, out, _ = run(capsys, "convert", tmp_path / "out", tmp_path / "base", "--head", "BertModel", "--json")
+    done = json.loads(out)
+    assert (code, done["head"], done["drawn"]) == (0, "BertModel", [])
+    assert "cls.predictions.bias" in done["left_out"]
+
+
+def test_inspect_lists_everything_and_whether_it_would_load(folder, capsys):
+    code, out, _ = run(capsys, "inspect", folder)
+    assert code == 0 and "loading: without a word" in out and "checksums: none" in out
+    assert "bert.embeddings.word_embeddings.weight" in out and "[23, 4]" in out and "hidden_size: 4" in out
+    change(folder, "bert.embeddings.word_embeddings.weight", lambda array: array[:22])
+    code, out, _ = run(capsys, "inspect", folder, "--json")
+    found = json.loads(out)
+    assert code == 1 and "[22, 4] in the file, [23, 4]" in found["report"]
+    assert found["tensors"]["bert.embeddings.word_embeddings.weight"] == ["float32", [22, 4]]
+
+
+def test_verify_tells_same_from_different(folder, tmp_path, capsys):
+    run(capsys, "convert", folder, tmp_path / "pickled", "--format", "pytorch")
+    code, out, _ = run(capsys, "verify", folder, tmp_path / "pickled")
+    assert code == 0 and "26 tensors, at most 0 apart" in out and out.endswith("same\n")
+    change(folder, "cls.predictions.bias", lambda array: array + np.float32(0.5))
+    code, out, _ = run(capsys, "verify", folder, tmp_path / "pickled", "--json")
+    found = json.loads(out)
+    assert code == 1 and found["same"] is False and found["differing"] == {"cls.predictions.bias": pytest.approx(0.5)}
+    assert found["tensors"] == pytest.approx(0.5) and found["outputs"] == pytest.approx(0.5, abs=1e-5)
+    assert run(capsys, "verify", folder, tmp_path / "pickled", "--tolerance", "0.51")[0] == 0
+    change(folder, "cls.predictions.bias", lambda array: array * np.float32(np.nan))
+    found = json.loads(run(capsys, "verify", folder, tmp_path / "pickled", "--json", "--tolerance", "1e9")[1])
+    assert found["same"] is False and found["tensors"] == float("inf")
+    assert run(capsys, "verify", folder, folder)[0] == 0  # not a number in the same places
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_act": "relu"}
+    (folder / "config.json").write_text(json.dumps(config))
+    code, out, _ = run(capsys, "verify", folder, tmp_path / "pickled", "--no-outputs", "--tolerance", "inf")
+    assert code == 1 and "config hidden_act: 'relu' and 'gelu'" in out
+    code, out, _ = run(capsys, "convert", tmp_path / "pickled", tmp_path / "base", "--head", "BertModel")
+    code, out, _ = run(capsys, "verify", tmp_path / "base", tmp_path / "pickled")
+    assert code == 1 and "5 only in B: cls.predictions.bias" in out and "not compared" in out
+
+
+def test_average_is_the_mean(folder, tmp_path, capsys):
+    run(capsys, "convert", folder, tmp_path / "other")
+    change(tmp_path / "other", "cls.predictions.bias", lambda array: array + 1)
+    (tmp_path / "other" / "SHA256SUMS").unlink()
+    code, out, _ = run(capsys, "average", folder, tmp_path / "other", folder, "--output", tmp_path / "mean", "--json")
+    assert code == 0 and len(json.loads(out)["averaged"]) == 3
+    mean, one = (source.read(path).tensors for path in (tmp_path / "mean", folder))
+    for name in one:
+        wanted = one[name].read() + (np.float32(1 / 3) if name == "cls.predictions.bias" else 0)
+        np.testing.assert_allclose(mean[name].read(), wanted, rtol=1e-6)
+    assert run(capsys, "average", folder, "--output", tmp_path / "again")[0] == 2
+    run(capsys, "convert", folder, tmp_path / "base", "--head", "BertModel")
+    code, _, err = run(capsys, "average", folder, tmp_path / "base", "--output", tmp_path / "again")
+    assert code == 2 and "cls.predictions.bias" in err and not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["convert", "FOLDER", "FOLDER"], "is there already"),
+        (["convert", "./nowhere", "out"], "./nowhere: no such file or folder"),
+        (["convert", "no/such-model-here", "out"], "none to be had from the Hugging Face hub"),
+        (["convert", "FOLDER", "out", "--revision", "main"], "only models on the hub have a revision"),
+        (["convert", "FOLDER", "out", "--max-shard-size", "5 apples"], "write it like 5GB"),
+        (["convert", "FOLDER", "out", "--max-shard-size", "0"], "write it like 5GB"),
+        (["convert", "FOLDER", "out", "--hidden-act", "glu"], "hidden_act"),
+        (["convert", "FOLDER", "out", "--head", "BertForMaskedLm"], "BertForMaskedLM"),
+        (["convert", "FOLDER", "out", "--dtyp", "float16"], "--dtype"),
+        (["verify", "FOLDER", "FOLDER", "--tolerance", "-1"], "tolerance is -1"),
+        (["inspect"], "required"),
+        (["convrt"], "convert"),
+    ],
+)
+def test_mistakes_end_with_2_and_a_word(folder, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *(folder if argument == "FOLDER" else argument for argument in arguments))
+    assert code == 2 and said in out + err and "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("text, size", [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("3k", 3000), ("12345", 12345)])
+def test_sizes(text, size):
+    assert cli.parse_size(text) == size
+
+
+def test_it_is_a_command_of_its_own():
+    done = subprocess.run([sys.executable, "-m", "flaxbert", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("convert", "inspect", "verify", "average"))
+
+
+# -- from the hub ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_the_hub_is_taken_from_its_cache_when_offline(folder, tmp_path, capsys, monkeypatch):
+    # The cache as huggingface_hub lays it out: refs, snapshots of links, blobs.
+    root, commit = tmp_path / "hub" / "models--someone--bert", "0123456789abcdef0123456789abcdef01234567"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit)
+    (root / "snapshots" / commit).mkdir(parents=True)
+    (root / "blobs").mkdir()
+    for i, file in enumerate(folder.iterdir()):
+        (root / "blobs" / str(i)).write_bytes(file.read_bytes())
+        (root / "snapshots" / commit / file.name).symlink_to(f"../../blobs/{i}")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision in ([], ["--revision", "main"], ["--revision", commit]):
+        code, out, err = run(capsys, "inspect", "someone/bert", *revision)
+        assert code == 0 and "BertForMaskedLM" in out, err
+    code, _, err = run(capsys, "inspect", "someone/bert", "--revision", "v2")
+    assert code == 2 and "someone/bert" in err
+    assert run(capsys, "convert", "someone/bert", tmp_path / "out")[0] == 0
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+# -- zips ------------------------------------------------------------------------------------------------------
+
+
+def zipped(file, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return file
+
+
+def test_a_zip_as_google_publishes_it(data_dir, tmp_path, capsys):
+    checkpoint = data_dir / "checkpoints" / "tiny_tf1"
+    members = [(f"uncased_L-2/{file.name}", file.read_bytes()) for file in checkpoint.iterdir()]
+    members += [("__MACOSX/uncased_L-2/bert_config.json", b"no"), ("uncased_L-2/", b""), ("../../evil.py", b"no")]
+    file = zipped(tmp_path / "uncased.zip", members)
+    with located(str(file)) as place:
+        kept = {path.name for path in place.iterdir()}
+    assert not place.exists()
+    assert kept == {path.name for path in checkpoint.iterdir()} - {"LICENSE.repo", "bert_model.ckpt.meta"}
+    assert run(capsys, "convert", file, tmp_path / "out")[0] == 0
+    assert run(capsys, "verify", tmp_path / "out", file)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uncased.zip"]
+
+
+def bomb(tmp_path):
+    content = io.BytesIO()
+    with (
+        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.data-00000-of-00001", "w") as f,
+    ):
+        for _ in range(100):
+            f.write(bytes(2**20))
+    return content.getvalue()
+
+
+def claiming(size):
+    """A stored member that says it has this many bytes."""
+    name = b"bert_model.ckpt.index"
+    crc = zlib.crc32(b"x")
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, crc, size, size, len(name), 0) + name + b"x"
+    central = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, crc, size, size, len(name), 0, 0, 0, 0, 0, 0)
+    central += name
+    return local + central + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local), 0)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda path: bomb(path), "would unpack to 104857600; at most 20 times is unpacked"),
+        (lambda _: claiming(2**31), "would unpack to 2147483648"),
+        (lambda _: claiming(2**20), "not a readable zip"),
+        (lambda _: b"PK", "not a readable zip"),
+        (lambda _: b"", "not a readable zip"),
+        (lambda path: zipped(path / "x", [("a/vocab.txt", "a"), ("b/vocab.txt", "b")]).read_bytes(), "holds two"),
+        (lambda path: zipped(path / "x", [("readme.md", "a")]).read_bytes(), "holds no checkpoint"),
+        (
+            lambda path: zipped(path / "x", [("a/vocab.txt", "abc" * 99)]).read_bytes().replace(b"abc", b"abd", 1),
+            "not a readable zip",
+        ),
+        (
+            lambda path: zipped(path / "x", [("vocab.txt", "abc" * 99)], zipfile.ZIP_STORED)
+            .read_bytes()
+            .replace(b"abc", b"abd", 1),
+            "Bad CRC-32",
+        ),
+        (
+            lambda path: zipped(path / "x", [("vocab.txt", "abc")]).read_bytes().replace(b"PK\1\2\x14\x03\x14\x00\x00", b"PK\1\2\x14\x03\x14\x00\x01"),
+            "encrypted",
+        ),
+    ],
+)  # fmt: skip
+def test_zips_that_are_refused(tmp_path, capsys, make, said):
+    content = make(tmp_path)
+    (tmp_path / "x").unlink(missing_ok=True)
+    (tmp_path / "a.zip").write_bytes(content)
+    code, _, err = run(capsys, "convert", tmp_path / "a.zip", tmp_path / "out")
+    assert code == 2 and said in err and "a.zip" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
