@@ -212,7 +212,9 @@ def test_what_is_written_torch_reads(tmp_path):
 
 
 def test_the_same_tensors_give_the_same_file_wherever_it_lies(tmp_path):
-    assert written(tmp_path / "a", some_arrays()) == written(tmp_path / "another name", some_arrays())
+    written(tmp_path / "a", some_arrays())
+    written(tmp_path / "another name", some_arrays())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "another name").read_bytes()
 
 
 def test_no_tensors(tmp_path):
