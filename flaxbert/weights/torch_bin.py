@@ -19,6 +19,7 @@ import mmap
 import pickletools
 import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -91,7 +92,8 @@ def read(file: Path) -> dict[str, Loaded]:
     size = file.stat().st_size
     torch = _torch(file)
     try:
-        with file.open("rb") as opened:
+        with file.open("rb") as opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools has Python decode escapes, which warns of those it lacks
             zipped = opened.read(4) == b"PK\3\4"  # as torch tells them apart
             (_check_zip if zipped else _check_old)(opened, size)
         return _tensors(_loaded(torch, file, zipped), torch, 2 * size)  # tied weights are there twice
