@@ -195,14 +195,17 @@ def parse_size(text: str) -> int:
 @contextlib.contextmanager
 def _bar() -> Iterator[Told]:
     """A progress bar on standard error, once there is enough to write."""
-    console = Console(stderr=True)
-    with Progress(
-        "{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
-        task = progress.add_task("writing", visible=False)
+    columns = ("writing", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task("writing")
+
+    with contextlib.ExitStack() as shown:
 
         def told(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=total >= _BAR_FROM)
+            if total >= _BAR_FROM:
+                if not progress.live.is_started:
+                    shown.enter_context(progress)
+                progress.update(task, completed=done, total=total)
 
         yield told
 

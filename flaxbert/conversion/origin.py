@@ -41,9 +41,11 @@ def located(name: str, *, revision: str | None = None) -> Iterator[Path]:
     if revision is not None:
         raise ValueError(f"{path}: lies here; only models on the hub have a revision ({revision!r})")
     if path.suffix.lower() == ".zip" and path.is_file():
-        with tempfile.TemporaryDirectory(prefix="flaxbert-") as folder:
-            _unpack(path, Path(folder))
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="flaxbert-") as above:
+            folder = Path(above) / path.name  # messages about its files name the zip
+            folder.mkdir()
+            _unpack(path, folder)
+            yield folder
         return
     yield path
 

@@ -82,15 +82,16 @@ def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two numbers of the tensors, in float64."""
-    largest = 0.0
-    for part in parts(one):
-        left, right = one.read(part).astype(np.float64), other.read(part).astype(np.float64)
-        same = (left == right) | (np.isnan(left) & np.isnan(right))
-        if not same.all():
-            apart = np.abs(left[~same] - right[~same])
-            largest = max(largest, float(np.where(np.isnan(apart), np.inf, apart).max()))
-    return largest
+    """The largest difference of two numbers of the tensors."""
+    return max((_numbers_apart(one.read(part), other.read(part)) for part in parts(one)), default=0.0)
+
+
+def _numbers_apart(left: np.ndarray, right: np.ndarray) -> float:
+    """The largest difference in float64: none of two that are both no number, and infinite where one is."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    differ = ~((left == right) | (np.isnan(left) & np.isnan(right)))
+    apart = np.abs(left[differ] - right[differ])
+    return float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
 
 
 def _settings(one: Any, other: Any) -> dict[str, str]:
@@ -105,8 +106,7 @@ def _settings(one: Any, other: Any) -> dict[str, str]:
 def _outputs_apart(one: Any, other: Any, seed: int) -> float:
     inputs = _inputs(one[0], seed)
     left, right = (_outputs(model, fitted, inputs) for model, fitted in (one, other))
-    apart = [np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)) for x, y in zip(left, right, strict=True)]
-    return max((float(np.where(np.isnan(part), np.inf, part).max()) for part in apart), default=0.0)
+    return max((_numbers_apart(x, y) for x, y in zip(left, right, strict=True)), default=0.0)
 
 
 def _inputs(model: Any, seed: int) -> dict[str, np.ndarray]:
@@ -127,4 +127,4 @@ def _inputs(model: Any, seed: int) -> dict[str, np.ndarray]:
 def _outputs(model: Any, fitted: Fitted, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     params = assemble(fitted)
     found = jax.jit(lambda params, inputs: model.apply({"params": params}, **inputs))(params, inputs)
-    return [np.asarray(output) for output in jax.tree.leaves(jax.device_get(found))]
+    return jax.device_get(jax.tree.leaves(found))

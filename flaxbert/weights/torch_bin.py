@@ -11,24 +11,23 @@ tensors, and whose storages are as long as the pickle says.
 """
 
 import dataclasses
-import enum
 import hashlib
 import io
 import math
 import mmap
-import pickletools
 import struct
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
 from flaxbert.weights.safetensors import Spec
+from flaxbert.weights.torch_pickle import STORAGES, follow
 
 _OLDEST = "2.10"
 _MAX_PICKLE = 4 * 2**20  # bytes; also of a zip file's directory. A BERT's is some tens of kilobytes
@@ -45,22 +44,6 @@ _ERRORS = (
     struct.error,
     zipfile.BadZipFile,
 )
-_STORAGES = {
-    "torch FloatStorage": np.dtype("<f4"),
-    "torch HalfStorage": np.dtype("<f2"),
-    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch DoubleStorage": np.dtype("<f8"),
-    "torch CharStorage": np.dtype("i1"),
-    "torch ByteStorage": np.dtype("u1"),
-    "torch ShortStorage": np.dtype("<i2"),
-    "torch IntStorage": np.dtype("<i4"),
-    "torch LongStorage": np.dtype("<i8"),
-    "torch BoolStorage": np.dtype("?"),
-}
-_TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
-_PARAMETER = "torch._utils _rebuild_parameter"
-_ORDERED_DICT = "collections OrderedDict"
-_GLOBALS = {*_STORAGES, *_TENSORS, _PARAMETER, _ORDERED_DICT}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,7 +139,7 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> s
     with tempfile.TemporaryFile(dir=file.parent) as aside:
         offsets = []
         for spec, tensor in zip(specs, tensors, strict=True):
-            if tensor.dtype != spec.dtype or tensor.shape != spec.shape or spec.dtype not in _STORAGES.values():
+            if tensor.dtype != spec.dtype or tensor.shape != spec.shape or spec.dtype not in STORAGES.values():
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
             aside.seek(-aside.tell() % _ALIGNED, 1)
             offsets.append(aside.tell())
@@ -218,7 +201,7 @@ def _check_zip(opened: IO[bytes], size: int) -> None:
         raise ValueError(f"a pickle of {sizes[f'{root}/data.pkl']} bytes; at most {_MAX_PICKLE} are read")
     opened.seek(starts[f"{root}/data.pkl"])
     stream = io.BytesIO(opened.read(sizes[f"{root}/data.pkl"]))
-    for storage in _followed(stream).storages.values():
+    for storage in follow(stream).storages.values():
         held = sizes.get(f"{root}/data/{storage.key}")
         if held is None or held < storage.size:
             raise ValueError(f"storage {storage.key!r} has {storage.size} bytes, its member in the archive {held}")
@@ -262,150 +245,9 @@ def _check_old(opened: IO[bytes], size: int) -> None:
         raise ValueError(f"it begins with {content[:8]!r}, as neither of PyTorch's formats does")
     stream = io.BytesIO(content)
     stream.seek(len(_OLD_FORMAT))
-    _version, _machine, state, keys = (_followed(stream) for _ in range(4))
+    _version, _machine, state, keys = (follow(stream) for _ in range(4))
     if keys.texts != list(dict.fromkeys(keys.texts)) or set(keys.texts) != state.storages.keys():
         raise ValueError("the storages that it lists are not those of its tensors")
     end = stream.tell() + sum(8 + storage.size for storage in state.storages.values())
     if end != size:
         raise ValueError(f"its tensors end at byte {end}, the file at {size}")
-
-
-# -- pickles ---------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: np.dtype
-    count: int
-
-    @property
-    def size(self) -> int:
-        return self.count * self.dtype.itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    name: str
-
-
-class _Kind(enum.Enum):
-    """What stands for an object that is not followed any further."""
-
-    ORDERED = enum.auto()  # an OrderedDict
-    DICT = enum.auto()  # a dict that only what follows it can fill
-    OBJECT = enum.auto()
-
-
-@dataclasses.dataclass
-class _Followed:
-    """What a pickle describes: its storages and its strings."""
-
-    storages: dict[str, _Storage] = dataclasses.field(default_factory=dict)
-    texts: list[str] = dataclasses.field(default_factory=list)
-
-    def stored(self, place: Any) -> _Storage:
-        # The old format has a sixth entry: None since views are not stored as storages any more.
-        match place:
-            case ("storage", _Global(kind), str(key), str(), int(count), *rest) if (
-                kind in _STORAGES and count >= 0 and rest in ([], [None])
-            ):
-                storage = _Storage(key, _STORAGES[kind], count)
-                if self.storages.setdefault(key, storage) == storage:
-                    return storage
-        raise ValueError("its pickle names a storage in a way that torch.save does not")
-
-    def called(self, function: Any, arguments: Any) -> object:
-        match function, arguments:
-            case _Global(name), () if name == _ORDERED_DICT:
-                return _Kind.ORDERED
-            case _Global(name), (_, _, _) if name == _PARAMETER:
-                return _Kind.OBJECT
-            case _Global(name), (_Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if (
-                name in _TENSORS
-            ):
-                self._view(storage, offset, shape, strides)
-                return _Kind.OBJECT
-        raise ValueError("its pickle calls a function in a way that torch.save does not")
-
-    def _view(self, storage: _Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> None:
-        numbers = [offset, *shape, *strides]
-        if not all(isinstance(n, int) and n >= 0 for n in numbers) or not len(shape) == len(strides) <= 32:
-            raise ValueError(f"a tensor has the shape {str(shape)[:80]} and the strides {str(strides)[:80]}")
-        count = math.prod(shape)
-        end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
-        if count and (end > storage.count or count > storage.count):
-            raise ValueError(
-                f"a tensor of shape {list(shape)} and strides {list(strides)} from number {offset} on "
-                f"does not fit into its storage of {storage.count} numbers"
-            )
-
-
-def _followed(stream: io.BytesIO) -> _Followed:
-    """Goes through the pickle that begins here without building anything.
-
-    What it lets pass costs no more than it is long: each object is made once, from few others. (One dict copied over
-    and over would fill the memory, and a tuple in a tuple in a tuple and so on, as a key, the stack.)
-    """
-    found = _Followed()
-    stack: list[Any] = []
-    marked: list[list[Any]] = []
-    memo: dict[int, Any] = {}
-    for opcode, argument, _ in cast(Any, pickletools.genops(stream)):
-        match opcode.name:
-            case "PROTO" if argument == 2:
-                pass
-            case "MARK":
-                marked.append(stack)
-                stack = []
-            case "GLOBAL" if argument in _GLOBALS:
-                stack.append(_Global(argument))
-            case "BINUNICODE" | "SHORT_BINSTRING":
-                found.texts.append(argument)
-                stack.append(argument)
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" if abs(argument) < 2**63:
-                stack.append(argument)
-            case "NONE" | "NEWTRUE" | "NEWFALSE" | "BINFLOAT":
-                stack.append(None)
-            case "EMPTY_DICT":
-                stack.append(_Kind.DICT)
-            case "EMPTY_LIST":
-                stack.append(_Kind.OBJECT)
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                first = len(stack) - int(opcode.name[-1])
-                stack[first:] = [_tuple(stack[first:])]
-            case "TUPLE":
-                items, stack = stack, marked.pop()
-                stack.append(_tuple(items))
-            case "SETITEM":
-                del stack[-2:]
-            case "SETITEMS" | "APPENDS":
-                stack = marked.pop()
-            case "APPEND":
-                stack.pop()
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = _Kind.OBJECT if stack[-1] is _Kind.DICT else stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "BINPERSID":
-                stack.append(found.stored(stack.pop()))
-            case "REDUCE":
-                arguments = stack.pop()
-                stack.append(found.called(stack.pop(), arguments))
-            case "BUILD" if stack[-2:] == [_Kind.ORDERED, _Kind.DICT]:  # the versions of modules, which none reads
-                stack.pop()
-            case "STOP":
-                return found
-            case "GLOBAL":
-                raise ValueError(f"it holds a {argument.replace(' ', '.')[:200]}; read are only dicts of dense tensors")
-            case name:
-                raise ValueError(f"its pickle holds {name} {str(argument)[:80]}, which torch.save does not write there")
-    raise ValueError("its pickle has no end")
-
-
-def _tuple(items: list[Any]) -> tuple[Any, ...]:
-    if any(isinstance(inner, tuple) for item in items if isinstance(item, tuple) for inner in item):
-        raise ValueError("its pickle nests tuples deeper than torch.save does")
-    return tuple(items)

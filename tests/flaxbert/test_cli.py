@@ -110,7 +110,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
     mean, one = (source.read(path).tensors for path in (tmp_path / "mean", folder))
     for name in one:
         wanted = one[name].read() + (np.float32(1 / 3) if name == "cls.predictions.bias" else 0)
-        np.testing.assert_allclose(mean[name].read(), wanted, rtol=1e-6)
+        np.testing.assert_allclose(mean[name].read(), wanted, rtol=1e-6, atol=1e-7)
     assert run(capsys, "average", folder, "--output", tmp_path / "again")[0] == 2
     run(capsys, "convert", folder, tmp_path / "base", "--head", "BertModel")
     code, _, err = run(capsys, "average", folder, tmp_path / "base", "--output", tmp_path / "again")
@@ -222,6 +222,10 @@ def claiming(size):
     return local + central + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local), 0)
 
 
+def stored(path, *members):
+    return zipped(path / "x", members, zipfile.ZIP_STORED).read_bytes()
+
+
 @pytest.mark.parametrize(
     "make, said",
     [
@@ -233,17 +237,11 @@ def claiming(size):
         (lambda path: zipped(path / "x", [("a/vocab.txt", "a"), ("b/vocab.txt", "b")]).read_bytes(), "holds two"),
         (lambda path: zipped(path / "x", [("readme.md", "a")]).read_bytes(), "holds no checkpoint"),
         (
-            lambda path: zipped(path / "x", [("a/vocab.txt", "abc" * 99)]).read_bytes().replace(b"abc", b"abd", 1),
-            "not a readable zip",
-        ),
-        (
-            lambda path: zipped(path / "x", [("vocab.txt", "abc" * 99)], zipfile.ZIP_STORED)
-            .read_bytes()
-            .replace(b"abc", b"abd", 1),
+            lambda path: stored(path, ("vocab.txt", "abc" * 99)).replace(b"abc", b"abd", 1),
             "Bad CRC-32",
         ),
         (
-            lambda path: zipped(path / "x", [("vocab.txt", "abc")]).read_bytes().replace(b"PK\1\2\x14\x03\x14\x00\x00", b"PK\1\2\x14\x03\x14\x00\x01"),
+            lambda path: stored(path, ("vocab.txt", "abc")).replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"),
             "encrypted",
         ),
     ],
