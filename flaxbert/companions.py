@@ -64,7 +64,7 @@ def _without_pickle(file: Path, copy: Path, target: Path) -> Iterator[str]:
     specs = safetensors.ordered(Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
     copy.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(copy) as aside:
-        safetensors.write(aside, specs, (tensors[spec.name].read() for spec in specs), metadata={"format": "pt"})
+        safetensors.write(aside, specs, (tensors[spec.name] for spec in specs), metadata={"format": "pt"})
     yield copy.relative_to(target).as_posix()
 
 

@@ -27,6 +27,10 @@ class _Mean:
     def shape(self) -> tuple[int, ...]:
         return self.tensors[0].shape
 
+    @property
+    def rowwise(self) -> bool:
+        return all(tensor.rowwise for tensor in self.tensors)
+
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         total = self.tensors[0].read(rows).astype(np.float64)
         for tensor in self.tensors[1:]:

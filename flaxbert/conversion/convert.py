@@ -188,6 +188,10 @@ class _Watched:
     def shape(self) -> tuple[int, ...]:
         return self.tensor.shape
 
+    @property
+    def rowwise(self) -> bool:
+        return self.tensor.rowwise
+
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         numbers = self.tensor.read(rows)
         self.told(numbers.nbytes)

@@ -83,7 +83,7 @@ def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0)
 
 def _apart(one: Tensor, other: Tensor) -> float:
     """The largest difference of two numbers of the tensors."""
-    return max((_numbers_apart(one.read(part), other.read(part)) for part in parts(one)), default=0.0)
+    return max((_numbers_apart(one.read(part), other.read(part)) for part in parts(one, other)), default=0.0)
 
 
 def _numbers_apart(left: np.ndarray, right: np.ndarray) -> float:

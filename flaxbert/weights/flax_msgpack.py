@@ -12,7 +12,6 @@ cls/predictions/bias                            cls.predictions.bias (all other 
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flaxbert.weights.digested import Digested
 from flaxbert.weights.msgpack_tokens import MAX_KEY, TRUE, Tokens, string, token
 from flaxbert.weights.safetensors import Spec, Stored
 from flaxbert.weights.tensors import Tensor, Transposed
@@ -73,6 +73,11 @@ class Chunked(Spec):
     """A tensor that lies in a file in several pieces of its flattened self."""
 
     chunks: tuple[Stored, ...]
+
+    @property
+    def rowwise(self) -> bool:
+        """Rows lie one after the other."""
+        return True
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or consecutive rows of it (of its first axis).
@@ -205,7 +210,7 @@ def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, Chunked]:
 # -- writing ---------------------------------------------------------------------------------------------
 
 
-def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> str:
+def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
     """Writes a file from its tensors, named and laid out as Hugging Face's; the SHA-256 of it in hex.
 
     The tensors come in the order of `specs`, in which those of one dict must follow each other: that of `ordered` does.
@@ -216,22 +221,17 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> s
     heads = list(_heads(_tree(specs)))
     if [spec for _, spec in heads] != list(specs):
         raise ValueError(f"{file}: the tensors of one dict do not follow each other; `ordered` puts them so")
-    digest = hashlib.sha256()
-    with file.open("wb") as opened:
-
-        def put(content: Any) -> None:
-            opened.write(content)
-            digest.update(content)
-
+    with Digested(file) as digested:
         if not heads:
-            put(token("map", 0))
+            digested.write(token("map", 0))
         for (head, spec), tensor in zip(heads, tensors, strict=True):
             if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
-            put(head)
-            for part in _packed(tensor.T if _is_linear(flax_name(spec.name), spec.shape) else tensor):
-                put(part)
-    return digest.hexdigest()
+            digested.write(head)
+            numbers = tensor.read()
+            for part in _packed(numbers.T if _is_linear(flax_name(spec.name), spec.shape) else numbers):
+                digested.write(part)
+        return digested.hexdigest()
 
 
 def ordered(specs: Iterable[Spec]) -> list[Spec]:

@@ -84,7 +84,7 @@ def write(
         digests = {}
         for name, part in parts.items():
             file = files.enter_context(written_whole(folder / name))
-            digests[name] = layout.write(file, part, (tensors[spec.name].read() for spec in part))
+            digests[name] = layout.write(file, part, (tensors[spec.name] for spec in part))
         config_file.write_text(config_text(model, tensors))
         if sums_file is not None:
             sums_file.write_text(sums.text(digests))

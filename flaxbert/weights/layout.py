@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flaxbert.files import inside, read_json
 from flaxbert.weights import flax_msgpack, safetensors, torch_bin
 from flaxbert.weights.safetensors import Spec
@@ -42,7 +40,7 @@ class Layout:
     format: str
     file: str
     read: Callable[[Path], Mapping[str, Tensor]]
-    write: Callable[[Path, Sequence[Spec], Iterable[np.ndarray]], str]
+    write: Callable[[Path, Sequence[Spec], Iterable[Tensor]], str]
     ordered: Callable[[Iterable[Spec]], list[Spec]]
     spelling: Callable[[str], str] = _same
     name: Callable[[str], str] = _same
@@ -68,7 +66,7 @@ class Layout:
         return (folder / self.file).exists() or (folder / self.index).exists()
 
 
-def _write_safetensors(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> str:
+def _write_safetensors(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
     return safetensors.write(file, specs, tensors, metadata={"format": "pt"})
 
 

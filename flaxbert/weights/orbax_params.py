@@ -90,6 +90,11 @@ class Parameter:
         """In Hugging Face's layout."""
         return self.entry.foreign_shape
 
+    @property
+    def rowwise(self) -> bool:
+        """All of it is read for some rows."""
+        return False
+
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or some of its rows."""
         parameter = self.leaf()

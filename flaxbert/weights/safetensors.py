@@ -6,7 +6,6 @@ whole files into memory and writes only what is in memory already; the files are
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from flaxbert.weights.digested import Digested
+from flaxbert.weights.tensors import Tensor, parts
 
 _MAX_HEADER = 100_000_000  # bytes; the library's own limit
 # In the library's order, by which it places tensors in a file: the last first, so that all are aligned.
@@ -56,6 +58,11 @@ class Stored(Spec):
 
     file: Path
     offset: int
+
+    @property
+    def rowwise(self) -> bool:
+        """Rows lie one after the other."""
+        return True
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or consecutive rows of it (of its first axis).
@@ -132,7 +139,7 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> Stored:
     return tensor
 
 
-def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray], *, metadata: Mapping[str, str]) -> str:
+def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor], *, metadata: Mapping[str, str]) -> str:
     """Writes a file from its tensors, each in turn and in the order of `specs`; the SHA-256 of it in hex.
 
     In the order of `ordered` every tensor is aligned.
@@ -144,20 +151,14 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray], *, m
         entries[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    digest = hashlib.sha256()
-    with file.open("wb") as opened:
-
-        def put(content: Any) -> None:
-            opened.write(content)
-            digest.update(content)
-
-        put(len(header).to_bytes(8, "little"))
-        put(header)
+    with Digested(file) as digested:
+        digested.write(len(header).to_bytes(8, "little") + header)
         for spec, tensor in zip(specs, tensors, strict=True):
             if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
-            put(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+            for part in parts(tensor):
+                digested.write(np.ascontiguousarray(tensor.read(part)).reshape(-1).view(np.uint8).data)
+        return digested.hexdigest()
 
 
 def ordered(specs: Iterable[Spec]) -> list[Spec]:

@@ -49,6 +49,11 @@ class Variable:
     size: int
     checksum: int
 
+    @property
+    def rowwise(self) -> bool:
+        """All of it is read for some rows."""
+        return False
+
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or consecutive rows of it; all of it is read for them, since its checksum covers all.
 

@@ -1,9 +1,12 @@
 """What a tensor of a file is to the rest of this package, whatever the format; and the same tensor in other forms."""
 
 import dataclasses
+import math
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+_PART = 2**22  # bytes; larger ones are taken from and given back to the system each time
 
 
 @runtime_checkable
@@ -20,6 +23,11 @@ class Tensor(Protocol):
         """Its axes."""
         ...
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether reading some rows costs no more than these: no checksum or transposition asks for all of it."""
+        ...
+
     def read(self, rows: slice = ...) -> np.ndarray:
         """The tensor, or consecutive rows of it (of its first axis).
 
@@ -27,6 +35,32 @@ class Tensor(Protocol):
             ValueError: the file is damaged.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """An array as a tensor."""
+
+    array: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        return self.array.shape
+
+    @property
+    def rowwise(self) -> bool:
+        """Rows lie one after the other."""
+        return True
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """Some of its rows."""
+        return self.array[rows] if self.array.ndim else self.array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +78,11 @@ class Transposed:
     def shape(self) -> tuple[int, ...]:
         """Rows and columns."""
         return self.tensor.shape[::-1]
+
+    @property
+    def rowwise(self) -> bool:
+        """All of it is read for some rows."""
+        return False
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """Some of its rows, for which all of the tensor is read."""
@@ -63,6 +102,11 @@ class Cast:
         """Its axes."""
         return self.tensor.shape
 
+    @property
+    def rowwise(self) -> bool:
+        """As the tensor it is made of."""
+        return self.tensor.rowwise
+
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """Some of its rows, rounded to the nearest.
 
@@ -77,13 +121,17 @@ class Cast:
         return rounded
 
 
-def equal(one: Tensor, other: Tensor, rows: int = 4096) -> bool:
-    """Whether two tensors hold the same numbers; some rows of each are in memory at a time."""
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; some rows of each are in memory at a time, where that is possible."""
     if one.shape != other.shape:
         return False
-    return all(np.array_equal(one.read(part), other.read(part)) for part in parts(one, rows))
+    return all(np.array_equal(one.read(part), other.read(part)) for part in parts(one, other))
 
 
-def parts(tensor: Tensor, rows: int = 4096) -> list[slice]:
-    """The tensor's rows, some at a time."""
-    return [slice(start, start + rows) for start in range(0, tensor.shape[0] if tensor.shape else 1, rows)]
+def parts(*tensors: Tensor) -> list[slice]:
+    """The rows of tensors of one shape, in parts of some megabytes; all at once where one is not `rowwise`."""
+    shape, width = tensors[0].shape, max(tensor.dtype.itemsize for tensor in tensors)
+    if not shape or not all(tensor.rowwise for tensor in tensors):
+        return [slice(None)]
+    rows = max(1, _PART // max(1, math.prod(shape[1:]) * width))
+    return [slice(start, start + rows) for start in range(0, shape[0], rows)]

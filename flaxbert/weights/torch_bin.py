@@ -11,7 +11,6 @@ tensors, and whose storages are as long as the pickle says.
 """
 
 import dataclasses
-import hashlib
 import io
 import math
 import mmap
@@ -26,7 +25,9 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
+from flaxbert.weights.digested import Digested
 from flaxbert.weights.safetensors import Spec
+from flaxbert.weights.tensors import Tensor, parts
 from flaxbert.weights.torch_pickle import STORAGES, follow
 
 _OLDEST = "2.10"
@@ -54,6 +55,11 @@ class Loaded:
     dtype: np.dtype
     shape: tuple[int, ...]
     tensor: Any  # a torch.Tensor
+
+    @property
+    def rowwise(self) -> bool:
+        """Rows lie one after the other."""
+        return True
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or consecutive rows of it (of its first axis); a view where that is possible."""
@@ -126,7 +132,7 @@ def _tensors(content: Any, torch: Any, room: int) -> dict[str, Loaded]:
     return found
 
 
-def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> str:
+def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
     """Writes a file from its tensors, each in turn and in the order of `specs`; the SHA-256 of it in hex.
 
     torch.save wants all tensors at once. So they are written into a file without a name first, beside `file`, and
@@ -143,14 +149,14 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[np.ndarray]) -> s
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
             aside.seek(-aside.tell() % _ALIGNED, 1)
             offsets.append(aside.tell())
-            aside.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+            for part in parts(tensor):
+                aside.write(np.ascontiguousarray(tensor.read(part)).reshape(-1).view(np.uint8).data)
         aside.truncate(aside.tell() + 1)  # nothing at all cannot be mapped
         mapped = mmap.mmap(aside.fileno(), 0, access=mmap.ACCESS_COPY)
         state = {spec.name: _mapped(torch, mapped, offset, spec) for offset, spec in zip(offsets, specs, strict=True)}
-        with file.open("wb") as opened:
-            digesting = _Digesting(opened)
-            torch.save(state, digesting)
-    return digesting.digest.hexdigest()
+        with Digested(file) as digested:
+            torch.save(state, _Saving(digested))
+            return digested.hexdigest()
 
 
 def _mapped(torch: Any, mapped: mmap.mmap, offset: int, spec: Spec) -> Any:
@@ -161,18 +167,19 @@ def _mapped(torch: Any, mapped: mmap.mmap, offset: int, spec: Spec) -> Any:
     return torch.frombuffer(mapped, dtype=dtype, count=math.prod(spec.shape), offset=offset).reshape(spec.shape)
 
 
-class _Digesting:
-    """A file that is written to, and the digest of what is."""
+class _Saving:
+    """What torch.save writes to, which needs its buffers again as soon as they are written."""
 
-    def __init__(self, opened: IO[bytes]):
-        self.opened, self.digest = opened, hashlib.sha256()
+    def __init__(self, digested: Digested):
+        self._digested = digested
 
     def write(self, content: Any) -> int:
-        self.digest.update(content)
-        return self.opened.write(content)
+        size = self._digested.write(content)
+        self._digested.wait()
+        return size
 
     def flush(self) -> None:
-        self.opened.flush()
+        pass  # nothing is held back
 
 
 # -- what torch gets to see ------------------------------------------------------------------------------

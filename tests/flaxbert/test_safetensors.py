@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from flaxbert.weights import safetensors
 from flaxbert.weights.safetensors import Spec
+from flaxbert.weights.tensors import InMemory
 
 
 def some_tensors():
@@ -29,7 +30,7 @@ def some_tensors():
 
 def written(path, tensors, metadata):
     specs = safetensors.ordered(Spec(name, t.dtype, t.shape) for name, t in tensors.items())
-    return safetensors.write(path, specs, (tensors[spec.name] for spec in specs), metadata=metadata)
+    return safetensors.write(path, specs, (InMemory(tensors[spec.name]) for spec in specs), metadata=metadata)
 
 
 def header(entries, data=b"", length=None):
@@ -110,7 +111,7 @@ def test_tensors_must_be_what_was_announced(tmp_path):
     spec = Spec("a", np.dtype(np.float32), (3,))
     for wrong in (np.zeros(4, np.float32), np.zeros(3, np.float64)):
         with pytest.raises(ValueError, match="announced as"):
-            safetensors.write(tmp_path / "file", [spec], [wrong], metadata={})
+            safetensors.write(tmp_path / "file", [spec], [InMemory(wrong)], metadata={})
 
 
 @settings(

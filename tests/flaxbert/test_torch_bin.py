@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from flaxbert.weights import torch_bin
 from flaxbert.weights.names import Tensor
 from flaxbert.weights.safetensors import Spec
+from flaxbert.weights.tensors import InMemory
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -192,7 +193,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def written(path, arrays):
     specs = [Spec(name, array.dtype, array.shape) for name, array in arrays.items()]
-    return torch_bin.write(path, specs, iter(arrays.values()))
+    return torch_bin.write(path, specs, map(InMemory, arrays.values()))
 
 
 def test_what_is_written_torch_reads(tmp_path):
@@ -226,9 +227,9 @@ def test_tensors_must_be_what_was_announced(tmp_path):
     spec = Spec("a", np.dtype(np.float32), (3,))
     for wrong in (np.zeros(4, np.float32), np.zeros(3, np.float64)):
         with pytest.raises(ValueError, match="announced as"):
-            torch_bin.write(tmp_path / "file", [spec], [wrong])
+            torch_bin.write(tmp_path / "file", [spec], [InMemory(wrong)])
     with pytest.raises(ValueError, match="announced as"):
-        torch_bin.write(tmp_path / "file", [Spec("a", np.dtype("u4"), (3,))], [np.zeros(3, "u4")])
+        torch_bin.write(tmp_path / "file", [Spec("a", np.dtype("u4"), (3,))], [InMemory(np.zeros(3, "u4"))])
     with pytest.raises(ValueError, match="shorter"):
         torch_bin.write(tmp_path / "file", [spec], [])
     assert list(tmp_path.iterdir()) == []
