@@ -75,7 +75,7 @@ def run(config: Config) -> Path:
             checkpoints.wait()
 
             # The model as transformers reads it, then what the task has to show.
-            save_pretrained(folder / "model", model, state.params, checksums=True)
+            save_pretrained(folder / "model", model, state.params)
             task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
             for line in task.finish(model, state.params, folder, results):

@@ -48,7 +48,6 @@ def test_masked_lm_run_leaves_a_model_that_transformers_loads(finished):
     assert re.search(r"the \[MASK\] statement  ->  \S+ \d+%", finished.printed)
     assert f"on {len(jax.devices())} cpu device(s)" in finished.printed
     assert sorted(p.name for p in (folder / "model").iterdir()) == [
-        "SHA256SUMS",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
