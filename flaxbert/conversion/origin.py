@@ -1,8 +1,10 @@
 """What a user names as a checkpoint, as a path: a folder or file, a zip to unpack, a name on the Hugging Face hub."""
 
 import contextlib
+import errno
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -19,6 +21,7 @@ _SAFE = ["model*.safetensors", "model.safetensors.index.json", "*_*/model.safete
 _OTHER = ["pytorch_model*", "flax_model*", "*.ckpt.index", "*.ckpt.data-*", "*_*/pytorch_model.bin"]
 # Weights hardly shrink when they are compressed; what grows more than this is made to fill the disk.
 _GROWTH, _SMALL = 20, 2**26
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError, struct.error)
 
 
 @contextlib.contextmanager
@@ -77,8 +80,12 @@ def _unpack(file: Path, folder: Path) -> None:
             for member in _wanted(archive, file):
                 with archive.open(member) as packed, (folder / _base(member)).open("xb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 2**20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{file}: not a readable zip ({error})") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # of a seek to before the file's start
+            raise ValueError(f"{file}: not a readable zip ({error})") from None
+        raise
 
 
 def _wanted(archive: zipfile.ZipFile, file: Path) -> list[zipfile.ZipInfo]:
