@@ -7,14 +7,20 @@ import shlex
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
+import flaxbert
+from flaxbert import cli
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-QUICKSTART, TESTS, SLOW, *TRAIN, BENCHMARK = COMMANDS
+QUICKSTART, TESTS, SLOW, *OTHERS, BENCHMARK = COMMANDS
+CONVERT = [command for command in OTHERS if command.startswith("flaxbert ")]
+TRAIN = [command for command in OTHERS if command not in CONVERT]
 
 
 def test_ci_runs_the_test_command():
@@ -33,6 +39,26 @@ def test_python_block(tmp_path, finished):
     assert len(ast.literal_eval(shown)) == 5
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "copy" / name).is_file()
+
+
+def test_convert_commands(tmp_path, finished, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("uncased_L-12_H-768_A-12.zip", "w") as archive:
+        for file in (ROOT / "tests" / "flaxbert" / "fixtures" / "tf1" / "pretraining").iterdir():
+            archive.write(file, f"uncased_L-12_H-768_A-12/{file.name}")
+    Path("runs").mkdir()
+    Path("runs/quickstart").symlink_to(finished.folder)
+    assert len(CONVERT) == 5
+    for command in CONVERT:
+        assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert all((tmp_path / name / "model.safetensors").is_file() for name in ("averaged", "bert", "classifier"))
+        "averaged",
+        "bert",
+        "classifier",
+        "runs",
+    ]
+    assert flaxbert.from_pretrained("classifier")[0].config.num_labels == 2
 
 
 @pytest.mark.parametrize("command", TRAIN)
