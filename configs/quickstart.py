@@ -27,5 +27,5 @@ config = Config(
         scan=False,
     ),
     optim=Optim(learning_rate=2e-3, warmup=0.2, beta2=0.98),
-    run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=600, log_every=50),
+    run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=600, log_every=50, checkpoint_every=150),
 )
