@@ -12,6 +12,7 @@ from flaxbert.files import inside, read_json
 _log = logging.getLogger("flaxbert")
 
 GOOGLE = "bert_config.json"
+BERT = "bert"  # the model_type
 
 # Keys that do not change BERT's mathematics here. They are kept aside in `BertConfig.unused` without a warning;
 # every other unknown key is kept aside with one.
@@ -56,15 +57,7 @@ def read(path: str | Path) -> BertConfig:
         FileNotFoundError: no such file.
         ValueError: not JSON, another model type, a feature not supported, or an impossible value.
     """
-    file = Path(path)
-    if file.is_dir():
-        google = (file / GOOGLE).exists() and not (file / "config.json").exists()
-        file = inside(file, GOOGLE if google else "config.json")
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
+    file, values = _content(path)
     if file.name == GOOGLE and values.get("hidden_act") == "gelu":
         values["hidden_act"] = "gelu_new"
         _log.warning('%s: Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"', file)
@@ -74,15 +67,47 @@ def read(path: str | Path) -> BertConfig:
         raise ValueError(f"{file}: {error}") from None
 
 
+def _content(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    file = Path(path)
+    if file.is_dir():
+        google = (file / GOOGLE).exists() and not (file / "config.json").exists()
+        file = inside(file, GOOGLE if google else "config.json")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
+    return file, values
+
+
+def model_type(path: str | Path) -> str:
+    """The kind of model that the config of a folder names; "bert" where it names none, as Google's.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`.
+    """
+    file, values = _content(path)
+    kind = values.get("model_type", BERT)
+    if not isinstance(kind, str):
+        raise ValueError(f"{file}: model_type is {str(kind)[:80]!r}")
+    return kind
+
+
+def architecture(values: Mapping[str, Any]) -> str | None:
+    """The class that a config names, where it names one."""
+    named = values.get("architectures")
+    return named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else None
+
+
 def from_dict(values: Mapping[str, Any]) -> BertConfig:
     """Builds a config from the known keys of `values`; the others are kept in `unused`, never interpreted.
 
     Raises:
         ValueError: an impossible value, or a model type other than "bert".
     """
-    model_type = values.get("model_type", "bert")  # Google's bert_config.json names none
-    if model_type != "bert":
-        raise ValueError(f"model_type is {model_type!r}; only 'bert' is read")
+    kind = values.get("model_type", BERT)  # Google's bert_config.json names none
+    if kind != BERT:
+        raise ValueError(f"model_type is {kind!r}; only {BERT!r} is read")
     known = {field.name for field in dataclasses.fields(BertConfig)} - {"unused"}
     kept = {key: value for key, value in values.items() if key in known}
     if kept.get("id2label") is not None:
@@ -102,7 +127,7 @@ def to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str =
     derived = ("unused", "pruned_heads", "num_labels", "id2label")
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in derived}
     values |= {
-        "model_type": "bert",
+        "model_type": BERT,
         "dtype": dtype,
         "id2label": {str(i): name for i, name in enumerate(config.id2label)},
         "label2id": {name: i for i, name in enumerate(config.id2label)},

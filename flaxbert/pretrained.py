@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxbert import companions, weights
+from flaxbert import companions, config_json, weights
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.heads import ARCHITECTURES
@@ -31,11 +31,12 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel
     Raises:
         ValueError: config.json names no architecture of this library.
     """
-    named = BertConfig.from_pretrained(path).unused.get("architectures")
-    name = named[0] if isinstance(named, list) and len(named) == 1 else None
-    if not isinstance(name, str) or name not in ARCHITECTURES:
+    found = BertConfig.from_pretrained(path).unused
+    name = config_json.architecture(found)
+    if name not in ARCHITECTURES:
         raise ValueError(
-            f"{path}: config.json has architectures {named!r}; known: {', '.join(ARCHITECTURES)}. "
+            f"{path}: config.json has architectures {found.get('architectures')!r}; known: {', '.join(ARCHITECTURES)}. "
             "Call the class's own from_pretrained to choose one yourself"
         )
+    assert name is not None
     return ARCHITECTURES[name].from_pretrained(path, **arguments)

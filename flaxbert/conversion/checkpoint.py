@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from flaxbert import config_json
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.encoder import BertModel
@@ -33,9 +34,8 @@ class Checkpoint:
     @property
     def named(self) -> str | None:
         """The class that config.json names, where it is one of this library."""
-        named = self.config.unused.get("architectures")
-        name = named[0] if isinstance(named, list) and len(named) == 1 else None
-        return name if isinstance(name, str) and name in ARCHITECTURES else None
+        name = config_json.architecture(self.config.unused)
+        return name if name in ARCHITECTURES else None
 
     def model(self, architecture: str) -> PreTrainedModel:
         """The class with this checkpoint's config; a base model without a pooler where the checkpoint has none."""

@@ -1,6 +1,7 @@
 """Any checkpoint that can be read, as a folder in any format that can be written; a tensor in memory at a time."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxbert import companions
+from flaxbert import companions, config_json
 from flaxbert.base import PreTrainedModel
+from flaxbert.config import BertConfig
+from flaxbert.conversion import unchanged
 from flaxbert.conversion.checkpoint import Checkpoint
 from flaxbert.files import folder_made_whole, written_whole
 from flaxbert.weights import folder, orbax_params, source, sums
 from flaxbert.weights.folder import DTYPES
-from flaxbert.weights.layout import LAYOUTS
+from flaxbert.weights.layout import LAYOUTS, Layout
 from flaxbert.weights.load import Fitted, draw, fit
 from flaxbert.weights.orbax_params import Parameter
-from flaxbert.weights.tensors import Cast, Tensor, equal
+from flaxbert.weights.source import Source
+from flaxbert.weights.tensors import Cast, Tensor, Watched, equal
 
 FORMATS = (*(layout.format for layout in LAYOUTS), "orbax")
 
@@ -87,7 +91,12 @@ def convert(
     """
     target = Path(target)
     _check_arguments(target, format, dtype, max_shard_size)
-    checkpoint = Checkpoint.open(Path(path))
+    found = source.read(Path(path))
+    kind = config_json.model_type(found.home)
+    if kind != config_json.BERT:
+        layout = unchanged.layout_of(found, kind, format, head=head, hidden_act=hidden_act)
+        return _unchanged(found, target, layout, dtype, max_shard_size, verify, progress)
+    checkpoint = Checkpoint(found, BertConfig.from_pretrained(found.home))
     if hidden_act is not None:
         checkpoint = dataclasses.replace(checkpoint, config=checkpoint.config.replace(hidden_act=hidden_act))
     model, fitted = checkpoint.fit(head)
@@ -111,6 +120,38 @@ def convert(
         bytes=total,
         drawn=sorted(fitted.afresh),
         left_out=sorted([*fitted.left_out, *checkpoint.source.left_out]),
+        files=["config.json", sums.NAME, *files],
+    )
+
+
+def _unchanged(
+    found: Source,
+    target: Path,
+    layout: Layout,
+    dtype: str | None,
+    max_shard_size: int | None,
+    verify: bool,
+    progress: Progress | None,
+) -> Conversion:
+    """Converts a model that has no class here."""
+    found.check()
+    tensors = unchanged.tensors_of(found, dtype)
+    total = sum(_size(tensor) for tensor in tensors.values())
+    with folder_made_whole(target) as aside:
+        text = unchanged.config_text(found.home, dtype)
+        watched = _watched(tensors, total, progress)
+        folder.write_files(aside, text, watched, layout=layout, max_shard_size=max_shard_size)
+        if verify:
+            _compare(aside, tensors, source.read(aside).tensors)
+        files = companions.carry(found.home, aside, sentences=True)
+    return Conversion(
+        read=found.format,
+        written=layout.format,
+        head=config_json.architecture(json.loads(text)) or config_json.model_type(found.home),
+        tensors=len(tensors),
+        bytes=total,
+        drawn=[],
+        left_out=sorted(found.tensors.keys() - tensors.keys()),
         files=["config.json", sums.NAME, *files],
     )
 
@@ -165,37 +206,15 @@ def _verify(aside: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor]) 
     """Reads the folder that was written as anyone would, and compares every tensor."""
     written = source.read(aside)
     written.check()
-    found = fit(written, model).tensors
-    differing = [name for name, tensor in tensors.items() if not equal(tensor, found[name])]
+    _compare(aside, tensors, fit(written, model).tensors)
+
+
+def _compare(aside: Path, tensors: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    differing = [name for name, tensor in tensors.items() if name not in found or not equal(tensor, found[name])]
     if differing:
         raise ValueError(
             f"{aside}: {len(differing)} tensors are not what was to be written: {', '.join(differing[:5])}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Watched:
-    """A tensor that tells when it is read."""
-
-    tensor: Tensor
-    told: Callable[[int], None]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    @property
-    def rowwise(self) -> bool:
-        return self.tensor.rowwise
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        numbers = self.tensor.read(rows)
-        self.told(numbers.nbytes)
-        return numbers
 
 
 def _watched(tensors: Mapping[str, Tensor], total: int, progress: Progress | None) -> Mapping[str, Tensor]:
@@ -208,7 +227,7 @@ def _watched(tensors: Mapping[str, Tensor], total: int, progress: Progress | Non
         done += size
         progress(done, total)
 
-    return {name: _Watched(tensor, told) for name, tensor in tensors.items()}
+    return {name: Watched(tensor, told) for name, tensor in tensors.items()}
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,13 +1,19 @@
 """Whether two checkpoints are the same model: tensor by tensor, and by what they compute."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from flaxbert import config_json
+from flaxbert.base import PreTrainedModel
+from flaxbert.config import BertConfig
+from flaxbert.conversion import unchanged
 from flaxbert.conversion.checkpoint import Checkpoint
+from flaxbert.weights import source
 from flaxbert.weights.load import Fitted, assemble
 from flaxbert.weights.tensors import Tensor, parts
 
@@ -55,30 +61,48 @@ def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0)
     Raises:
         FileNotFoundError, ValueError: one of them cannot be read, or its tensors fit no class.
     """
-    one, other = Checkpoint.open(Path(a)), Checkpoint.open(Path(b))
-    fitted = [checkpoint.fit() for checkpoint in (one, other)]
-    for checkpoint in (one, other):
-        checkpoint.source.check()
-    (model, left), (other_model, right) = fitted
-    shared = [name for name in left.tensors if name in right.tensors]
+    one, other = _Side.open(Path(a)), _Side.open(Path(b))
+    left, right = one.tensors, other.tensors
+    shared = [name for name in left if name in right]
     shapes = {
-        name: f"{list(left.tensors[name].shape)} and {list(right.tensors[name].shape)}"
+        name: f"{list(left[name].shape)} and {list(right[name].shape)}"
         for name in shared
-        if left.tensors[name].shape != right.tensors[name].shape
+        if left[name].shape != right[name].shape
     }
-    apart = {name: _apart(left.tensors[name], right.tensors[name]) for name in shared if name not in shapes}
-    comparable = outputs and not shapes and left.tensors.keys() == right.tensors.keys()
-    comparable = comparable and type(model) is type(other_model)
+    apart = {name: _apart(left[name], right[name]) for name in shared if name not in shapes}
+    comparable = outputs and not shapes and left.keys() == right.keys()
+    comparable = comparable and one.model is not None and type(one.model) is type(other.model)
     return Verification(
         compared=len(shared),
-        only_a=sorted(left.tensors.keys() - right.tensors.keys()),
-        only_b=sorted(right.tensors.keys() - left.tensors.keys()),
+        only_a=sorted(left.keys() - right.keys()),
+        only_b=sorted(right.keys() - left.keys()),
         shapes=shapes,
         differing={name: difference for name, difference in apart.items() if difference > 0},
-        config=_settings(model.config, other_model.config),
+        config=_settings(one.settings, other.settings),
         tensors=max(apart.values(), default=0.0),
-        outputs=_outputs_apart((model, left), (other_model, right), seed) if comparable else None,
+        outputs=_outputs_apart(one, other, seed) if comparable else None,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """One of the two; without a model where this library has no class for it."""
+
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    model: PreTrainedModel | None = None
+    fitted: Fitted | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> "_Side":
+        found = source.read(path)
+        kind = config_json.model_type(found.home)
+        if kind != config_json.BERT:
+            found.check()
+            return cls(unchanged.tensors_of(found), {"model_type": kind})
+        model, fitted = Checkpoint(found, BertConfig.from_pretrained(found.home)).fit()
+        found.check()
+        return cls(fitted.tensors, config_json.to_dict(model.config), model, fitted)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
@@ -94,18 +118,15 @@ def _numbers_apart(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
 
 
-def _settings(one: Any, other: Any) -> dict[str, str]:
-    """The fields of two configs that differ; what each keeps aside unread is not compared."""
-    return {
-        field.name: f"{getattr(one, field.name)!r} and {getattr(other, field.name)!r}"
-        for field in dataclasses.fields(one)
-        if field.name != "unused" and getattr(one, field.name) != getattr(other, field.name)
-    }
+def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
+    """The settings in which two configs differ."""
+    names = sorted(one.keys() | other.keys())
+    return {name: f"{one.get(name)!r} and {other.get(name)!r}" for name in names if one.get(name) != other.get(name)}
 
 
-def _outputs_apart(one: Any, other: Any, seed: int) -> float:
-    inputs = _inputs(one[0], seed)
-    left, right = (_outputs(model, fitted, inputs) for model, fitted in (one, other))
+def _outputs_apart(one: _Side, other: _Side, seed: int) -> float:
+    inputs = _inputs(one.model, seed)
+    left, right = (_outputs(side.model, side.fitted, inputs) for side in (one, other))
     return max((_numbers_apart(x, y) for x, y in zip(left, right, strict=True)), default=0.0)
 
 
@@ -124,7 +145,7 @@ def _inputs(model: Any, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def _outputs(model: Any, fitted: Fitted, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+def _outputs(model: Any, fitted: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     params = assemble(fitted)
     found = jax.jit(lambda params, inputs: model.apply({"params": params}, **inputs))(params, inputs)
     return jax.device_get(jax.tree.leaves(found))

@@ -71,6 +71,20 @@ def write(
 ) -> None:
     """Writes a folder as `save` does, from tensors under the names of the table, in any format of Hugging Face's."""
     tensors = _spelled(type(model).__name__, tensors, layout)
+    text = config_text(model, tensors)
+    write_files(path, text, tensors, layout=layout, max_shard_size=max_shard_size, checksums=checksums)
+
+
+def write_files(
+    path: str | Path,
+    config: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    layout: Layout = SAFETENSORS,
+    max_shard_size: int | None = None,
+    checksums: bool = True,
+) -> None:
+    """Writes a folder as `save` does, from the content of config.json and tensors under the names of the file."""
     specs = [Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     parts = {file: layout.ordered(part) for file, part in shards(specs, layout, max_shard_size).items()}
     folder = Path(path)
@@ -85,7 +99,7 @@ def write(
         for name, part in parts.items():
             file = files.enter_context(written_whole(folder / name))
             digests[name] = layout.write(file, part, (tensors[spec.name] for spec in part))
-        config_file.write_text(config_text(model, tensors))
+        config_file.write_text(config)
         if sums_file is not None:
             sums_file.write_text(sums.text(digests))
         (folder / sums.NAME).unlink(missing_ok=True)  # those of the files that are replaced now

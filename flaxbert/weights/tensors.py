@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -119,6 +120,35 @@ class Cast:
         if self.dtype.itemsize < numbers.dtype.itemsize and np.any(np.isfinite(numbers) & ~np.isfinite(rounded)):
             raise ValueError(f"{self.name} has numbers beyond the range of {self.dtype}; choose bfloat16 or float32")
         return rounded
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A tensor that tells how many bytes of it were read, each time."""
+
+    tensor: Tensor
+    told: Callable[[int], None]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        return self.tensor.shape
+
+    @property
+    def rowwise(self) -> bool:
+        """As the tensor it is made of."""
+        return self.tensor.rowwise
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """Some of its rows."""
+        numbers = self.tensor.read(rows)
+        self.told(numbers.nbytes)
+        return numbers
 
 
 def equal(one: Tensor, other: Tensor) -> bool:

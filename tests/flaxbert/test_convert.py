@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
+from flaxbert.conversion.verify import verify
 from flaxbert.weights import source
 
 CONFIG = flaxbert.BertConfig(
@@ -226,6 +227,52 @@ def test_what_fits_no_class_is_listed(tmp_path):
         convert(folder, tmp_path / "b")
     assert "Choose a class" in str(error.value)
     assert files_in(tmp_path) == ["a/config.json", "a/model.safetensors"]
+
+
+# -- models without a class here -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["DistilBertModel", "DistilBertForMaskedLM", "DistilBertForQuestionAnswering"])
+def test_distilbert_is_carried_over_as_it_is(tmp_path, name):
+    config = transformers.DistilBertConfig(
+        vocab_size=31, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=9
+    )
+    theirs = getattr(transformers, name)(config)
+    theirs.save_pretrained(tmp_path / "0")
+    wanted = tensors_of(tmp_path / "0")
+    for i, form in enumerate(("pytorch", "flax", "pytorch", "safetensors", "flax", "safetensors"), 1):
+        done = convert(
+            tmp_path / str(i - 1), tmp_path / str(i), format=form, max_shard_size=i % 2 * 900 or None, verify=True
+        )
+        assert (done.head, done.written, done.drawn, done.left_out) == (name, form, [], [])
+        assert source.read(tmp_path / str(i)).format == form
+    assert_bit_equal(tensors_of(tmp_path / "6"), wanted)
+    back, report = getattr(transformers, name).from_pretrained(tmp_path / "6", output_loading_info=True)
+    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert back.config.n_layers == 2 and back.num_parameters() == theirs.num_parameters()
+    assert verify(tmp_path / "0", tmp_path / "5").same()
+    convert(tmp_path / "0", tmp_path / "half", dtype="bfloat16")
+    found = verify(tmp_path / "0", tmp_path / "half")
+    assert not found.same() and 0 < found.tensors < 0.01
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not inspect(tmp_path / "0").loads
+
+
+def test_what_takes_a_bert_is_refused_for_others(tmp_path, caplog):
+    folder = folder_of("BertModel", tmp_path / "a")
+    values = json.loads((folder / "config.json").read_text()) | {"model_type": "roberta"}
+    values |= {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation_internal": "x/y", "architectures": 5}
+    (folder / "config.json").write_text(json.dumps(values))
+    for arguments in ({"head": "BertModel"}, {"hidden_act": "relu"}, {"format": "orbax"}, {"format": "flax"}):
+        with pytest.raises(ValueError, match="roberta"):
+            convert(folder, tmp_path / "b", **arguments)
+    with caplog.at_level(logging.WARNING):
+        done = convert(folder, tmp_path / "b", format="pytorch")
+    assert "model_type is 'roberta'; its tensors are carried over as they are" in caplog.text
+    assert done.head == "roberta"
+    kept = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert "hidden_size" in kept and not {"auto_map", "_attn_implementation_internal"} & kept.keys()
+    assert_bit_equal(tensors_of(tmp_path / "b"), tensors_of(folder))
 
 
 # -- all or nothing --------------------------------------------------------------------------------------------
