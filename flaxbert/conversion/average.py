@@ -10,6 +10,7 @@ from flaxbert import companions
 from flaxbert.conversion.checkpoint import Checkpoint
 from flaxbert.files import folder_made_whole
 from flaxbert.weights import folder, orbax_params
+from flaxbert.weights.source import ORBAX
 from flaxbert.weights.tensors import Tensor
 
 
@@ -73,7 +74,8 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
         checkpoint.source.check()
     tensors = {name: _Mean([one.tensors[name] for one in fitted]) for name in first.tensors}
     with folder_made_whole(target) as aside:
-        folder.write(aside, model, tensors)
+        in_order = any(checkpoint.source.format == ORBAX for checkpoint in checkpoints)
+        folder.write(aside, model, tensors, in_order=in_order)
         companions.carry(checkpoints[0].source.home, aside, sentences=type(model).__name__ == "BertModel")
         companions.complete(aside, max_length=model.config.max_position_embeddings)
     return found

@@ -20,10 +20,10 @@ from flaxbert.weights.folder import DTYPES
 from flaxbert.weights.layout import LAYOUTS, Layout
 from flaxbert.weights.load import Fitted, draw, fit
 from flaxbert.weights.orbax_params import Parameter
-from flaxbert.weights.source import Source
+from flaxbert.weights.source import ORBAX, Source
 from flaxbert.weights.tensors import Cast, Tensor, Watched, equal
 
-FORMATS = (*(layout.format for layout in LAYOUTS), "orbax")
+FORMATS = (*(layout.format for layout in LAYOUTS), ORBAX)
 
 Progress = Callable[[int, int], None]
 """Is told, after each tensor, how many bytes are written, and of how many."""
@@ -106,7 +106,8 @@ def convert(
         tensors = {name: Cast(name, tensor, np.dtype(dtype)) for name, tensor in tensors.items()}
     total = sum(_size(tensor) for tensor in tensors.values())
     with folder_made_whole(target) as aside:
-        _write(aside, model, fitted, _watched(tensors, total, progress), format, max_shard_size)
+        in_order = found.format == ORBAX
+        _write(aside, model, fitted, _watched(tensors, total, progress), format, max_shard_size, in_order)
         if verify:
             _verify(aside, model, tensors)
         home, positions = checkpoint.source.home, model.config.max_position_embeddings
@@ -165,7 +166,7 @@ def _check_arguments(target: Path, format: str, dtype: str | None, max_shard_siz
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     if max_shard_size is not None and max_shard_size < 1:
         raise ValueError(f"max_shard_size is {max_shard_size}; it must be at least 1 byte")
-    if max_shard_size is not None and format == "orbax":
+    if max_shard_size is not None and format == ORBAX:
         raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
 
 
@@ -191,10 +192,11 @@ def _write(
     tensors: Mapping[str, Tensor],
     format: str,
     max_shard_size: int | None,
+    in_order: bool,
 ) -> None:
     for layout in LAYOUTS:
         if layout.format == format:
-            folder.write(aside, model, tensors, layout=layout, max_shard_size=max_shard_size)
+            folder.write(aside, model, tensors, layout=layout, max_shard_size=max_shard_size, in_order=in_order)
             return
     digests = orbax_params.write(aside, fitted.table, tensors)
     for name, text in {"config.json": folder.config_text(model, tensors), sums.NAME: sums.text(digests)}.items():

@@ -68,11 +68,17 @@ def write(
     layout: Layout = SAFETENSORS,
     max_shard_size: int | None = None,
     checksums: bool = True,
+    in_order: bool = False,
 ) -> None:
-    """Writes a folder as `save` does, from tensors under the names of the table, in any format of Hugging Face's."""
+    """Writes a folder as `save` does, from tensors under the names of the table, in any format of Hugging Face's.
+
+    With `in_order` they are read in the order in which they are given, where the format leaves a choice: for a source
+    that keeps the layers of a parameter together.
+    """
     tensors = _spelled(type(model).__name__, tensors, layout)
     text = config_text(model, tensors)
-    write_files(path, text, tensors, layout=layout, max_shard_size=max_shard_size, checksums=checksums)
+    how: dict[str, Any] = {"layout": layout, "max_shard_size": max_shard_size, "checksums": checksums}
+    write_files(path, text, tensors, in_order=in_order, **how)
 
 
 def write_files(
@@ -83,10 +89,15 @@ def write_files(
     layout: Layout = SAFETENSORS,
     max_shard_size: int | None = None,
     checksums: bool = True,
+    in_order: bool = False,
 ) -> None:
     """Writes a folder as `save` does, from the content of config.json and tensors under the names of the file."""
     specs = [Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    parts = {file: layout.ordered(part) for file, part in shards(specs, layout, max_shard_size).items()}
+    parts = shards(specs, layout, max_shard_size)
+    if in_order and layout is not FLAX:
+        aligned = {name: sorted(part, key=lambda spec: -spec.dtype.itemsize) for name, part in parts.items()}
+    else:
+        aligned = {name: layout.ordered(part) for name, part in parts.items()}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     written = {*parts, *([layout.index] if len(parts) > 1 else [])}
@@ -96,7 +107,7 @@ def write_files(
         if len(parts) > 1:
             files.enter_context(written_whole(folder / layout.index)).write_text(index_text(parts, layout))
         digests = {}
-        for name, part in parts.items():
+        for name, part in aligned.items():
             file = files.enter_context(written_whole(folder / name))
             digests[name] = layout.write(file, part, (tensors[spec.name] for spec in part))
         config_file.write_text(config)

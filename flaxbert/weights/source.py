@@ -9,6 +9,7 @@ from flaxbert.weights import layout, orbax_params, sums, tf1
 from flaxbert.weights.layout import LAYOUTS, SAFETENSORS, Layout
 from flaxbert.weights.tensors import Tensor
 
+ORBAX = "orbax"  # the format
 # Weights of Keras, which are not read.
 _KERAS = ("tf_model.h5", "saved_model.pb", "keras_metadata.pb")
 
@@ -62,7 +63,7 @@ def _folder(path: Path) -> Source:
     item = orbax_params.find(path)
     if item is not None:
         tensors, files = orbax_params.read(item)
-        return Source("orbax", item, orbax_params.home(item), tensors, files)
+        return Source(ORBAX, item, orbax_params.home(item), tensors, files)
     indices = sorted(file.name for file in path.glob("*.index"))
     if len(indices) > 1:
         raise ValueError(f"{path}: holds {len(indices)} checkpoints ({', '.join(indices[:5])}); name the one you mean")
