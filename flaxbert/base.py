@@ -93,9 +93,11 @@ class PreTrainedModel(nn.Module):
         """Loads a checkpoint: the model and its float32 parameters.
 
         Args:
-            path: a Hugging Face folder (config.json, safetensors in one file or several), or that of a TensorFlow 1
-                checkpoint of google-research/bert (bert_config.json, index and data).
-            strict: raise on any missing or unexpected weight. False lets the *head* differ: parameters of this
+            path: a folder with config.json and weights: safetensors, pytorch_model.bin (needs the extra `torch`),
+                flax_model.msgpack, each in one file or several, or parameters of orbax, as a training run keeps them.
+                Or that of a TensorFlow 1 checkpoint of google-research/bert (bert_config.json, index and data).
+            strict: raise on any missing or unexpected weight (a pooler that the class does without is only named in
+                a warning). False lets the *head* differ: parameters of this
                 class's head that the file lacks are drawn afresh from `key`, weights of another head are left
                 out, and both are named in a warning of the "flaxbert" logger.
             ignore_mismatched_sizes: draw afresh, and name in a warning, what has another shape in the file.

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from flaxbert.sharding import AxisRules, tree_shardings
 from flaxbert.weights import names, source
+from flaxbert.weights.orbax_params import Parameter
 from flaxbert.weights.source import Source
 from flaxbert.weights.tensors import Tensor, equal
 
@@ -184,7 +185,11 @@ def assemble(
     layers: dict[int, dict[names.Path, tuple[names.Entry, Tensor]]] = {}
     for name, tensor in fitted.tensors.items():
         entry = table[name]
-        if entry.layer is None:
+        if isinstance(tensor, Parameter):  # all layers of it are read at once, and once
+            if entry.layer in (None, 0):
+                whole = names.leaf(shardings, entry.path) if shardings else None
+                leaves[entry.path] = _on_devices(tensor.leaf(), whole)
+        elif entry.layer is None:
             leaves[entry.path] = _placed(entry, tensor, names.leaf(shardings, entry.path) if shardings else None)
         else:
             layers.setdefault(entry.layer, {})[entry.path] = entry, tensor
@@ -211,6 +216,13 @@ def _placed(entry: names.Entry, tensor: Tensor, sharding: NamedSharding | None) 
     if sharding is None:
         return jnp.asarray(part((slice(None),) * len(entry.shape)))
     return jax.make_array_from_callback(entry.shape, sharding, part)
+
+
+def _on_devices(parameter: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """A parameter that is in our layout already, in float32, where it is to live."""
+    if sharding is None:
+        return jnp.asarray(parameter, jnp.float32)
+    return jax.make_array_from_callback(parameter.shape, sharding, lambda index: parameter[index].astype(np.float32))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -66,6 +66,10 @@ def test_parameters_for_orbax_are_the_tree_itself(finished, tmp_path):
     again, loaded = flaxbert.BertForMaskedLM.from_pretrained(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert again == model
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"))
+    _, sharded = flaxbert.BertForMaskedLM.from_pretrained(tmp_path / "out", mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, sharded, params)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(sharded)} == {8}
 
 
 @pytest.fixture
