@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
-from flaxbert.weights import source
+from flaxbert.weights import source, sums
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
@@ -369,7 +370,32 @@ def test_links_out_of_the_folder_are_not_carried(tmp_path):
     (folder / "1_Pooling").symlink_to(tmp_path / "outside")
     with pytest.raises(ValueError, match="'1_Pooling' leads out of the folder"):
         convert(folder, tmp_path / "b")
+    (folder / "1_Pooling").unlink()
+    (folder / "tokenizer").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="'tokenizer' leads out of the folder"):
+        convert(folder, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+    convert(folder_of("BertModel", tmp_path / "c"), tmp_path / "orbax", format="orbax")
+    (tmp_path / "d").mkdir()
+    shutil.copy(tmp_path / "orbax" / "config.json", tmp_path / "d")
+    (tmp_path / "d" / "params").symlink_to(tmp_path / "orbax" / "params")
+    with pytest.raises(ValueError, match="params: leads out of the folder"):
+        convert(tmp_path / "d", tmp_path / "b")
+
+
+def test_a_pipe_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "bert_model.ckpt.index")
+    with pytest.raises(FileNotFoundError, match="bert_model.ckpt.index: no such file"):
+        source.read(tmp_path)
+    convert(folder_of("BertModel", tmp_path / "a"), tmp_path / "orbax", format="orbax")
+    (tmp_path / "orbax" / "params" / "manifest.ocdbt").unlink()
+    os.mkfifo(tmp_path / "orbax" / "params" / "manifest.ocdbt")
+    with pytest.raises(ValueError, match="manifest.ocdbt: a link, or no plain file"):
+        source.read(tmp_path / "orbax")
+    os.mkfifo(tmp_path / "listed")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  listed\n")
+    with pytest.raises(ValueError, match="listed: is listed in SHA256SUMS, but no plain file"):
+        sums.check(tmp_path, [tmp_path / "listed"])
 
 
 def test_inspection_says_what_a_load_would(tmp_path):
