@@ -236,6 +236,7 @@ def stored(path, *members):
         (lambda _: b"", "not a readable zip"),
         (lambda path: zipped(path / "x", [("a/vocab.txt", "a"), ("b/vocab.txt", "b")]).read_bytes(), "holds two"),
         (lambda path: zipped(path / "x", [("readme.md", "a")]).read_bytes(), "holds no checkpoint"),
+        (lambda path: zipped(path / "x", [("vocab.txt", "a")], zipfile.ZIP_LZMA).read_bytes(), "packed by method 14"),
         (
             lambda path: stored(path, ("vocab.txt", "abc" * 99)).replace(b"abc", b"abd", 1),
             "Bad CRC-32",
