@@ -80,14 +80,16 @@ def write(
         config_file = files.enter_context(written_whole(folder / "config.json"))
         sums_file = files.enter_context(written_whole(folder / sums.NAME)) if checksums else None
         if len(parts) > 1:
-            files.enter_context(written_whole(folder / layout.index)).write_text(index_text(parts, layout))
+            files.enter_context(written_whole(folder / layout.index)).write_text(
+                index_text(parts, layout), encoding="utf-8"
+            )
         digests = {}
         for name, part in parts.items():
             file = files.enter_context(written_whole(folder / name))
             digests[name] = layout.write(file, part, (tensors[spec.name] for spec in part))
-        config_file.write_text(config_text(model, tensors))
+        config_file.write_text(config_text(model, tensors), encoding="utf-8")
         if sums_file is not None:
-            sums_file.write_text(sums.text(digests))
+            sums_file.write_text(sums.text(digests), encoding="utf-8")
         (folder / sums.NAME).unlink(missing_ok=True)  # those of the files that are replaced now
     for file in folder.iterdir():  # of another number of files: a reader could not tell which are meant
         if file.name not in written and layout.owns(file.name):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -150,6 +151,16 @@ def test_it_is_a_command_of_its_own():
     done = subprocess.run([sys.executable, "-m", "flaxbert", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("convert", "inspect", "verify", "average"))
+
+
+def test_labels_of_any_script_survive_any_locale(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "Ä", "1": "中"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "flaxbert", "convert", folder, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, env=plain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["id2label"] == {"0": "Ä", "1": "中"}
 
 
 # -- from the hub ----------------------------------------------------------------------------------------------
