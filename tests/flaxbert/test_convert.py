@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
+from flaxbert.files import folder_made_whole
 from flaxbert.weights import source, sums
 
 CONFIG = flaxbert.BertConfig(
@@ -262,6 +263,20 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         convert(folder, tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_failure_leaves_nothing_that_is_still_being_written(tmp_path, monkeypatch):
+    remove, tried = shutil.rmtree, []
+
+    def too_early(path, **arguments):
+        tried.append(path)
+        if len(tried) > 1:
+            remove(path, **arguments)
+
+    monkeypatch.setattr(shutil, "rmtree", too_early)
+    with pytest.raises(OSError, match="full"), folder_made_whole(tmp_path / "out"):
+        raise OSError("full")
+    assert len(tried) == 2 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("format", FORMATS)
