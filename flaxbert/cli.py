@@ -1,10 +1,12 @@
 """The command `flaxbert`: its words, their flags, what they print, and the exit codes 0 (done, or same), 1 (differs or
-would not load) and 2 (cannot)."""
+would not load), 2 (cannot) and 130 (interrupted)."""
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import located
 from flaxbert.conversion.verify import Verification, verify
+from flaxbert.terminal import Formatter, plain
 
 _BAR_FROM = 2**26  # bytes; less is done before one could read it
 Head = Literal[
@@ -171,13 +174,21 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    told = logging.StreamHandler()
+    told.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[told])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale: a name that it lacks is no failure
+            stream.reconfigure(errors="backslashreplace")
     command: Any = tyro.cli(Command, prog="flaxbert", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))  # type: ignore[arg-type]
     try:
         return command.run()
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(plain(f"error: {error}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def parse_size(text: str) -> int:
@@ -211,7 +222,14 @@ def _bar() -> Iterator[Told]:
 
 
 def _print_json(found: Any, **more: Any) -> None:
-    print(json.dumps({**dataclasses.asdict(found), **more}, indent=2, ensure_ascii=False))
+    print(json.dumps(_finite({**dataclasses.asdict(found), **more}), indent=2, allow_nan=False))
+
+
+def _finite(found: Any) -> Any:
+    """With "Infinity" for what JSON has no number for."""
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    return "Infinity" if found == math.inf else found
 
 
 def _print_inspection(found: Inspection) -> None:
@@ -219,12 +237,12 @@ def _print_inspection(found: Inspection) -> None:
     print(f"{found.path}: {found.format}, {found.head}")
     print(f"  {found.parameters:,} numbers in {len(found.tensors)} tensors ({kinds})")
     for name, (dtype, shape) in found.tensors.items():
-        print(f"  {name:60} {dtype:9} {shape}")
+        print(f"  {plain(name, lines=False):60} {dtype:9} {shape}")
     _list("no weights, left out", found.left_out)
     for key, value in (found.config or {}).items():
-        print(f"  {key}: {json.dumps(value, ensure_ascii=False)}")
+        print(plain(f"  {key}: {json.dumps(value, ensure_ascii=False)}"))
     print(f"  checksums: {'match' if found.checksums else 'none' if found.checksums is None else 'DIFFER'}")
-    print(f"  loading: {found.report or 'without a word'}")
+    print(plain(f"  loading: {found.report or 'without a word'}"))
 
 
 def _print_verification(found: Verification, same: bool) -> None:
@@ -236,7 +254,7 @@ def _print_verification(found: Verification, same: bool) -> None:
         ("largest difference", found.differing),
     ):
         for name, value in differences.items():
-            print(f"  {what} {name}: {value}")
+            print(plain(f"  {what} {name}: {value}", lines=False))
     outputs = "not compared" if found.outputs is None else f"{found.outputs:.3g} apart"
     print(f"  {found.compared} tensors, at most {found.tensors:.3g} apart; outputs on random input {outputs}")
     print("same" if same else "different")
@@ -244,4 +262,4 @@ def _print_verification(found: Verification, same: bool) -> None:
 
 def _list(what: str, found: list[str]) -> None:
     if found:
-        print(f"  {len(found)} {what}: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}")
+        print(plain(f"  {len(found)} {what}: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}", lines=False))

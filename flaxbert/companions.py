@@ -35,7 +35,7 @@ def carry(home: Path, target: Path, *, sentences: bool) -> list[str]:
     Raises:
         ValueError: a file is a link out of its folder, or pickled weights that cannot be read.
     """
-    tokenizer = home / "tokenizer" if (home / "tokenizer").is_dir() else home  # of a training run
+    tokenizer = inside(home, "tokenizer") if (home / "tokenizer").is_dir() else home  # of a training run
     wanted = [(inside(tokenizer, name), target / name) for name in TOKENIZER]
     if sentences:
         wanted += [(inside(home, name), target / name) for name in SENTENCES]

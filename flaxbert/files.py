@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,11 @@ def folder_made_whole(target: Path) -> Iterator[Path]:
         aside.chmod(0o777 & ~_umask())
         os.rename(aside, target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for seconds in (0, 0.1, 1):  # threads of orbax write for a while after it has failed
+            time.sleep(seconds)
+            shutil.rmtree(aside, ignore_errors=True)
+            if not aside.exists():
+                break
 
 
 def _umask() -> int:

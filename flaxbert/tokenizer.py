@@ -11,6 +11,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_t
 from flaxbert.files import read_json, written_whole
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,9 @@ class WordPieceTokenizer:
                 backend = Tokenizer.from_file(str(serialised))
             except Exception as error:  # the library raises bare Exception
                 raise ValueError(f"{serialised}: not a tokenizer.json ({error})") from None
+            largest = max(backend.get_vocab().values(), default=0)
+            if largest > _MAX_ID:  # the library counts up to it, and lists the ids that are not there
+                raise ValueError(f"{serialised}: has a token of the id {largest}; at most {_MAX_ID} is read")
             backend.no_padding()  # sentence-transformers stores a fixed length of its own
             backend.no_truncation()
             normalizer = json.loads(backend.to_str())["normalizer"] or {}

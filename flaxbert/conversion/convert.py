@@ -201,7 +201,7 @@ def _write(
     digests = orbax_params.write(aside, fitted.table, tensors)
     for name, text in {"config.json": folder.config_text(model, tensors), sums.NAME: sums.text(digests)}.items():
         with written_whole(aside / name) as file:
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
 
 
 def _verify(aside: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:

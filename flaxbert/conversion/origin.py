@@ -98,9 +98,11 @@ def _wanted(archive: zipfile.ZipFile, file: Path) -> list[zipfile.ZipInfo]:
             raise ValueError(f"{file}: holds two checkpoints ({found[name].filename} and {member.filename}); unpack it")
         if member.flag_bits & 1:
             raise ValueError(f"{file}: {member.filename} is encrypted")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others take memory unasked
+            raise ValueError(f"{file}: {member.filename} is packed by method {member.compress_type}; deflate is read")
         found[name] = member
     if not found:
-        raise FileNotFoundError(f"{file}: holds no checkpoint; looked for bert_config.json, *.index and *.data-*")
+        raise FileNotFoundError(f"{file}: holds no checkpoint; looked for weights and config.json")
     size, packed = sum(member.file_size for member in found.values()), file.stat().st_size
     if size > max(_SMALL, _GROWTH * packed):
         raise ValueError(f"{file}: {packed} bytes that would unpack to {size}; at most {_GROWTH} times is unpacked")

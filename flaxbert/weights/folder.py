@@ -105,14 +105,16 @@ def write_files(
         config_file = files.enter_context(written_whole(folder / "config.json"))
         sums_file = files.enter_context(written_whole(folder / sums.NAME)) if checksums else None
         if len(parts) > 1:
-            files.enter_context(written_whole(folder / layout.index)).write_text(index_text(parts, layout))
+            files.enter_context(written_whole(folder / layout.index)).write_text(
+                index_text(parts, layout), encoding="utf-8"
+            )
         digests = {}
         for name, part in aligned.items():
             file = files.enter_context(written_whole(folder / name))
             digests[name] = layout.write(file, part, (tensors[spec.name] for spec in part))
-        config_file.write_text(config)
+        config_file.write_text(config, encoding="utf-8")
         if sums_file is not None:
-            sums_file.write_text(sums.text(digests))
+            sums_file.write_text(sums.text(digests), encoding="utf-8")
         (folder / sums.NAME).unlink(missing_ok=True)  # those of the files that are replaced now
     for file in folder.iterdir():  # of another number of files: a reader could not tell which are meant
         if file.name not in written and layout.owns(file.name):

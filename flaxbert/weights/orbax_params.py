@@ -58,9 +58,9 @@ def read(item: Path) -> tuple[dict[str, Tensor], list[Path]]:
         ValueError: what is wrong with the checkpoint.
     """
     files = [file for file in item.rglob("*") if not file.is_dir() or file.is_symlink()]
-    links = [file for file in files if file.is_symlink()]
-    if links:  # orbax follows them, wherever they lead
-        raise ValueError(f"{links[0]}: a link; a checkpoint holds none")
+    strange = [file for file in files if file.is_symlink() or not file.is_file()]
+    if strange:  # orbax follows links wherever they lead, and waits for what a pipe says
+        raise ValueError(f"{strange[0]}: a link, or no plain file; a checkpoint holds none")
     leaves = _leaves(item)
     size, limit = sum(leaf.size for leaf in leaves.values()), sum(file.stat().st_size for file in files)
     if size > max(_SMALL, _COMPRESSION * limit):

@@ -62,6 +62,8 @@ def _folder(path: Path) -> Source:
             return _hugging_face(path, form)
     item = orbax_params.find(path)
     if item is not None:
+        if not item.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{item}: leads out of the folder {path}")
         tensors, files = orbax_params.read(item)
         return Source(ORBAX, item, orbax_params.home(item), tensors, files)
     indices = sorted(file.name for file in path.glob("*.index"))

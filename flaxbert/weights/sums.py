@@ -30,6 +30,8 @@ def check(folder: Path, files: Iterable[Path]) -> bool:
     digests = read(file)
     listed = {one: digests[name] for one in files if (name := one.relative_to(folder).as_posix()) in digests}
     for one, digest in listed.items():
+        if not one.is_file():
+            raise ValueError(f"{one}: is listed in {NAME}, but no plain file")
         if of(one) != digest:
             raise ValueError(
                 f"{one}: does not match {NAME} beside it: the file is damaged, "

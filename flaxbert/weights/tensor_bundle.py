@@ -79,6 +79,8 @@ def read_index(prefix: Path) -> dict[str, Variable]:
         ValueError: what is damaged or not supported, and in which file.
     """
     index = prefix.with_name(f"{prefix.name}.index")
+    if not index.is_file():  # a pipe has nothing to read, for ever
+        raise FileNotFoundError(f"{index}: no such file")
     size = index.stat().st_size
     if size > _MAX_INDEX:
         raise ValueError(f"{index}: {size} bytes; an index of at most {_MAX_INDEX} is read")

@@ -155,7 +155,11 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
         mapped = mmap.mmap(aside.fileno(), 0, access=mmap.ACCESS_COPY)
         state = {spec.name: _mapped(torch, mapped, offset, spec) for offset, spec in zip(offsets, specs, strict=True)}
         with Digested(file) as digested:
-            torch.save(state, _Saving(digested))
+            saving = _Saving(digested)
+            try:
+                torch.save(state, saving)
+            except RuntimeError:  # of the archive that is not complete
+                raise saving.error or ValueError(f"{file}: torch cannot write it") from None
             return digested.hexdigest()
 
 
@@ -172,9 +176,14 @@ class _Saving:
 
     def __init__(self, digested: Digested):
         self._digested = digested
+        self.error: OSError | None = None  # torch raises one of its own over it
 
     def write(self, content: Any) -> int:
-        size = self._digested.write(content)
+        try:
+            size = self._digested.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
         self._digested.wait()
         return size
 

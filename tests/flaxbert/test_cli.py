@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import flaxbert
-from flaxbert import cli
+from flaxbert import cli, companions
 from flaxbert.conversion.origin import located
 from flaxbert.weights import source
 
@@ -90,7 +91,7 @@ def test_verify_tells_same_from_different(folder, tmp_path, capsys):
     assert run(capsys, "verify", folder, tmp_path / "pickled", "--tolerance", "0.51")[0] == 0
     change(folder, "cls.predictions.bias", lambda array: array * np.float32(np.nan))
     found = json.loads(run(capsys, "verify", folder, tmp_path / "pickled", "--json", "--tolerance", "1e9")[1])
-    assert found["same"] is False and found["tensors"] == float("inf")
+    assert found["same"] is False and found["tensors"] == "Infinity"  # of which JSON has no number
     assert run(capsys, "verify", folder, folder)[0] == 0  # not a number in the same places
     config = json.loads((folder / "config.json").read_text()) | {"hidden_act": "relu"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -150,6 +151,39 @@ def test_it_is_a_command_of_its_own():
     done = subprocess.run([sys.executable, "-m", "flaxbert", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("convert", "inspect", "verify", "average"))
+
+
+def test_labels_of_any_script_survive_any_locale(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "Ä", "1": "中"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "flaxbert", "convert", folder, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, env=plain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["id2label"] == {"0": "Ä", "1": "中"}
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(folder, tmp_path, capsys):
+    change(folder, "cls.predictions.bias", lambda array: array)
+    content = (folder / "model.safetensors").read_bytes().replace(b"cls.predictions.bias", b"\\u001b[2J\\ud800 \\nbc")
+    (folder / "model.safetensors").write_bytes(content)
+    for arguments in (["inspect", folder], ["inspect", folder, "--json"], ["convert", folder, tmp_path / "out"]):
+        code, out, err = run(capsys, *arguments)
+        assert code == 2 - (arguments[0] == "inspect") and "ud800" in out + err
+        assert (out + err).replace("\n", "").isprintable()
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_act": "x" * 10**6}
+    (folder / "config.json").write_text(json.dumps(config))
+    code, _, err = run(capsys, "convert", folder, tmp_path / "out")
+    assert code == 2 and len(err) < 110_000 and "allowed: 'gelu'" in err
+
+
+def test_an_interruption_is_a_word_and_leaves_nothing(folder, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(companions, "carry", interrupted)
+    assert run(capsys, "convert", folder, tmp_path / "out") == (130, "", "interrupted\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 # -- from the hub ----------------------------------------------------------------------------------------------
@@ -236,6 +270,7 @@ def stored(path, *members):
         (lambda _: b"", "not a readable zip"),
         (lambda path: zipped(path / "x", [("a/vocab.txt", "a"), ("b/vocab.txt", "b")]).read_bytes(), "holds two"),
         (lambda path: zipped(path / "x", [("readme.md", "a")]).read_bytes(), "holds no checkpoint"),
+        (lambda path: zipped(path / "x", [("vocab.txt", "a")], zipfile.ZIP_LZMA).read_bytes(), "packed by method 14"),
         (
             lambda path: stored(path, ("vocab.txt", "abc" * 99)).replace(b"abc", b"abd", 1),
             "Bad CRC-32",

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
-from flaxbert.weights import source
+from flaxbert.files import folder_made_whole
+from flaxbert.weights import source, sums
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
@@ -310,6 +312,20 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
+def test_a_failure_leaves_nothing_that_is_still_being_written(tmp_path, monkeypatch):
+    remove, tried = shutil.rmtree, []
+
+    def too_early(path, **arguments):
+        tried.append(path)
+        if len(tried) > 1:
+            remove(path, **arguments)
+
+    monkeypatch.setattr(shutil, "rmtree", too_early)
+    with pytest.raises(OSError, match="full"), folder_made_whole(tmp_path / "out"):
+        raise OSError("full")
+    assert len(tried) == 2 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_flipped_bit_of_what_was_written_is_found(tmp_path, format):
     folder = tmp_path / "b"
@@ -416,7 +432,32 @@ def test_links_out_of_the_folder_are_not_carried(tmp_path):
     (folder / "1_Pooling").symlink_to(tmp_path / "outside")
     with pytest.raises(ValueError, match="'1_Pooling' leads out of the folder"):
         convert(folder, tmp_path / "b")
+    (folder / "1_Pooling").unlink()
+    (folder / "tokenizer").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="'tokenizer' leads out of the folder"):
+        convert(folder, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+    convert(folder_of("BertModel", tmp_path / "c"), tmp_path / "orbax", format="orbax")
+    (tmp_path / "d").mkdir()
+    shutil.copy(tmp_path / "orbax" / "config.json", tmp_path / "d")
+    (tmp_path / "d" / "params").symlink_to(tmp_path / "orbax" / "params")
+    with pytest.raises(ValueError, match="params: leads out of the folder"):
+        convert(tmp_path / "d", tmp_path / "b")
+
+
+def test_a_pipe_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "bert_model.ckpt.index")
+    with pytest.raises(FileNotFoundError, match="bert_model.ckpt.index: no such file"):
+        source.read(tmp_path)
+    convert(folder_of("BertModel", tmp_path / "a"), tmp_path / "orbax", format="orbax")
+    (tmp_path / "orbax" / "params" / "manifest.ocdbt").unlink()
+    os.mkfifo(tmp_path / "orbax" / "params" / "manifest.ocdbt")
+    with pytest.raises(ValueError, match="manifest.ocdbt: a link, or no plain file"):
+        source.read(tmp_path / "orbax")
+    os.mkfifo(tmp_path / "listed")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  listed\n")
+    with pytest.raises(ValueError, match="listed: is listed in SHA256SUMS, but no plain file"):
+        sums.check(tmp_path, [tmp_path / "listed"])
 
 
 def test_inspection_says_what_a_load_would(tmp_path):

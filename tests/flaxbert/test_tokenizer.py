@@ -103,3 +103,12 @@ def test_broken_files(tmp_path, data_dir):
 def test_a_vocabulary_must_have_room():
     with pytest.raises(ValueError, match="vocab_size is 5"):
         WordPieceTokenizer.train(SENTENCES, vocab_size=5)
+
+
+def test_an_id_far_beyond_any_vocabulary_is_refused(tmp_path):
+    tokens = {token: i for i, token in enumerate(SPECIAL_TOKENS)} | {"far": 2**32 - 2}
+    model = {"type": "WordPiece", "vocab": tokens, "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    content = {"version": "1.0", "model": model | {"max_input_chars_per_word": 100}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer.json: has a token of the id 4294967294"):
+        WordPieceTokenizer.load(tmp_path)

@@ -1,6 +1,7 @@
 """PyTorch's files of weights: what torch wrote is read, torch reads what is written, and hostile files are refused."""
 
 import collections
+import errno
 import hashlib
 import io
 import os
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flaxbert.weights import torch_bin
+from flaxbert.weights.digested import Digested
 from flaxbert.weights.names import Tensor
 from flaxbert.weights.safetensors import Spec
 from flaxbert.weights.tensors import InMemory
@@ -521,3 +523,14 @@ def test_mutated_pickles_are_read_or_refused(tmp_path, zipped):
             assert sum(tensor.read().nbytes for tensor in found.values()) <= 2 * mutated.stat().st_size
 
     check()
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    def full(self, view):
+        if len(view) > 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Digested, "_write_all", full)
+    spec = Spec("a", np.dtype(np.float32), (1000,))
+    with pytest.raises(OSError, match="No space left on device"):
+        torch_bin.write(tmp_path / "a.bin", [spec], [InMemory(np.zeros(1000, np.float32))])
