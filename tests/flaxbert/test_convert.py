@@ -296,6 +296,16 @@ def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
     assert not (tmp_path / "b").exists()
 
 
+def test_verification_takes_no_number_for_what_it_is(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    odd = np.asarray([np.nan, np.inf, -np.inf] * 5, np.float32)
+    save_file({**tensors_of(folder), "pooler.dense.bias": odd}, folder / "model.safetensors")
+    for dtype in (None, "float16", "bfloat16"):
+        convert(folder, tmp_path / str(dtype), dtype=dtype, verify=True)
+        written = tensors_of(tmp_path / str(dtype))["pooler.dense.bias"]
+        np.testing.assert_array_equal(written.astype(np.float32), odd)
+
+
 class _Zeros:
     rowwise = True
 
