@@ -250,6 +250,17 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
     assert files_in(tmp_path) == before and not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_progress_ends_where_it_said(tmp_path, format, tied):
+    folder = folder_of("BertForMaskedLM", tmp_path / "a", config=CONFIG.replace(tie_word_embeddings=tied))
+    told = []
+    done = convert(folder, tmp_path / "b", format=format, dtype="float16", progress=lambda *now: told.append(now))
+    assert told == sorted(told) and {total for _, total in told} == {done.bytes} and told[-1][0] == done.bytes
+    entries = flaxbert.from_pretrained(tmp_path / "b")[0].parameter_shapes()
+    assert done.bytes == 2 * sum(leaf.size for leaf in jax.tree.leaves(entries))
+
+
 def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
     folder = folder_of("BertModel", tmp_path / "a")
 
