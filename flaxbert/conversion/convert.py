@@ -226,7 +226,7 @@ def _watched(tensors: Mapping[str, Tensor], total: int, progress: Progress | Non
 
     def told(size: int) -> None:
         nonlocal done
-        done += size
+        done = min(done + size, total)  # a tensor may have two names in the files, and is read for both
         progress(done, total)
 
     return {name: Watched(tensor, told) for name, tensor in tensors.items()}

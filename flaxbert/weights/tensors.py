@@ -152,10 +152,10 @@ class Watched:
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; some rows of each are in memory at a time, where that is possible."""
+    """Whether two tensors hold the same numbers, or none (NaN) in the same places; in parts, where that is possible."""
     if one.shape != other.shape:
         return False
-    return all(np.array_equal(one.read(part), other.read(part)) for part in parts(one, other))
+    return all(np.array_equal(one.read(part), other.read(part), equal_nan=True) for part in parts(one, other))
 
 
 def parts(*tensors: Tensor) -> list[slice]:

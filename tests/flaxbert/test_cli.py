@@ -1,8 +1,10 @@
 """The command: what it prints, its exit codes, and where a checkpoint may come from."""
 
+import fnmatch
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 import flaxbert
 from flaxbert import cli, companions
 from flaxbert.conversion.origin import located
-from flaxbert.weights import source
+from flaxbert.conversion.verify import Verification
+from flaxbert.weights import source, tensors
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=23, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
@@ -79,6 +82,27 @@ def test_inspect_lists_everything_and_whether_it_would_load(folder, capsys):
     assert found["tensors"]["bert.embeddings.word_embeddings.weight"] == ["float32", [22, 4]]
 
 
+def test_inspect_compares_the_sums_unless_told_not_to(folder, tmp_path, capsys):
+    run(capsys, "convert", folder, tmp_path / "out")
+    assert "checksums: match" in run(capsys, "inspect", tmp_path / "out")[1]
+    change(tmp_path / "out", "cls.predictions.bias", lambda array: array + 1)
+    code, out, _ = run(capsys, "inspect", tmp_path / "out")
+    assert code == 1 and "checksums: DIFFER" in out and "does not match SHA256SUMS" in out
+    code, out, _ = run(capsys, "inspect", tmp_path / "out", "--no-checksums")
+    assert code == 0 and "checksums: none" in out
+    code, _, err = run(capsys, "verify", folder, tmp_path / "out")
+    assert code == 2 and "does not match SHA256SUMS" in err
+
+
+def test_inspect_takes_the_class_from_the_config_and_names_what_is_no_weight(folder, tmp_path, data_dir, capsys):
+    run(capsys, "convert", folder, tmp_path / "out", "--head", "BertForTokenClassification")
+    assert "safetensors, BertForTokenClassification\n" in run(capsys, "inspect", tmp_path / "out")[1]
+    code, out, _ = run(capsys, "inspect", data_dir / "checkpoints" / "tiny_tf1" / "bert_model.ckpt")  # no such file
+    assert code == 0 and "TensorFlow 1, BertForPreTraining\n" in out
+    (line,) = (line for line in out.splitlines() if "no weights, left out" in line)
+    assert line.startswith("  93 ") and line.count(", ") == 21 and line.endswith(", ...")
+
+
 def test_verify_tells_same_from_different(folder, tmp_path, capsys):
     run(capsys, "convert", folder, tmp_path / "pickled", "--format", "pytorch")
     code, out, _ = run(capsys, "verify", folder, tmp_path / "pickled")
@@ -100,6 +124,76 @@ def test_verify_tells_same_from_different(folder, tmp_path, capsys):
     code, out, _ = run(capsys, "convert", tmp_path / "pickled", tmp_path / "base", "--head", "BertModel")
     code, out, _ = run(capsys, "verify", tmp_path / "base", tmp_path / "pickled")
     assert code == 1 and "5 only in B: cls.predictions.bias" in out and "not compared" in out
+    code, out, _ = run(capsys, "verify", tmp_path / "pickled", tmp_path / "base")
+    assert code == 1 and "5 only in A: cls.predictions.bias" in out
+
+
+def test_verify_runs_models_of_one_class_only_where_asked(folder, tmp_path, capsys):
+    assert "random input 0 apart" in run(capsys, "verify", folder, folder)[1]
+    assert "random input not compared" in run(capsys, "verify", folder, folder, "--no-outputs")[1]
+    # One label and the same tensors, of inputs with another axis.
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "a"}, "label2id": {"a": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    run(capsys, "convert", folder, tmp_path / "sequence", "--head", "BertForSequenceClassification")
+    shutil.copytree(tmp_path / "sequence", tmp_path / "choice")
+    config = json.loads((tmp_path / "choice" / "config.json").read_text())
+    (tmp_path / "choice" / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMultipleChoice"]}))
+    code, out, err = run(capsys, "verify", tmp_path / "sequence", tmp_path / "choice")
+    assert "at most 0 apart; outputs on random input not compared" in out, err
+
+
+def test_outputs_count_as_much_as_tensors():
+    found = Verification(1, [], [], {}, {}, {}, tensors=0.1, outputs=0.3)
+    assert not found.same(0.2) and found.same(0.3)
+
+
+def test_verify_reads_every_part_of_a_tensor(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tensors, "_PART", 32)  # two rows of four numbers
+    run(capsys, "convert", folder, tmp_path / "out", "--verify")
+    for row in (0, 11, 22):  # the first, one within, and the last alone in its part
+
+        def edit(array, row=row):
+            return array + (np.arange(23) == row)[:, None].astype(np.float32)
+
+        shutil.copytree(folder, tmp_path / str(row))
+        change(tmp_path / str(row), "bert.embeddings.word_embeddings.weight", edit)
+        code, out, _ = run(capsys, "verify", tmp_path / str(row), tmp_path / "out", "--no-outputs")
+        assert code == 1 and "largest difference bert.embeddings.word_embeddings.weight" in out
+
+
+@pytest.mark.parametrize(
+    "word, arguments, passed",
+    [
+        (
+            "convert",
+            ["FOLDER", "out", "--head", "BertModel", "--format", "flax", "--dtype", "float16", "--max-shard-size",
+             "2KB", "--hidden-act", "relu", "--verify"],
+            {"head": "BertModel", "format": "flax", "dtype": "float16", "max_shard_size": 2000, "hidden_act": "relu",
+             "verify": True},
+        ),
+        ("convert", ["FOLDER", "out"],
+         {"head": None, "format": "safetensors", "dtype": None, "max_shard_size": None, "hidden_act": None,
+          "verify": False}),
+        ("inspect", ["FOLDER", "--no-checksums"], {"checksums": False}),
+        ("verify", ["FOLDER", "FOLDER", "--no-outputs"], {"outputs": False}),
+        ("average", ["FOLDER", "--output", "out", "--last", "3"], {"last": 3}),
+    ],
+)  # fmt: skip
+def test_every_flag_arrives(folder, capsys, monkeypatch, word, arguments, passed):
+    def called(*_, **given):
+        given.pop("progress", None)
+        raise ValueError(repr(given))
+
+    monkeypatch.setattr(cli, word, called)
+    code, _, err = run(capsys, word, *(folder if argument == "FOLDER" else argument for argument in arguments))
+    assert code == 2 and err == f"error: {passed!r}\n"
+
+
+def test_there_is_a_bar_where_there_is_much_to_write(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    assert run(capsys, "convert", folder, tmp_path / "small")[2] == ""
+    monkeypatch.setattr(cli, "_BAR_FROM", 1)
+    assert "writing" in run(capsys, "convert", folder, tmp_path / "large")[2]
 
 
 def test_average_is_the_mean(folder, tmp_path, capsys):
@@ -211,6 +305,27 @@ def test_a_model_of_the_hub_is_taken_from_its_cache_when_offline(folder, tmp_pat
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 
+def test_pickles_are_downloaded_only_where_there_is_nothing_else(folder, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, *, revision, allow_patterns):
+        files = ["config.json", "1_Pooling/config.json", "vocab.txt", *present]
+        wanted = [file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)]
+        asked.append((name, revision, wanted))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    beside, present = ["config.json", "1_Pooling/config.json", "vocab.txt"], ["model.safetensors", "pytorch_model.bin"]
+    with located("someone/bert", revision="v1") as path:
+        assert path == folder and asked == [("someone/bert", "v1", [*beside, "model.safetensors"])]
+    (folder / "model.safetensors").unlink()
+    present.remove("model.safetensors")
+    with located("someone/bert"):
+        assert asked[1:] == [("someone/bert", None, beside), ("someone/bert", None, [*beside, "pytorch_model.bin"])]
+
+
 # -- zips ------------------------------------------------------------------------------------------------------
 
 
@@ -225,14 +340,14 @@ def test_a_zip_as_google_publishes_it(data_dir, tmp_path, capsys):
     checkpoint = data_dir / "checkpoints" / "tiny_tf1"
     members = [(f"uncased_L-2/{file.name}", file.read_bytes()) for file in checkpoint.iterdir()]
     members += [("__MACOSX/uncased_L-2/bert_config.json", b"no"), ("uncased_L-2/", b""), ("../../evil.py", b"no")]
-    file = zipped(tmp_path / "uncased.zip", members)
+    file = zipped(tmp_path / "uncased.ZIP", members)
     with located(str(file)) as place:
         kept = {path.name for path in place.iterdir()}
     assert not place.exists()
     assert kept == {path.name for path in checkpoint.iterdir()} - {"LICENSE.repo", "bert_model.ckpt.meta"}
     assert run(capsys, "convert", file, tmp_path / "out")[0] == 0
     assert run(capsys, "verify", tmp_path / "out", file)[0] == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uncased.zip"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uncased.ZIP"]
 
 
 def bomb(tmp_path):

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sentence_transformers
+import tokenizers
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -128,6 +129,21 @@ def test_numbers_are_rounded_only_where_asked_for(tmp_path):
     assert not (tmp_path / "beyond").exists()
 
 
+def test_layers_of_several_types_lose_no_digit_in_orbax(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    mixed = {
+        name: array.astype(ml_dtypes.bfloat16 if "layer.0" in name else np.float32)
+        for name, array in tensors_of(folder).items()
+    }
+    save_file(mixed, folder / "model.safetensors")
+    convert(folder, tmp_path / "b", format="orbax", verify=True)
+    widened = {name: array.astype(np.float32) for name, array in mixed.items()}
+    convert(tmp_path / "b", tmp_path / "c")
+    assert_bit_equal(tensors_of(tmp_path / "c"), widened)
+    convert(folder, tmp_path / "d")
+    assert json.loads((tmp_path / "d" / "config.json").read_text())["dtype"] == "float32"
+
+
 # -- real checkpoints ------------------------------------------------------------------------------------------
 
 
@@ -209,6 +225,11 @@ def test_a_new_head_is_drawn_and_another_left_out_with_a_word(tmp_path, caplog):
     before, after = tensors_of(folder), tensors_of(tmp_path / "b")
     assert_bit_equal({k: v for k, v in after.items() if k in before}, {k: v for k, v in before.items() if k in after})
     assert after["classifier.weight"].shape == (3, 15) and after["classifier.weight"].std() > 0
+    others = {"other": {"key": jax.random.key(1)}, "rounded": {"dtype": "bfloat16"}}
+    for name, arguments in others.items():
+        convert(folder, tmp_path / name, head="BertForSequenceClassification", **arguments)
+    assert np.any(tensors_of(tmp_path / "other")["classifier.weight"] != after["classifier.weight"])
+    assert {array.dtype.name for array in tensors_of(tmp_path / "rounded").values()} == {"bfloat16"}
     # And back to the encoder alone.
     convert(tmp_path / "b", tmp_path / "c", head="BertModel")
     base = {name.removeprefix("bert."): array for name, array in before.items() if name.startswith("bert.")}
@@ -229,6 +250,23 @@ def test_what_fits_no_class_is_listed(tmp_path):
         convert(folder, tmp_path / "b")
     assert "Choose a class" in str(error.value)
     assert files_in(tmp_path) == ["a/config.json", "a/model.safetensors"]
+
+
+def test_labels_are_those_of_a_config_that_names_its_class(tmp_path):
+    folder = folder_of("BertForSequenceClassification", tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "label2id"}))
+    with pytest.raises(ValueError, match=r"classifier.bias: \[3\] in the file, \[2\]"):
+        convert(folder, tmp_path / "b")
+
+
+def test_of_two_classes_that_do_not_fit_the_named_one_is_told(tmp_path):
+    folder = folder_of("BertForPreTraining", tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["BertForMaskedLM"], "hidden_size": 18}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the weights do not fit BertForMaskedLM"):
+        convert(folder, tmp_path / "b")
 
 
 # -- models without a class here -------------------------------------------------------------------------------
@@ -288,15 +326,38 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
         ({"format": "onnx"}, "format is 'onnx'; allowed: safetensors"),
         ({"head": "BertForX"}, "head is 'BertForX'; allowed: BertModel"),
         ({"max_shard_size": 0}, "max_shard_size is 0"),
+        ({"max_shard_size": 9, "format": "orbax"}, "orbax divides its files itself"),
         ({"hidden_act": "gelu2"}, "hidden_act"),
     ):
         with pytest.raises(ValueError, match=said):
             convert(folder, tmp_path / "b", **arguments)
     with pytest.raises(FileExistsError, match="is there already"):
         convert(folder, folder)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match="link: is there already"):
+        convert(folder, tmp_path / "link")
+    (tmp_path / "link").unlink()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         convert(tmp_path / "nowhere", tmp_path / "b")
     assert files_in(tmp_path) == before and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_progress_ends_where_it_said(tmp_path, format, tied):
+    folder = folder_of("BertForMaskedLM", tmp_path / "a", config=CONFIG.replace(tie_word_embeddings=tied))
+    told = []
+    done = convert(folder, tmp_path / "b", format=format, dtype="float16", progress=lambda *now: told.append(now))
+    assert told == sorted(told) and {total for _, total in told} == {done.bytes} and told[-1][0] == done.bytes
+    entries = flaxbert.from_pretrained(tmp_path / "b")[0].parameter_shapes()
+    assert done.bytes == 2 * sum(leaf.size for leaf in jax.tree.leaves(entries))
+
+
+def test_others_may_read_a_folder_in_a_new_folder(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    convert(folder, tmp_path / "new" / "deep" / "b")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "new" / "deep" / "b").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
@@ -357,6 +418,25 @@ def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="39 tensors are not what was to be written"):
         convert(folder, tmp_path / "b", format="orbax", verify=True)
     assert not (tmp_path / "b").exists()
+    convert(folder, tmp_path / "b", format="orbax")  # nobody asked
+
+
+def test_verification_looks_at_the_sums_too(tmp_path, monkeypatch):
+    text = sums.text
+    monkeypatch.setattr(sums, "text", lambda digests: text(dict.fromkeys(digests, "0" * 64)))
+    for format in FORMATS:
+        with pytest.raises(ValueError, match="does not match SHA256SUMS"):
+            convert(folder_of("BertModel", tmp_path / "a"), tmp_path / "b", format=format, verify=True)
+
+
+def test_verification_takes_no_number_for_what_it_is(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    odd = np.asarray([np.nan, np.inf, -np.inf] * 5, np.float32)
+    save_file({**tensors_of(folder), "pooler.dense.bias": odd}, folder / "model.safetensors")
+    for dtype in (None, "float16", "bfloat16"):
+        convert(folder, tmp_path / str(dtype), dtype=dtype, verify=True)
+        written = tensors_of(tmp_path / str(dtype))["pooler.dense.bias"]
+        np.testing.assert_array_equal(written.astype(np.float32), odd)
 
 
 class _Zeros:
@@ -410,12 +490,67 @@ def test_pickled_weights_of_a_sentence_module_become_safetensors(tmp_path):
     np.testing.assert_array_equal(load_file(tmp_path / "b/2_Dense/model.safetensors")["linear.weight"], weight)
 
 
+def test_safetensors_of_a_sentence_module_go_before_its_pickle(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    (folder / "2_Dense").mkdir()
+    torch.save({"linear.weight": torch.zeros(2)}, folder / "2_Dense" / "pytorch_model.bin")
+    save_file({"linear.weight": np.ones(2, np.float32)}, folder / "2_Dense" / "model.safetensors")
+    convert(folder, tmp_path / "b")
+    assert files_in(tmp_path / "b" / "2_Dense") == ["model.safetensors"]
+    assert (load_file(tmp_path / "b/2_Dense/model.safetensors")["linear.weight"] == 1).all()
+
+
+def test_a_task_s_model_takes_only_the_tokenizer_along(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    for file in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("{}")
+    tokenizer = ["added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    for file in tokenizer:
+        (folder / file).write_text("{}")
+    (folder / "README.md").write_text("not asked for")
+    weights = ["SHA256SUMS", "config.json", "model.safetensors"]
+    convert(folder, tmp_path / "b", head="BertForTokenClassification")
+    assert files_in(tmp_path / "b") == sorted([*tokenizer, *weights])
+
+
+def word_level(vocabulary):
+    return tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "[UNK]"))
+
+
+def test_a_tokenizer_that_is_no_bert_s_is_carried_as_it_is(tmp_path, caplog):
+    folder = folder_of("BertModel", tmp_path / "a")
+    word_level(["[UNK]", "a"]).save(str(folder / "tokenizer.json"))
+    with caplog.at_level(logging.WARNING):
+        assert convert(folder, tmp_path / "b").files[2:] == ["tokenizer.json"]
+    assert "lacks [PAD]" in caplog.text and "carried over as they are" in caplog.text
+
+
+def test_a_tokenizer_without_a_vocabulary_file_gets_the_config_that_it_lacks(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    word_level([*special, "a", "<x>"]).save(str(folder / "tokenizer.json"))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"mask_token": "<x>", "pad_token": {"content": "a"}}))
+    done = convert(folder, tmp_path / "b")  # vocab.txt would be taken for word pieces
+    assert done.files[2:] == ["tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"]
+    config = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
+    assert config == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 13,
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "<x>",
+    }
+
+
 def test_a_vocabulary_alone_gets_the_other_files(tmp_path, data_dir):
     for case, lowercase in (("uncased", True), ("cased", False)):
         folder = folder_of("BertModel", tmp_path / case)
         shutil.copy(data_dir / "tokenizers" / f"bert-base-{case}" / "vocab.txt", folder)
         done = convert(folder, tmp_path / f"{case}-out")
-        assert done.files[-3:] == ["vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+        assert done.files == ["config.json", "SHA256SUMS", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
         read = transformers.AutoTokenizer.from_pretrained(tmp_path / f"{case}-out")
         assert (read.tokenize("Paris") == ["paris"]) == lowercase and read.model_max_length == 13
 
@@ -433,6 +568,12 @@ def test_links_out_of_the_folder_are_not_carried(tmp_path):
     with pytest.raises(ValueError, match="'1_Pooling' leads out of the folder"):
         convert(folder, tmp_path / "b")
     (folder / "1_Pooling").unlink()
+    (folder / "1_Pooling").mkdir()
+    for file in (folder / "1_Pooling" / "config.json", folder / "modules.json"):
+        file.symlink_to(tmp_path / "outside" / "config.json")
+        with pytest.raises(ValueError, match=f"'{file.name}' leads out of the folder"):
+            convert(folder, tmp_path / "b")
+        file.unlink()
     (folder / "tokenizer").symlink_to(tmp_path / "outside")
     with pytest.raises(ValueError, match="'tokenizer' leads out of the folder"):
         convert(folder, tmp_path / "b")

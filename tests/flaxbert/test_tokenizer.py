@@ -70,6 +70,18 @@ def test_case_is_kept_where_asked(tmp_path):
     assert not WordPieceTokenizer.load(tmp_path).lowercase
 
 
+def test_case_is_inferred_from_the_words(tmp_path):
+    file = tmp_path / "vocab.txt"
+    for capitalised, lowercase in ((0, True), (1, True), (2, False)):  # of 100, beside the special tokens
+        words = [f"w{i}" for i in range(95 - capitalised)] + [f"W{i}" for i in range(capitalised)]
+        file.write_text("\n".join([*SPECIAL_TOKENS, *words]))
+        for config in (None, {"model_max_length": 9}):
+            (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)
+            if config is not None:
+                (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+            assert WordPieceTokenizer.load(tmp_path).lowercase == lowercase
+
+
 def test_pieces_tokens_and_decode():
     learnt = WordPieceTokenizer.train(SENTENCES, vocab_size=60)
     (ids,) = learnt.pieces(["the cat"])
