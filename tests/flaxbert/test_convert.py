@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
-from flaxbert.weights import source, sums
+from flaxbert.weights import source, sums, tensors
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
@@ -345,6 +345,16 @@ def test_a_flipped_bit_of_what_was_written_is_found(tmp_path, format):
     assert not (tmp_path / "c").exists()
 
 
+def test_sums_beside_a_tf1_checkpoint_are_of_its_index_and_data(tmp_path):
+    shutil.copytree(TF1 / "encoder", tmp_path / "a")
+    files = [file for file in files_in(tmp_path / "a") if ".index" in file or ".data" in file]
+    for file in files:
+        (tmp_path / "a" / "SHA256SUMS").write_text(f"{'0' * 64}  {file}\n")
+        with pytest.raises(ValueError, match=f"{file}: does not match SHA256SUMS"):
+            convert(tmp_path / "a", tmp_path / "b")
+    assert len(files) == 2
+
+
 def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
     from flaxbert.weights import orbax_params
 
@@ -356,6 +366,24 @@ def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
         convert(folder, tmp_path / "b", format="orbax", verify=True)
     assert not (tmp_path / "b").exists()
     convert(folder, tmp_path / "b", format="orbax")  # nobody asked
+
+
+def test_equal_tensors_are_equal_in_every_part_and_as_long(monkeypatch):
+    monkeypatch.setattr(tensors, "_PART", 32)  # two rows of four numbers
+    one = np.arange(20, dtype=np.float32).reshape(5, 4)
+    assert tensors.equal(tensors.InMemory(one), tensors.InMemory(one.copy()))
+    for row in range(5):
+        other = one + (np.arange(5) == row)[:, None].astype(np.float32)
+        assert not tensors.equal(tensors.InMemory(one), tensors.InMemory(other))
+    assert not tensors.equal(tensors.InMemory(one[:4]), tensors.InMemory(one))
+    assert not tensors.equal(tensors.InMemory(one[:0]), tensors.InMemory(one))
+
+
+def test_saving_again_without_sums_takes_the_old_ones_away(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a", checksums=True)
+    assert "SHA256SUMS" in files_in(folder)
+    folder_of("BertModel", folder, dtype=np.float16)
+    assert files_in(folder) == ["config.json", "model.safetensors"]
 
 
 def test_verification_looks_at_the_sums_too(tmp_path, monkeypatch):
