@@ -304,6 +304,14 @@ def test_progress_ends_where_it_said(tmp_path, format, tied):
     assert done.bytes == 2 * sum(leaf.size for leaf in jax.tree.leaves(entries))
 
 
+def test_a_file_may_be_as_large_as_the_limit(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    size = convert(folder, tmp_path / "b").bytes
+    for less, count in ((0, 1), (1, 2)):
+        convert(folder, tmp_path / str(less), max_shard_size=size - less)
+        assert len(list((tmp_path / str(less)).glob("*.safetensors"))) == count
+
+
 def test_others_may_read_a_folder_in_a_new_folder(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
     convert(folder, tmp_path / "new" / "deep" / "b")
@@ -460,7 +468,10 @@ def test_safetensors_of_a_sentence_module_go_before_its_pickle(tmp_path):
     (folder / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.zeros(2)}, folder / "2_Dense" / "pytorch_model.bin")
     save_file({"linear.weight": np.ones(2, np.float32)}, folder / "2_Dense" / "model.safetensors")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
     convert(folder, tmp_path / "b")
+    assert not (tmp_path / "b" / "onnx").exists()  # no module
     assert files_in(tmp_path / "b" / "2_Dense") == ["model.safetensors"]
     assert (load_file(tmp_path / "b/2_Dense/model.safetensors")["linear.weight"] == 1).all()
 
