@@ -48,6 +48,19 @@ HARMLESS_KEYS = frozenset(
 )
 
 
+# Of these, what is written back: what does not name the file, its tensors or what wrote it.
+_KEPT = HARMLESS_KEYS - {
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "name_or_path",
+    "label2id",
+}
+
+
 def read(path: str | Path) -> BertConfig:
     """Reads config.json (or Google's bert_config.json) of a folder, or the file itself.
 
@@ -123,9 +136,10 @@ def from_dict(values: Mapping[str, Any]) -> BertConfig:
 
 
 def to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
-    """The content of a config.json that `transformers` reads; `unused` keys are not written back."""
+    """The content of a config.json that `transformers` reads; of the `unused` keys those that are plain settings."""
     derived = ("unused", "pruned_heads", "num_labels", "id2label")
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in derived}
+    kept = {key: value for key, value in config.unused.items() if key in _KEPT and isinstance(value, str | int | float)}
+    values = kept | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in derived}
     values |= {
         "model_type": BERT,
         "dtype": dtype,

@@ -1,5 +1,6 @@
 """Model folders: `from_pretrained` picks the class that config.json names, `save_pretrained` writes one."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from flaxbert import companions, config_json, weights
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.heads import ARCHITECTURES
+from flaxbert.weights import source
+
+_log = logging.getLogger("flaxbert")
 
 
 def save_pretrained(path: str | Path, model: PreTrainedModel, params: Mapping[str, Any], **arguments: Any) -> None:
@@ -26,6 +30,8 @@ def save_pretrained(path: str | Path, model: PreTrainedModel, params: Mapping[st
 def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Loads a Hugging Face folder with the class named by its "architectures".
 
+    A `BertModel` has a pooler where the folder has one; sentence-transformers' folders often have none.
+
     The arguments, results and errors are those of `PreTrainedModel.from_pretrained`.
 
     Raises:
@@ -39,4 +45,13 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel
             "Call the class's own from_pretrained to choose one yourself"
         )
     assert name is not None
+    if name == "BertModel" and "add_pooling_layer" not in arguments:
+        arguments["add_pooling_layer"] = _has_pooler(Path(path))
     return ARCHITECTURES[name].from_pretrained(path, **arguments)
+
+
+def _has_pooler(path: Path) -> bool:
+    found = any(name.endswith("pooler.dense.weight") for name in source.read(path).tensors)
+    if not found:
+        _log.warning("%s: the checkpoint has no pooler, and neither has the model that is loaded", path)
+    return found

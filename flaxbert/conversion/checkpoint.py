@@ -78,7 +78,7 @@ class Checkpoint:
 def architecture_of(tensors: Iterable[str]) -> str:
     """The class that has tensors of these names.
 
-    A classifier is taken for one of sequences: of tokens or choices it has the same names.
+    A classifier with a pooler is taken for one of sequences: one of choices has the same names.
     """
     found = {names.canonical(name, bare=True) for name in tensors}
     following = "cls.seq_relationship.weight" in found
@@ -88,4 +88,7 @@ def architecture_of(tensors: Iterable[str]) -> str:
         return "BertForNextSentencePrediction"
     if "qa_outputs.weight" in found:
         return "BertForQuestionAnswering"
-    return "BertForSequenceClassification" if "classifier.weight" in found else "BertModel"
+    if "classifier.weight" in found:
+        pooled = "bert.pooler.dense.weight" in found
+        return "BertForSequenceClassification" if pooled else "BertForTokenClassification"
+    return "BertModel"

@@ -97,7 +97,8 @@ def _config(home: Path) -> tuple[BertConfig | None, str | None]:
 
 def _report(checkpoint: Checkpoint, head: str) -> str | None:
     try:
-        fit(checkpoint.source, ARCHITECTURES[head](checkpoint.config))
+        model = checkpoint.model(head) if head == "BertModel" else ARCHITECTURES[head](checkpoint.config)
+        fit(checkpoint.source, model)
     except ValueError as error:
         return str(error)
     return None

@@ -38,6 +38,8 @@ def located(name: str, *, revision: str | None = None) -> Iterator[Path]:
         ValueError: what is wrong with a zip, or a revision of something that is not on the hub.
     """
     path = Path(name)
+    if not name:
+        raise FileNotFoundError("the checkpoint's name is empty")
     if not path.exists() and not path.with_name(f"{path.name}.index").exists():
         yield _downloaded(name, revision)
         return

@@ -102,7 +102,7 @@ class _Side:
             return cls(unchanged.tensors_of(found), {"model_type": kind})
         model, fitted = Checkpoint(found, BertConfig.from_pretrained(found.home)).fit()
         found.check()
-        return cls(fitted.tensors, config_json.to_dict(model.config), model, fitted)
+        return cls(fitted.tensors, config_json.to_dict(model.config, architecture=type(model).__name__), model, fitted)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

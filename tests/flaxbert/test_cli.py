@@ -92,6 +92,8 @@ def test_inspect_compares_the_sums_unless_told_not_to(folder, tmp_path, capsys):
     assert code == 0 and "checksums: none" in out
     code, _, err = run(capsys, "verify", folder, tmp_path / "out")
     assert code == 2 and "does not match SHA256SUMS" in err
+    (tmp_path / "out" / "SHA256SUMS").write_text(f"{'0' * 64}  another\n")  # nothing of these files
+    assert "checksums: none" in run(capsys, "inspect", tmp_path / "out")[1]
 
 
 def test_inspect_takes_the_class_from_the_config_and_names_what_is_no_weight(folder, tmp_path, data_dir, capsys):

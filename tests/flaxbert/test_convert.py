@@ -24,7 +24,7 @@ from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
 from flaxbert.files import folder_made_whole
-from flaxbert.weights import source, sums
+from flaxbert.weights import source, sums, tensors
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
@@ -243,6 +243,36 @@ def test_the_class_is_that_of_the_tensors_where_the_config_names_a_smaller_one(t
     assert convert(folder, tmp_path / "b").head == "BertForPreTraining"
 
 
+def test_a_classifier_without_a_pooler_is_one_of_tokens(tmp_path):
+    folder = folder_of("BertForTokenClassification", tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert convert(folder, tmp_path / "b").head == "BertForTokenClassification"
+
+
+def test_an_encoder_without_a_pooler_is_loaded_as_it_is(tmp_path, caplog):
+    convert(folder_of("BertForMaskedLM", tmp_path / "a"), tmp_path / "b", head="BertModel")
+    assert inspect(tmp_path / "b").loads
+    with caplog.at_level(logging.WARNING):
+        model, params = flaxbert.from_pretrained(tmp_path / "b")
+    assert "the checkpoint has no pooler" in caplog.text
+    assert not model.add_pooling_layer and params.keys() == {"embeddings", "layers"}
+    with pytest.raises(ValueError, match="2 missing:\n    bert.pooler"):
+        flaxbert.BertModel.from_pretrained(tmp_path / "b")
+
+
+def test_plain_settings_that_are_not_used_here_are_kept(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    settings = {"use_cache": True, "bos_token_id": 3, "finetuning_task": "sst2"}
+    dropped = {"_name_or_path": "/home/me", "auto_map": {"AutoModel": "evil"}, "use_bfloat16": {"a": 1}}
+    config = json.loads((folder / "config.json").read_text()) | settings | dropped
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "b")
+    written = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert settings.items() <= written.items() and not dropped.keys() & written.keys()
+
+
 def test_what_fits_no_class_is_listed(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
     save_file({**tensors_of(folder), "extra": np.zeros(2, np.float32)}, folder / "model.safetensors")
@@ -353,6 +383,14 @@ def test_progress_ends_where_it_said(tmp_path, format, tied):
     assert done.bytes == 2 * sum(leaf.size for leaf in jax.tree.leaves(entries))
 
 
+def test_a_file_may_be_as_large_as_the_limit(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a")
+    size = convert(folder, tmp_path / "b").bytes
+    for less, count in ((0, 1), (1, 2)):
+        convert(folder, tmp_path / str(less), max_shard_size=size - less)
+        assert len(list((tmp_path / str(less)).glob("*.safetensors"))) == count
+
+
 def test_others_may_read_a_folder_in_a_new_folder(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
     convert(folder, tmp_path / "new" / "deep" / "b")
@@ -408,6 +446,16 @@ def test_a_flipped_bit_of_what_was_written_is_found(tmp_path, format):
     assert not (tmp_path / "c").exists()
 
 
+def test_sums_beside_a_tf1_checkpoint_are_of_its_index_and_data(tmp_path):
+    shutil.copytree(TF1 / "encoder", tmp_path / "a")
+    files = [file for file in files_in(tmp_path / "a") if ".index" in file or ".data" in file]
+    for file in files:
+        (tmp_path / "a" / "SHA256SUMS").write_text(f"{'0' * 64}  {file}\n")
+        with pytest.raises(ValueError, match=f"{file}: does not match SHA256SUMS"):
+            convert(tmp_path / "a", tmp_path / "b")
+    assert len(files) == 2
+
+
 def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
     from flaxbert.weights import orbax_params
 
@@ -419,6 +467,24 @@ def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
         convert(folder, tmp_path / "b", format="orbax", verify=True)
     assert not (tmp_path / "b").exists()
     convert(folder, tmp_path / "b", format="orbax")  # nobody asked
+
+
+def test_equal_tensors_are_equal_in_every_part_and_as_long(monkeypatch):
+    monkeypatch.setattr(tensors, "_PART", 32)  # two rows of four numbers
+    one = np.arange(20, dtype=np.float32).reshape(5, 4)
+    assert tensors.equal(tensors.InMemory(one), tensors.InMemory(one.copy()))
+    for row in range(5):
+        other = one + (np.arange(5) == row)[:, None].astype(np.float32)
+        assert not tensors.equal(tensors.InMemory(one), tensors.InMemory(other))
+    assert not tensors.equal(tensors.InMemory(one[:4]), tensors.InMemory(one))
+    assert not tensors.equal(tensors.InMemory(one[:0]), tensors.InMemory(one))
+
+
+def test_saving_again_without_sums_takes_the_old_ones_away(tmp_path):
+    folder = folder_of("BertModel", tmp_path / "a", checksums=True)
+    assert "SHA256SUMS" in files_in(folder)
+    folder_of("BertModel", folder, dtype=np.float16)
+    assert files_in(folder) == ["config.json", "model.safetensors"]
 
 
 def test_verification_looks_at_the_sums_too(tmp_path, monkeypatch):
@@ -495,7 +561,10 @@ def test_safetensors_of_a_sentence_module_go_before_its_pickle(tmp_path):
     (folder / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.zeros(2)}, folder / "2_Dense" / "pytorch_model.bin")
     save_file({"linear.weight": np.ones(2, np.float32)}, folder / "2_Dense" / "model.safetensors")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
     convert(folder, tmp_path / "b")
+    assert not (tmp_path / "b" / "onnx").exists()  # no module
     assert files_in(tmp_path / "b" / "2_Dense") == ["model.safetensors"]
     assert (load_file(tmp_path / "b/2_Dense/model.safetensors")["linear.weight"] == 1).all()
 

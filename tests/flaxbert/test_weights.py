@@ -650,7 +650,7 @@ def test_failing_save_leaves_the_old_files_as_they_were(saved, step, monkeypatch
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    def no_text(path, text):
+    def no_text(path, text, **_):
         raise OSError("disk full")
 
     if step == "weights":
