@@ -246,10 +246,10 @@ def make(above: Path):
         ),
         "tensorflow, checksums right": (above / "tf1", checked_again, look, 1500),
         "zip": (above / "zip", one_of("a.zip"), unpack, 700),
-        "orbax": (above / "orbax", any_of("*"), look, 60),
+        "orbax": (above / "orbax", any_of("*"), look, 20),
         "tokenizer": (above / "beside", one_of("tokenizer.json", "vocab.txt", "tokenizer_config.json"), tokenizer, 500),
-        "a whole folder, converted": (above / "beside", any_of("*"), copy, 80),
-        "a whole folder, loaded": (above / "sums", any_of("*"), load, 80),
+        "a whole folder, converted": (above / "beside", any_of("*"), copy, 40),
+        "a whole folder, loaded": (above / "sums", any_of("*"), load, 40),
     }
 
 

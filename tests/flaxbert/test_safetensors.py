@@ -115,7 +115,7 @@ def test_tensors_must_be_what_was_announced(tmp_path):
 
 
 @settings(
-    max_examples=1500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 10_000))
 def test_mutated_files_are_read_or_refused(tmp_path, changes, length):

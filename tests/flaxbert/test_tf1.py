@@ -235,7 +235,7 @@ def original(data_dir, tmp_path_factory):
 
 
 @settings(
-    max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),
