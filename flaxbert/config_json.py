@@ -15,16 +15,9 @@ GOOGLE = "bert_config.json"
 BERT = "bert"  # the model_type
 
 # Keys that do not change BERT's mathematics here. They are kept aside in `BertConfig.unused` without a warning;
-# every other unknown key is kept aside with one.
-HARMLESS_KEYS = frozenset(
+# every other unknown key is kept aside with one. These are settings, and written back ...
+_SETTINGS = frozenset(
     [
-        "architectures",
-        "model_type",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "_name_or_path",
-        "name_or_path",
         "gradient_checkpointing",
         "use_cache",
         "bos_token_id",
@@ -43,22 +36,22 @@ HARMLESS_KEYS = frozenset(
         "pooler_size_per_head",
         "pooler_type",
         "finetuning_task",
+    ]
+)
+# ... these name the file, its tensors or what wrote it, and are written anew or not at all.
+_ABOUT_THE_FILE = frozenset(
+    [
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "_name_or_path",
+        "name_or_path",
         "label2id",
     ]
 )
-
-
-# Of these, what is written back: what does not name the file, its tensors or what wrote it.
-_KEPT = HARMLESS_KEYS - {
-    "architectures",
-    "model_type",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "_name_or_path",
-    "name_or_path",
-    "label2id",
-}
+HARMLESS_KEYS = _SETTINGS | _ABOUT_THE_FILE
 
 
 def read(path: str | Path) -> BertConfig:
@@ -138,7 +131,9 @@ def from_dict(values: Mapping[str, Any]) -> BertConfig:
 def to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
     """The content of a config.json that `transformers` reads; of the `unused` keys those that are plain settings."""
     derived = ("unused", "pruned_heads", "num_labels", "id2label")
-    kept = {key: value for key, value in config.unused.items() if key in _KEPT and isinstance(value, str | int | float)}
+    kept = {
+        key: value for key, value in config.unused.items() if key in _SETTINGS and isinstance(value, str | int | float)
+    }
     values = kept | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in derived}
     values |= {
         "model_type": BERT,

@@ -66,6 +66,12 @@ def written_whole(target: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def check_new(target: Path) -> None:
+    """Raises FileExistsError where a folder to be made is there already."""
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target}: is there already; choose a folder that is not")
+
+
 @contextlib.contextmanager
 def folder_made_whole(target: Path) -> Iterator[Path]:
     """Gives a folder beside `target`, which is not there yet; renames it on success and removes it on failure."""

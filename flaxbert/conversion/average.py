@@ -8,7 +8,7 @@ import numpy as np
 
 from flaxbert import companions
 from flaxbert.conversion.checkpoint import Checkpoint
-from flaxbert.files import folder_made_whole
+from flaxbert.files import check_new, folder_made_whole
 from flaxbert.weights import folder, orbax_params
 from flaxbert.weights.source import ORBAX
 from flaxbert.weights.tensors import Tensor
@@ -56,8 +56,7 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
         FileNotFoundError, FileExistsError, ValueError: what is wrong; checkpoints that are not of one model.
     """
     target = Path(target)
-    if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{target}: is there already; choose a folder that is not")
+    check_new(target)
     found = _newest(paths, last) if last is not None else [Path(path) for path in paths]
     if len(found) < 2:
         raise ValueError(f"{len(found)} checkpoint given; an average takes two or more, or a run's folder and last=N")

@@ -14,7 +14,7 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.conversion import unchanged
 from flaxbert.conversion.checkpoint import Checkpoint
-from flaxbert.files import folder_made_whole, written_whole
+from flaxbert.files import check_new, folder_made_whole, written_whole
 from flaxbert.weights import folder, orbax_params, source, sums
 from flaxbert.weights.folder import DTYPES
 from flaxbert.weights.layout import LAYOUTS, Layout
@@ -103,7 +103,7 @@ def convert(
     checkpoint.source.check()
     tensors = _tensors(model, fitted, key)
     if dtype is not None:
-        tensors = {name: Cast(name, tensor, np.dtype(dtype)) for name, tensor in tensors.items()}
+        tensors = {name: Cast(tensor, name, np.dtype(dtype)) for name, tensor in tensors.items()}
     total = sum(_size(tensor) for tensor in tensors.values())
     with folder_made_whole(target) as aside:
         in_order = found.format == ORBAX
@@ -158,8 +158,7 @@ def _unchanged(
 
 
 def _check_arguments(target: Path, format: str, dtype: str | None, max_shard_size: int | None) -> None:
-    if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{target}: is there already; choose a folder that is not")
+    check_new(target)
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
     if dtype not in (None, *DTYPES):

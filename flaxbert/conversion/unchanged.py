@@ -40,7 +40,7 @@ def tensors_of(source: Source, dtype: str | None = None) -> dict[str, Tensor]:
 
     def wanted(name: str, tensor: Tensor) -> Tensor:
         floating = np.dtype(tensor.dtype).kind in "fV"  # V: bfloat16
-        return Cast(name, tensor, np.dtype(dtype)) if dtype is not None and floating else tensor
+        return Cast(tensor, name, np.dtype(dtype)) if dtype is not None and floating else tensor
 
     kept = {name: tensor for name, tensor in source.tensors.items() if not name.endswith("embeddings.position_ids")}
     return {name: wanted(name, tensor) for name, tensor in kept.items()}

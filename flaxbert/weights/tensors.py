@@ -91,12 +91,10 @@ class Transposed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cast:
-    """A tensor in another floating-point type."""
+class _Alike:
+    """What another tensor's shape and rows are those of."""
 
-    name: str
     tensor: Tensor
-    dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,6 +105,14 @@ class Cast:
     def rowwise(self) -> bool:
         """As the tensor it is made of."""
         return self.tensor.rowwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast(_Alike):
+    """A tensor in another floating-point type."""
+
+    name: str
+    dtype: np.dtype
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """Some of its rows, rounded to the nearest.
@@ -123,26 +129,15 @@ class Cast:
 
 
 @dataclasses.dataclass(frozen=True)
-class Watched:
+class Watched(_Alike):
     """A tensor that tells how many bytes of it were read, each time."""
 
-    tensor: Tensor
     told: Callable[[int], None]
 
     @property
     def dtype(self) -> np.dtype:
         """Of its numbers."""
         return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its axes."""
-        return self.tensor.shape
-
-    @property
-    def rowwise(self) -> bool:
-        """As the tensor it is made of."""
-        return self.tensor.rowwise
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """Some of its rows."""

@@ -19,17 +19,8 @@ from safetensors.numpy import load_file, save_file
 import flaxbert
 from flaxbert.sharding import AxisRules
 from flaxbert.weights import names, safetensors
+from tests.flaxbert.saved_models import CONFIG
 
-CONFIG = flaxbert.BertConfig(
-    vocab_size=61,
-    hidden_size=15,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    intermediate_size=17,
-    max_position_embeddings=13,
-    type_vocab_size=3,
-    id2label=("a", "b", "c"),
-)
 CLASSES = sorted(flaxbert.ARCHITECTURES)
 WITH_DECODER = ("BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel")
 WORDS = "bert.embeddings.word_embeddings.weight"
