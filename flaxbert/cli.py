@@ -1,5 +1,5 @@
 """The command `flaxbert`: its words, their flags, what they print, and the exit codes 0 (done, or same), 1 (differs or
-would not load), 2 (cannot) and 130 (interrupted)."""
+would not load), 2 (cannot), 130 (interrupted) and 143 (terminated)."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -181,6 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale: a name that it lacks is no failure
             stream.reconfigure(errors="backslashreplace")
     command: Any = tyro.cli(Command, prog="flaxbert", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))  # type: ignore[arg-type]
+    # As Ctrl-C, so that what is half written is removed.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return command.run()
     except (OSError, ValueError) as error:
@@ -189,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse_size(text: str) -> int:

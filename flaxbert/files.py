@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and files that others made: small, plain, in the folder they belong to."""
+"""Files that are whole and on the disk, or not there; and others' files: small, plain, in the folder they belong to."""
 
 import contextlib
 import json
@@ -61,6 +61,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o666 & ~_umask())
+        _sync(aside)
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
@@ -80,13 +81,28 @@ def folder_made_whole(target: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
+        for path in (*aside.rglob("*"), aside):
+            _sync(path)
         os.rename(aside, target)
+        _sync(target.parent)
     finally:
         for seconds in (0, 0.1, 1):  # threads of orbax write for a while after it has failed
             time.sleep(seconds)
             shutil.rmtree(aside, ignore_errors=True)
             if not aside.exists():
                 break
+
+
+def _sync(path: Path) -> None:
+    """Waits for the disk: a name that is given after it will not outlive a power cut without its content."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot with folders
+            raise
+    finally:
+        os.close(opened)
 
 
 def _umask() -> int:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -273,13 +274,15 @@ def test_names_in_a_file_do_not_steer_the_terminal(folder, tmp_path, capsys):
     assert code == 2 and len(err) < 110_000 and "allowed: 'gelu'" in err
 
 
-def test_an_interruption_is_a_word_and_leaves_nothing(folder, tmp_path, capsys, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(companions, "carry", interrupted)
-    assert run(capsys, "convert", folder, tmp_path / "out") == (130, "", "interrupted\n")
+@pytest.mark.parametrize(
+    "sent, code, said", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")], ids=["SIGINT", "SIGTERM"]
+)
+def test_an_interruption_leaves_nothing(folder, tmp_path, capsys, monkeypatch, sent, code, said):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(companions, "carry", lambda *_, **__: signal.raise_signal(sent))
+    assert run(capsys, "convert", folder, tmp_path / "out") == (code, "", said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # -- from the hub ----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Conversions: bit for bit between all formats, nothing lost without a word, nothing half done."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
 from flaxbert.files import folder_made_whole
-from flaxbert.weights import source, sums, tensors
+from flaxbert.weights import digested, source, sums, tensors
 from tests.flaxbert.saved_models import CONFIG, assert_bit_equal, files_in, folder_of, tensors_of
 
 CLASSES = sorted(flaxbert.ARCHITECTURES)
@@ -389,6 +390,41 @@ def test_a_failure_leaves_nothing_that_is_still_being_written(tmp_path, monkeypa
     with pytest.raises(OSError, match="full"), folder_made_whole(tmp_path / "out"):
         raise OSError("full")
     assert len(tried) == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_folder_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch, format):
+    folder_of("BertModel", tmp_path / "a")
+    synced, content, rename, fsync = set(), {}, os.rename, os.fsync
+
+    def syncing(opened):
+        fsync(opened)
+        synced.add(os.fstat(opened).st_ino)
+
+    def renaming(before, after):
+        if Path(after) == tmp_path / "b":
+            assert tmp_path.stat().st_ino not in synced
+            content.update({path: path.stat().st_ino for path in (before, *before.rglob("*"))})
+            assert set(content.values()) <= synced
+        rename(before, after)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    convert(tmp_path / "a", tmp_path / "b", format=format)
+    assert len(content) > 3 and tmp_path.stat().st_ino in synced
+
+
+@pytest.mark.parametrize("part", [0.01, 0.9], ids=["at the next writing", "at the end"])
+def test_a_disk_that_fails_behind_the_writing_is_told(tmp_path, monkeypatch, part):
+    def failing(opened):
+        raise OSError(errno.EIO, "Input/output error")
+
+    folder_of("BertModel", tmp_path / "a")
+    monkeypatch.setattr(digested, "_AHEAD", part * (tmp_path / "a" / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        convert(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
