@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, strict shapes, and the places where real data and weights are found."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -23,6 +24,10 @@ pytest_plugins = ["tests.runs"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Python walks the hundreds of megabytes of programs and modules that stay anyway less often: a sixth of the time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

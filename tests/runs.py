@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import os
+import pickle
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
@@ -44,10 +47,18 @@ def masked_lm(tmp_path: Path) -> Config:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """One masked-LM run that several tests look at and none changes: its config, folder and printed lines."""
-    config = masked_lm_in(tmp_path_factory.mktemp("finished"))
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        folder = train_run(config)
-    return SimpleNamespace(config=config, folder=folder, printed=printed.getvalue())
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # of all workers: the first that comes trains
+    with FileLock(place / "finished.lock"):
+        kept = place / "finished.pickle"
+        if not kept.exists():
+            (place / "finished").mkdir(exist_ok=True)
+            config = masked_lm_in(place / "finished")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                folder = train_run(config)
+            kept.write_bytes(pickle.dumps(SimpleNamespace(config=config, folder=folder, printed=printed.getvalue())))
+        return pickle.loads(kept.read_bytes())
 
 
 @pytest.fixture

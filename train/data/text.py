@@ -1,6 +1,7 @@
 """Plain text as documents: files, folders of files, or the documentation that ships inside every CPython."""
 
 import ast
+import collections
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,8 +81,21 @@ def _docstrings(file: Path) -> Iterator[str]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text and len(text) >= 80:  # shorter ones hold no sentence worth a context
                 yield text
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """A tree's nodes breadth first, as `ast.walk`; not those of expressions, which are most and define nothing."""
+    nodes = collections.deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        yield node
+        nodes.extend(
+            child
+            for child in ast.iter_child_nodes(node)
+            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case)
+        )
