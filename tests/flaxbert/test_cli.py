@@ -279,8 +279,10 @@ def test_names_in_a_file_do_not_steer_the_terminal(folder, tmp_path, capsys):
 )
 def test_an_interruption_leaves_nothing(folder, tmp_path, capsys, monkeypatch, sent, code, said):
     before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # by a worker of pytest-xdist
     monkeypatch.setattr(companions, "carry", lambda *_, **__: signal.raise_signal(sent))
     assert run(capsys, "convert", folder, tmp_path / "out") == (code, "", said)
+    signal.signal(signal.SIGINT, ignored)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     assert signal.getsignal(signal.SIGTERM) == before
 
