@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, UInt16
 from flaxbert import functional
 from flaxbert.config import BertConfig
 from flaxbert.layers import Linear
+from flaxbert.sharding import constrain
 
 
 class SelfAttention(nn.Module):
@@ -30,8 +31,10 @@ class SelfAttention(nn.Module):
         `random` is for the weights' dropout, None without.
         """
         config = self.config
-        query = self._projection("query")(x)
-        key, value = self._projection("key")(source), self._projection("value")(source)
+        inputs = {"query": x, "key": source, "value": source}
+        query, key, value = (
+            constrain(self._projection(name)(given), "batch", None, "heads", None) for name, given in inputs.items()
+        )
         probabilities = functional.attention_probabilities(query, key, mask)
         probabilities = functional.dropout(probabilities, random, rate=config.attention_probs_dropout_prob)
         if head_mask is not None:

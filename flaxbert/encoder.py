@@ -21,6 +21,7 @@ from flaxbert.base import PreTrainedModel, Remat
 from flaxbert.config import BertConfig
 from flaxbert.layers import Embedding, LayerNorm, Linear
 from flaxbert.outputs import BaseModelOutput
+from flaxbert.sharding import constrain
 
 _REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
     Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -78,7 +79,7 @@ class Embeddings(nn.Module):
             positions = self.position.embedding[None, : words.shape[1]]  # a slice: no gather, no scatter
         else:
             positions = self.position(position_ids)
-        x = self.norm(words + types + positions).astype(self.dtype)
+        x = constrain(self.norm(words + types + positions).astype(self.dtype), "batch", None, None)
         key = None if deterministic else self.make_rng("dropout")
         return functional.dropout(x, key, rate=self.config.hidden_dropout_prob)
 
@@ -117,9 +118,10 @@ class Block(nn.Module):
         std, width, inner = c.initializer_range, c.hidden_size, c.intermediate_size
         up = Linear("BTD,DF->BTF", (width, inner), ("embed", "mlp"), std, self.dtype, name="up")
         down = Linear("BTF,FD->BTD", (inner, width), ("mlp", "embed"), std, self.dtype, name="down")
-        y = down(functional.ACTIVATIONS[c.hidden_act](up(x)))
+        y = down(constrain(functional.ACTIVATIONS[c.hidden_act](up(x)), "batch", None, "mlp"))
         y = functional.dropout(y, for_output, rate=c.hidden_dropout_prob)
         x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="output_norm")(y + x)
+        x = constrain(x, "batch", None, None)
         return x, (
             x if self.output_hidden_states else None,
             probabilities if self.output_attentions else None,

@@ -11,6 +11,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped, UInt16
 
+from flaxbert.sharding import constrain
+
 # -- activations ----------------------------------------------------------------------------------------
 
 
@@ -114,7 +116,8 @@ def random_bits(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[UInt16[Ar
     words = [-(-math.prod(shape[1:]) // 2) for shape in shapes]
     drawn = jax.random.bits(key, (shapes[0][0], sum(words)), jnp.uint32)
     parts = jnp.split(jax.lax.bitcast_convert_type(drawn, jnp.uint16), list(itertools.accumulate(words))[:-1], axis=1)
-    flat = [part.reshape(part.shape[0], 2 * part.shape[1]) for part in parts]
+    # Whole on every device that shares the rows: attention's, split by heads, would split the others by chance.
+    flat = [constrain(part.reshape(part.shape[0], 2 * part.shape[1]), "batch", None) for part in parts]
     return [bits[:, : math.prod(shape[1:])].reshape(shape) for bits, shape in zip(flat, shapes, strict=True)]
 
 

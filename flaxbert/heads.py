@@ -27,6 +27,7 @@ from flaxbert.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from flaxbert.sharding import constrain
 
 
 class MaskedLMHead(nn.Module):
@@ -46,9 +47,9 @@ class MaskedLMHead(nn.Module):
         if not c.tie_word_embeddings:
             shape, axes = (c.hidden_size, c.vocab_size), ("embed", "vocab")
             decoder = Linear("BTD,DV->BTV", shape, axes, c.initializer_range, self.dtype, name="decoder")
-            return decoder(x).astype(jnp.float32)
+            return constrain(decoder(x).astype(jnp.float32), "batch", None, "vocab")
         bias = parameter(self, "bias", zeros, (c.vocab_size,), ("vocab",))
-        return bert.decode(x) + bias[None, None]
+        return constrain(bert.decode(x) + bias[None, None], "batch", None, "vocab")
 
 
 class _Head(PreTrainedModel):

@@ -14,7 +14,7 @@ from jax.nn.initializers import normal, ones, zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from flaxbert import functional
+from flaxbert import functional, sharding
 
 Axes = tuple[str | None, ...]
 
@@ -44,9 +44,10 @@ class Linear(nn.Module):
         letters = operands.split(",")[1]
         kept = [i for i, letter in enumerate(letters) if letter in output]
         kernel = parameter(self, "kernel", normal(self.stddev), self.shape, self.axes)
+        kernel = sharding.gather(kernel.astype(self.dtype), self.axes)
         bias_shape, bias_axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
         bias = parameter(self, "bias", zeros, bias_shape, bias_axes)
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel)
         return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
@@ -80,8 +81,9 @@ class Embedding(nn.Module):
             table = normal(self.stddev)(key, shape, dtype)
             return table if self.pad_row is None else table.at[self.pad_row].set(0)
 
-        shape, axes = (self.rows, self.size), (self.row_axis, "embed")
-        self.embedding = parameter(self, "embedding", initializer, shape, axes)
+        axes = (self.row_axis, "embed")
+        table = parameter(self, "embedding", initializer, (self.rows, self.size), axes)
+        self.embedding = sharding.gather(table, axes)
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Gathers rows; an id beyond the table gives NaN (loud), never another row."""

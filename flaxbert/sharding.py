@@ -1,19 +1,26 @@
 """Where arrays live: a mesh of devices, and rules from logical axis names to mesh axes."""
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+_GATHERED = "fsdp"  # the mesh axis over which parameters are kept in parts, and put together to be used
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisRules:
-    """For each logical axis of a parameter or batch, the mesh axis that splits it; None keeps it whole."""
+    """For each logical axis of a parameter or batch, the mesh axis that splits it; None keeps it whole.
 
-    batch: str | None = "data"
+    A mesh axis of one device splits nothing, so `FSDP_TENSOR` serves for every mesh.
+    """
+
+    batch: str | tuple[str, ...] | None = ("data", "fsdp")
     vocab: str | None = None
     position: str | None = None
     token_type: str | None = None
@@ -33,23 +40,74 @@ class AxisRules:
             ValueError: two axes of one array would be split over the same mesh axis.
         """
         mapped = [None if axis is None else getattr(self, axis) for axis in axes]
-        used = [axis for axis in mapped if axis is not None]
+        used = [name for axis in mapped for name in _names(axis)]
         if len(used) != len(set(used)):
             raise ValueError(f"the axes {axes} map to {mapped}: one mesh axis twice in one array")
         return PartitionSpec(*mapped)
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices on one axis, "data"."""
+REPLICATED = AxisRules()
+"""Every device holds all parameters; batches are split."""
+FSDP = AxisRules(embed="fsdp")
+"""Parameters and moments are kept in parts, and gathered layer by layer to be used (ZeRO's third stage)."""
+TENSOR = AxisRules(vocab="tensor", heads="tensor", mlp="tensor")
+"""Heads, feed-forward units and words are divided among devices (Megatron's split of a block)."""
+FSDP_TENSOR = AxisRules(embed="fsdp", vocab="tensor", heads="tensor", mlp="tensor")
+"""Both."""
+
+
+def make_mesh(devices: Sequence[Any] | None = None, *, data: int | None = None, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """The devices (all where None) in a grid of `AXES`, neighbours on the last axis; `data` takes what is left.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    auto = (jax.sharding.AxisType.Auto,)  # make_mesh's default mode is Explicit
-    return Mesh(np.asarray(devices), ("data",), axis_types=auto)
+    count = len(devices)
+    for name, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)):
+        if size is not None and size < 1:
+            raise ValueError(f"the mesh axis {name} is {size}; it must be at least 1")
+    inner = fsdp * tensor
+    if count % inner or data not in (None, count // inner):
+        wanted = f"fsdp {fsdp} x tensor {tensor}" if data is None else f"data {data} x fsdp {fsdp} x tensor {tensor}"
+        raise ValueError(f"a mesh of {wanted} does not fit: there are {count} devices, and it must use all of them")
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)  # make_mesh's default mode is Explicit
+    return jax.make_mesh((count // inner, fsdp, tensor), AXES, devices=devices, axis_types=auto)
 
 
 def tree_shardings(mesh: Mesh, rules: AxisRules, logical_axes: Any) -> Any:
     """A sharding for every parameter of `PreTrainedModel.logical_axes()`."""
-    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
-    return jax.tree.map(lambda spec: NamedSharding(mesh, rules.spec(tuple(spec))), logical_axes, is_leaf=is_spec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, rules.spec(tuple(spec))), logical_axes, is_leaf=_is_spec)
+
+
+def check_divisible(mesh: Mesh, rules: AxisRules, shapes: Any, logical_axes: Any) -> None:
+    """Raises where a parameter does not divide evenly over the devices that are to hold it.
+
+    Args:
+        mesh, rules: where parameters are to live.
+        shapes: `PreTrainedModel.parameter_shapes()`.
+        logical_axes: `PreTrainedModel.logical_axes()`.
+
+    Raises:
+        ValueError: lists every logical axis that does not divide, its size, and over how many devices.
+    """
+    specs = jax.tree.leaves(logical_axes, is_leaf=_is_spec)
+    problems = set()
+    for leaf, axes in zip(jax.tree.leaves(shapes), specs, strict=True):
+        for size, axis, over in zip(leaf.shape, axes, rules.spec(tuple(axes)), strict=True):
+            parts = split(mesh, over)
+            if size % parts:
+                problems.add(f"{axis} of size {size} over {parts} devices of {' x '.join(_names(over))}")
+    if problems:
+        raise ValueError(f"does not divide evenly: {'; '.join(sorted(problems))}. Choose another mesh")
+
+
+def split(mesh: Mesh, over: str | tuple[str, ...] | None) -> int:
+    """In how many parts a mesh axis, or several, splits an array's axis."""
+    count = 1
+    for name in _names(over):
+        count *= mesh.shape[name]
+    return count
 
 
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
@@ -60,3 +118,48 @@ def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def _names(over: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if over is None else (over,) if isinstance(over, str) else over
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
+
+
+# -- inside a traced function ----------------------------------------------------------------------------
+
+_place: contextvars.ContextVar[tuple[Mesh, AxisRules] | None] = contextvars.ContextVar("place", default=None)
+
+
+@contextlib.contextmanager
+def placed(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
+    """While a function is traced inside it, the model says where activations live and parameters are gathered.
+
+    Left to itself the compiler spreads the split of a parameter's width to the activations, and then moves those.
+    """
+    token = _place.set((mesh, rules) if mesh.size > 1 else None)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """An activation whose axes have these logical names, laid out by the rules of `placed`; as it is outside."""
+    place = _place.get()
+    if place is None:
+        return x
+    mesh, rules = place
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
+
+
+def gather(parameter: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A parameter put together over the mesh axis `fsdp`, to be used; its gradient is summed and split again."""
+    place = _place.get()
+    if place is None:
+        return parameter
+    mesh, rules = place
+    spec = [None if over == _GATHERED else over for over in rules.spec(axes)]
+    return jax.lax.with_sharding_constraint(parameter, NamedSharding(mesh, PartitionSpec(*spec)))

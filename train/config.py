@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from flaxbert import BertConfig, Remat
+from train.distributed import MeshShape
 from train.optim import Optim
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Run:
     """Checkpoints, metrics, the trained model and the summary go here; a run found here is resumed."""
     batch_size: int = 32
     """Rows a step, over all devices."""
+    micro_batches: int = 1
+    """Parts of a batch that are computed one after another, to save memory; the gradients are those of the whole."""
     epochs: float | None = None
     """Passes over the data; give this or `steps`."""
     steps: int | None = None
@@ -61,6 +64,7 @@ class Run:
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
         for name in (
             "batch_size",
+            "micro_batches",
             "steps",
             "evaluation_batch_size",
             "log_every",
@@ -89,6 +93,9 @@ _FREE = (
     "run.checkpoint_every",
     "run.keep",
     "run.evaluation_batch_size",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
 )
 
 
@@ -103,6 +110,7 @@ class Config(Generic[Task]):
     run: Run
     model: Model = Model()
     optim: Optim = Optim()
+    mesh: MeshShape = MeshShape()
 
     def to_json(self) -> str:
         """The resolved settings as JSON, for the run's record."""

@@ -1,15 +1,35 @@
 """The devices of a run: its mesh, and batches and state placed on them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from flaxbert import sharding
 from flaxbert.base import PreTrainedModel
-from flaxbert.sharding import AxisRules, batch_sharding, make_mesh, replicated, tree_shardings
+from flaxbert.sharding import AxisRules
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How the devices share the work: a grid of data x fsdp x tensor, which must use all of them."""
+
+    data: int | None = None
+    """Groups that each hold a whole model and take their own rows; None: as many as the other two leave."""
+    fsdp: int = 1
+    """Devices of a group that keep parameters and optimizer state in parts, and take their own rows."""
+    tensor: int = 1
+    """Devices among which heads, feed-forward units and words are divided; they take the same rows."""
+
+    def __post_init__(self):
+        for name in ("data", "fsdp", "tensor"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,38 +37,60 @@ class Placement:
     """A mesh and the rules that place arrays on it."""
 
     mesh: Mesh
-    rules: AxisRules = AxisRules()
+    rules: AxisRules = sharding.FSDP_TENSOR
 
     @classmethod
-    def all_devices(cls, *, batch_size: int) -> "Placement":
-        """Every device on the data axis.
+    def of(cls, shape: MeshShape, devices: Sequence[Any] | None = None) -> "Placement":
+        """The mesh of this shape over the devices, all of this run where None.
 
         Raises:
-            ValueError: the batch does not divide evenly over the devices.
+            ValueError: there are not as many devices.
         """
-        placement = cls(make_mesh())
-        count = placement.mesh.size
-        if batch_size % count:
-            raise ValueError(
-                f"the batch size {batch_size} does not divide over {count} devices; use a multiple of {count}"
-            )
-        return placement
+        return cls(sharding.make_mesh(devices, data=shape.data, fsdp=shape.fsdp, tensor=shape.tensor))
+
+    @property
+    def row_parts(self) -> int:
+        """Among how many devices, or groups of them, the rows of a batch are divided."""
+        return sharding.split(self.mesh, self.rules.batch)
+
+    def check_rows(self, name: str, rows: int, *, micro_batches: int = 1) -> None:
+        """Raises where a batch does not divide evenly.
+
+        Raises:
+            ValueError: names the setting, its value, and of what it must be a multiple.
+        """
+        multiple = self.row_parts * micro_batches
+        if rows % multiple:
+            parts = f"{self.row_parts} devices" + (f" and {micro_batches} micro-batches" if micro_batches > 1 else "")
+            raise ValueError(f"{name} is {rows}, which does not divide over {parts}; use a multiple of {multiple}")
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raises where a parameter does not divide evenly.
+
+        Raises:
+            ValueError: lists what does not.
+        """
+        sharding.check_divisible(self.mesh, self.rules, model.parameter_shapes(), model.logical_axes())
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The host's rows as global arrays, split over the data axis."""
-        sharding = self.batch_sharding
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        """The host's rows as global arrays, split over the devices that take their own."""
+        rows = self.batch_sharding
+        return {name: jax.make_array_from_process_local_data(rows, values) for name, values in batch.items()}
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Rows split over the data axis."""
-        return batch_sharding(self.mesh, self.rules)
+        """Rows divided, everything else whole."""
+        return sharding.batch_sharding(self.mesh, self.rules)
 
     @property
     def replicated(self) -> NamedSharding:
         """Whole on every device."""
-        return replicated(self.mesh)
+        return sharding.replicated(self.mesh)
 
     def parameters(self, model: PreTrainedModel) -> Any:
         """A sharding for every parameter of the model."""
-        return tree_shardings(self.mesh, self.rules, model.logical_axes())
+        return sharding.tree_shardings(self.mesh, self.rules, model.logical_axes())
+
+    def tracing(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it a traced model lays out its activations by the rules."""
+        return sharding.placed(self.mesh, self.rules)

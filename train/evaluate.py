@@ -34,7 +34,12 @@ Measure = Callable[[Params, Batch], Measured]
 
 def compile_measure(measure: Measure, placement: Placement) -> Measure:
     """The jitted measure, its results on every device."""
-    return jax.jit(measure, out_shardings=placement.replicated)
+
+    def placed(params: Params, batch: Batch) -> Measured:
+        with placement.tracing():
+            return measure(params, batch)
+
+    return jax.jit(placed, out_shardings=placement.replicated)
 
 
 def evaluate(

@@ -36,11 +36,12 @@ def run(config: Config) -> Path:
         FileNotFoundError, ValueError: what is wrong with the settings, data or weights; before anything is written.
     """
     # Everything that can be wrong is found here, before the folder is touched.
-    placement = Placement.all_devices(batch_size=config.run.batch_size)
-    Placement.all_devices(batch_size=config.run.evaluation_batch_size or config.run.batch_size)
+    placement = Placement.of(config.mesh)
+    placement.check_rows("batch_size", config.run.batch_size, micro_batches=config.run.micro_batches)
+    placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
     task: Task = config.task.prepare(config)
-    model, pretrained = _model(config, task)
+    model, pretrained = _model(config, task, placement)
     total_steps = config.run.total_steps(task.steps_per_epoch)
     optimizer = make_optimizer(config.optim, total_steps)
 
@@ -67,7 +68,8 @@ def run(config: Config) -> Path:
             reporter.message(_opening(config, task, total_steps, first_step, placement))
             started = time.perf_counter()
             trainer = _Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
-            step = compile_step(trainer.loss, optimizer, placement, shardings, seed=config.run.seed)
+            how: dict[str, Any] = {"seed": config.run.seed, "micro_batches": config.run.micro_batches}
+            step = compile_step(trainer.loss, optimizer, placement, shardings, **how)
             state = trainer.train(state, step, first_step)
             checkpoints.save(state, total_steps)
             results = trainer.evaluate(state.params, total_steps, names=tuple(task.evaluations))
@@ -163,14 +165,16 @@ def _due(number: int, every: int | None) -> bool:
     return every is not None and number % every == 0
 
 
-def _model(config: Config, task: Task) -> tuple[PreTrainedModel, Params | None]:
+def _model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """The model, and its pretrained parameters where there are any."""
     settings = config.model
     how: dict[str, Any] = {"dtype": jnp.dtype(settings.dtype), "scan": settings.scan, "remat": settings.remat}
+    model = task.architecture(task.config, **how)
+    placement.check_model(model)
     if settings.pretrained is None:
-        return task.architecture(task.config, **how), None
-    key = jax.random.key(config.run.seed)
-    return task.architecture.from_pretrained(settings.pretrained, strict=False, key=key, config=task.config, **how)
+        return model, None
+    how |= {"mesh": placement.mesh, "rules": placement.rules, "key": jax.random.key(config.run.seed)}
+    return task.architecture.from_pretrained(settings.pretrained, strict=False, config=task.config, **how)
 
 
 def _check_record(config: Config) -> None:
@@ -186,7 +190,8 @@ def _check_record(config: Config) -> None:
 
 
 def _opening(config: Config, task: Task, total_steps: int, first_step: int, placement: Placement) -> str:
-    devices = f"{placement.mesh.size} {jax.devices()[0].device_kind} device(s)"
+    shape = " x ".join(f"{name} {size}" for name, size in placement.mesh.shape.items() if size > 1)
+    devices = f"{placement.mesh.size} {jax.devices()[0].device_kind} device(s)" + (f" ({shape})" if shape else "")
     about = ", ".join(f"{name} {value}" for name, value in task.facts.items())
     start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
     return f"{type(config.task).__name__} on {devices}: {about}; {total_steps} steps, {start}"

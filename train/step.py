@@ -10,6 +10,7 @@ from flax import struct
 
 from flaxbert.base import PreTrainedModel
 from flaxbert.losses import Loss
+from flaxbert.sharding import constrain
 from train.distributed import Placement
 from train.optim import global_norm
 
@@ -78,6 +79,7 @@ def train_step(
     loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
     seed: int,
+    micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update, as a pure function; `compile_step` is this with shardings, donation and jit.
 
@@ -85,11 +87,42 @@ def train_step(
     """
     # 1: the parameters were drawn with the seed itself.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-    mean_loss, gradients = jax.value_and_grad(lambda params: loss_function(params, batch, key).mean)(state.params)
+    mean_loss, gradients = mean_and_gradients(loss_function, state.params, batch, key, micro_batches=micro_batches)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": mean_loss, "gradient_norm": global_norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def mean_and_gradients(
+    loss_function: LossFunction, params: Params, batch: Batch, key: jax.Array | None, *, micro_batches: int = 1
+) -> tuple[jax.Array, Params]:
+    """The mean loss of a batch and its gradients, of all rows at once or of one micro-batch after another.
+
+    Either way every term is a sum over the whole batch divided by the weight of the whole batch, so that the parts add
+    up to the whole whatever each of them weighs. Only dropout differs: each micro-batch has a key of its own.
+    """
+    if micro_batches == 1:
+        return jax.value_and_grad(lambda params: loss_function(params, batch, key).mean)(params)
+    parts = {name: _parts(values, micro_batches) for name, values in batch.items()}
+    keys = None if key is None else jax.random.split(key, micro_batches)
+    # Weights come from the labels alone: the compiler leaves the rest of this pass out.
+    weight = jnp.sum(jax.lax.map(lambda part: loss_function(params, part, None).weight, parts), axis=0)
+
+    def share(params: Params, part: Batch, key: jax.Array | None) -> jax.Array:
+        return Loss(loss_function(params, part, key).sum, weight).mean
+
+    def add(total: Any, part: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(params, *part)), None
+
+    nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, nothing, (parts, keys))[0]
+
+
+def _parts(values: jax.Array, count: int) -> jax.Array:
+    """[B, ...] as [count, B / count, ...]: every count-th row, so that each device's rows stay where they are."""
+    parts = jnp.moveaxis(values.reshape(-1, count, *values.shape[1:]), 1, 0)
+    return constrain(parts, None, "batch", *(None,) * (values.ndim - 1))
 
 
 def compile_step(
@@ -99,11 +132,14 @@ def compile_step(
     shardings: TrainState,
     *,
     seed: int,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step: state in and out where it lives (its memory reused), batch split over the data axis."""
+    """The jitted step: state in and out where it lives (its memory reused), the rows of the batch divided."""
+    how: dict[str, Any] = {"loss_function": loss_function, "optimizer": optimizer, "seed": seed}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        return train_step(state, batch, loss_function=loss_function, optimizer=optimizer, seed=seed)
+        with placement.tracing():
+            return train_step(state, batch, micro_batches=micro_batches, **how)
 
     return jax.jit(
         step,

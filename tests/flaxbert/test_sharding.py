@@ -1,6 +1,7 @@
 """One device or eight: the same loss and gradients; and where every parameter's axes go."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,10 @@ def loss_and_gradients(params, batch, key, *, deterministic):
 
 
 def placed(devices, rules):
-    mesh = sharding.make_mesh(devices)
+    return placed_on(sharding.make_mesh(devices), rules)
+
+
+def placed_on(mesh, rules):
     params = jax.device_put(PARAMS, sharding.tree_shardings(mesh, rules, MODEL.logical_axes()))
     batch = jax.device_put(BATCH, sharding.batch_sharding(mesh, rules))
     return params, batch, jax.device_put(jax.random.key(3), sharding.replicated(mesh))
@@ -161,7 +165,7 @@ POOLED = ("BertForNextSentencePrediction", "BertForSequenceClassification", "Ber
 def test_rules_map_logical_axes_to_mesh_axes():
     rules = AxisRules(embed="fsdp", heads="tensor", mlp="tensor")
     assert rules.spec(("layers", "embed", "heads", "head")) == PartitionSpec(None, "fsdp", "tensor", None)
-    assert rules.spec(("batch", None)) == PartitionSpec("data", None)
+    assert rules.spec(("batch", None)) == PartitionSpec(("data", "fsdp"), None)
     assert rules.spec(()) == PartitionSpec()
 
 
@@ -170,6 +174,8 @@ def test_one_mesh_axis_twice_in_one_array_is_an_error():
     with pytest.raises(ValueError, match=r"the axes \('vocab', 'embed'\) map to \['tensor', 'tensor'\]"):
         rules.spec(("vocab", "embed"))
     assert rules.spec(("vocab", None)) == PartitionSpec("tensor", None)
+    with pytest.raises(ValueError, match="one mesh axis twice in one array"):
+        AxisRules(mlp="fsdp").spec(("batch", None, "mlp"))
 
 
 def test_unknown_logical_axis_is_an_error():
@@ -180,5 +186,59 @@ def test_unknown_logical_axis_is_an_error():
 
 
 def test_mesh_takes_all_devices_or_those_given():
-    assert dict(sharding.make_mesh().shape) == {"data": 8}
-    assert dict(sharding.make_mesh(jax.devices()[:2]).shape) == {"data": 2}
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(sharding.make_mesh(jax.devices()[:2]).shape) == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert dict(sharding.make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    "sizes, said",
+    [
+        ({"fsdp": 16}, "fsdp 16 x tensor 1 does not fit: there are 8 devices"),
+        ({"fsdp": 3}, "fsdp 3 x tensor 1 does not fit: there are 8 devices"),
+        ({"data": 2, "tensor": 2}, "data 2 x fsdp 1 x tensor 2 does not fit: there are 8 devices"),
+        ({"tensor": 0}, "tensor is 0; it must be at least 1"),
+    ],
+)
+def test_meshes_that_do_not_fit(sizes, said):
+    with pytest.raises(ValueError, match=said):
+        sharding.make_mesh(**sizes)
+
+
+def test_parameters_that_do_not_divide_are_named():
+    model = flaxbert.BertForMaskedLM(CONFIG.replace(vocab_size=97, intermediate_size=41))
+    mesh = sharding.make_mesh(fsdp=2, tensor=4)
+    shapes, axes = model.parameter_shapes(), model.logical_axes()
+    with pytest.raises(ValueError) as error:
+        sharding.check_divisible(mesh, sharding.FSDP_TENSOR, shapes, axes)
+    assert str(error.value) == (
+        "does not divide evenly: mlp of size 41 over 4 devices of tensor; vocab of size 97 over 4 devices of tensor. "
+        "Choose another mesh"
+    )
+    sharding.check_divisible(mesh, sharding.FSDP, shapes, axes)
+
+
+# -- what the compiler is told inside a step -------------------------------------------------------------------
+
+
+COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute)\(.*op_name=\"([^\"]*)")
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_parameters_are_gathered_and_activations_are_not(deterministic):
+    def collectives(mesh):
+        def loss(params, batch, key):
+            with sharding.placed(mesh, sharding.FSDP_TENSOR):
+                return loss_and_gradients.__wrapped__(params, batch, key, deterministic=deterministic)
+
+        where = placed_on(mesh, sharding.FSDP_TENSOR)
+        outputs = sharding.replicated(mesh), sharding.tree_shardings(mesh, sharding.FSDP_TENSOR, MODEL.logical_axes())
+        text = jit(loss, out_shardings=outputs).lower(*where).compile().as_text()
+        return [found.groups() for found in map(COLLECTIVE.search, text.splitlines()) if found]
+
+    assert collectives(sharding.make_mesh()) == []
+    assert collectives(sharding.make_mesh(tensor=8)) == []
+    gathered = collectives(sharding.make_mesh(fsdp=8))
+    assert {kind for _, kind, _ in gathered} == {"all-gather"}
+    # Rows have 11 tokens, and no parameter has this size.
+    assert gathered and not any("11" in re.findall(r"\d+", shape) for shape, _, _ in gathered)

@@ -78,7 +78,7 @@ def test_a_short_run_compiles_once(examples):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_packed_batches_hold_each_example_whole(examples, devices):
-    batches = train_batches(examples, epochs=1000, kind=PackedBatches, devices=devices)
+    batches = train_batches(examples, epochs=1000, kind=PackedBatches, multiple=devices)
     for i in range(13):
         batch = batches[i]
         assert len(batch["input_ids"]) % devices == 0

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
 
 import flaxbert
+from train.distributed import MeshShape
 from train.loop import run
 from train.report import Reporter
 from train.tasks.task import Work
@@ -98,6 +99,20 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(finished, monkeypatch,
     assert losses[0] == losses[1]
 
 
+def test_a_run_goes_on_on_another_mesh(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("12"))  # the last checkpoint
+    mesh = MeshShape(fsdp=2, tensor=2)
+    run(dataclasses.replace(with_run(finished.config, folder=folder), mesh=mesh))
+    printed = capsys.readouterr().out
+    assert "on 8 cpu device(s) (data 2 x fsdp 2 x tensor 2)" in printed and "resumed from step 6" in printed
+    found, wanted = ({r["step"]: r["loss"] for r in records(f, "train")} for f in (folder, finished.folder))
+    assert [found[step] for step in (8, 12)] == pytest.approx([wanted[step] for step in (8, 12)], rel=1e-5)
+    wrong = dataclasses.replace(finished.config, mesh=MeshShape(fsdp=16))
+    with pytest.raises(ValueError, match="fsdp 16 x tensor 1 does not fit: there are 8 devices"):
+        run(wrong)
+
+
 def test_a_run_started_again_keeps_its_vocabulary_and_trains_no_further(masked_lm):
     folder = run(masked_lm)
     before, evaluated = weights(folder), records(folder, "eval")
@@ -160,7 +175,7 @@ def test_packed_rows_that_fill_up_a_batch_for_more_devices_change_nothing(classi
     loss_of = jax.jit(functools.partial(task.loss, model))
     found = []
     for devices in (1, 8):
-        batch = dataclasses.replace(task.train, devices=devices)[1]
+        batch = dataclasses.replace(task.train, multiple=devices)[1]
         loss = loss_of(params, batch, jax.random.key(5))  # dropout, too, is that of the same rows
         found.append((len(batch["input_ids"]), float(loss.sum), float(loss.weight)))
     (few, total, weight), (many, *others) = found

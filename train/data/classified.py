@@ -134,10 +134,10 @@ class PaddedBatches(_TrainBatches):
 class PackedBatches(_TrainBatches):
     """Several examples a row; every batch has the same mix of lengths, so all fit one shape, or two.
 
-    The rows of a batch are a multiple of `devices`.
+    How many rows a batch has can be divided by `multiple`.
     """
 
-    devices: int = dataclasses.field(default=1, kw_only=True)
+    multiple: int = dataclasses.field(default=1, kw_only=True)
 
     @functools.cached_property
     def shape(self) -> tuple[RowShape, tuple[int, ...]]:
@@ -145,7 +145,7 @@ class PackedBatches(_TrainBatches):
         batches, lengths = self._epoch(0), self.examples.lengths
         sample = [lengths[rows].tolist() for rows in batches[:: -(-len(batches) // _SAMPLE)]]
         compiling = self._compiling * self.size * len(sample) / len(batches)
-        return choose_shape(sample, int(lengths.max()), step=MULTIPLE, multiple=self.devices, compiling=compiling)
+        return choose_shape(sample, int(lengths.max()), step=MULTIPLE, multiple=self.multiple, compiling=compiling)
 
     def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
         # The shortest rows, one to each batch, then the next ones, up to the longest.
@@ -156,7 +156,7 @@ class PackedBatches(_TrainBatches):
     def _arrays(self, rows: np.ndarray) -> Batch:
         examples, (shape, counts) = self.examples, self.shape
         packed = first_fit(examples.lengths[rows].tolist(), shape)
-        counts = (*counts, -(-len(packed) // self.devices) * self.devices)
+        counts = (*counts, -(-len(packed) // self.multiple) * self.multiple)
         packed += [[]] * (next(count for count in counts if count >= len(packed)) - len(packed))
         chosen = [examples.ids[row] for row in rows], [examples.types[row] for row in rows]
         batch = pack(*chosen, packed, shape, pad_id=self.pad_id)

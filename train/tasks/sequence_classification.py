@@ -16,6 +16,7 @@ from train.config import Config
 from train.data.classified import EvaluationBatches, Examples, PackedBatches, PaddedBatches
 from train.data.labels import infer_labels, label_ids
 from train.data.table import Columns, Row, read_rows
+from train.distributed import Placement
 from train.evaluate import Evaluation, Measured
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
@@ -66,7 +67,7 @@ class SequenceClassification:
         run = config.run
         pad = tokenizer.special_ids[0]
         how = examples["train"], run.batch_size, pad, self.max_length, run.seed, run.total_steps
-        train = PackedBatches(*how, devices=jax.device_count()) if self.packed else PaddedBatches(*how)
+        train = PackedBatches(*how, multiple=_row_multiple(config)) if self.packed else PaddedBatches(*how)
         size = run.evaluation_batch_size or run.batch_size
         return PreparedClassification(
             tokenizer=tokenizer,
@@ -133,6 +134,11 @@ class PreparedClassification(Task):
         kind = "single_label_classification"
         labels, weights = (batch[name].reshape(-1) for name in ("labels", "weight"))
         return losses.sequence_classification(scores, labels, problem_type=kind, weights=weights)
+
+
+def _row_multiple(config: Config) -> int:
+    """What the rows of a batch must be a multiple of, to divide over devices and micro-batches."""
+    return Placement.of(config.mesh).row_parts * config.run.micro_batches
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
