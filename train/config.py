@@ -56,6 +56,8 @@ class Run:
     """Steps between checkpoints; only at the end where None."""
     keep: int = 2
     """Checkpoints kept."""
+    keep_programs: bool = True
+    """Keep compiled programs in the folder, so that the run goes on at once when it is started again."""
     seed: int = 0
     """Of weights, data order, masks and dropout."""
 
@@ -92,6 +94,7 @@ _FREE = (
     "run.evaluate_every",
     "run.checkpoint_every",
     "run.keep",
+    "run.keep_programs",
     "run.evaluation_batch_size",
     "mesh.data",
     "mesh.fsdp",

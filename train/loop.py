@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flaxbert import PreTrainedModel, config_json, save_pretrained
 from flaxbert.files import written_whole
 from train.checkpoint import Checkpoints
+from train.compilation import compile_time, programs_kept
 from train.config import Config
 from train.data.loader import iterate
 from train.distributed import Placement
@@ -48,7 +49,11 @@ def run(config: Config) -> Path:
     # Where the state comes from: the run's own checkpoint, else a pretrained folder, else fresh weights.
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(folder / "checkpoints", keep=config.run.keep) as checkpoints:
+    with (
+        programs_kept(folder / "compiled" if config.run.keep_programs else None),
+        compile_time() as compiling,
+        Checkpoints(folder / "checkpoints", keep=config.run.keep) as checkpoints,
+    ):
         shardings = state_shardings(model, optimizer, placement)
         first_step = checkpoints.latest or 0
         if first_step:
@@ -82,7 +87,7 @@ def run(config: Config) -> Path:
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
             for line in task.finish(model, state.params, folder, results):
                 reporter.message(line)
-            facts = _facts(config, task, state.params, total_steps, seconds)
+            facts = _facts(config, task, state.params, total_steps, seconds, compiling.seconds)
             summary = write_summary(folder, title=f"{folder.name}: {type(config.task).__name__}", facts=facts)
             reporter.message(f"summary: {summary}")
     return folder
@@ -203,6 +208,7 @@ def _facts(
     params: Params,
     total_steps: int,
     seconds: float,
+    compiling: float,
 ) -> dict[str, str | float | int]:
     return {
         "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
@@ -211,5 +217,6 @@ def _facts(
         "steps": total_steps,
         "batch size": config.run.batch_size,
         "seconds of training and evaluation": round(seconds, 1),
+        "seconds of compiling": round(compiling, 1),
         **task.facts,
     }

@@ -1,0 +1,67 @@
+"""Programs are kept where they should be, and taken from there."""
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from train.compilation import compile_time, programs_kept
+
+
+@pytest.fixture
+def no_cache():
+    """Without the cache of the tests, which would be left in place."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (None, 0.0), strict=True):
+        jax.config.update(name, value)
+    reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+def compiled_anew():
+    """Compiles a program that is always the same; how often a cache had it, and the seconds."""
+    hits = 0
+
+    def count(event, **_):
+        nonlocal hits
+        hits += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_listener(count)
+    with compile_time() as compiling:
+        result = jax.jit(lambda x: x @ x + 3)(np.eye(3, dtype=np.float32))
+    jax.monitoring.unregister_event_listener(count)
+    np.testing.assert_array_equal(result, np.eye(3) + 3)
+    return hits, compiling.seconds
+
+
+def test_programs_are_kept_in_the_folder_and_found_again(no_cache, tmp_path):
+    folder = tmp_path / "run" / "compiled"
+    with programs_kept(folder):
+        assert compiled_anew()[0] == 0
+    (kept,) = folder.glob("*-cache")
+    assert compiled_anew()[0] == 0  # no more
+    with programs_kept(folder):
+        hits, seconds = compiled_anew()
+    assert hits == 1 and seconds > 0
+    with programs_kept(None):
+        assert compiled_anew()[0] == 0
+
+
+def test_a_program_that_was_cut_off_is_compiled_again(no_cache, tmp_path):
+    with programs_kept(tmp_path):
+        compiled_anew()
+    (kept,) = tmp_path.glob("*-cache")
+    kept.write_bytes(kept.read_bytes()[:100])
+    with programs_kept(tmp_path), pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
+        assert compiled_anew()[0] == 0
+
+
+def test_a_cache_that_is_set_already_stays(no_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    with programs_kept(tmp_path / "run"):
+        compiled_anew()
+    assert list((tmp_path / "mine").glob("*-cache")) and not (tmp_path / "run").exists()
