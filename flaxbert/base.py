@@ -36,6 +36,9 @@ class PreTrainedModel(nn.Module):
         dtype: of the computation; parameters, softmax, norms and logits stay float32.
         scan: run the blocks as one loop (short compile) or unrolled; the same parameters either way.
         remat: what is recomputed in the backward pass.
+        vocab_multiple: the vocabulary's axis is as long as the next multiple of it, for hardware and for devices that
+            share it. Rows beyond `config.vocab_size` are 0 and stay so, their logits are the lowest float32, and
+            files never hold them.
         origin: the folder it was loaded from, whose tokenizer `save_pretrained` takes along; two models that differ in
             it alone are equal.
     """
@@ -44,6 +47,7 @@ class PreTrainedModel(nn.Module):
     dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: Remat = Remat.NONE
+    vocab_multiple: int = 1
     origin: Path | None = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @nn.nowrap
@@ -67,6 +71,11 @@ class PreTrainedModel(nn.Module):
     @nn.nowrap
     def _boxed_shapes(self) -> dict[str, Any]:
         return jax.eval_shape(super().init, jax.random.key(0), self.example_ids)["params"]
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """How long the vocabulary's axis of parameters and logits is."""
+        return -(-self.config.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def example_ids(self) -> np.ndarray:
@@ -104,8 +113,8 @@ class PreTrainedModel(nn.Module):
             key: for fresh parameters; `jax.random.key(0)` where None.
             mesh, rules: where the parameters are to live, each device reading its own part; one device without a mesh,
                 `AxisRules()` without rules.
-            **attributes: of the class: `dtype`, `scan`, `remat`, `add_pooling_layer`; or `config` to replace
-                the file's (another number of labels, say).
+            **attributes: of the class: `dtype`, `scan`, `remat`, `vocab_multiple`, `add_pooling_layer`; or `config` to
+                replace the file's (another number of labels, say).
 
         Raises:
             FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.

@@ -46,12 +46,14 @@ class Embeddings(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    vocab_rows: int | None = None  # of the word table, where they are more than the vocabulary's
 
     def setup(self):
         """Declares the three tables and the norm."""
         c = self.config
         std, width = c.initializer_range, c.hidden_size
-        self.word = Embedding(c.vocab_size, width, "vocab", std, pad_row=c.pad_token_id)
+        rows = self.vocab_rows or c.vocab_size
+        self.word = Embedding(rows, width, "vocab", std, used=c.vocab_size, pad_row=c.pad_token_id)
         self.position = Embedding(c.max_position_embeddings, width, "position", std)
         self.token_type = Embedding(c.type_vocab_size, width, "token_type", std)
         self.norm = LayerNorm(width, c.layer_norm_eps)
@@ -187,7 +189,7 @@ class BertModel(PreTrainedModel):
     def setup(self):
         """Declares embeddings and pooler; the blocks are made at call time, when their outputs are known."""
         c = self.config
-        self.embeddings = Embeddings(c, self.dtype)
+        self.embeddings = Embeddings(c, self.dtype, self.padded_vocab_size)
         if self.add_pooling_layer:
             size = (c.hidden_size, c.hidden_size)
             self.pooler = Linear("BPD,DE->BPE", size, ("embed", None), c.initializer_range, self.dtype)

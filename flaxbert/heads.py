@@ -38,25 +38,31 @@ class MaskedLMHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], bert: BertModel) -> Float[Array, "B T V"]:
-        """Scores each position; `bert` lends its word embeddings unless the config unties them."""
-        c = self.config
+        """Scores each position; `bert` lends its word embeddings, unless the config unties them, and their number."""
+        c, rows = self.config, bert.padded_vocab_size
         size = (c.hidden_size, c.hidden_size)
         transform = Linear("BTD,DE->BTE", size, ("embed", None), c.initializer_range, self.dtype, name="transform")
         x = functional.ACTIVATIONS[c.hidden_act](transform(x))
         x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="norm")(x)
         if not c.tie_word_embeddings:
-            shape, axes = (c.hidden_size, c.vocab_size), ("embed", "vocab")
-            decoder = Linear("BTD,DV->BTV", shape, axes, c.initializer_range, self.dtype, name="decoder")
-            return constrain(decoder(x).astype(jnp.float32), "batch", None, "vocab")
-        bias = parameter(self, "bias", zeros, (c.vocab_size,), ("vocab",))
-        return constrain(bert.decode(x) + bias[None, None], "batch", None, "vocab")
+            shape, axes = (c.hidden_size, rows), ("embed", "vocab")
+            how = c.initializer_range, self.dtype, c.vocab_size
+            decoder = Linear("BTD,DV->BTV", shape, axes, *how, name="decoder")
+            scores = decoder(x).astype(jnp.float32)
+        else:
+            bias = parameter(self, "bias", zeros, (rows,), ("vocab",))
+            scores = bert.decode(x) + bias[None, None]
+        if rows > c.vocab_size:
+            scores = jnp.where((jnp.arange(rows) < c.vocab_size)[None, None], scores, jnp.finfo(jnp.float32).min)
+        return constrain(scores, "batch", None, "vocab")
 
 
 class _Head(PreTrainedModel):
     """A task class; `_encoder` and `_linear` build its two usual parts."""
 
     def _encoder(self, *, add_pooling_layer: bool) -> BertModel:
-        return BertModel(self.config, self.dtype, self.scan, self.remat, add_pooling_layer=add_pooling_layer)
+        how = self.dtype, self.scan, self.remat, self.vocab_multiple
+        return BertModel(self.config, *how, add_pooling_layer=add_pooling_layer)
 
     def _linear(self, equation: str, outputs: int) -> Linear:
         c = self.config

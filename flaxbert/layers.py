@@ -25,6 +25,18 @@ def parameter(module: nn.Module, name: str, initializer: Callable, shape: tuple[
     return value
 
 
+def _padded(initializer: Callable, axis: int, used: int | None) -> Callable:
+    """Draws the first `used` entries of an axis as if there were no others; those are 0."""
+    if used is None:
+        return initializer
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        drawn = initializer(key, (*shape[:axis], used, *shape[axis + 1 :]), dtype)
+        return jnp.pad(drawn, [(0, size - given) for size, given in zip(shape, drawn.shape, strict=True)])
+
+    return draw
+
+
 class Linear(nn.Module):
     """`einsum(equation, x, kernel) + bias`, kernel ~ N(0, stddev) not truncated, bias 0 (Hugging Face's rule).
 
@@ -36,6 +48,7 @@ class Linear(nn.Module):
     axes: Axes
     stddev: float
     dtype: DTypeLike = jnp.float32
+    used: int | None = None  # of the kernel's second axis; what is after it starts at 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -43,7 +56,7 @@ class Linear(nn.Module):
         operands, output = self.equation.split("->")
         letters = operands.split(",")[1]
         kept = [i for i, letter in enumerate(letters) if letter in output]
-        kernel = parameter(self, "kernel", normal(self.stddev), self.shape, self.axes)
+        kernel = parameter(self, "kernel", _padded(normal(self.stddev), 1, self.used), self.shape, self.axes)
         kernel = sharding.gather(kernel.astype(self.dtype), self.axes)
         bias_shape, bias_axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
         bias = parameter(self, "bias", zeros, bias_shape, bias_axes)
@@ -72,13 +85,14 @@ class Embedding(nn.Module):
     size: int
     row_axis: str
     stddev: float
+    used: int | None = None  # of the rows; those after them are 0 and stay so
     pad_row: int | None = None  # starts at zero and gets no gradient through the lookup, as torch's padding_idx
 
     def setup(self):
         """Declares the table [rows, size]."""
 
         def initializer(key, shape, dtype):
-            table = normal(self.stddev)(key, shape, dtype)
+            table = _padded(normal(self.stddev), 0, self.used)(key, shape, dtype)
             return table if self.pad_row is None else table.at[self.pad_row].set(0)
 
         axes = (self.row_axis, "embed")

@@ -28,8 +28,14 @@ class Model:
     """Of the computation; parameters stay float32."""
     scan: bool = True
     """One loop over the layers (compiles fast); otherwise unrolled."""
+    vocab_multiple: int = 128
+    """The vocabulary's axis is padded to a multiple of it, which hardware and devices that share it want."""
     remat: Annotated[Remat, tyro.conf.EnumChoicesFromValues] = Remat.NONE
     """What the backward pass recomputes to save memory."""
+
+    def __post_init__(self):
+        if not 1 <= self.vocab_multiple <= 2**16:
+            raise ValueError(f"vocab_multiple is {self.vocab_multiple}; allowed: 1 to {2**16}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,6 +174,7 @@ def _model(config: Config, task: Task, placement: Placement) -> tuple[PreTrained
     """The model, and its pretrained parameters where there are any."""
     settings = config.model
     how: dict[str, Any] = {"dtype": jnp.dtype(settings.dtype), "scan": settings.scan, "remat": settings.remat}
+    how["vocab_multiple"] = settings.vocab_multiple
     model = task.architecture(task.config, **how)
     placement.check_model(model)
     if settings.pretrained is None:

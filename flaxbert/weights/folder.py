@@ -52,7 +52,8 @@ def save(
     target = np.dtype(dtype)
     if target.name not in DTYPES:
         raise ValueError(f"dtype is {target.name}; allowed: {', '.join(DTYPES)}")
-    tensors = {entry.name: Parameter(entry, target, _leaf(params, entry)) for entry in names.entries(params)}
+    table = names.entries(params, vocab_size=model.config.vocab_size)
+    tensors = {entry.name: Parameter(entry, target, _leaf(params, entry)) for entry in table}
     write(path, model, tensors, max_shard_size=max_shard_size, checksums=checksums)
 
 

@@ -64,7 +64,8 @@ class Fitted:
 def fit(source: Source, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
     """Which tensors of a checkpoint a model takes; raises, or warns, of the rest as `from_pretrained` says."""
     file, tensors = source.file, source.tensors
-    table = {entry.name: entry for entry in names.entries(model.parameter_shapes())}
+    entries = names.entries(model.parameter_shapes(), vocab_size=model.config.vocab_size)
+    table = {entry.name: entry for entry in entries}
     stored = _canonical_names(tensors, file)
     _resolve_ties(stored, tensors, table, file)
     found = {name: tensors[spelling] for name, spelling in stored.items()}
@@ -185,7 +186,8 @@ def assemble(
     layers: dict[int, dict[names.Path, tuple[names.Entry, Tensor]]] = {}
     for name, tensor in fitted.tensors.items():
         entry = table[name]
-        if isinstance(tensor, Parameter):  # all layers of it are read at once, and once
+        if isinstance(tensor, Parameter) and entry.words is tensor.entry.words is None:
+            # All layers of it are read at once, and once.
             if entry.layer in (None, 0):
                 whole = names.leaf(shardings, entry.path) if shardings else None
                 leaves[entry.path] = _on_devices(tensor.leaf(), whole)

@@ -53,6 +53,7 @@ WORDS = "bert.embeddings.word_embeddings.weight"
 TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
 # An untied decoder's bias is the first. Files of transformers 5 hold the second too, which it never reads then;
 # those of version 4 hold the second alone.
+_OF_WORDS = frozenset({WORDS, *TIED, *TIED.values()})  # a row a word
 UNTIED_BIAS, SPARE_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
 
 
@@ -65,10 +66,17 @@ class Entry:
     shape: tuple[int, ...]  # of our slice
     layer: int | None = None
     inputs: int | None = None  # how many leading axes of a kernel are inputs; None: not a kernel, same layout
+    words: int | None = None  # rows of the file's tensor, where ours has more: a padded vocabulary
 
     @property
     def foreign_shape(self) -> tuple[int, ...]:
         """The tensor's shape in the file."""
+        rows, *rest = self._whole_shape
+        return rows if self.words is None else self.words, *rest
+
+    @property
+    def _whole_shape(self) -> tuple[int, ...]:
+        """In the file's layout, rows included that no file has."""
         if self.inputs is not None:
             return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
         return self.shape if self.path[-1] == "embedding" else (math.prod(self.shape),)
@@ -78,7 +86,10 @@ class Entry:
         axis = self.inputs or 0  # which of our axes the file's rows begin with; those after it are flattened into it
         start, stop, _ = index[axis].indices(self.shape[axis])
         inner = 1 if self.path[-1] == "embedding" else math.prod(self.shape[axis + 1 :])
-        rows = tensor.read(slice(start * inner, stop * inner))
+        rows = tensor.read(slice(start * inner, stop * inner))  # beyond the end there are none
+        missing = (stop - start) * inner - len(rows)
+        if missing and self.words is not None:
+            rows = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
         part = (rows if self.inputs is None else rows.T).reshape(
             *self.shape[:axis], stop - start, *self.shape[axis + 1 :]
         )
@@ -87,13 +98,14 @@ class Entry:
     def to_foreign(self, parameter: np.ndarray) -> np.ndarray:
         """The parameter (already the layer's slice) in the file's layout."""
         if self.inputs is None:
-            return parameter.reshape(self.foreign_shape)
-        return np.ascontiguousarray(parameter.reshape(self.foreign_shape[::-1]).T)
+            return parameter.reshape(self._whole_shape)[: self.words]
+        return np.ascontiguousarray(parameter.reshape(self._whole_shape[::-1]).T[: self.words])
 
 
-def entries(shapes: Mapping[str, Any]) -> list[Entry]:
+def entries(shapes: Mapping[str, Any], *, vocab_size: int | None = None) -> list[Entry]:
     """The table for a model, given its tree of parameter shapes; covers every parameter exactly once.
 
+    A vocabulary of more rows than `vocab_size` is a padded one: files hold only that many.
     Names carry the prefix `bert.` also for a bare `BertModel`; `without_prefix` is its spelling in files.
     """
     leaves = {
@@ -104,7 +116,8 @@ def entries(shapes: Mapping[str, Any]) -> list[Entry]:
     for entry_name, path, inputs in _candidates(leaves, bare):
         shape = leaves[path]
         if "{layer}" not in entry_name:
-            found.append(Entry(entry_name, path, shape, None, inputs))
+            padded = vocab_size is not None and entry_name in _OF_WORDS and shape[inputs or 0] > vocab_size
+            found.append(Entry(entry_name, path, shape, None, inputs, vocab_size if padded else None))
             continue
         for layer in range(shape[0]):
             found.append(Entry(entry_name.format(layer=layer), path, shape[1:], layer, inputs))

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flaxbert.files import read_json
 from flaxbert.weights import names, sums
 from flaxbert.weights.tensors import Tensor
 
@@ -66,7 +67,7 @@ def read(item: Path) -> tuple[dict[str, Tensor], list[Path]]:
     if size > max(_SMALL, _COMPRESSION * limit):
         raise ValueError(f"{item}: says that it holds {size} bytes of parameters, in files of {limit} bytes")
     try:
-        table = names.entries(names.tree(leaves))
+        table = names.entries(names.tree(leaves), vocab_size=_vocab_size(item))
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{item}: not the parameters of a model of this library ({error})") from None
     restored = _Restored(item)
@@ -75,6 +76,14 @@ def read(item: Path) -> tuple[dict[str, Tensor], list[Path]]:
         leaf = leaves[entry.path]
         tensors[entry.name] = Parameter(entry, leaf.dtype, restored.leaf(leaf))
     return tensors, files
+
+
+def _vocab_size(item: Path) -> int | None:
+    """Of the config: a training run's vocabulary may be padded."""
+    config = home(item) / "config.json"
+    found = read_json(config) if config.is_file() else None
+    size = found.get("vocab_size") if isinstance(found, dict) else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)
