@@ -63,7 +63,7 @@ def trained(settings, params=None, recorded=None):
     recorded = gradients() if recorded is None else recorded
     optimizer = make_optimizer(settings, len(recorded))
     params = start() if params is None else params
-    state = jax.jit(optimizer.init)(params)
+    state = optimizer.init(params)
 
     @jax.jit
     def update(params, state, gradient):

@@ -87,8 +87,7 @@ def test_bert_adam_is_googles(rule):
     assert_close(settings, by_formula(settings, update))
 
 
-@pytest.mark.parametrize("rule", [Lamb(), Lamb(beta1=0.8, beta2=0.98, epsilon=1e-4)])
-@pytest.mark.parametrize("weight_decay", [0.1, 0.0])
+@pytest.mark.parametrize(("rule", "weight_decay"), [(Lamb(), 0.1), (Lamb(beta1=0.8, beta2=0.98, epsilon=1e-4), 0.0)])
 def test_lamb_is_nvidias(rule, weight_decay):
     settings = Optim(learning_rate=1e-2, warmup=0.1, weight_decay=weight_decay, algorithm=rule)
 
