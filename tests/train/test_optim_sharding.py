@@ -56,7 +56,9 @@ def stepped(settings, devices, steps=3):
     placement = Placement(make_mesh(devices), RULES)
     optimizer = make_optimizer(settings, steps)
     shardings = state_shardings(MODEL, optimizer, placement)
-    state = create_state(MODEL, optimizer, shardings, seed=0)
+    generator = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), MODEL.parameter_shapes())
+    state = create_state(MODEL, optimizer, shardings, seed=0, params=drawn)
     step = compile_step(loss_function, optimizer, placement, shardings, seed=0)
     for _ in range(steps):
         state, _ = step(state, placement.batch(BATCH))
