@@ -132,6 +132,7 @@ def test_the_optimizer_follows_the_schedule():
             "end is 1e-07; it must be smaller than learning_rate",
         ),
         (Optim(learning_rate=0.0, schedule=Polynomial(end=0.0)), "end is 0.0; it must be smaller than learning_rate"),
+        (Optim(schedule=RelativeStep()), "learning_rate is 5e-05; allowed with this schedule: 0.01 to 10.0"),
         (Optim(warmup=1.0, schedule=Polynomial()), "warmup takes all 40 steps; Polynomial needs steps after it"),
         (
             Optim(warmup=0.5, schedule=WarmupStableDecay(decay=0.6)),

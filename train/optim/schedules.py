@@ -225,11 +225,17 @@ class WarmupStableDecay(Warmed):
 class RelativeStep(Warmed):
     """Adafactor's own rate, min(1/100, 1/sqrt(t)) with updates t counted from 1, times a learning_rate of 1.
 
-    With Hugging Face's `relative_step` and `warmup_init`; any other learning_rate is a factor on it.
+    With Hugging Face's `relative_step` and `warmup_init`. Any other learning_rate is a factor on it.
     """
 
     rising: bool = False
     """Whether a rise of t/1000000 takes the place of the 1/100."""
+
+    def check(self, plan: Plan) -> None:
+        """The peak must be meant as a factor on a rate."""
+        if plan.peak < 0.01:
+            why = "RelativeStep multiplies it by a rate of its own; use 1.0"
+            raise ValueError(f"learning_rate is {plan.peak}; allowed with this schedule: 0.01 to 10.0: {why}")
 
     def factor(self, step: Any, plan: Plan) -> Any:
         """No warmup but its own."""
