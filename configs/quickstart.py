@@ -8,6 +8,7 @@ from pathlib import Path
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
 from train.optim import Optim
+from train.optim.adam import AdamW
 from train.tasks.masked_lm import MaskedLanguageModelling
 
 config = Config(
@@ -26,6 +27,6 @@ config = Config(
         sizes=BertConfig.tiny(max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         scan=False,
     ),
-    optim=Optim(learning_rate=2e-3, warmup=0.2, beta2=0.98),
+    optim=Optim(learning_rate=2e-3, warmup=0.2, algorithm=AdamW(beta2=0.98)),
     run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=600, log_every=50, checkpoint_every=150),
 )

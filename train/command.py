@@ -41,6 +41,8 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
         default=default,
         args=flags,
         description="Trains what the config file says, with these flags applied.",
+        # Of a union of classes, such as the optimizers, the flags of the one in the config file.
+        config=(tyro.conf.AvoidSubcommands,),
     )
 
 

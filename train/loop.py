@@ -45,6 +45,7 @@ def run(config: Config) -> Path:
     model, pretrained = _model(config, task, placement)
     total_steps = config.run.total_steps(task.steps_per_epoch)
     optimizer = make_optimizer(config.optim, total_steps)
+    state_shapes(model, optimizer)  # finds frozen paths that the model lacks
 
     # Where the state comes from: the run's own checkpoint, else a pretrained folder, else fresh weights.
     folder = config.run.folder

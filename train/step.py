@@ -38,15 +38,21 @@ def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation
 def state_shardings(
     model: PreTrainedModel, optimizer: optax.GradientTransformation, placement: Placement
 ) -> TrainState:
-    """Where every array of the state lives: moments with their parameters, counters on every device."""
-    by_parameter = placement.parameters(model)
-    moments = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        state_shapes(model, optimizer).opt_state,
-        by_parameter,
-        transform_non_params=lambda _: placement.replicated,
-    )
+    """Where every array of the state lives: moments with their parameters, all others on every device.
+
+    A moment is an array of the optimizer's whose path ends with a parameter's path and that has its shape.
+    """
+    shapes, by_parameter = state_shapes(model, optimizer), placement.parameters(model)
+    shape_of = dict(jax.tree_util.tree_flatten_with_path(shapes.params)[0])
+    sharding_of = dict(jax.tree_util.tree_flatten_with_path(by_parameter)[0])
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
+        for end in (path[start:] for start in range(len(path))):
+            if end in shape_of and shape_of[end].shape == leaf.shape:
+                return sharding_of[end]
+        return placement.replicated
+
+    moments = jax.tree_util.tree_map_with_path(place, shapes.opt_state)
     return TrainState(placement.replicated, by_parameter, moments)
 
 

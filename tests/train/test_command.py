@@ -1,5 +1,6 @@
 """Mistakes at the command line: one clear message, exit code 2, nothing written."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from train.command import main
+from train.command import main, parse_flags
+from train.config import Config, Run
+from train.optim import Optim
+from train.optim.lamb import Lamb
+from train.optim.schedules import Polynomial
+from train.tasks.masked_lm import MaskedLanguageModelling
 
 CONFIG = """
 from pathlib import Path
@@ -55,6 +61,39 @@ def test_unknown_flag_names_the_near_one(config_file, capsys):
     assert "--optim.learnin-rate" in message and "--optim.learning-rate" in message
 
 
+OPTIM = Optim(algorithm=Lamb(), schedule=Polynomial(), layer_decay=0.9)
+
+
+def flagged(*flags):
+    """The optimizer's settings with these flags, of a config that chooses LAMB and a polynomial."""
+    default = Config(task=MaskedLanguageModelling(text="pydoc:"), run=Run(folder=Path("made"), steps=1), optim=OPTIM)
+    return parse_flags(default, flags).optim
+
+
+def test_flags_of_the_chosen_optimizer_and_schedule():
+    assert flagged() == OPTIM
+    found = flagged("--optim.algorithm.beta1", "0.8", "--optim.schedule.power", "0.5", "--optim.frozen", "a/b", "c")
+    expected = {"algorithm": Lamb(beta1=0.8), "schedule": Polynomial(power=0.5), "frozen": ("a/b", "c")}
+    assert found == dataclasses.replace(OPTIM, **expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("--optim.algorithm.beta3", "--optim.algorithm.beta1"),
+        ("--optim.beta2", "--optim.algorithm.beta2"),
+        ("--optim.schedule.powr", "--optim.schedule.power"),
+        ("--optim.schedule.cycles", ""),  # another schedule's
+        ("--optim.algorithm.decay-rate", ""),  # another algorithm's
+    ],
+)
+def test_flags_that_the_choice_does_not_have(wrong, near, capsys):
+    with pytest.raises(SystemExit) as stop:
+        flagged(wrong, "1")
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and f"Unrecognized options: {wrong}" in message and near in message
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -72,6 +111,8 @@ def test_unknown_flag_names_the_near_one(config_file, capsys):
         (("--task.tokenizer", "none"), "none: no such file"),
         (("--task.labels", "short", "tall"), "train.tsv:13: label 'long'"),
         (("--model.pretrained", "none"), "no such file"),
+        (("--optim.algorithm.beta2", "1"), "beta2 is 1.0; allowed: 0.0 to 0.9999999"),
+        (("--optim.frozen", "bert/embeding"), "frozen has 'bert/embeding': no such parameters; bert has embeddings,"),
     ],
 )
 def test_wrong_values(config_file, capsys, flags, expected):

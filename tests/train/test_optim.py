@@ -2,11 +2,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
-from transformers import get_linear_schedule_with_warmup
 
 from flaxbert import BertConfig, BertForPreTraining
-from train.optim import Optim, clip_by_global_norm, decay_mask, global_norm, make_optimizer, schedule
+from train.optim import Optim, clip_by_global_norm, decay_mask, global_norm, make_optimizer
+from train.optim.adafactor import Adafactor
+from train.optim.adam import AdamW, BertAdam
+from train.optim.lamb import Lamb
 
 # Every parameter of a pretraining model: True where weight decay applies.
 DECAYS = {
@@ -63,53 +64,28 @@ def test_only_decayed_parameters_shrink_without_gradient():
     assert moved == DECAYS
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
-def test_schedule_equals_transformers(warmup):
-    total, peak = 40, 3e-4
-    ours = schedule(Optim(learning_rate=peak, warmup=warmup), total)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    reference = get_linear_schedule_with_warmup(optimizer, round(warmup * total), total)
-    for step in range(total + 1):
-        assert float(ours(step)) == pytest.approx(reference.get_last_lr()[0], rel=1e-6, abs=1e-12), step
-        optimizer.step()
-        reference.step()
-
-
-def test_ten_updates_equal_torch_adamw():
-    generator = np.random.default_rng(0)
-    start = {
-        "kernel": generator.normal(size=(5, 4)).astype(np.float32),
-        "bias": generator.normal(size=4).astype(np.float32),
-    }
-    gradients = [jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), start) for _ in range(10)]
-    settings = Optim(learning_rate=1e-2, warmup=0.2, weight_decay=0.1, max_gradient_norm=1.0)
-
-    optimizer = make_optimizer(settings, 10)
-    params, state = start, optimizer.init(start)
-    for gradient in gradients:
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-
-    tensors = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
-    groups = [{"params": [tensors["kernel"]], "weight_decay": 0.1}, {"params": [tensors["bias"]], "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=1e-2, eps=settings.epsilon)
-    rates = get_linear_schedule_with_warmup(reference, 2, 10)
-    for gradient in gradients:
-        for name, tensor in tensors.items():
-            tensor.grad = torch.tensor(gradient[name])
-        torch.nn.utils.clip_grad_norm_(tensors.values(), 1.0)
-        reference.step()
-        rates.step()
-    for name, tensor in tensors.items():
-        np.testing.assert_allclose(params[name], tensor.detach().numpy(), rtol=2e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize(
-    "wrong", [{"learning_rate": -1.0}, {"warmup": 1.5}, {"beta2": 1.0}, {"max_gradient_norm": 0.0}]
+    ("settings", "wrong"),
+    [
+        (Optim, {"learning_rate": -1.0}),
+        (Optim, {"warmup": 1.5}),
+        (Optim, {"weight_decay": -0.1}),
+        (Optim, {"max_gradient_norm": 0.0}),
+        (Optim, {"layer_decay": 0.0}),
+        (Optim, {"layer_decay": 1.1}),
+        *[(kind, {name: 1.0}) for kind in (AdamW, BertAdam, Lamb) for name in ("beta1", "beta2")],
+        *[(kind, {"epsilon": 0.0}) for kind in (AdamW, BertAdam, Lamb)],
+        (Adafactor, {"beta1": 1.0}),
+        (Adafactor, {"decay_rate": 0.0}),
+        (Adafactor, {"epsilon": -1.0}),
+        (Adafactor, {"clip_threshold": 0.0}),
+        (Adafactor, {"smallest_scale": 0.0}),
+        (Adafactor, {"smallest_factored": 0}),
+    ],
 )
-def test_impossible_settings(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
-        Optim(**wrong)
+def test_impossible_settings(settings, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; allowed: "):
+        settings(**wrong)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 10.0])

@@ -17,6 +17,8 @@ import transformers
 
 from train.command import load_config, parse_flags
 from train.config import Config
+from train.optim.adam import AdamW
+from train.optim.schedules import Linear
 from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
 from train.tasks.task import HostBatch
 
@@ -47,8 +49,12 @@ def train(model: Any, config: Config[Any], task: PreparedClassification, total_s
     plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
     decayed = [p for name, p in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    betas = (optim.beta1, optim.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.epsilon)
+    algorithm = optim.algorithm
+    plain_settings = optim.schedule == Linear() and optim.layer_decay == 1.0 and not optim.frozen
+    if not isinstance(algorithm, AdamW) or not plain_settings:
+        raise SystemExit("the config must train all layers alike with AdamW on the Linear schedule")
+    betas = (algorithm.beta1, algorithm.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=algorithm.epsilon)
     warmup = round(optim.warmup * total_steps)
     rates = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
     model.train()
