@@ -35,9 +35,7 @@ class Chip:
 
 
 V4 = Chip("v4", "TPU v4", 1, 1.05e9, 275e12, 32 * 2**30, 1.228e12, 4.5e10, 6, 4, _SPEC, "Jouppi et al., ISCA 2023")
-V5E = Chip(
-    "v5e", "TPU v5 lite", 1, 1.5e9, 197e12, 16 * 2**30, 8.19e11, 4.5e10, 4, 16, _SPEC, "How to Scale Your Model"
-)
+V5E = Chip("v5e", "TPU v5 lite", 1, 1.5e9, 197e12, 16 * 2**30, 8.19e11, 4.5e10, 4, 16, _SPEC, "How to Scale Your Model")
 V5P = Chip("v5p", "TPU v5", 1, 1.75e9, 459e12, 95 * 2**30, 2.765e12, 9e10, 6, 4, _SPEC, _INFERRED)
 V6E = Chip("v6e", "TPU v6 lite", 1, 1.75e9, 918e12, 32 * 2**30, 1.638e12, 9e10, 4, 16, _SPEC, _INFERRED)
 TPU7X = Chip("tpu7x", "TPU7x", 2, 2.2e9, 2307e12, 192 * 2**30, 7.38e12, 9e10, 6, 4, _SPEC, _INFERRED)

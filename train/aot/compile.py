@@ -50,9 +50,7 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
     """
     task: Task = config.task.prepare(config)
     settings = config.model
-    model = task.architecture(
-        task.config, dtype=jnp.dtype(settings.dtype), scan=settings.scan, remat=settings.remat
-    )
+    model = task.architecture(task.config, dtype=jnp.dtype(settings.dtype), scan=settings.scan, remat=settings.remat)
     optimizer = make_optimizer(config.optim, config.run.total_steps(task.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)
     host_batch = task.train[0]

@@ -3,21 +3,12 @@
 import collections
 import dataclasses
 import functools
-import re
 
 from train.aot.collectives import Collective, Slice, base_kind
+from train.aot.guess import guessed_seconds, operand_bytes
 from train.aot.hlo import Computation, Instruction, Program
 from train.aot.loops import trip_count
 from train.aot.products import PRODUCTS, product_flops
-
-EFFICIENCY = 0.5
-"""Of the peak and of the memory bandwidth, assumed for what carries no estimate of the compiler's."""
-
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier domain".split()
-)
-# Names for buffers and promises about indices: nothing runs.
-_FREE_CALLS = frozenset(("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding", "SPMDFullToShardShape"))
 
 
 @dataclasses.dataclass
@@ -52,7 +43,7 @@ class Cost:
     compiler: float = 0.0
     """Cycles that the compiler estimates, at the chip's clock."""
     guessed: float = 0.0
-    """Instructions without an estimate, at `EFFICIENCY`."""
+    """Instructions without an estimate, by `guess.guessed_seconds`."""
     waiting_links: float = 0.0
     """For collectives that nothing hides."""
     waiting_memory: float = 0.0
@@ -132,7 +123,7 @@ class _Walk:
                 clock.now += self.run(self.program.computations[it.called("to_apply")], runs)
             elif it.opcode.endswith("-start"):
                 clock.begin(it.name, "memory", self._moved(computation, it) / self._bandwidth)
-            elif it.opcode.endswith(("-done", "-update")):
+            elif it.opcode.endswith(("-done", "-update")) and it.operands[0] in clock.ends:
                 clock.ends[it.name] = clock.ends[it.operands[0]]
                 self._wait(it, clock, runs)
             else:
@@ -157,7 +148,7 @@ class _Walk:
     def _send(self, around: Computation, it: Instruction, leg: _Leg, clock: _Clock, runs: float) -> None:
         """A collective, on its own or carried by several instructions; work fused with it runs meanwhile."""
         if leg.first:
-            operands = _operand_bytes(leg.holder, leg.collective)
+            operands = operand_bytes(leg.holder, leg.collective)
             scattered = any(i.opcode == "dynamic-slice" for i in leg.holder.instructions) and leg.holder is not around
             sent = self.where.collective(leg.collective, operands, scattered=scattered)
             clock.begin(leg.key, "links", sent.seconds)
@@ -185,30 +176,10 @@ class _Walk:
             self.cost.cycles += runs * cycles
             self.cost.compiler += runs * seconds
         else:
-            seconds, basis = self._guess(around, it, flops), "guess"
+            seconds, basis = guessed_seconds(self.program, around, it, flops=flops, chip=self.chip), "guess"
             self.cost.guessed += runs * seconds
         self._add(it, basis, runs, seconds)
         return seconds
-
-    def _guess(self, around: Computation, it: Instruction, flops: float) -> float:
-        if it.opcode in _FREE or (it.opcode == "custom-call" and it.target in _FREE_CALLS):
-            return 0.0
-        if it.opcode not in ("fusion", "custom-call") and all(shape.elements <= 1 for shape in it.shapes):
-            return 0.0  # the scalar core's, beside the others
-        moved = _operand_bytes(around, it) + it.bytes
-        if it.opcode == "fusion":
-            inside = self.program.computations[it.called("calls")].instructions
-            if all(i.opcode in _FREE for i in inside):
-                return 0.0
-            kinds = {i.opcode for i in inside}
-            if "gather" in kinds:
-                moved = 2 * it.bytes  # the rows read, not the whole table
-            elif "scatter" in kinds:
-                sizes = [around.by_name[name].bytes for name in it.operands]
-                moved = 3 * sum(size for size in sizes if size != it.bytes)  # the rows updated, read and written
-        stated = _stated(it)
-        flops, moved = max(flops, stated[0]), max(moved, stated[1])
-        return max(flops / (self.chip.peak_flops / self.chip.devices), moved / self._bandwidth) / EFFICIENCY
 
     def _flops(self, around: Computation, it: Instruction) -> float:
         if it.opcode in PRODUCTS:
@@ -228,7 +199,7 @@ class _Walk:
         """Bytes that a start of a copy or of a slice carries: what it makes, its operands left out."""
         if it.opcode == "copy-start":
             return it.shapes[0].bytes
-        return max(0, it.bytes - _operand_bytes(around, it))
+        return max(0, it.bytes - operand_bytes(around, it))
 
     def _legs(self, computation: Computation) -> dict[str, _Leg]:
         """The instructions of a computation that carry collectives, by name."""
@@ -262,14 +233,3 @@ class _Walk:
             operation = self.cost.operations.setdefault(it.name, new)
             operation.runs += runs
             operation.seconds += runs * seconds
-
-
-def _operand_bytes(around: Computation, it: Instruction) -> int:
-    return sum(around.by_name[name].bytes for name in it.operands)
-
-
-def _stated(it: Instruction) -> tuple[float, float]:
-    """FLOPs and bytes that a kernel's author states (`cost_estimate` of a Pallas call); zeros without."""
-    numbers = [re.search(rf'"{name}":"?(\d+)', it.attributes) for name in ("flops", "bytes_accessed")]
-    flops, moved = (float(found[1]) if found else 0.0 for found in numbers)
-    return flops, moved

@@ -88,9 +88,7 @@ def _cut(sizes: Mapping[str, int], grouped: str) -> Sequence[Sequence[tuple[int,
     wanted = [_SUB_AXIS.match(text.strip()) for text in re.split(r",(?![^(]*\))", grouped) if text.strip()]
     parts: list[list[tuple[int, bool]]] = []
     for name, size in sizes.items():
-        mine = sorted(
-            (int(m[2] or 1), int(m[3] or size)) for m in wanted if m is not None and m[1] == name
-        )
+        mine = sorted((int(m[2] or 1), int(m[3] or size)) for m in wanted if m is not None and m[1] == name)
         pieces, done = [], 1
         for before, length in mine:
             pieces += [(before // done, False), (length, True)]

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.aot.cost import EFFICIENCY, Cost, Operation
+from train.aot.cost import Cost, Operation
 from train.aot.estimate import Estimate
+from train.aot.guess import EFFICIENCY
 
 _COSTLIEST = 12
 _HERE = Path(__file__).resolve().parents[2]
@@ -82,16 +83,18 @@ def _memory(estimate: Estimate) -> Iterator[str]:
     yield f"  temporaries       {_size(memory.temporaries)}   (activations, gradients)"
     yield f"  program           {_size(memory.program)}"
     verdict = "fits, free" if memory.free >= 0 else "DOES NOT FIT, missing"
-    yield f"  total             {_size(memory.total)} of {_size(memory.capacity).strip()}: {verdict} {_size(abs(memory.free)).strip()}"
+    capacity, difference = (_size(count).strip() for count in (memory.capacity, abs(memory.free)))
+    yield f"  total             {_size(memory.total)} of {capacity}: {verdict} {difference}"
 
 
 def _time(estimate: Estimate) -> Iterator[str]:
     cost, chip = estimate.cost, estimate.chip
+    clock = f"{cost.cycles:,.0f} cycles at {chip.clock / 1e9:.2f} GHz; {chip.clock_source}"
     yield "\nestimated time of a step"
-    yield f"  compiler's cycles {_duration(cost.compiler)}   ({cost.cycles:,.0f} cycles at {chip.clock / 1e9:.2f} GHz; {chip.clock_source})"
-    yield f"  without estimate  {_duration(cost.guessed)}   (arithmetic and bytes at {EFFICIENCY:.0%} of the peaks: a guess)"
-    yield f"  wait for links    {_duration(cost.waiting_links)}   (collectives, what no work between start and done hides)"
-    yield f"  wait for memory   {_duration(cost.waiting_memory)}   (copies, likewise)"
+    yield f"  compiler's cycles {_duration(cost.compiler)}   ({clock})"
+    yield f"  without estimate  {_duration(cost.guessed)}   (guessed: {EFFICIENCY:.0%} of the peaks)"
+    yield f"  wait for links    {_duration(cost.waiting_links)}   (collectives, where no work hides them)"
+    yield f"  wait for memory   {_duration(cost.waiting_memory)}   (copies between memories, where no work hides them)"
     yield f"  step              {_duration(cost.seconds)}"
     yield f"  tokens/s          {estimate.tokens_per_second:>12,.0f}   ({estimate.tokens:,} tokens a step, all devices)"
     yield f"  MFU               {estimate.mfu:>12.1%}   (model FLOPs {estimate.model_flops:.3e} a step, all devices)"
@@ -103,13 +106,14 @@ def _time(estimate: Estimate) -> Iterator[str]:
 
 
 def _sent(cost: Cost) -> Iterator[str]:
-    yield "\nestimated collectives (bytes a device takes part in; time on the links, rings along each dimension, hidden or not)"
+    yield "\nestimated collectives (bytes that a device takes part in; time of the links, hidden or not)"
     if not cost.sent:
         yield "  none"
     for (kind, axes), sent in sorted(cost.sent.items(), key=lambda item: -item[1].seconds):
         over = "+".join(axes) or "no axis"
-        hidden = f", {sent.overlapped:,.0f} of them overlap with other work" if sent.overlapped else ""
-        yield f"  {kind:<18} over {over:<14} {sent.runs:>6,.0f} x  {_size(sent.bytes)} {_duration(sent.seconds)}{hidden}"
+        hidden = f", {sent.overlapped:,.0f} beside other work" if sent.overlapped else ""
+        much = f"{sent.runs:>6,.0f} x  {_size(sent.bytes)} {_duration(sent.seconds)}"
+        yield f"  {kind:<18} over {over:<14} {much}{hidden}"
 
 
 def _operations(cost: Cost) -> Iterator[str]:

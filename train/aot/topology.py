@@ -8,6 +8,11 @@ from typing import Any
 from train.aot.chips import CHIPS, Chip
 
 _DIMENSIONS = {chip.name: chip.links // 2 for chip in CHIPS}
+_NO_MACHINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
 
 
 class LibtpuMissing(RuntimeError):
@@ -24,8 +29,10 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
     chip, shape = _parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise LibtpuMissing("the TPU compiler is not installed; pip install -e '.[tpu]' (x86 Linux)")
-    # Before libtpu starts: without it, it asks a metadata server that only Google's machines have.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Before libtpu starts, which else asks a metadata server that only Google's machines have, and then complains
+    # that it knows no machine. The type is not looked at by the compiler: any will do for any generation.
+    for variable, value in _NO_MACHINE.items():
+        os.environ.setdefault(variable, value)
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
