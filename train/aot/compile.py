@@ -64,12 +64,26 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
     step: Any = compile_step(loss, optimizer, placement, shardings, seed=config.run.seed)
     lowered = step.lower(state, batch)
     started = time.perf_counter()
-    try:
-        executable = lowered.compile()
-    except JaxRuntimeError as error:
-        raise _explained(error) from error
+    executable = compile_lowered(lowered)
     seconds = time.perf_counter() - started
     return Compiled(executable, state, shardings, batch, placement, task, task.work(host_batch), seconds)
+
+
+def compile_lowered(lowered: Any) -> Any:
+    """`lowered.compile()`, with words for a program that is too large.
+
+    Raises:
+        DoesNotFit: with the compiler's figures, and its largest arrays.
+    """
+    try:
+        return lowered.compile()
+    except JaxRuntimeError as error:
+        found = re.search(r"Used (\S+) of (\S+) hbm\. Exceeded hbm capacity by (\S+)\.\s", str(error))
+        if found is None:
+            raise
+        used, capacity, missing = found.groups()
+        message = f"the step does not fit: the compiler wants {used} of the {capacity} of a device, {missing} too much"
+        raise DoesNotFit("\n".join([f"{message}. Largest arrays:", *_largest(str(error))])) from error
 
 
 def _check_rows(batch: Any, placement: Placement) -> None:
@@ -84,15 +98,13 @@ def _check_rows(batch: Any, placement: Placement) -> None:
         ) from None
 
 
-def _explained(error: JaxRuntimeError) -> Exception:
-    """What the compiler says of memory, without its list of allocations; any other error as it is."""
-    found = re.search(r"Used (\S+) of (\S+) hbm\. Exceeded hbm capacity by (\S+)\.\s", str(error))
-    if found is None:
-        return error
-    used, capacity, missing = found.groups()
-    largest = re.findall(r"Size: (\S+)\n(?:\s+Operator: op_name=\"([^\"]*)\"\n)?\s+Shape: (\S+)", str(error))
-    lines = [f"  {size:>9}  {shape}  {name}" for size, name, shape in largest[:5]]
-    return DoesNotFit(
-        f"the step does not fit: the compiler wants {used} of the {capacity} of a device, {missing} too much. "
-        "Largest arrays:\n" + "\n".join(lines)
+def _largest(message: str) -> list[str]:
+    """The five largest arrays of the compiler's lists: one of what the program makes, one of arguments and outputs."""
+    entry = (
+        r"Size: ([\d.]+)([BKMGT])\n(?:\s+Operator: op_name=\"([^\"]*)\"\n)?\s+Shape: (\S+)\n(?:.*\n)?\s+XLA label: (.*)"
     )
+    found = [
+        (float(size) * 1024.0 ** "BKMGT".index(unit), f"{size + unit:>9}  {shape}  {operator or label}")
+        for size, unit, operator, shape, label in re.findall(entry, message)
+    ]
+    return [line for _, line in sorted(found, key=lambda item: -item[0])[:5]]

@@ -12,6 +12,7 @@ _NO_MACHINE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
@@ -29,8 +30,9 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
     chip, shape = _parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise LibtpuMissing("the TPU compiler is not installed; pip install -e '.[tpu]' (x86 Linux)")
-    # Before libtpu starts, which else asks a metadata server that only Google's machines have, and then complains
-    # that it knows no machine. The type is not looked at by the compiler: any will do for any generation.
+    # Before libtpu starts, which else asks a metadata server that only Google's machines have, complains that it
+    # knows no machine, and wants to be the only one to hold the chips, of which there are none. The type is not
+    # looked at by the compiler: any will do for any generation.
     for variable, value in _NO_MACHINE.items():
         os.environ.setdefault(variable, value)
     from jax.errors import JaxRuntimeError
