@@ -199,6 +199,33 @@ def test_a_kernel_is_guessed_from_what_it_states_or_moves():
     assert buffer.seconds == 0.0
 
 
+ROWS = """%rows (t: f32[30000,64], i: s32[16]) -> f32[16,64] {
+  %t = f32[30000,64]{1,0} parameter(0)
+  %i = s32[16]{0} parameter(1)
+  ROOT %g = f32[16,64]{1,0} gather(%t, %i), offset_dims={1}
+}
+
+%sums (t: f32[30000,64], i: s32[16], u: f32[16,64]) -> f32[30000,64] {
+  %t = f32[30000,64]{1,0} parameter(0)
+  %i = s32[16]{0} parameter(1)
+  %u = f32[16,64]{1,0} parameter(2)
+  ROOT %s = f32[30000,64]{1,0} scatter(%t, %i, %u), to_apply=%add
+}
+
+"""
+
+
+def test_a_table_is_not_moved_for_its_rows():
+    table = "  %t = f32[30000,64]{1,0} parameter(1)\n  %i = s32[16]{0} parameter(2)\n"
+    read = "  %g = f32[16,64]{1,0} fusion(%t, %i), kind=kCustom, calls=%rows\n"
+    rows = 16 * 64 * 4
+    found = cost(ROWS + entry(table + read))
+    assert found.guessed == pytest.approx(2 * rows / V5E.hbm_bandwidth / EFFICIENCY)
+    write = "  %s = f32[30000,64]{1,0} fusion(%t, %i, %g), kind=kCustom, calls=%sums\n"
+    both = cost(ROWS + entry(table + read + write))
+    assert both.guessed - found.guessed == pytest.approx(3 * (rows + 16 * 4) / V5E.hbm_bandwidth / EFFICIENCY)
+
+
 def test_the_slowest_branch_of_a_conditional_counts():
     def branch(name, count):
         return (

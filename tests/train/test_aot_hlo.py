@@ -143,8 +143,8 @@ def test_products_are_counted_without_padding():
     # A plain one: 5 taps on 10 places at the same size lose 2 + 1 positions at either end.
     same = "convolution(%a, %b), window={size=5 pad=2_2}, dim_labels=b0f_0io->b0f"
     assert product("f32[3,10,7]{2,1,0}", "f32[3,10,6]{2,1,0}", "f32[5,6,7]{2,1,0}", same) == 2 * 3 * 6 * 7 * (50 - 6)
-    # Stride 2, and a left side spread by 2: half of the taps meet a gap.
+    # Stride 2, the last of five beyond the end; and a left side spread by 2: half of the taps meet a gap.
     strided = "convolution(%a, %b), window={size=2 stride=2}, dim_labels=b0f_0io->b0f"
-    assert product("f32[1,5,1]{2,1,0}", "f32[1,10,1]{2,1,0}", "f32[2,1,1]{2,1,0}", strided) == 2 * 10
+    assert product("f32[1,5,1]{2,1,0}", "f32[1,8,1]{2,1,0}", "f32[2,1,1]{2,1,0}", strided) == 2 * 8
     spread = "convolution(%a, %b), window={size=2 lhs_dilate=2}, dim_labels=b0f_0io->b0f"
     assert product("f32[1,8,1]{2,1,0}", "f32[1,5,1]{2,1,0}", "f32[2,1,1]{2,1,0}", spread) == 2 * 8

@@ -176,7 +176,6 @@ def parse(text: str) -> Program:
 
 def parse_instruction(line: str) -> Instruction:
     """One line such as "%add.1 = f32[8]{0} add(%a, %b), metadata={...}"."""
-    line = re.sub(r"/\*index=\d+\*/", "", line)
     begin = _INSTRUCTION.match(line)
     if begin is None:
         raise ValueError(f"not an HLO instruction: {line[:120]!r}")
