@@ -171,6 +171,22 @@ def test_a_collective_that_fusions_carry_is_counted_once():
     assert found.guessed == 0.0
 
 
+def test_a_collective_of_the_sparse_cores_is_hidden_too():
+    # As on a tpu7x: a call of another thread, made ready and done with by calls that do nothing.
+    there = (
+        f"%there (x: f32[1048576]) -> f32[1048576] {{\n  %x = f32[1048576]{{0}} parameter(0)\n  ROOT %r = {REDUCE}\n"
+    )
+    ready = '  %p = s32[4096]{0} custom-call(), custom_call_target="PrepareAsyncCallStart"\n'
+    start = "  %s = ((f32[1048576]{0}), f32[1048576]{0}) call-start(%x), to_apply=%there\n"
+    done = "  %d = f32[1048576]{0} call-done(%s)\n"
+    found = cost(there + '}, execution_thread="sparsecore"\n\n' + entry(ready + start + work("a", "x", 1500) + done))
+    (sent,) = found.sent.values()
+    assert (sent.runs, sent.bytes, sent.overlapped) == (1, BYTES, 1)
+    assert found.seconds == pytest.approx(LINK)
+    assert found.waiting_links == pytest.approx(LINK - 1e-6)
+    assert found.guessed == found.waiting_memory == 0.0
+
+
 def test_collectives_wait_in_line_for_the_links():
     second = REDUCE.replace("channel_id=1", "channel_id=2").replace("all-reduce(", "all-reduce-start(")
     text = pair(f"  %again = {second}\n").replace(

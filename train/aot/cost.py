@@ -207,8 +207,10 @@ class _Walk:
         for it in computation.instructions:
             if base_kind(it):
                 carried[it.name] = [(it, it, computation)]
-            elif it.opcode in ("fusion", "async-start"):
-                holder = self.program.computations[it.called("calls")]
+            elif it.opcode in ("fusion", "async-start", "call-start"):
+                # A call-start hands a computation to the sparse cores, which carry out collectives on a tpu7x.
+                role = "to_apply" if it.opcode == "call-start" else "calls"
+                holder = self.program.computations[it.called(role)]
                 found = next((i for i in holder.instructions if base_kind(i)), None)
                 if found is not None:
                     key = it.name if found.channel is None else f"channel {found.channel}"

@@ -22,7 +22,15 @@ _FREE = frozenset(
         "opt-barrier",
     )
 )
-_FREE_CALLS = frozenset(("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound"))
+_FREE_CALLS = frozenset(
+    (
+        "AllocateBuffer",
+        "ConcatBitcast",
+        "AssumeGatherIndicesInBound",
+        "PrepareAsyncCallStart",
+        "PrepareAsyncCallDone",
+    )
+)
 
 
 def guessed_seconds(program: Program, around: Computation, it: Instruction, *, flops: float, chip: Chip) -> float:

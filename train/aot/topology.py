@@ -1,6 +1,7 @@
 """The devices of a TPU slice that is not there, by name: libtpu describes them, and compiles for them."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -52,14 +53,17 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
 
 
 def _parse(name: str) -> tuple[Chip, tuple[int, ...]]:
-    generation, _, shape = name.partition(":")
+    generation, _, text = name.partition(":")
     chips = [chip for chip in CHIPS if chip.name == generation]
-    sizes = shape.split("x")
+    sizes = text.split("x")
     if not chips or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(_expected(name))
-    if len(sizes) != _DIMENSIONS[generation]:
+    shape = tuple(map(int, sizes))
+    chip = chips[0]
+    even = all(size == 1 or size % 2 == 0 for size in shape)
+    if len(shape) != _DIMENSIONS[generation] or not even or math.prod(shape) > chip.pod:
         raise ValueError(_expected(name))
-    return chips[0], tuple(map(int, sizes))
+    return chip, shape
 
 
 def _host(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -70,7 +74,9 @@ def _host(sizes: Sequence[int]) -> tuple[int, ...]:
 def _expected(name: str) -> str:
     flat = ", ".join(chip.name for chip in CHIPS if _DIMENSIONS[chip.name] == 2)
     solid = ", ".join(chip.name for chip in CHIPS if _DIMENSIONS[chip.name] == 3)
+    most = ", ".join(f"{chip.name} {chip.pod}" for chip in CHIPS)
     return (
-        f"the topology is {name!r}; give GENERATION:SHAPE, the shape being the chips along each dimension: "
-        f"{flat} have two (v5e:2x2, v5e:4x4, ... v5e:16x16), {solid} three (v5p:2x2x1, v5p:4x4x4, ...)"
+        f"the topology is {name!r}; give GENERATION:SHAPE, the shape being the chips along each dimension, 1 or even: "
+        f"{flat} have two (v5e:2x2, v5e:4x4, ... v5e:16x16), {solid} three (v5p:2x2x1, v5p:4x4x4, ...); "
+        f"chips of a slice at most: {most}"
     )
