@@ -138,6 +138,19 @@ def test_the_report_says_estimated_and_names_lines_of_the_model(estimated):
     assert found["chip"]["name"] == "v5e"
 
 
+def test_the_report_prefers_lines_of_this_repository(estimated):
+    # What a loop stacks up comes from a line of flax, called by one of the model.
+    stacked = {
+        name: operation
+        for name, operation in estimated.cost.operations.items()
+        if operation.source and "/site-packages/" in operation.source[0] and "BertForMaskedLM" in operation.op_name
+    }
+    name, operation = next(iter(stacked.items()))
+    alone = dataclasses.replace(estimated.cost, operations={name: operation})
+    last = table(dataclasses.replace(estimated, cost=alone)).splitlines()[-1]
+    assert re.match(r" +flaxbert/\w+\.py:\d+ jit\(step\)", last)
+
+
 def test_a_batch_that_does_not_divide_is_a_mistake(config, placement):
     run = dataclasses.replace(config.run, batch_size=30)
     with pytest.raises(ValueError, match=r"batch size 30 does not divide over the mesh \(data 4\)"):
