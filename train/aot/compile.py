@@ -1,0 +1,110 @@
+"""The train step of a config, compiled for devices that are not there."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
+
+from train.config import Config
+from train.distributed import Placement
+from train.optim import make_optimizer
+from train.step import TrainState, compile_step, state_shapes, state_shardings
+from train.tasks.task import Task, Work
+
+
+class DoesNotFit(RuntimeError):
+    """The compiler found that the step needs more memory than a device has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The step that the trainer would run, and what it was compiled from."""
+
+    executable: Any
+    """A `jax.stages.Compiled`."""
+    state: TrainState
+    """Shapes."""
+    shardings: TrainState
+    batch: Any
+    """Shapes."""
+    placement: Placement
+    task: Task
+    work: Work
+    """Of the batch, over all devices."""
+    seconds: float
+    """That the compiler took."""
+
+
+def compile_config(config: Config, placement: Placement) -> Compiled:
+    """Compiles the step of `config` for the devices of `placement`, from shapes alone; nothing is put on a device.
+
+    The text and the tokenizer are read, for the shapes of the first batch; pretrained weights are not.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong with the settings or the data.
+        DoesNotFit: a device has too little memory; says how much is missing.
+    """
+    task: Task = config.task.prepare(config)
+    settings = config.model
+    model = task.architecture(task.config, dtype=jnp.dtype(settings.dtype), scan=settings.scan, remat=settings.remat)
+    optimizer = make_optimizer(config.optim, config.run.total_steps(task.steps_per_epoch))
+    shardings = state_shardings(model, optimizer, placement)
+    host_batch = task.train[0]
+    batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in host_batch.items()}
+    _check_rows(batch, placement)
+    state = state_shapes(model, optimizer)
+
+    def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
+        return task.loss(model, params, batch, key)
+
+    step: Any = compile_step(loss, optimizer, placement, shardings, seed=config.run.seed)
+    lowered = step.lower(state, batch)
+    started = time.perf_counter()
+    executable = compile_lowered(lowered)
+    seconds = time.perf_counter() - started
+    return Compiled(executable, state, shardings, batch, placement, task, task.work(host_batch), seconds)
+
+
+def compile_lowered(lowered: Any) -> Any:
+    """`lowered.compile()`, with words for a program that is too large.
+
+    Raises:
+        DoesNotFit: with the compiler's figures, and its largest arrays.
+    """
+    try:
+        return lowered.compile()
+    except JaxRuntimeError as error:
+        found = re.search(r"Used (\S+) of (\S+) hbm\. Exceeded hbm capacity by (\S+)\.\s", str(error))
+        if found is None:
+            raise
+        used, capacity, missing = found.groups()
+        message = f"the step does not fit: the compiler wants {used} of the {capacity} of a device, {missing} too much"
+        raise DoesNotFit("\n".join([f"{message}. Largest arrays:", *_largest(str(error))])) from error
+
+
+def _check_rows(batch: Any, placement: Placement) -> None:
+    """Every device gets as many rows as every other."""
+    rows = next(iter(batch.values())).shape[0]
+    try:
+        placement.batch_sharding.shard_shape((rows,))
+    except ValueError:
+        sizes = ", ".join(f"{name} {size}" for name, size in placement.mesh.shape.items())
+        raise ValueError(
+            f"the batch size {rows} does not divide over the mesh ({sizes}); choose a multiple with --run.batch-size"
+        ) from None
+
+
+def _largest(message: str) -> list[str]:
+    """The five largest arrays of the compiler's lists: one of what the program makes, one of arguments and outputs."""
+    entry = (
+        r"Size: ([\d.]+)([BKMGT])\n(?:\s+Operator: op_name=\"([^\"]*)\"\n)?\s+Shape: (\S+)\n(?:.*\n)?\s+XLA label: (.*)"
+    )
+    found = [
+        (float(size) * 1024.0 ** "BKMGT".index(unit), f"{size + unit:>9}  {shape}  {operator or label}")
+        for size, unit, operator, shape, label in re.findall(entry, message)
+    ]
+    return [line for _, line in sorted(found, key=lambda item: -item[0])[:5]]

@@ -1,0 +1,68 @@
+"""All that is estimated of a step, in one record."""
+
+import dataclasses
+
+from train.aot import cost, hlo
+from train.aot.chips import Chip
+from train.aot.collectives import Slice
+from train.aot.compile import Compiled
+from train.aot.memory import Memory
+from train.flops import train_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one step; nothing in it was measured but the compiler's own time."""
+
+    topology: str
+    chip: Chip
+    mesh: dict[str, int]
+    memory: Memory
+    cost: cost.Cost
+    tokens: int
+    """Of a step, padding left out, over all devices."""
+    model_flops: float
+    """Of a step over all devices, as `train.flops` counts them."""
+    compile_seconds: float
+
+    @property
+    def devices(self) -> int:
+        """In the mesh."""
+        count = 1
+        for size in self.mesh.values():
+            count *= size
+        return count
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all devices."""
+        return self.tokens / self.cost.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs over what the devices could do at their peak."""
+        peak = self.devices * self.chip.peak_flops / self.chip.devices
+        return self.model_flops / self.cost.seconds / peak
+
+
+def estimate(compiled: Compiled, topology: str, chip: Chip) -> Estimate:
+    """Reads the compiled program."""
+    mesh = compiled.placement.mesh
+    memory = Memory.of(
+        compiled.executable,
+        compiled.state,
+        compiled.shardings,
+        compiled.batch,
+        compiled.placement.batch_sharding,
+        chip.hbm_bytes / chip.devices,
+    )
+    return Estimate(
+        topology=topology,
+        chip=chip,
+        mesh=dict(mesh.shape),
+        memory=memory,
+        cost=cost.estimate(hlo.parse(compiled.executable.as_text()), Slice.of(chip, mesh)),
+        tokens=compiled.work.tokens,
+        model_flops=train_flops(compiled.task.config, **dataclasses.asdict(compiled.work)),
+        compile_seconds=compiled.seconds,
+    )

@@ -1,0 +1,240 @@
+"""The text of an optimized XLA program, read into computations and instructions.
+
+Grammar: XLA's HLO text as `compiled.as_text()` of a TPU executable writes it. Only what a cost needs is read.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+
+_BITS = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3b11fnuz", "f8e8m0fnu"), 8),
+    **dict.fromkeys(("s2", "u2"), 2),
+    **dict.fromkeys(("s4", "u4", "f4e2m1fn"), 4),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 16),
+    **dict.fromkeys(("s32", "u32", "f32"), 32),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 64),
+    "c128": 128,
+    **dict.fromkeys(("token", "opaque"), 0),
+}
+_SHAPE = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
+_HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
+_OPCODE = re.compile(r" ?([a-z][a-z0-9-]*)\(")
+_TABLE_ROW = re.compile(r"(\d+) (.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array of the program as one device holds it."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int = 0
+    """Where it lives: 0 is HBM, 1 the core's vector memory, others scalars and semaphores."""
+
+    @property
+    def elements(self) -> int:
+        """How many entries."""
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> int:
+        """Without the padding of its tiles."""
+        return self.elements * _BITS[self.dtype] // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    """Of its result; the leaves of a tuple, in order."""
+    operands: tuple[str, ...]
+    inside: str
+    """What stands between the parentheses: operands, or the value of a constant."""
+    attributes: str
+    """Everything after the operands."""
+    root: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Of its result."""
+        return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def estimated_cycles(self) -> int | None:
+        """The compiler's own estimate, where it made one."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(found[1]) if found else None
+
+    @property
+    def op_name(self) -> str:
+        """The traced operation it came from, with the modules around it; "" where none is noted."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def target(self) -> str:
+        """Of a custom call; "" for anything else."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def channel(self) -> int | None:
+        """The number of a collective, the same in all instructions that carry it out."""
+        found = re.search(r"channel_id=(\d+)", self.attributes)
+        return int(found[1]) if found else None
+
+    def called(self, role: str) -> str:
+        """The computation named after `role=`, such as body, condition, calls or to_apply."""
+        found = re.search(rf"\b{role}=%?([^\s,)}}]+)", self.attributes)
+        if found is None:
+            raise ValueError(f"{self.name} ({self.opcode}) names no computation {role}=")
+        return found[1]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The computations of a conditional."""
+        listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+        if listed:
+            return tuple(name.strip().lstrip("%") for name in listed[1].split(","))
+        return self.called("true_computation"), self.called("false_computation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions in the order in which the device runs them."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @functools.cached_property
+    def by_name(self) -> Mapping[str, Instruction]:
+        """The instructions by their names."""
+        return {instruction.name: instruction for instruction in self.instructions}
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose value the computation returns."""
+        return next(instruction for instruction in self.instructions if instruction.root)
+
+    def parameter(self, number: int) -> Instruction:
+        """The parameter of this number."""
+        inside = str(number)
+        return next(i for i in self.instructions if i.opcode == "parameter" and i.inside == inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """All computations of a compiled module."""
+
+    entry: str
+    computations: Mapping[str, Computation]
+    lines: Mapping[int, tuple[str, ...]]
+    """By stack_frame_id, the source lines "file:number" from the innermost call outwards."""
+
+    def source(self, instruction: Instruction) -> tuple[str, ...]:
+        """The source lines that an instruction came from, the innermost first."""
+        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        return self.lines[int(found[1])] if found and int(found[1]) in self.lines else ()
+
+
+def parse(text: str) -> Program:
+    """The program of a module's text.
+
+    Raises:
+        ValueError: a line that is no HLO, or no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    tables: dict[str, dict[int, str]] = {}
+    entry, name, table = "", "", ""
+    instructions: list[Instruction] = []
+    for line in text.splitlines():
+        if line.startswith("}"):
+            computations[name] = Computation(name, tuple(instructions))
+            name, instructions = "", []
+        elif name:
+            if line.strip():
+                instructions.append(parse_instruction(line))
+        elif header := _HEADER.match(line):
+            name = header[2]
+            entry = name if header[1] else entry
+        elif line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            table = line
+        elif table and (row := _TABLE_ROW.match(line)):
+            tables.setdefault(table, {})[int(row[1])] = row[2]
+    if not entry:
+        raise ValueError("the text holds no ENTRY computation; it is not an HLO module")
+    return Program(entry, computations, _source_lines(tables))
+
+
+def parse_instruction(line: str) -> Instruction:
+    """One line such as "%add.1 = f32[8]{0} add(%a, %b), metadata={...}"."""
+    begin = _INSTRUCTION.match(line)
+    if begin is None:
+        raise ValueError(f"not an HLO instruction: {line[:120]!r}")
+    end = begin.end()
+    end = _closing(line, end) if line[end] == "(" else line.index(" ", end)
+    opcode = _OPCODE.match(line, end)
+    if opcode is None:
+        raise ValueError(f"no operation in the HLO instruction {line[:120]!r}")
+    close = _closing(line, opcode.end() - 1)
+    inside = line[opcode.end() : close - 1]
+    return Instruction(
+        name=begin[2],
+        opcode=opcode[1],
+        shapes=parse_shapes(line[begin.end() : end]),
+        operands=tuple(re.findall(r"%([^\s,()]+)", inside)),
+        inside=inside,
+        attributes=line[close:],
+        root=begin[1] is not None,
+    )
+
+
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """The leaves of a type such as "(f32[2,256]{1,0:T(2,128)S(1)}, u32[])"."""
+    shapes = []
+    for dtype, dims, layout in _SHAPE.findall(text):
+        space = _SPACE.search(layout)
+        sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
+        shapes.append(Shape(dtype, sizes, int(space[1]) if space else 0))
+    return tuple(shapes)
+
+
+def _closing(text: str, start: int) -> int:
+    """One past the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"a parenthesis is not closed in {text[:120]!r}")
+
+
+def _source_lines(tables: Mapping[str, Mapping[int, str]]) -> dict[int, tuple[str, ...]]:
+    """What the four tables at the head of the text say about each stack frame."""
+    if "StackFrames" not in tables:
+        return {}
+    locations = {number: _fields(row) for number, row in tables["FileLocations"].items()}
+    frames = {number: _fields(row) for number, row in tables["StackFrames"].items()}
+    lines = {}
+    for number in frames:
+        chain: list[str] = []
+        frame = number
+        while frame in frames and len(chain) <= len(frames):
+            place = locations[frames[frame]["file_location_id"]]
+            chain.append(f"{tables['FileNames'][place['file_name_id']].strip(chr(34))}:{place['line']}")
+            # Parents are numbered from one higher than frames: 1 means that there is none.
+            frame = frames[frame]["parent_frame_id"] - 1
+        lines[number] = tuple(chain)
+    return lines
+
+
+def _fields(row: str) -> dict[str, int]:
+    return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}
