@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
+import jax.numpy as jnp
 import tyro
 
 from flaxbert import BertConfig, Remat
@@ -36,6 +37,12 @@ class Model:
     def __post_init__(self):
         if not 1 <= self.vocab_multiple <= 2**16:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; allowed: 1 to {2**16}")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Those of a model class."""
+        how = {"scan": self.scan, "remat": self.remat, "vocab_multiple": self.vocab_multiple}
+        return {"dtype": jnp.dtype(self.dtype), **how}
 
 
 @dataclasses.dataclass(frozen=True)

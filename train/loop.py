@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from flaxbert import PreTrainedModel, config_json, save_pretrained
 from flaxbert.files import written_whole
@@ -173,15 +172,13 @@ def _due(number: int, every: int | None) -> bool:
 
 def _model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """The model, and its pretrained parameters where there are any."""
-    settings = config.model
-    how: dict[str, Any] = {"dtype": jnp.dtype(settings.dtype), "scan": settings.scan, "remat": settings.remat}
-    how["vocab_multiple"] = settings.vocab_multiple
+    folder, how = config.model.pretrained, config.model.attributes
     model = task.architecture(task.config, **how)
     placement.check_model(model)
-    if settings.pretrained is None:
+    if folder is None:
         return model, None
     how |= {"mesh": placement.mesh, "rules": placement.rules, "key": jax.random.key(config.run.seed)}
-    return task.architecture.from_pretrained(settings.pretrained, strict=False, config=task.config, **how)
+    return task.architecture.from_pretrained(folder, strict=False, config=task.config, **how)
 
 
 def _check_record(config: Config) -> None:

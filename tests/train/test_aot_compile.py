@@ -89,7 +89,7 @@ def test_memory_is_that_of_the_trees(compiled, estimated):
 
 
 def test_the_gradients_are_reduced_over_the_data_axis(estimated):
-    assert estimated.mesh == {"data": 4}
+    assert estimated.mesh == {"data": 4, "fsdp": 1, "tensor": 1}
     sent = estimated.cost.sent
     assert set(sent) == {("all-reduce", ("data",))}
     reduced = sent["all-reduce", ("data",)].bytes
@@ -153,7 +153,7 @@ def test_the_report_prefers_lines_of_this_repository(estimated):
 
 def test_a_batch_that_does_not_divide_is_a_mistake(config, placement):
     run = dataclasses.replace(config.run, batch_size=30)
-    with pytest.raises(ValueError, match=r"batch size 30 does not divide over the mesh \(data 4\)"):
+    with pytest.raises(ValueError, match="batch_size is 30, which does not divide over 4 devices"):
         compile_config(dataclasses.replace(config, run=run), placement)
 
 

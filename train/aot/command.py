@@ -8,7 +8,7 @@ from pathlib import Path
 from train.aot.topology import LibtpuMissing, slice_devices
 from train.command import load_config, parse_flags
 
-USAGE = "python -m train.aot configs/NAME.py --topology v5e:16x16 [--json] [--run.batch-size 4096 ...]"
+USAGE = "python -m train.aot configs/NAME.py --topology v5e:16x16 [--json] [--mesh.fsdp 16 --run.batch-size 4096 ...]"
 
 
 def main(arguments: list[str]) -> int:
@@ -29,14 +29,13 @@ def main(arguments: list[str]) -> int:
         config = parse_flags(load_config(own.config), flags)
         chip, devices = slice_devices(own.topology)
         # After the flags: --help and a mistake answer at once.
-        from flaxbert.sharding import make_mesh
         from train.aot.compile import DoesNotFit, compile_config
         from train.aot.estimate import estimate
         from train.aot.report import table, to_json
         from train.distributed import Placement
 
         try:
-            found = estimate(compile_config(config, Placement(make_mesh(devices))), own.topology, chip)
+            found = estimate(compile_config(config, Placement.of(config.mesh, devices)), own.topology, chip)
         except DoesNotFit as error:
             print(error, file=sys.stderr)
             return 1

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
 from train.config import Config
@@ -49,19 +48,20 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
         DoesNotFit: a device has too little memory; says how much is missing.
     """
     task: Task = config.task.prepare(config)
-    settings = config.model
-    model = task.architecture(task.config, dtype=jnp.dtype(settings.dtype), scan=settings.scan, remat=settings.remat)
+    model = task.architecture(task.config, **config.model.attributes)
+    placement.check_model(model)
     optimizer = make_optimizer(config.optim, config.run.total_steps(task.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)
     host_batch = task.train[0]
     batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in host_batch.items()}
-    _check_rows(batch, placement)
+    parts = config.run.micro_batches
+    placement.check_rows("batch_size", next(iter(batch.values())).shape[0], micro_batches=parts)
     state = state_shapes(model, optimizer)
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         return task.loss(model, params, batch, key)
 
-    step: Any = compile_step(loss, optimizer, placement, shardings, seed=config.run.seed)
+    step: Any = compile_step(loss, optimizer, placement, shardings, seed=config.run.seed, micro_batches=parts)
     lowered = step.lower(state, batch)
     started = time.perf_counter()
     executable = compile_lowered(lowered)
@@ -84,18 +84,6 @@ def compile_lowered(lowered: Any) -> Any:
         used, capacity, missing = found.groups()
         message = f"the step does not fit: the compiler wants {used} of the {capacity} of a device, {missing} too much"
         raise DoesNotFit("\n".join([f"{message}. Largest arrays:", *_largest(str(error))])) from error
-
-
-def _check_rows(batch: Any, placement: Placement) -> None:
-    """Every device gets as many rows as every other."""
-    rows = next(iter(batch.values())).shape[0]
-    try:
-        placement.batch_sharding.shard_shape((rows,))
-    except ValueError:
-        sizes = ", ".join(f"{name} {size}" for name, size in placement.mesh.shape.items())
-        raise ValueError(
-            f"the batch size {rows} does not divide over the mesh ({sizes}); choose a multiple with --run.batch-size"
-        ) from None
 
 
 def _largest(message: str) -> list[str]:
