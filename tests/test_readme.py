@@ -1,6 +1,7 @@
 """README's commands and code do what it says."""
 
 import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -20,7 +21,8 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 QUICKSTART, TESTS, SLOW, *OTHERS, BENCHMARK = COMMANDS
 CONVERT = [command for command in OTHERS if command.startswith("flaxbert ")]
-TRAIN = [command for command in OTHERS if command not in CONVERT]
+ESTIMATE = [command for command in OTHERS if " -m train.aot " in command]
+TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE)]
 
 
 def test_ci_runs_the_test_command():
@@ -65,6 +67,19 @@ def test_train_commands_are_understood(command, tmp_path):
         [sys.executable, *words[1:], *(() if help_asked else ("--help",))], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "--optim.learning-rate" in done.stdout
+
+
+@pytest.mark.parametrize("command", ESTIMATE)
+def test_estimate_command_is_understood(command):
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "train.aot"]
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    if importlib.util.find_spec("libtpu") is None:
+        assert (done.returncode, done.stderr) == (
+            2, "error: the TPU compiler is not installed; pip install -e '.[tpu]' (x86 Linux)\n",
+        )  # fmt: skip
+    else:
+        assert done.returncode == 0 and "estimated" in done.stdout
 
 
 def test_benchmark_command_is_understood():
