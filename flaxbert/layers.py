@@ -97,7 +97,7 @@ class Embedding(nn.Module):
 
         axes = (self.row_axis, "embed")
         table = parameter(self, "embedding", initializer, (self.rows, self.size), axes)
-        self.embedding = sharding.gather(table, axes)
+        self.embedding = sharding.gather(table, axes, split_gradient=False)
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Gathers rows; an id beyond the table gives NaN (loud), never another row."""

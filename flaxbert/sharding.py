@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -155,11 +156,35 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
 
 
-def gather(parameter: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """A parameter put together over the mesh axis `fsdp`, to be used; its gradient is summed and split again."""
+def gather(parameter: jax.Array, axes: tuple[str | None, ...], *, split_gradient: bool = True) -> jax.Array:
+    """A parameter put together over the mesh axis `fsdp`, to be used.
+
+    Its gradient is summed and split in one go; not so without `split_gradient`, for tables that are looked up: what
+    is added up there, row by row of the batch, would have to be split by width and moved before.
+    """
     place = _place.get()
     if place is None:
         return parameter
     mesh, rules = place
-    spec = [None if over == _GATHERED else over for over in rules.spec(axes)]
-    return jax.lax.with_sharding_constraint(parameter, NamedSharding(mesh, PartitionSpec(*spec)))
+    parts = rules.spec(axes)
+    whole = PartitionSpec(*(None if over == _GATHERED else over for over in parts))
+    if not split_gradient:
+        return jax.lax.with_sharding_constraint(parameter, NamedSharding(mesh, whole))
+    return _gather(parameter, NamedSharding(mesh, parts), NamedSharding(mesh, whole))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(parameter: jax.Array, parts: NamedSharding, whole: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(parameter, whole)
+
+
+def _forward(parameter: jax.Array, parts: NamedSharding, whole: NamedSharding) -> tuple[jax.Array, None]:
+    return _gather(parameter, parts, whole), None
+
+
+def _backward(parts: NamedSharding, whole: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # Left to itself the constraint's own rule would want the gradient whole first.
+    return (jax.lax.with_sharding_constraint(gradient, parts),)
+
+
+_gather.defvjp(_forward, _backward)

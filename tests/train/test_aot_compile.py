@@ -22,7 +22,7 @@ from train.aot.estimate import estimate
 from train.aot.report import table, to_json
 from train.aot.topology import slice_devices
 from train.config import Config, Model, Run
-from train.distributed import Placement
+from train.distributed import MeshShape, Placement
 from train.tasks.masked_lm import MaskedLanguageModelling
 
 if importlib.util.find_spec("libtpu") is None:
@@ -98,6 +98,22 @@ def test_the_gradients_are_reduced_over_the_data_axis(estimated):
     least = 1.5 * reduced / (2 * V5E.link_bandwidth)
     found = sent["all-reduce", ("data",)]
     assert least <= found.seconds <= least + found.runs * 2 * HOP
+
+
+def test_parts_of_parameters_are_gathered_and_their_gradients_scattered(config, compiled, estimated):
+    shape = MeshShape(fsdp=2)
+    placement = Placement.of(shape, slice_devices("v5e:2x2")[1])
+    found = estimate(compile_config(dataclasses.replace(config, mesh=shape), placement), "v5e:2x2", V5E)
+    sent = found.cost.sent
+    layers = 4 * sum(kernel.size for kernel in kernels(compiled.state.params["bert"]["layers"]))
+    for kind in ("all-gather", "reduce-scatter"):
+        assert sent[kind, ("fsdp",)].bytes >= 0.9 * layers  # of small ones the compiler makes something else
+    # Half of what is split, and all of the vectors that are not.
+    assert 0.5 * estimated.memory.parameters < found.memory.parameters < 0.52 * estimated.memory.parameters
+
+
+def kernels(layers):
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(layers) if path[-1].key == "kernel"]
 
 
 def test_the_programs_products_are_the_models(compiled, estimated):
