@@ -128,11 +128,11 @@ def on_one_device(task):
         ("pretraining", "2x2x2", 4, Remat.DOTS),
         ("pretraining", "1x1x8", 1, Remat.NONE),
         ("pretraining", "4x1x2", 2, Remat.NONE),
-        ("classification", "8x1x1", 1, Remat.NONE),
-        ("classification", "1x8x1", 2, Remat.NONE),
+        pytest.param("classification", "8x1x1", 1, Remat.NONE, marks=pytest.mark.slow),
+        pytest.param("classification", "1x8x1", 2, Remat.NONE, marks=pytest.mark.slow),
         ("classification", "2x2x2", 1, Remat.NONE),
-        ("classification", "1x1x8", 4, Remat.FULL),
-        ("classification", "4x1x2", 1, Remat.DOTS),
+        pytest.param("classification", "1x1x8", 4, Remat.FULL, marks=pytest.mark.slow),
+        pytest.param("classification", "4x1x2", 1, Remat.DOTS, marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_trains_as_one_device_does(task, mesh, micro_batches, remat):

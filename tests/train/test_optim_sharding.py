@@ -35,9 +35,9 @@ settings = pytest.mark.parametrize(
     "settings",
     [
         Optim(algorithm=AdamW()),
-        Optim(algorithm=BertAdam()),
+        pytest.param(Optim(algorithm=BertAdam()), marks=pytest.mark.slow),
         Optim(algorithm=Lamb(), layer_decay=0.9),
-        Optim(algorithm=Adafactor(scale_parameter=True, beta1=0.9)),
+        pytest.param(Optim(algorithm=Adafactor(scale_parameter=True, beta1=0.9)), marks=pytest.mark.slow),
         Optim(algorithm=Adafactor(), frozen=("bert/embeddings",)),
     ],
     ids=lambda settings: type(settings.algorithm).__name__,
