@@ -6,27 +6,21 @@ Axis letters, here and in every file of the library:
     V vocabulary   L layers   C choices   N labels
 """
 
-from collections.abc import Callable
 from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Num, UInt16
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from flaxbert import functional
-from flaxbert.attention import SelfAttention
-from flaxbert.base import PreTrainedModel, Remat
+from flaxbert.base import PreTrainedModel
+from flaxbert.block import at_first, block_class, stack_of_blocks
 from flaxbert.config import BertConfig
 from flaxbert.layers import Embedding, LayerNorm, Linear
 from flaxbert.outputs import BaseModelOutput
 from flaxbert.sharding import constrain
-
-_REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class ModelInputs(TypedDict, total=False):
@@ -84,101 +78,6 @@ class Embeddings(nn.Module):
         x = constrain(self.norm(words + types + positions).astype(self.dtype), "batch", None, None)
         key = None if deterministic else self.make_rng("dropout")
         return functional.dropout(x, key, rate=self.config.hidden_dropout_prob)
-
-
-class Block(nn.Module):
-    """One encoder layer: attention and feed-forward, each followed by dropout, residual and norm (post-norm)."""
-
-    config: BertConfig
-    dtype: DTypeLike = jnp.float32
-    deterministic: bool = True
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    first_positions_only: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        mask: Bool[Array, "#B 1 #S S"] | None,
-        head_mask: Float[Array, "H"] | None,
-        first_positions: Int[Array, "B P"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"] | None, Float[Array, "B H T S"] | None]]:
-        """Returns the output as a scan's carry, and what was asked for beside it: (hidden state, attentions).
-
-        T is S; with `first_positions_only` only those are computed, which still attend to all of them.
-        """
-        c = self.config
-        source = x
-        if self.first_positions_only:
-            x, mask = _first(x, first_positions), _first_queries(mask, first_positions)
-        for_weights, for_context, for_output = self._random(x, source)
-        attention = SelfAttention(c, self.dtype, name="attention")
-        context, probabilities = attention(x, source, mask, head_mask, for_weights)
-        context = functional.dropout(context, for_context, rate=c.hidden_dropout_prob)
-        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="attention_norm")(context + x)
-        std, width, inner = c.initializer_range, c.hidden_size, c.intermediate_size
-        up = Linear("BTD,DF->BTF", (width, inner), ("embed", "mlp"), std, self.dtype, name="up")
-        down = Linear("BTF,FD->BTD", (inner, width), ("mlp", "embed"), std, self.dtype, name="down")
-        y = down(constrain(functional.ACTIVATIONS[c.hidden_act](up(x)), "batch", None, "mlp"))
-        y = functional.dropout(y, for_output, rate=c.hidden_dropout_prob)
-        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="output_norm")(y + x)
-        x = constrain(x, "batch", None, None)
-        return x, (
-            x if self.output_hidden_states else None,
-            probabilities if self.output_attentions else None,
-        )
-
-    def _random(
-        self, x: Float[Array, "B T D"], source: Float[Array, "B S D"]
-    ) -> list[UInt16[Array, "B T D"] | UInt16[Array, "B H T S"] | None]:
-        """What the three dropouts need, in one draw: of attention weights, of their context, of the output."""
-        c = self.config
-        weights = (x.shape[0], c.num_attention_heads, x.shape[1], source.shape[1])
-        sites = [(weights, c.attention_probs_dropout_prob), *[(x.shape, c.hidden_dropout_prob)] * 2]
-        wanted = [] if self.deterministic else [size for size, rate in sites if rate]
-        if not wanted:
-            return [None] * len(sites)
-        drawn = iter(functional.random_bits(self.make_rng("dropout"), *wanted))
-        return [next(drawn) if rate else None for _, rate in sites]
-
-
-def _first(x: Float[Array, "B T D"], positions: Int[Array, "B P"] | None) -> Float[Array, "B P D"]:
-    return x[:, :1] if positions is None else functional.at_positions(x, positions)  # a slice: no scatter
-
-
-def _first_queries(
-    mask: Bool[Array, "#B 1 #T S"] | None, positions: Int[Array, "B P"] | None
-) -> Bool[Array, "#B 1 #P S"] | None:
-    if mask is None or mask.shape[2] == 1:
-        return mask
-    return mask[:, :, :1] if positions is None else functional.at_positions(mask[:, 0], positions)[:, None]
-
-
-def _block_class(scan: bool, remat: Remat) -> Any:
-    if remat is Remat.NONE:
-        return Block
-    # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
-    return nn.remat(Block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
-
-
-def stack_of_blocks(config: BertConfig, length: int, *, scan: bool, remat: Remat, **block: Any) -> nn.Module:
-    """`length` blocks as one module whose parameters carry a leading layer axis [length, ...].
-
-    `scan` False unrolls the loop at trace time: longer to compile, no copying between iterations; same parameters,
-    same random numbers, same results.
-    """
-    in_axes: Any = (nn.broadcast, 0)  # one mask for all layers, a head mask for each
-    stacked = nn.scan(
-        _block_class(scan, remat),
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=in_axes,
-        length=length,
-        unroll=1 if scan else length,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return stacked(config, **block)
 
 
 class BertModel(PreTrainedModel):
@@ -263,10 +162,10 @@ class BertModel(PreTrainedModel):
                 output_hidden_states=output_hidden_states,
             )
             last, (states, attentions) = blocks(x, mask, head_mask)
-            last = _first(last, firsts) if first_positions_only else last
+            last = at_first(last, firsts) if first_positions_only else last
         return BaseModelOutput(
             last_hidden_state=last,
-            pooler_output=self._pooled(last if first_positions_only else _first(last, firsts), firsts),
+            pooler_output=self._pooled(last if first_positions_only else at_first(last, firsts), firsts),
             hidden_states=(x, *states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -295,7 +194,7 @@ class BertModel(PreTrainedModel):
         )
         if last:
             x = apply(stack_of_blocks(self.config, last, scan=self.scan, remat=self.remat, **how), x, *before)
-        block = _block_class(scan=False, remat=self.remat)(self.config, first_positions_only=True, **how)
+        block = block_class(scan=False, remat=self.remat)(self.config, first_positions_only=True, **how)
         return apply(block, x, *jax.tree.map(lambda leaf: leaf[0], final), first_positions=first_positions)
 
     def _pooled(self, first: Float[Array, "B P D"], positions: Array | None) -> Float[Array, "..."] | None:

@@ -1,6 +1,5 @@
 """The mathematics of BERT as pure functions over arrays: no parameters declared, no state, no configuration."""
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -8,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.random import threefry2x32_p
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped, UInt16
-
-from flaxbert.sharding import constrain
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped, UInt32
 
 # -- activations ----------------------------------------------------------------------------------------
 
@@ -107,37 +105,51 @@ def layer_norm(
     return (y * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
 
 
-def random_bits(key: Key[Array, ""], *shapes: tuple[int, ...]) -> list[UInt16[Array, "..."]]:
-    """Uniform 16-bit integers of several shapes, which share their first axis (the batch), from one draw.
+def kept(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> Bool[Array, "..."]:
+    """Which elements `dropout` keeps: each a function of the key and of its place, however devices share the array.
 
-    XLA generates code for every draw, and three draws a block took a third of a fine-tuning step's
-    compilation; so a block draws once. Two integers share one 32-bit random word.
+    An element is decided by 16 bits. Four share one block of Threefry-2x32 (Salmon et al., 2011), the generator of
+    jax's own keys. They stand a quarter of the last axis but one apart: neighbours, or one array of bits for all sites
+    of a block, would have to be moved about between the lanes of a TPU, which takes many times as long as drawing.
     """
-    words = [-(-math.prod(shape[1:]) // 2) for shape in shapes]
-    drawn = jax.random.bits(key, (shapes[0][0], sum(words)), jnp.uint32)
-    parts = jnp.split(jax.lax.bitcast_convert_type(drawn, jnp.uint16), list(itertools.accumulate(words))[:-1], axis=1)
-    # Whole on every device that shares the rows: attention's, split by heads, would split the others by chance.
-    flat = [constrain(part.reshape(part.shape[0], 2 * part.shape[1]), "batch", None) for part in parts]
-    return [bits[:, : math.prod(shape[1:])].reshape(shape) for bits, shape in zip(flat, shapes, strict=True)]
+    outer, (rows, columns) = shape[:-2], shape[-2:] if len(shape) > 1 else (1, *shape)
+    words = (*outer, -(-rows // 4), columns)
+    counters = [jax.lax.broadcasted_iota(jnp.uint32, words, 0), _places(words)]
+    data = jax.random.key_data(key).reshape(-1)  # two words, or more of other generators
+    keys = [jnp.broadcast_to(word, words) for word in (data[0], data[-1])]
+    halves = [part for word in threefry2x32_p.bind(*keys, *counters) for part in (word & 0xFFFF, word >> 16)]
+    # Compared before they are put together: a quarter of the bytes.
+    quarters = [half < _keep(rate) for half in halves]
+    return jnp.concatenate(quarters, axis=-2)[..., :rows, :].reshape(shape)
+
+
+def _keep(rate: float) -> int:
+    """Of 65536."""
+    return max(1, round((1.0 - rate) * 2**16))
+
+
+def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The number of each element within its row of the first axis."""
+    places = jnp.zeros(shape, jnp.uint32)
+    for axis in range(1, len(shape)):
+        places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
+    return places
 
 
 def dropout(
-    x: Float[Array, "*shape"], random: Key[Array, ""] | UInt16[Array, "*shape"] | None, *, rate: float
+    x: Float[Array, "*shape"], random: Key[Array, ""] | Bool[Array, "*shape"] | None, *, rate: float
 ) -> Float[Array, "*shape"]:
     """Zeroes each element by itself with probability `rate` and scales the rest by its inverse.
 
     Args:
         x: at least one axis.
-        random: a key, or one of `random_bits`; None drops nothing.
+        random: a key, or what `kept` makes of one; None drops nothing.
         rate: kept to 1/65536.
     """
     if random is None or rate == 0.0 or x.size == 0:
         return x
-    keep = max(1, round((1.0 - rate) * 2**16))
-    bits = random if random.dtype == jnp.uint16 else random_bits(random, x.shape)[0]
-    # keep may be 2**16 itself (a rate under 1/131072): compare in 32 bits.
-    kept = bits.astype(jnp.uint32) < keep
-    return jnp.where(kept, x * (2**16 / keep), jnp.zeros((), x.dtype)).astype(x.dtype)
+    mask = random if random.dtype == jnp.bool_ else kept(random, x.shape, rate=rate)
+    return jnp.where(mask, x * (2**16 / _keep(rate)), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 # -- attention ------------------------------------------------------------------------------------------
@@ -163,25 +175,34 @@ def causal_mask(query_length: int, key_length: int) -> Bool[Array, "1 1 T S"]:
     return (jnp.arange(key_length)[None, :] <= rows)[None, None]
 
 
-def attention_probabilities(
-    query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], mask: Bool[Array, "#B 1 #T S"] | None
-) -> Float[Array, "B H T S"]:
-    """Scaled dot-product attention weights (Vaswani et al., 2017), softmax in float32, result in query's dtype.
+def attention(
+    query: Float[Array, "B H T K"],
+    key: Float[Array, "B H S K"],
+    value: Float[Array, "B H S K"],
+    mask: Bool[Array, "#B 1 #T S"] | None,
+    *,
+    kept: Bool[Array, "B H T S"] | None = None,
+    rate: float = 0.0,
+) -> tuple[Float[Array, "B H T K"], Float[Array, "B H T S"]]:
+    """Scaled dot-product attention (Vaswani et al., 2017): contexts and the weights they are means by, dropped out.
 
-    Masked scores become the lowest finite float32, so a row with nothing to attend to is uniform instead of NaN,
-    as in Hugging Face's eager attention.
+    Softmax is taken in float32, of products rounded to query's dtype as PyTorch's are; in float32 they would be the
+    largest array of a step. Masked scores become the lowest finite float32, so a row with nothing to attend to is
+    uniform instead of NaN, as in Hugging Face's eager attention.
     """
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    scores = jnp.einsum("BTHK,BSHK->BHTS", query, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("BHTK,BHSK->BHTS", query, key).astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
     if mask is not None:
         # Added, not selected: the sum rounds to the lowest, and a row without keys has PyTorch's gradient too.
         scores = scores + jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-
-
-def attend(probabilities: Float[Array, "B H T S"], value: Float[Array, "B S H K"]) -> Float[Array, "B T H K"]:
-    """The values, averaged with the attention weights."""
-    return jnp.einsum("BHTS,BSHK->BTHK", probabilities, value)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    # Divided by their sum only after the product: contexts are smaller, and the gradient is spared a sum over scores.
+    share = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    if kept is not None and rate:
+        weights = jnp.where(kept, weights, jnp.zeros((), weights.dtype))
+        share = share * (2**16 / _keep(rate))
+    context = jnp.einsum("BHTS,BHSK->BHTK", weights, value, preferred_element_type=jnp.float32)
+    return (context * share).astype(value.dtype), (weights * share).astype(value.dtype)
 
 
 # -- positions ------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def _padded(initializer: Callable, axis: int, used: int | None) -> Callable:
 class Linear(nn.Module):
     """`einsum(equation, x, kernel) + bias`, kernel ~ N(0, stddev) not truncated, bias 0 (Hugging Face's rule).
 
-    The bias has the kernel's axes that remain in the output: "BTD,DHK->BTHK" gives a bias [H, K].
+    The bias has the kernel's axes that remain in the output: "BTD,DHK->BHTK" gives a bias [H, K].
     """
 
     equation: str
@@ -61,7 +61,9 @@ class Linear(nn.Module):
         bias_shape, bias_axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
         bias = parameter(self, "bias", zeros, bias_shape, bias_axes)
         y = jnp.einsum(self.equation, x.astype(self.dtype), kernel)
-        return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        sizes = dict(zip(letters, self.shape, strict=True))
+        shape = [sizes.get(letter, 1) for letter in output.removeprefix("...")]
+        return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + tuple(shape))
 
 
 class LayerNorm(nn.Module):

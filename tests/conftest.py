@@ -5,8 +5,10 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Before jax is imported: these are read once.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before jax is imported: these are read once. LLVM's first level of optimization takes a fifth less CPU time for the
+# whole suite; XLA's own passes, and the libraries that do its matrix products, are the same.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -14,7 +16,7 @@ from jaxtyping import install_import_hook
 
 # Every shape annotation of the library is an assertion while the tests run. Modules that have none, which read and
 # write files, would only be slower.
-WITH_SHAPES = ("attention", "encoder", "functional", "heads", "layers", "losses", "outputs")
+WITH_SHAPES = ("attention", "block", "encoder", "functional", "heads", "layers", "losses", "outputs")
 install_import_hook([f"flaxbert.{name}" for name in WITH_SHAPES], "beartype.beartype")
 
 import jax

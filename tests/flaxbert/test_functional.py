@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.extend.random import threefry_2x32
 from transformers.activations import ACT2FN
 
 from flaxbert import functional
@@ -83,7 +84,6 @@ def test_dropout_is_drawn_for_every_element_by_itself():
     flat = mask.reshape(40, -1).astype(np.float64)
     correlations = np.corrcoef(flat)[np.triu_indices(40, 1)]
     assert np.abs(correlations).max() < 5 / np.sqrt(33 * 33)
-    # Neighbours share a random word, 16 bits each.
     for axis in (2, 3):
         neighbours = np.take(mask, range(32), axis), np.take(mask, range(1, 33), axis)
         assert abs((neighbours[0] == neighbours[1]).mean() - 0.5) < 5 * 0.5 / np.sqrt(neighbours[0].size)
@@ -113,17 +113,33 @@ def test_dropout_keeps_shape_and_dtype(shape):
     assert y.shape == shape and y.dtype == jnp.bfloat16
 
 
-def test_random_bits_of_one_draw_are_independent():
-    shapes = [(64, 3, 7, 7), (64, 7, 33), (64, 7, 33)]
-    drawn = functional.random_bits(KEY, *shapes)
-    assert [bits.shape for bits in drawn] == shapes and {bits.dtype for bits in drawn} == {jnp.dtype(jnp.uint16)}
-    flat = np.concatenate([np.asarray(bits).reshape(64, -1) for bits in drawn], axis=1)
-    assert abs(flat.mean() / 2**16 - 0.5) < 4 / np.sqrt(12 * flat.size)
-    one, other = (np.asarray(bits, np.float64).ravel() for bits in drawn[1:])
-    assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(one.size)
-    # Were words used twice, as many values would come twice again.
-    pairs = flat.astype(np.uint32)[:, :-1] << 16 | flat[:, 1:]
-    assert len(np.unique(pairs)) > 0.999 * pairs.size
+@pytest.mark.parametrize("shape", [(64, 3, 8, 7), (64, 9, 33), (64, 1, 330), (600, 33), (9999,)])
+def test_no_random_bits_decide_two_elements(shape):
+    kept = functional.kept(KEY, shape, rate=0.5)
+    assert kept.shape == shape and kept.dtype == jnp.bool_
+    values = np.asarray(kept)
+    for axis, size in enumerate(shape):
+        # Elements that share a block stand a quarter of an axis apart; the others' neighbours have others' counters.
+        for apart in {1, size // 4, size // 2} - {0, size}:
+            one, other = np.take(values, range(apart, size), axis), np.take(values, range(size - apart), axis)
+            assert abs((one == other).mean() - 0.5) < 4 * 0.5 / np.sqrt(one.size)
+
+
+def test_what_is_kept_is_threefrys_of_row_and_place():
+    kept = np.asarray(functional.kept(KEY, (3, 2, 8, 5), rate=0.3))
+    rows, places = np.divmod(np.arange(3 * 2 * 2 * 5, dtype=np.uint32), 20)
+    # The same block function by another door, which takes all first counters and then all second ones.
+    words = threefry_2x32(jax.random.key_data(KEY), jnp.asarray(np.concatenate([rows, places]), jnp.uint32))
+    first, second = np.asarray(words).reshape(2, 3, 2, 2, 5)
+    bits = np.concatenate([first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16], axis=2)
+    np.testing.assert_array_equal(kept, bits < round(0.7 * 2**16))
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_generators_are_taken(kind):
+    keys = jax.random.split(jax.random.key(3, impl=kind), 2)
+    one, other = (np.asarray(functional.kept(key, (64, 8, 33), rate=0.5)) for key in keys)
+    assert abs((one == other).mean() - 0.5) < 4 * 0.5 / np.sqrt(one.size)
 
 
 def test_dropouts_gradient_is_its_mask():
@@ -135,26 +151,53 @@ def test_dropouts_gradient_is_its_mask():
 # -- attention -------------------------------------------------------------------------------------------------
 
 
+def weights_of(query, key, mask):
+    return functional.attention(query, key, jnp.zeros_like(key), mask)[1]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_fully_masked_row_is_uniform_and_finite(dtype):
     rng = np.random.default_rng(0)
-    query, key = (jnp.asarray(rng.normal(0, 9, (2, 5, 3, 4)), dtype) for _ in range(2))
+    query, key = (jnp.asarray(rng.normal(0, 9, (2, 3, 5, 4)), dtype) for _ in range(2))
     mask = functional.attention_mask(np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]))
-    y = functional.attention_probabilities(query, key, mask)
+    y = weights_of(query, key, mask)
     assert y.dtype == dtype
     np.testing.assert_array_equal(y[1], jnp.full((3, 5, 5), 0.2, dtype))
-    gradient = jax.grad(lambda q: (functional.attention_probabilities(q, key, mask) ** 2).sum())(query)
+    gradient = jax.grad(lambda q: (weights_of(q, key, mask) ** 2).sum())(query)
     assert np.isfinite(np.asarray(gradient, np.float32)).all()
 
 
 def test_masked_keys_get_exactly_nothing():
     rng = np.random.default_rng(0)
-    query, key = (jnp.asarray(rng.normal(0, 1, (2, 5, 3, 4)), jnp.float32) for _ in range(2))
+    query, key = (jnp.asarray(rng.normal(0, 1, (2, 3, 5, 4)), jnp.float32) for _ in range(2))
     rows = rng.random((2, 5, 5)) < 0.5
     rows[:, :, 0] = True
-    y = np.asarray(functional.attention_probabilities(query, key, functional.attention_mask(rows)))
+    y = np.asarray(weights_of(query, key, functional.attention_mask(rows)))
     assert ((y == 0) == np.broadcast_to(~rows[:, None], y.shape)).all()
     np.testing.assert_allclose(y.sum(-1), 1, rtol=1e-6)
+
+
+def attention_in_float64(query, key, value, mask, kept, keep):
+    scores = np.einsum("BHTK,BHSK->BHTS", query, key) / np.sqrt(query.shape[-1])
+    scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights = np.where(kept, weights / weights.sum(-1, keepdims=True) / keep, 0.0)
+    return np.einsum("BHTS,BHSK->BHTK", weights, value), weights
+
+
+# Products up to 64 are rounded to half of 1/4 in bfloat16, which is a factor of e^0.125 at most.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 0.14)])
+def test_contexts_are_means_by_the_weights_that_dropout_keeps(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    # Scores up to 60: unnormalised they would overflow, and a maximum that is off would leave nothing.
+    query, key, value = (jnp.asarray(rng.normal(0, s, (2, 3, 16, 8)), dtype) for s in (4, 4, 1))
+    mask = functional.attention_mask(np.arange(16) < np.array([[16], [9]]))
+    kept = functional.kept(KEY, (2, 3, 16, 16), rate=0.25)
+    context, weights = functional.attention(query, key, value, mask, kept=kept, rate=0.25)
+    assert context.dtype == weights.dtype == dtype
+    exact = [np.asarray(x, np.float64) for x in (query, key, value)]
+    for given, wanted in zip((context, weights), attention_in_float64(*exact, mask, kept, 0.75), strict=True):
+        assert np.abs(np.asarray(given, np.float64) - wanted).max() < tolerance * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("kind", [bool, np.int64, np.float32])

@@ -172,7 +172,10 @@ def loss_outputs_and_gradients(scan, remat):
 @pytest.mark.parametrize("scan", [True, False])
 def test_scan_unrolled_and_remat_agree_with_dropout_on(scan, remat):
     plain, other = loss_outputs_and_gradients(True, Remat.NONE), loss_outputs_and_gradients(scan, remat)
-    chex.assert_trees_all_close(other, plain, rtol=1e-5, atol=1e-6)
+    # Recomputed, a sum may be fused otherwise and end a rounding apart: 2e-6 of each array's largest entry, or of 0.5
+    # (a key's bias has a true gradient of zero).
+    for one, two in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=2e-6 * max(0.5, np.abs(two).max()))
 
 
 # -- head mask ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,12 @@ def scores(out):
 
 
 @pytest.mark.parametrize(
-    "name, tied", [("BertForMaskedLM", True), ("BertForMaskedLM", False), ("BertForPreTraining", True)]
+    "name, tied",
+    [
+        pytest.param("BertForMaskedLM", True, marks=pytest.mark.slow),
+        ("BertForMaskedLM", False),
+        ("BertForPreTraining", True),
+    ],
 )
 def test_scores_of_words_are_the_same_and_no_others_count(name, tied):
     plain, padded = pair(name, tied=tied)
