@@ -2,8 +2,9 @@
 
 import dataclasses
 import enum
+import functools
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -61,16 +62,12 @@ class PreTrainedModel(nn.Module):
     @nn.nowrap
     def parameter_shapes(self) -> dict[str, Any]:
         """The tree of parameters as shapes and dtypes; nothing is allocated."""
-        return nn.meta.unbox(self._boxed_shapes())
+        return nn.meta.unbox(_boxed_shapes(cast(Any, self)))
 
     @nn.nowrap
     def logical_axes(self) -> dict[str, Any]:
         """The tree of parameters as tuples of logical axis names, one `PartitionSpec` a parameter."""
-        return nn.get_partition_spec(self._boxed_shapes())
-
-    @nn.nowrap
-    def _boxed_shapes(self) -> dict[str, Any]:
-        return jax.eval_shape(super().init, jax.random.key(0), self.example_ids)["params"]
+        return nn.get_partition_spec(_boxed_shapes(cast(Any, self)))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -125,3 +122,9 @@ class PreTrainedModel(nn.Module):
         how: dict[str, Any] = {"key": key, "mesh": mesh, "rules": rules}
         params = weights.load(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, **how)
         return model, params
+
+
+@functools.lru_cache(maxsize=16)
+def _boxed_shapes(model: Any) -> dict[str, Any]:
+    """Shapes with the names of their axes; tracing takes a tenth of a second or more, and a run asks several times."""
+    return jax.eval_shape(functools.partial(nn.Module.init, model), jax.random.key(0), model.example_ids)["params"]

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from flaxbert import companions, config_json, weights
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.heads import ARCHITECTURES
+from flaxbert.sharding import spread
 from flaxbert.weights import source
 
 _log = logging.getLogger("flaxbert")
@@ -23,6 +26,8 @@ def save_pretrained(path: str | Path, model: PreTrainedModel, params: Mapping[st
     The arguments and errors are those of `flaxbert.weights.save`.
     """
     weights.save(path, model, params, **arguments)
+    if spread(params) and jax.process_index() > 0:
+        return
     if model.origin is not None and model.origin.is_dir():
         companions.carry(model.origin, Path(path), sentences=type(model).__name__ == "BertModel")
 

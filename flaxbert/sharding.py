@@ -4,10 +4,13 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -72,8 +75,9 @@ def make_mesh(devices: Sequence[Any] | None = None, *, data: int | None = None, 
     if count % inner or data not in (None, count // inner):
         wanted = f"fsdp {fsdp} x tensor {tensor}" if data is None else f"data {data} x fsdp {fsdp} x tensor {tensor}"
         raise ValueError(f"a mesh of {wanted} does not fit: there are {count} devices, and it must use all of them")
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)  # make_mesh's default mode is Explicit
-    return jax.make_mesh((count // inner, fsdp, tensor), AXES, devices=devices, axis_types=auto)
+    # An axis may take a part of a dimension of the torus, which jax.make_mesh allows on some TPUs only.
+    grid = create_device_mesh((count // inner, fsdp, tensor), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def tree_shardings(mesh: Mesh, rules: AxisRules, logical_axes: Any) -> Any:
@@ -105,10 +109,7 @@ def check_divisible(mesh: Mesh, rules: AxisRules, shapes: Any, logical_axes: Any
 
 def split(mesh: Mesh, over: str | tuple[str, ...] | None) -> int:
     """In how many parts a mesh axis, or several, splits an array's axis."""
-    count = 1
-    for name in _names(over):
-        count *= mesh.shape[name]
-    return count
+    return math.prod(mesh.shape[name] for name in _names(over))
 
 
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
@@ -119,6 +120,28 @@ def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def fetch(x: jax.Array, layer: int | None = None) -> np.ndarray:
+    """An array, or row `layer` of it, on this host, wherever its parts are.
+
+    Where other processes hold parts of it, all processes must call this, in the same order.
+    """
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        place = x.sharding
+        everywhere = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+        return np.asarray(_whole(x, layer, everywhere))
+    return np.asarray(x if layer is None else x[layer])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _whole(x: jax.Array, layer: int | None, everywhere: jax.sharding.Sharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x if layer is None else x[layer], everywhere)
+
+
+def spread(tree: Any) -> bool:
+    """Whether other processes hold arrays of the tree too, or parts of them."""
+    return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree))
 
 
 def _names(over: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -86,6 +86,13 @@ class WordPieceTokenizer:
         return cls._build({token: i for i, token in enumerate((*SPECIAL_TOKENS, *pieces))}, lowercase)
 
     @classmethod
+    def of(cls, tokens: Sequence[str], *, lowercase: bool) -> "WordPieceTokenizer":
+        """The tokenizer of this vocabulary: the tokens in the order of their ids, special ones among them."""
+        tokenizer = cls._build({token: i for i, token in enumerate(tokens)}, lowercase)
+        tokenizer._require_special_tokens("the tokens")
+        return tokenizer
+
+    @classmethod
     def _build(cls, vocabulary: dict[str, int], lowercase: bool) -> "WordPieceTokenizer":
         # 100: words longer than that become [UNK], as in Hugging Face; Google's code allows 200.
         backend = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
@@ -117,10 +124,8 @@ class WordPieceTokenizer:
 
     def files(self, *, max_length: int) -> dict[str, str]:
         """The contents of the files that `save` writes, by name."""
-        vocabulary = self.backend.get_vocab()
-        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         return {
-            "vocab.txt": "".join(f"{token}\n" for token in tokens),
+            "vocab.txt": "".join(f"{token}\n" for token in self.vocabulary),
             "tokenizer.json": self.backend.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(self.settings(max_length=max_length), indent=2) + "\n",
         }
@@ -133,6 +138,12 @@ class WordPieceTokenizer:
             "model_max_length": max_length,
             **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
         }
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The tokens in the order of their ids."""
+        ids = self.backend.get_vocab()
+        return sorted(ids, key=ids.__getitem__)
 
     @property
     def vocab_size(self) -> int:
@@ -175,7 +186,7 @@ class WordPieceTokenizer:
         """Readable text; special tokens stay visible."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def _require_special_tokens(self, path: Path) -> None:
+    def _require_special_tokens(self, path: Path | str) -> None:
         lacking = [token for token in SPECIAL_TOKENS if self.backend.token_to_id(token) is None]
         if lacking:
             raise ValueError(f"{path}: the vocabulary lacks {', '.join(lacking)}; BERT needs all of {SPECIAL_TOKENS}")

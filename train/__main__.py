@@ -8,6 +8,6 @@ if __name__ == "__main__":
     keep_memory()  # before the imports, which take seconds and would be done twice
     compile_quickly()
     run_inline()
-    from train.command import main
+    from train.command import end
 
-    sys.exit(main(sys.argv[1:]))
+    end(sys.argv[1:])

@@ -2,10 +2,14 @@
 
 import importlib.util
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import jax
 import tyro
 
 from train.config import Config
@@ -46,8 +50,31 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
     )
 
 
+def end(arguments: list[str]) -> NoReturn:
+    """Runs `main`, and ends the process with its exit code."""
+    try:
+        code = main(arguments)
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and jax.distributed.is_initialized():
+        # jax would wait for the other hosts at exit, which end too.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(arguments: list[str]) -> int:
-    """Runs a config; 0 when it finished, 1 for a loss that was not finite, 2 for a mistake of the caller's."""
+    """Runs a config.
+
+    Returns:
+        the exit code: 0 when it finished, 1 for a loss that was not finite, 2 for a mistake of the caller's. Of several
+        hosts all end with the code of the one that failed; 3 says that a host was lost (killed, gone, or silent): start
+        the run again, and it goes on from its last checkpoint.
+    """
     if not arguments or arguments[0].startswith("-"):
         print(USAGE, file=sys.stdout if arguments and arguments[0] in ("-h", "--help") else sys.stderr)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2

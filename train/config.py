@@ -11,6 +11,7 @@ import tyro
 
 from flaxbert import BertConfig, Remat
 from train.distributed import MeshShape
+from train.hosts import Hosts
 from train.optim import Optim
 
 if TYPE_CHECKING:
@@ -127,16 +128,26 @@ class Config(Generic[Task]):
     model: Model = Model()
     optim: Optim = Optim()
     mesh: MeshShape = MeshShape()
+    hosts: Hosts = Hosts()
 
     def to_json(self) -> str:
         """The resolved settings as JSON, for the run's record."""
         return json.dumps(_plain(self), indent=2, ensure_ascii=False) + "\n"
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The settings, by name, that all hosts of a run must have: all but those that say which host this is."""
+        return _shared(self.to_json())
+
     def differences(self, stored: str) -> list[str]:
         """Settings in which a stored run computes something else, as "name: stored -> this one"."""
-        old, new = _flat(json.loads(stored)), _flat(json.loads(self.to_json()))
+        old, new = _shared(stored), self.shared
         names = [name for name in sorted(old.keys() | new.keys()) if name not in _FREE]
         return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+
+
+def _shared(record: str) -> dict[str, Any]:
+    return {name: value for name, value in _flat(json.loads(record)).items() if not name.startswith("hosts.")}
 
 
 def _plain(value: Any) -> Any:

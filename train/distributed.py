@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from flaxbert import sharding
 from flaxbert.base import PreTrainedModel
 from flaxbert.sharding import AxisRules
+from train.data.part import RowPart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +74,26 @@ class Placement:
         """
         sharding.check_divisible(self.mesh, self.rules, model.parameter_shapes(), model.logical_axes())
 
+    @functools.cached_property
+    def row_part(self) -> RowPart:
+        """Which rows of every batch this process builds: those that its devices take."""
+        held = self.batch_sharding.addressable_devices_indices_map((self.row_parts,)).values()
+        return RowPart(tuple(sorted({index[0].start or 0 for index in held if index is not None})), self.row_parts)
+
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The host's rows as global arrays, split over the devices that take their own."""
-        rows = self.batch_sharding
-        return {name: jax.make_array_from_process_local_data(rows, values) for name, values in batch.items()}
+        """The rows of `row_part` as global arrays, split over the devices that take their own."""
+        return {name: self._global(values) for name, values in batch.items()}
+
+    def _global(self, values: np.ndarray) -> jax.Array:
+        part = self.row_part
+        size = len(values) * part.count // len(part.numbers)
+
+        def rows(index: Any) -> np.ndarray:
+            first, stop, _ = index[0].indices(size)
+            place = part.place(first, size)
+            return values[place : place + stop - first]
+
+        return jax.make_array_from_callback((size, *values.shape[1:]), self.batch_sharding, rows)
 
     @property
     def batch_sharding(self) -> NamedSharding:

@@ -3,20 +3,14 @@
 import jax
 
 from flaxbert.config import BertConfig
+from train.chips import CHIPS
 
-# Dense bfloat16 peak, FLOP/s a device, from the makers' data sheets; by the start of jax's device_kind.
-_PEAKS = {
+# Dense bfloat16 peak of GPUs, FLOP/s, from the maker's data sheets; by the start of jax's device_kind.
+_GPUS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
 }
 
 
@@ -41,7 +35,13 @@ def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: i
 
 
 def peak_flops() -> float | None:
-    """Of all devices together, None where the kind is not in the table (any CPU)."""
-    kind = jax.devices()[0].device_kind
-    found = [peak for name, peak in _PEAKS.items() if kind.startswith(name)]
-    return found[0] * jax.device_count() if found else None
+    """Of all devices together, None where the kind is not in the tables (any CPU)."""
+    peak = device_peak(jax.devices()[0].device_kind)
+    return None if peak is None else peak * jax.device_count()
+
+
+def device_peak(kind: str) -> float | None:
+    """Of one device of a kind that JAX names so."""
+    tpus = [chip.peak_flops / chip.devices for chip in CHIPS if kind in chip.kinds]
+    gpus = [peak for name, peak in _GPUS.items() if kind.startswith(name)]
+    return next(iter(tpus + gpus), None)

@@ -1,6 +1,7 @@
 """A training run from settings to summary; reads straight down."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -18,8 +19,10 @@ from train.config import Config
 from train.data.loader import iterate
 from train.distributed import Placement
 from train.evaluate import Evaluation, compile_measure, evaluate
+from train.hosts import join, make_shared
 from train.meter import Meter
 from train.optim import make_optimizer, schedule
+from train.peers import Peers
 from train.report import Reporter
 from train.step import Params, TrainState, compile_step, create_state, state_shapes, state_shardings
 from train.summary import write_summary
@@ -33,22 +36,35 @@ def run(config: Config) -> Path:
     """Trains, evaluates, exports and summarises; returns the run's folder.
 
     Raises:
-        FileNotFoundError, ValueError: what is wrong with the settings, data or weights; before anything is written.
+        FileNotFoundError, ValueError: what is wrong with the settings, data or weights, or which host did not come;
+            before anything is written.
     """
+    with join(config.hosts) as peers:
+        if jax.process_count() != len(peers.names):
+            raise ValueError(
+                f"jax sees {jax.process_count()} processes, and this one was not told to join them: give --hosts.detect"
+            )
+        peers.check_same("settings", config.shared | {"the version of jax": jax.__version__})
+        return _run(config, peers)
+
+
+def _run(config: Config, peers: Peers) -> Path:
     # Everything that can be wrong is found here, before the folder is touched.
     placement = Placement.of(config.mesh)
     placement.check_rows("batch_size", config.run.batch_size, micro_batches=config.run.micro_batches)
     placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
-    task: Task = config.task.prepare(config)
+    task: Task = config.task.prepare(config, part=placement.row_part, peers=peers)
     model, pretrained = _model(config, task, placement)
     total_steps = config.run.total_steps(task.steps_per_epoch)
     optimizer = make_optimizer(config.optim, total_steps)
     state_shapes(model, optimizer)  # finds frozen paths that the model lacks
+    peers.check_same("data", _digest(task))  # all have read what was in the folder
+    writes = peers.index == 0
 
     # Where the state comes from: the run's own checkpoint, else a pretrained folder, else fresh weights.
     folder = config.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    make_shared(folder, peers)
     with (
         programs_kept(folder / "compiled" if config.run.keep_programs else None),
         compile_time() as compiling,
@@ -56,20 +72,15 @@ def run(config: Config) -> Path:
     ):
         shardings = state_shardings(model, optimizer, placement)
         first_step = checkpoints.latest or 0
+        peers.check_same("checkpoints in the folder of the run", {"the newest": first_step})
         if first_step:
             state = checkpoints.restore(state_shapes(model, optimizer), shardings)
         else:
             state = create_state(model, optimizer, shardings, seed=config.run.seed, params=pretrained)
-        if not (folder / TOKENIZER_FOLDER).is_dir():
-            task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_position_embeddings)
-        # With these two the folder is a model of its own: `flaxbert convert` takes it while it still trains.
-        with written_whole(folder / "config.json") as aside:
-            described = config_json.to_dict(model.config, architecture=task.architecture.__name__)
-            aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-        with written_whole(folder / RECORD) as aside:
-            aside.write_text(config.to_json())
+        if writes:
+            _describe(config, task, model)
 
-        with Reporter(folder, total_steps, start_step=first_step, primary=jax.process_index() == 0) as reporter:
+        with Reporter(folder, total_steps, start_step=first_step, primary=writes) as reporter:
             reporter.message(_opening(config, task, total_steps, first_step, placement))
             started = time.perf_counter()
             trainer = _Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
@@ -83,14 +94,29 @@ def run(config: Config) -> Path:
 
             # The model as transformers reads it, then what the task has to show.
             save_pretrained(folder / "model", model, state.params)
-            task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
+            if writes:
+                task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
             for line in task.finish(model, state.params, folder, results):
                 reporter.message(line)
             facts = _facts(config, task, state.params, total_steps, seconds, compiling.seconds)
-            summary = write_summary(folder, title=f"{folder.name}: {type(config.task).__name__}", facts=facts)
-            reporter.message(f"summary: {summary}")
+            if writes:
+                summary = write_summary(folder, title=f"{folder.name}: {type(config.task).__name__}", facts=facts)
+                reporter.message(f"summary: {summary}")
     return folder
+
+
+def _describe(config: Config, task: Task, model: PreTrainedModel) -> None:
+    """Writes what the run is: its tokenizer, its model's sizes, its settings."""
+    folder = config.run.folder
+    if not (folder / TOKENIZER_FOLDER).is_dir():
+        task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_position_embeddings)
+    # With these two the folder is a model of its own: `flaxbert convert` takes it while it still trains.
+    with written_whole(folder / "config.json") as aside:
+        described = config_json.to_dict(model.config, architecture=task.architecture.__name__)
+        aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    with written_whole(folder / RECORD) as aside:
+        aside.write_text(config.to_json())
 
 
 @dataclasses.dataclass
@@ -118,7 +144,7 @@ class _Trainer:
     def train(self, state: TrainState, step: Any, first_step: int) -> TrainState:
         """All steps from `first_step` on. Metrics of a step are fetched after the next one is under way."""
         settings = self.config.run
-        meter = Meter(self.task.config, self.total_steps)
+        meter = Meter(self.task.config, self.total_steps, fraction=self.placement.row_part.fraction)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         for number, host_batch in enumerate(iterate(self.task.train, first_step, self.total_steps), first_step + 1):
             state, metrics = step(state, self.placement.batch(host_batch))
@@ -193,9 +219,17 @@ def _check_record(config: Config) -> None:
             )
 
 
+def _digest(task: Task) -> dict[str, str | float | int]:
+    """What hosts that have read the same files have in common."""
+    vocabulary = hashlib.sha256("\n".join(task.tokenizer.vocabulary).encode()).hexdigest()
+    return {**task.facts, "steps of an epoch": task.steps_per_epoch, "SHA-256 of the vocabulary": vocabulary}
+
+
 def _opening(config: Config, task: Task, total_steps: int, first_step: int, placement: Placement) -> str:
     shape = " x ".join(f"{name} {size}" for name, size in placement.mesh.shape.items() if size > 1)
     devices = f"{placement.mesh.size} {jax.devices()[0].device_kind} device(s)" + (f" ({shape})" if shape else "")
+    if jax.process_count() > 1:
+        devices += f" of {jax.process_count()} hosts"
     about = ", ".join(f"{name} {value}" for name, value in task.facts.items())
     start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
     return f"{type(config.task).__name__} on {devices}: {about}; {total_steps} steps, {start}"

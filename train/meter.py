@@ -15,9 +15,13 @@ from train.tasks.task import Work
 class Meter:
     """Work done and time spent between two reports."""
 
-    def __init__(self, config: BertConfig, total_steps: int):
-        """Starts the clock for a model of these sizes."""
+    def __init__(self, config: BertConfig, total_steps: int, *, fraction: float = 1.0):
+        """Starts the clock for a model of these sizes.
+
+        `fraction`: the share of a batch's rows that `add` is told of; the others are taken to be like them.
+        """
         self._config, self._total_steps, self._peak = config, total_steps, peak_flops()
+        self._fraction = fraction
         self._compiled = False
         self._restart()
 
@@ -39,12 +43,12 @@ class Meter:
         # The first step's time is its compilation: it says nothing of the steps to come.
         left = seconds / max(self._steps, 1) * (self._total_steps - number) if self._compiled else math.inf
         self._compiled = True
-        flops = train_flops(self._config, **dataclasses.asdict(self._work))
+        flops = train_flops(self._config, **dataclasses.asdict(self._work)) / self._fraction
         report = Progress(
             step=number,
             total_steps=self._total_steps,
             metrics=metrics,
-            tokens_per_second=self._work.tokens / seconds,
+            tokens_per_second=self._work.tokens / self._fraction / seconds,
             mfu=None if self._peak is None else flops / seconds / self._peak,
             eta_seconds=left,
         )

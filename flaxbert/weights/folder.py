@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from flaxbert import config_json
 from flaxbert.files import written_whole
+from flaxbert.sharding import spread
 from flaxbert.weights import names, sums
 from flaxbert.weights.layout import FLAX, SAFETENSORS, Layout, index_text, shards
 from flaxbert.weights.orbax_params import Parameter
@@ -33,7 +35,8 @@ def save(
     """Writes config.json and model.safetensors, which `transformers` loads; other files there stay.
 
     All files are written aside and then renamed, the config last, so a reader never sees half of one and a failure
-    leaves the old ones. The host holds one tensor at a time.
+    leaves the old ones. The host holds one tensor at a time. Parameters that several processes hold together are
+    gathered a tensor at a time: all processes call this, and the first one writes.
 
     Args:
         path: the folder; made where it does not exist.
@@ -54,7 +57,8 @@ def save(
         raise ValueError(f"dtype is {target.name}; allowed: {', '.join(DTYPES)}")
     table = names.entries(params, vocab_size=model.config.vocab_size)
     tensors = {entry.name: Parameter(entry, target, _leaf(params, entry)) for entry in table}
-    write(path, model, tensors, max_shard_size=max_shard_size, checksums=checksums)
+    elsewhere = spread(params) and jax.process_index() > 0
+    write(path, model, tensors, max_shard_size=max_shard_size, checksums=checksums, elsewhere=elsewhere)
 
 
 def _leaf(params: Mapping[str, Any], entry: names.Entry) -> Callable[[], Any]:
@@ -70,16 +74,17 @@ def write(
     max_shard_size: int | None = None,
     checksums: bool = True,
     in_order: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Writes a folder as `save` does, from tensors under the names of the table, in any format of Hugging Face's.
 
     With `in_order` they are read in the order in which they are given, where the format leaves a choice: for a source
-    that keeps the layers of a parameter together.
+    that keeps the layers of a parameter together. `elsewhere`: another process writes what this one helps to gather.
     """
     tensors = _spelled(type(model).__name__, tensors, layout)
     text = config_text(model, tensors)
     how: dict[str, Any] = {"layout": layout, "max_shard_size": max_shard_size, "checksums": checksums}
-    write_files(path, text, tensors, in_order=in_order, **how)
+    write_files(path, text, tensors, in_order=in_order, elsewhere=elsewhere, **how)
 
 
 def write_files(
@@ -91,6 +96,7 @@ def write_files(
     max_shard_size: int | None = None,
     checksums: bool = True,
     in_order: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Writes a folder as `save` does, from the content of config.json and tensors under the names of the file."""
     specs = [Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
@@ -99,6 +105,10 @@ def write_files(
         aligned = {name: sorted(part, key=lambda spec: -spec.dtype.itemsize) for name, part in parts.items()}
     else:
         aligned = {name: layout.ordered(part) for name, part in parts.items()}
+    if elsewhere:
+        for spec in (spec for part in aligned.values() for spec in part):
+            tensors[spec.name].read()  # in the writer's order, and as often: none is `rowwise`
+        return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     written = {*parts, *([layout.index] if len(parts) > 1 else [])}

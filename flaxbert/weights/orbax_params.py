@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from flaxbert.files import read_json
+from flaxbert.sharding import fetch
 from flaxbert.weights import names, sums
 from flaxbert.weights.tensors import Tensor
 
@@ -106,9 +107,8 @@ class Parameter:
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or some of its rows."""
-        parameter = self.leaf()
-        part = parameter if self.entry.layer is None else parameter[self.entry.layer]
-        return self.entry.to_foreign(np.asarray(part).astype(self.dtype, copy=False))[rows]
+        part = fetch(self.leaf(), self.entry.layer)
+        return self.entry.to_foreign(part.astype(self.dtype, copy=False))[rows]
 
 
 @dataclasses.dataclass(frozen=True)

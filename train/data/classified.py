@@ -10,6 +10,7 @@ import numpy as np
 from flaxbert.losses import IGNORE
 from train.data.packing import RowShape, choose_shape, first_fit, pack
 from train.data.padding import COMPILING, MULTIPLE, sizes_to_compile
+from train.data.part import WHOLE, RowPart
 
 Batch = dict[str, np.ndarray]
 
@@ -39,27 +40,31 @@ class Examples:
         """The length of the longest of each batch's rows."""
         return np.array([self.lengths[rows].max() for rows in batches])
 
-    def batch(self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int]) -> Batch:
+    def batch(
+        self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], part: RowPart = WHOLE
+    ) -> Batch:
         """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
 
-        T is the first of `lengths` (ascending) that holds the longest row.
+        T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `part` is built.
         """
         (longest,) = self.longest([rows])
         length = next(length for length in lengths if length >= longest)
+        places = part.rows(size)
+        own = rows[places[places < len(rows)]]  # padding comes last, here too
         batch = {
-            "input_ids": np.full((size, length), pad_id, np.int32),
-            "attention_mask": np.zeros((size, length), np.int32),
-            "token_type_ids": np.zeros((size, length), np.int32),
-            "labels": np.full(size, IGNORE, np.int32),
-            "weight": np.zeros(size, np.float32),
+            "input_ids": np.full((len(places), length), pad_id, np.int32),
+            "attention_mask": np.zeros((len(places), length), np.int32),
+            "token_type_ids": np.zeros((len(places), length), np.int32),
+            "labels": np.full(len(places), IGNORE, np.int32),
+            "weight": np.zeros(len(places), np.float32),
         }
-        for i, row in enumerate(rows):
+        for i, row in enumerate(own):
             count = len(self.ids[row])
             batch["input_ids"][i, :count] = self.ids[row]
             batch["attention_mask"][i, :count] = 1
             batch["token_type_ids"][i, :count] = self.types[row]
-        batch["labels"][: len(rows)] = self.labels[rows]
-        batch["weight"][: len(rows)] = 1.0
+        batch["labels"][: len(own)] = self.labels[own]
+        batch["weight"][: len(own)] = 1.0
         return batch
 
 
@@ -73,6 +78,7 @@ class _TrainBatches(abc.ABC):
     max_length: int
     seed: int
     total_steps: Callable[[int], int]  # of the run, given those of an epoch
+    part: RowPart = dataclasses.field(default=WHOLE, kw_only=True)  # what is built of each batch
     _last_epoch: tuple[int, list[np.ndarray]] | None = dataclasses.field(default=None, init=False, repr=False)
 
     @property
@@ -127,7 +133,7 @@ class PaddedBatches(_TrainBatches):
         return [window[start : start + self.size] for start in range(0, len(window), self.size)]
 
     def _arrays(self, rows: np.ndarray) -> Batch:
-        return self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths)
+        return self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, part=self.part)
 
 
 @dataclasses.dataclass
@@ -158,6 +164,7 @@ class PackedBatches(_TrainBatches):
         packed = first_fit(examples.lengths[rows].tolist(), shape)
         counts = (*counts, -(-len(packed) // self.multiple) * self.multiple)
         packed += [[]] * (next(count for count in counts if count >= len(packed)) - len(packed))
+        packed = [packed[row] for row in self.part.rows(len(packed))]  # only now is anything built
         chosen = [examples.ids[row] for row in rows], [examples.types[row] for row in rows]
         batch = pack(*chosen, packed, shape, pad_id=self.pad_id)
         labels = np.full(batch["first_positions"].shape, IGNORE, np.int32)
@@ -169,19 +176,23 @@ class PackedBatches(_TrainBatches):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatches:
-    """Every example once, longest rows together; `rows` says which example each row of a batch is."""
+    """Every example once, longest rows together; `rows` says which example each row of a batch is.
+
+    Of the arrays of a batch only `part` is built.
+    """
 
     examples: Examples
     size: int
     pad_id: int
     max_length: int
+    part: RowPart = WHOLE
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.rows:
-            yield self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths)
+            yield self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, part=self.part)
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:

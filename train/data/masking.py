@@ -21,17 +21,22 @@ class Masking:
     pad_id: int
     special_ids: tuple[int, ...]
     rate: float
-    slots: int  # predicted positions per row: a static shape; unused ones carry the label -100
+    length: int  # of a whole row
+
+    def __post_init__(self):
+        if not 0.0 < self.rate < 1.0:
+            raise ValueError(f"the masking rate is {self.rate}; it must lie between 0 and 1")
 
     @classmethod
     def of(cls, tokenizer: WordPieceTokenizer, *, rate: float, length: int) -> "Masking":
         """The rule for rows of up to `length` tokens."""
-        if not 0.0 < rate < 1.0:
-            raise ValueError(f"the masking rate is {rate}; it must lie between 0 and 1")
         special = tokenizer.special_ids
-        return cls(
-            tokenizer.vocab_size, tokenizer.id(MASK), tokenizer.id(PAD), special, rate, max(1, round(rate * length))
-        )
+        return cls(tokenizer.vocab_size, tokenizer.id(MASK), tokenizer.id(PAD), special, rate, length)
+
+    @property
+    def slots(self) -> int:
+        """Predicted positions per row: a static shape; unused ones carry the label -100."""
+        return max(1, round(self.rate * self.length))
 
     def __call__(self, ids: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """Masks one row.

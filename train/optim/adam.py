@@ -12,20 +12,26 @@ from train.optim.decay import decay_mask
 from train.optim.limits import require_limits
 
 BETA = (0.0, 0.9999999)
-EPSILON = (1e-16, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
-    """Adam with bias correction and decoupled decay (Loshchilov & Hutter, 2019), as PyTorch's and optax's."""
+class Moments:
+    """Settings that Adam and its kin share: means of the gradients and of their squares that forget."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    """Added to the root of the corrected second moment."""
 
     def __post_init__(self):
-        require_limits(self, {"beta1": BETA, "beta2": BETA, "epsilon": EPSILON})
+        require_limits(self, {"beta1": BETA, "beta2": BETA, "epsilon": (1e-16, 1.0)})
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Moments):
+    """Adam with bias correction and decoupled decay (Loshchilov & Hutter, 2019), as PyTorch's and optax's."""
+
+    epsilon: float = 1e-8
+    """Added to the root of the corrected second moment."""
 
     def transformation(self, rate: Callable[[Any], Any], weight_decay: float) -> optax.GradientTransformation:
         """From clipped gradients to updates."""
@@ -33,16 +39,11 @@ class AdamW:
 
 
 @dataclasses.dataclass(frozen=True)
-class BertAdam:
+class BertAdam(Moments):
     """Adam without bias correction, decay added to its update: what optimization.py of google-research/bert does."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
     epsilon: float = 1e-6
     """Added to the root of the second moment."""
-
-    def __post_init__(self):
-        require_limits(self, {"beta1": BETA, "beta2": BETA, "epsilon": EPSILON})
 
     def transformation(self, rate: Callable[[Any], Any], weight_decay: float) -> optax.GradientTransformation:
         """From clipped gradients to updates."""

@@ -6,14 +6,13 @@ from typing import Any
 
 import optax
 
-from train.optim.adam import BETA, EPSILON
+from train.optim.adam import Moments
 from train.optim.decay import decay_mask
-from train.optim.limits import require_limits
 from train.optim.matrices import per_matrix
 
 
 @dataclasses.dataclass(frozen=True)
-class Lamb:
+class Lamb(Moments):
     """Adam whose update is scaled to the norm of each layer's tensor (You et al., 2020), with NVIDIA's semantics.
 
     Moments are bias-corrected, decay joins the update before its norm is taken, and the ratio of norms is 1 where
@@ -21,13 +20,8 @@ class Lamb:
     so that a weight decay of 0 leaves the others theirs.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
     epsilon: float = 1e-6
     """Added to the root of the corrected second moment."""
-
-    def __post_init__(self):
-        require_limits(self, {"beta1": BETA, "beta2": BETA, "epsilon": EPSILON})
 
     def transformation(self, rate: Callable[[Any], Any], weight_decay: float) -> optax.GradientTransformation:
         """From clipped gradients to updates."""

@@ -12,14 +12,17 @@ import numpy as np
 
 from flaxbert import BertForMaskedLM, PreTrainedModel, losses
 from flaxbert.losses import IGNORE, Loss
+from flaxbert.sharding import fetch, spread
 from flaxbert.tokenizer import CLS, MASK, SEP, WordPieceTokenizer
 from train.config import Config
 from train.data.masking import Masking
+from train.data.part import WHOLE, RowPart
 from train.data.text import read_documents
 from train.evaluate import Evaluation, Measured
+from train.peers import ALONE, Peers
 from train.step import Batch, Params
-from train.tasks.start import load_tokenizer, model_config
-from train.tasks.task import HostBatch, Task, TrainSet, Work, logits
+from train.tasks.start import load_tokenizer, model_config, outlined_config
+from train.tasks.task import HostBatch, Objective, Outline, Task, Work, logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +45,11 @@ class MaskedLanguageModelling:
     prompts: tuple[str, ...] = ()
     """Texts with one [MASK], filled at the end of the run."""
 
-    def prepare(self, config: Config) -> "PreparedMaskedLM":
+    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedMaskedLM":
         """Reads the text, splits it by document, and cuts it into rows; raises what `TaskSettings` says."""
         documents = read_documents(self.text)
         train, heldout = _split(documents, self.heldout, config.run.seed)
-        tokenizer = load_tokenizer(config, self.tokenizer) or WordPieceTokenizer.train(
-            train, vocab_size=self.vocab_size, lowercase=self.lowercase
-        )
+        tokenizer = load_tokenizer(config, self.tokenizer) or self._learn(train, peers)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         for prompt in self.prompts:
             ids = tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids
@@ -61,12 +62,11 @@ class MaskedLanguageModelling:
         return PreparedMaskedLM(
             tokenizer=tokenizer,
             config=sizes,
-            architecture=BertForMaskedLM,
             settings=self,
             unigram_entropy=entropy,
-            train=_train_batches(rows["train"], masking, batch_size, config.run.seed),
+            train=_TrainRows(rows["train"], masking, batch_size, config.run.seed, part),
             steps_per_epoch=-(-len(rows["train"]) // batch_size),
-            evaluations={"dev": _EvaluationRows(rows["dev"], masking, batch_size)},
+            evaluations={"dev": _EvaluationRows(rows["dev"], masking, batch_size, part)},
             facts={
                 "documents": f"{len(train):,} to train on, {len(heldout):,} held out",
                 "tokens": f"{sum(map(len, rows['train'])):,} to train on, {sum(map(len, rows['dev'])):,} held out",
@@ -75,17 +75,49 @@ class MaskedLanguageModelling:
             },
         )
 
+    def outline(self, config: Config) -> Outline:
+        """Rows without padding, as long as the settings let them be; the text is not read."""
+        sizes = outlined_config(config, self.tokenizer, learnt=self.vocab_size, max_length=self.max_length)
+        # Which ids stand there does not matter.
+        masking = Masking(sizes.vocab_size, 0, 0, (), self.masking_rate, self.max_length)
+        row = _masked_row(np.ones(self.max_length, np.int32), masking, np.random.default_rng(0), self.max_length)
+        rows = config.run.batch_size
+        batch = {name: np.broadcast_to(value, (rows, *value.shape)) for name, value in row.items()}
+        return Outline(objective=MaskedLM(config=sizes), batch=batch)
+
+    def _learn(self, texts: Sequence[str], peers: Peers) -> WordPieceTokenizer:
+        # By one host for all: what is learnt twice may differ in a few tokens.
+        def tokens() -> list[str]:
+            return WordPieceTokenizer.train(texts, vocab_size=self.vocab_size, lowercase=self.lowercase).vocabulary
+
+        return WordPieceTokenizer.of(peers.share(tokens), lowercase=self.lowercase)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedMaskedLM(Task):
-    """The `Task` of masked-LM training."""
+class MaskedLM(Objective):
+    """The `Objective` of masked-LM training."""
 
-    settings: MaskedLanguageModelling
-    unigram_entropy: float
+    architecture: type[PreTrainedModel] = BertForMaskedLM
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Cross-entropy at the masked positions."""
         return losses.masked_lm(self._logits(model, params, batch, key), batch["masked_lm_labels"])
+
+    def work(self, batch: HostBatch) -> Work:
+        """Its tokens, and the positions scored."""
+        return Work.of(batch["attention_mask"], predictions=int((batch["masked_lm_labels"] != IGNORE).sum()))
+
+    def _logits(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+        names = ("input_ids", "attention_mask", "masked_lm_positions")
+        return logits(model, params, {name: batch[name] for name in names}, key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedMaskedLM(MaskedLM, Task):
+    """The `Task` of masked-LM training."""
+
+    settings: MaskedLanguageModelling
+    unigram_entropy: float
 
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """Loss and accuracy at the masked positions."""
@@ -93,10 +125,6 @@ class PreparedMaskedLM(Task):
         right = jnp.sum(jnp.argmax(scores, axis=-1) == labels)  # never so at -100
         count = jnp.sum(labels != IGNORE)
         return Measured({"loss": losses.masked_lm(scores, labels), "accuracy": Loss(right * 1.0, count * 1.0)})
-
-    def work(self, batch: HostBatch) -> Work:
-        """Its tokens, and the positions scored."""
-        return Work.of(batch["attention_mask"], predictions=int((batch["masked_lm_labels"] != IGNORE).sum()))
 
     def finish(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
@@ -107,16 +135,30 @@ class PreparedMaskedLM(Task):
         baseline = f"held-out loss {loss:.3f} nat, {gain} the unigram entropy of {self.unigram_entropy:.3f}"
         return [baseline] + [f"{prompt}  ->  {_fill(self, model, params, prompt)}" for prompt in self.settings.prompts]
 
-    def _logits(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-        names = ("input_ids", "attention_mask", "masked_lm_positions")
-        return logits(model, params, {name: batch[name] for name in names}, key)
+
+class _TrainRows:
+    """Endless: every epoch in another order and with other masks, both functions of (seed, index)."""
+
+    def __init__(self, rows: list[np.ndarray], masking: Masking, size: int, seed: int, part: RowPart):
+        length = max(map(len, rows))
+        self._size, self._part = size, part
+        self._masked: Any = (
+            grain.MapDataset.source(rows)
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .random_map(lambda row, generator: _masked_row(row, masking, generator, length))
+        )
+
+    def __getitem__(self, index: int) -> HostBatch:
+        return _stacked([self._masked[index * self._size + row] for row in self._part.rows(self._size).tolist()])
 
 
 class _EvaluationRows:
     """Rows in batches, each row's masks drawn from its own number: the same in every evaluation."""
 
-    def __init__(self, rows: list[np.ndarray], masking: Masking, size: int):
-        self._rows, self._masking, self._size = rows, masking, size
+    def __init__(self, rows: list[np.ndarray], masking: Masking, size: int, part: RowPart):
+        self._rows, self._masking, self._size, self._part = rows, masking, size, part
         self._length = max(map(len, rows))
 
     def __len__(self) -> int:
@@ -124,16 +166,19 @@ class _EvaluationRows:
 
     def __iter__(self):
         for start in range(0, len(self._rows), self._size):
-            batch = [
-                _masked_row(row, self._masking, np.random.default_rng(start + i), self._length)
-                for i, row in enumerate(self._rows[start : start + self._size])
-            ]
-            empty = {
-                name: np.full_like(value, IGNORE if name == "masked_lm_labels" else 0)
-                for name, value in batch[0].items()
-            }
-            batch += [empty] * (self._size - len(batch))
-            yield {name: np.stack([row[name] for row in batch]) for name in empty}
+            yield _stacked([self._row(start + row) for row in self._part.rows(self._size).tolist()])
+
+    def _row(self, number: int) -> dict[str, np.ndarray]:
+        filling = number >= len(self._rows)
+        row = self._rows[0 if filling else number]
+        masked = _masked_row(row, self._masking, np.random.default_rng(number), self._length)
+        if not filling:
+            return masked
+        return {name: np.full_like(v, IGNORE if name == "masked_lm_labels" else 0) for name, v in masked.items()}
+
+
+def _stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _split(documents: list[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -173,20 +218,6 @@ def _masked_row(
     }
 
 
-def _train_batches(rows: list[np.ndarray], masking: Masking, size: int, seed: int) -> TrainSet:
-    """Endless: every epoch in another order and with other masks, both functions of (seed, index)."""
-    length = max(map(len, rows))
-    batches: Any = (
-        grain.MapDataset.source(rows)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(lambda row, generator: _masked_row(row, masking, generator, length))
-        .batch(size)
-    )
-    return batches
-
-
 def _unigram_entropy(rows: list[np.ndarray], tokenizer: WordPieceTokenizer) -> float:
     """Entropy (nat) of the rows' own token frequencies, special tokens left out: no unigram model does better."""
     ids = np.concatenate(rows)
@@ -197,8 +228,14 @@ def _unigram_entropy(rows: list[np.ndarray], tokenizer: WordPieceTokenizer) -> f
 
 def _fill(task: PreparedMaskedLM, model: PreTrainedModel, params: Params, prompt: str) -> str:
     ids = np.asarray([task.tokenizer.encode([prompt], [None], max_length=task.settings.max_length)[0].ids])
-    out: Any = model.apply({"params": params}, ids)
     place = int(np.argmax(ids[0] == task.tokenizer.id(MASK)))
-    probabilities, best = jax.lax.top_k(jax.nn.softmax(out.logits[0, place]), 5)
-    named = zip(task.tokenizer.tokens(np.asarray(best)), np.asarray(probabilities), strict=True)
+
+    def likeliest(params: Params) -> tuple[jax.Array, jax.Array]:
+        out: Any = model.apply({"params": params}, ids)
+        return jax.lax.top_k(jax.nn.softmax(out.logits[0, place]), 5)
+
+    # Where other hosts hold parts of the parameters, only a compiled function may look at them all.
+    found = jax.jit(likeliest)(params) if spread(params) else likeliest(params)
+    probabilities, best = map(fetch, found)
+    named = zip(task.tokenizer.tokens(best), probabilities, strict=True)
     return "  ".join(f"{token} {probability:.0%}" for token, probability in named)

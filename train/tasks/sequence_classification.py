@@ -15,12 +15,14 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.classified import EvaluationBatches, Examples, PackedBatches, PaddedBatches
 from train.data.labels import infer_labels, label_ids
+from train.data.part import WHOLE, RowPart
 from train.data.table import Columns, Row, read_rows
 from train.distributed import Placement
 from train.evaluate import Evaluation, Measured
+from train.peers import ALONE, Peers
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
-from train.tasks.task import HostBatch, Task, Work, logits
+from train.tasks.task import HostBatch, Outline, Task, Work, logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class SequenceClassification:
     """Let several short inputs share a row of a training batch: next to no padding, and a shape or two to
     compile instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
-    def prepare(self, config: Config) -> "PreparedClassification":
+    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedClassification":
         """Reads and checks all three files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = load_tokenizer(config, self.tokenizer)
         if tokenizer is None:
@@ -67,7 +69,10 @@ class SequenceClassification:
         run = config.run
         pad = tokenizer.special_ids[0]
         how = examples["train"], run.batch_size, pad, self.max_length, run.seed, run.total_steps
-        train = PackedBatches(*how, multiple=_row_multiple(config)) if self.packed else PaddedBatches(*how)
+        if self.packed:
+            train = PackedBatches(*how, multiple=_row_multiple(config), part=part)
+        else:
+            train = PaddedBatches(*how, part=part)
         size = run.evaluation_batch_size or run.batch_size
         return PreparedClassification(
             tokenizer=tokenizer,
@@ -76,13 +81,17 @@ class SequenceClassification:
             train=train,
             steps_per_epoch=train.per_epoch,
             evaluations={
-                name: EvaluationBatches(found, size, pad, self.max_length)
+                name: EvaluationBatches(found, size, pad, self.max_length, part)
                 for name, found in examples.items()
                 if name != "train"
             },
             rows=rows,
             facts={"labels": len(labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
         )
+
+    def outline(self, config: Config) -> Outline:
+        """From the data: the length of a batch is that of its longest text."""
+        return Outline.of(self.prepare(config))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +123,7 @@ class PreparedClassification(Task):
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Writes predictions_NAME.tsv (row, given label, predicted label, probability) for every evaluation."""
-        for name, batches in self.evaluations.items():
+        for name, batches in self.evaluations.items() if jax.process_index() == 0 else ():
             probabilities = np.zeros((len(self.rows[name]), self.config.num_labels), np.float32)
             for numbers, found in zip(batches.rows, results[name].outputs, strict=True):
                 probabilities[numbers] = found[: len(numbers)]

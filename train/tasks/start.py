@@ -1,5 +1,6 @@
 """What a run starts from: a tokenizer and a model's sizes, from a checkpoint folder or afresh."""
 
+import dataclasses
 from pathlib import Path
 
 from flaxbert.config import BertConfig
@@ -17,18 +18,20 @@ def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer
 
 
 def model_config(
-    model: Model, tokenizer: WordPieceTokenizer, *, max_length: int, labels: tuple[str, ...] | None = None
+    model: Model, tokenizer: WordPieceTokenizer | None, *, max_length: int, labels: tuple[str, ...] | None = None
 ) -> BertConfig:
-    """The sizes of the model, checked against the tokenizer and the length of its inputs.
+    """The sizes of the model, checked against the tokenizer, if there is one, and the length of its inputs.
 
     Raises:
         ValueError: the model's vocabulary is smaller than the tokenizer's, or it has too few positions.
     """
     if model.pretrained is None:
-        config = model.sizes.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
+        config = model.sizes
+        if tokenizer is not None:
+            config = config.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
     else:
         config = BertConfig.from_pretrained(model.pretrained)
-        if tokenizer.vocab_size > config.vocab_size:
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
                 f"{config.vocab_size}: they do not belong together"
@@ -39,3 +42,24 @@ def model_config(
             f"{config.max_position_embeddings}"
         )
     return config if labels is None else config.replace(id2label=labels)
+
+
+def outlined_config(config: Config, tokenizer: Path | None, *, learnt: int, max_length: int) -> BertConfig:
+    """What `model_config` would say, as far as it can be told without the text.
+
+    Args:
+        config: of the run.
+        tokenizer: a folder or file; where it is not there, the vocabulary is that of `config.model.sizes`.
+        learnt: the size of a vocabulary that the run would learn, having neither a tokenizer nor a pretrained model.
+        max_length: of the inputs.
+
+    Raises:
+        ValueError: as `model_config`.
+    """
+    if tokenizer is not None and not tokenizer.exists():
+        return model_config(config.model, None, max_length=max_length)
+    known = load_tokenizer(config, tokenizer)
+    if known is None:
+        sizes = config.model.sizes.replace(vocab_size=learnt)
+        return model_config(dataclasses.replace(config.model, sizes=sizes), None, max_length=max_length)
+    return model_config(config.model, known, max_length=max_length)

@@ -14,7 +14,9 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.part import WHOLE, RowPart
 from train.evaluate import Evaluation, Measured
+from train.peers import ALONE, Peers
 from train.step import Batch, Params
 
 if TYPE_CHECKING:
@@ -32,38 +34,47 @@ class TrainSet(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task(abc.ABC):
-    """A data set made ready for a model.
+class Objective(abc.ABC):
+    """What is trained, without the data: a model of these sizes, and its loss.
 
     Attributes:
-        tokenizer: saved with the run and with the model.
         config: sizes of the model to train.
         architecture: its class.
-        train: batches to train on.
-        steps_per_epoch: how many of them are an epoch.
-        evaluations: sets of batches by name; "dev" is also evaluated during training.
-        facts: for the run's summary.
     """
 
-    tokenizer: WordPieceTokenizer
     config: BertConfig
     architecture: type[PreTrainedModel]
-    train: TrainSet
-    steps_per_epoch: int
-    evaluations: Mapping[str, Iterable[HostBatch]]
-    facts: Mapping[str, str | float | int]
 
     @abc.abstractmethod
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """The loss to train on; dropout where `key` is not None."""
 
     @abc.abstractmethod
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
-        """What an evaluation reports, and the outputs that `finish` wants."""
-
-    @abc.abstractmethod
     def work(self, batch: HostBatch) -> "Work":
         """How much a batch holds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(Objective):
+    """An objective, and a data set made ready for its model.
+
+    Attributes:
+        tokenizer: saved with the run and with the model.
+        train: batches to train on, or the part of their rows that is built here.
+        steps_per_epoch: how many of them are an epoch.
+        evaluations: sets of batches by name; "dev" is also evaluated during training.
+        facts: for the run's summary.
+    """
+
+    tokenizer: WordPieceTokenizer
+    train: TrainSet
+    steps_per_epoch: int
+    evaluations: Mapping[str, Iterable[HostBatch]]
+    facts: Mapping[str, str | float | int]
+
+    @abc.abstractmethod
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+        """What an evaluation reports, and the outputs that `finish` wants."""
 
     @abc.abstractmethod
     def finish(
@@ -75,15 +86,41 @@ class Task(abc.ABC):
         """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outline:
+    """All of a task that a compiled train step depends on.
+
+    Attributes:
+        objective: the model and its loss.
+        batch: a batch whose shapes and dtypes are those of training; only its padding is looked at beside them.
+        steps_per_epoch: where only the data would tell, a stand-in: the program differs in constants alone.
+    """
+
+    objective: Objective
+    batch: HostBatch
+    steps_per_epoch: int = 1000
+
+    @classmethod
+    def of(cls, task: Task) -> "Outline":
+        """Of a task whose shapes are those of its data."""
+        return cls(objective=task, batch=task.train[0], steps_per_epoch=task.steps_per_epoch)
+
+
 class TaskSettings(Protocol):
     """A frozen dataclass of a task's settings."""
 
-    def prepare(self, config: "Config") -> Task:
-        """Reads and checks the data.
+    def prepare(self, config: "Config", *, part: RowPart = WHOLE, peers: Peers = ALONE) -> Task:
+        """Reads and checks the data; of each batch, training's and evaluation's, `part` will be built here.
+
+        What need not come out the same twice is made by one host for all (`peers.share`).
 
         Raises:
             FileNotFoundError, ValueError: what is wrong with it, before anything is trained.
         """
+        ...
+
+    def outline(self, config: "Config") -> Outline:
+        """What is compiled, from the settings alone where they say it all, else from the data."""
         ...
 
 

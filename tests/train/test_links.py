@@ -1,0 +1,222 @@
+"""Hosts that find each other, agree, and end together: real processes, which compute nothing."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train import links
+from train.peers import ALONE
+
+ROOT = Path(__file__).parents[2]
+HOST = """
+import socket, sys, time
+from train import links
+index, count, port, seconds = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+try:
+    if index:
+        peers = links.follow([("127.0.0.1", port)], index, count, seconds=seconds)
+    else:
+        peers = links.lead(socket.create_server(("127.0.0.1", port)), count, seconds=seconds)
+except ValueError as error:
+    sys.exit(f"error: {error}")
+with peers:
+    print("joined", flush=True)
+"""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(index, count, port, body="    pass", seconds=30):
+    words = [sys.executable, "-c", HOST + body, str(index), str(count), str(port), str(seconds)]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(processes):
+    """(exit code, printed, errors) of each."""
+    found = [(*process.communicate(timeout=60), process.returncode) for process in processes]
+    return [(code, out, err) for out, err, code in found]
+
+
+def all_joined(processes):
+    for process in processes:
+        assert process.stdout.readline() == "joined\n"
+
+
+def test_one_host_agrees_with_itself():
+    with ALONE as peers:
+        assert peers.exchange(3) == [3] and peers.share(lambda: "x") == "x" and peers.wait() is None
+        peers.check_same("things", {"a": 1})
+
+
+def test_what_hosts_tell_each_other():
+    body = """
+    made = lambda: f"by {peers.index}"
+    print(peers.exchange({"from": peers.index}), peers.share(made), len(set(peers.names)), peers.index, flush=True)
+    peers.wait()
+    peers.check_same("things", {"a": 1, "b": [2.5, None]})
+"""
+    port = free_port()
+    found = ended([start(index, 3, port, body) for index in (2, 0, 1)])
+    said = "[{'from': 0}, {'from': 1}, {'from': 2}] by 0 1"
+    assert found == [(0, f"joined\n{said} {index}\n", "") for index in (2, 0, 1)]
+
+
+def test_what_differs_is_named_on_all_hosts():
+    body = """
+    try:
+        more = {"more": 0} if peers.index == 1 else {}
+        peers.check_same("settings", {"rate": 1 + (peers.index == 2), "steps": 5} | more)
+    except ValueError as error:
+        print(error)
+"""
+    port = free_port()
+    name = socket.gethostname()
+    expected = (
+        "joined\nthe hosts have different settings; give all the same:\n"
+        f"  more: 0 on host 1 ({name}), None on host 0\n  rate: 2 on host 2 ({name}), 1 on host 0\n"
+    )
+    assert [out for _, out, _ in ended([start(index, 3, port, body) for index in range(3)])] == [expected] * 3
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_host_is_named_by_the_others(victim):
+    port = free_port()
+    processes = [start(index, 3, port, "    time.sleep(60)") for index in range(3)]
+    all_joined(processes)
+    processes[victim].kill()
+    lost = f"host {victim} ({socket.gethostname()}) was lost: its connection closed; start the run again"
+    for index, (code, _, errors) in enumerate(ended(processes)):
+        if index != victim:
+            assert code == links.HOST_LOST and lost in errors, errors
+
+
+def test_a_host_that_waits_for_a_lost_one_ends_too():
+    port = free_port()
+    processes = [start(0, 2, port, "    peers.exchange(1)"), start(1, 2, port, "    time.sleep(60)")]
+    all_joined(processes)
+    processes[1].kill()
+    assert [code for code, *_ in ended(processes)] == [links.HOST_LOST, -signal.SIGKILL]
+
+
+def test_a_frozen_host_is_lost():
+    port = free_port()
+    body = "    links.SILENCE = 3.0\n    peers.wait()\n    time.sleep(60)"
+    processes = [start(index, 3, port, body) for index in range(3)]
+    all_joined(processes)
+    time.sleep(4)  # the first message after that was waited for as long as before
+    processes[2].send_signal(signal.SIGSTOP)
+    try:
+        for code, _, errors in ended(processes[:2]):
+            assert code == links.HOST_LOST and "host 2" in errors and "was lost: silent for 3 s" in errors
+    finally:
+        processes[2].kill()
+        ended(processes[2:])
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("FileNotFoundError('dev.tsv: no such file')", 2, "failed: dev.tsv: no such file"),
+        ("FloatingPointError('step 3: loss nan')", 1, "failed: step 3: loss nan"),
+        ("RuntimeError('disk full')", 1, "failed: RuntimeError: disk full"),
+        ("KeyboardInterrupt", 1, "failed: KeyboardInterrupt: interrupted"),
+    ],
+)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_on_one_host_ends_all_with_its_words(failing, raised, code, said):
+    port = free_port()
+    bodies = {failing: f"    raise {raised}"}
+    found = ended([start(index, 3, port, bodies.get(index, "    peers.wait()")) for index in range(3)])
+    for index, (found_code, _, errors) in enumerate(found):
+        if index != failing:
+            assert found_code == code and f"stopped: host {failing} ({socket.gethostname()}) {said}\n" in errors
+
+
+def test_a_host_that_has_finished_waits_for_the_others_and_is_not_lost():
+    port = free_port()
+    processes = [start(0, 3, port, "    pass")] + [start(i, 3, port, "    time.sleep(3)") for i in (1, 2)]
+    all_joined(processes)
+    time.sleep(1)
+    assert processes[0].poll() is None
+    assert ended(processes) == [(0, "", "")] * 3
+
+
+def test_who_did_not_come_is_named():
+    port = free_port()
+    first, second = ended([start(index, 4, port, seconds=2 + index) for index in (0, 2)])
+    missing = "2 of 4 hosts came within 2 s; not so: 1, 3. Were they started with this coordinator?\n"
+    assert first == (1, "", f"error: {missing}")
+    assert second == (1, "", f"error: host 0 at 127.0.0.1:{port}: {missing}")
+
+
+def test_a_coordinator_that_is_not_there():
+    port = free_port()
+    started = time.monotonic()
+    ((code, _, errors),) = ended([start(1, 2, port, seconds=1)])
+    assert code == 1 and f"error: host 0 was not reached at 127.0.0.1:{port} within 1 s" in errors
+    assert time.monotonic() - started < 30
+
+
+def test_an_index_given_twice():
+    port = free_port()
+    found = ended([start(index, 3, port) for index in (0, 1, 1)])
+    name = socket.gethostname()
+    for code, _, errors in found:
+        assert code == 1 and f"--hosts.index 1 was given to {name} and to {name}; each host needs its own\n" in errors
+
+
+def test_other_counts_of_hosts():
+    port = free_port()
+    name = socket.gethostname()
+    for code, _, errors in ended([start(0, 3, port), start(1, 2, port)]):
+        assert code == 1 and f"{name} was started with --hosts.count 2, {name} with 3\n" in errors
+
+
+def test_a_host_that_comes_again_before_all_are_there():
+    port = free_port()
+    first = [start(0, 3, port), start(1, 3, port)]
+    time.sleep(1.5)
+    first[1].kill()
+    ended(first[1:])
+    found = ended([first[0], start(1, 3, port), start(2, 3, port)])
+    assert found == [(0, "joined\n", "")] * 3
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"flaxbert": 1, "index": "x"}\n', b"[" * 10**5]
+)
+def test_strangers_are_not_let_in(said):
+    port = free_port()
+    processes = [start(0, 2, port)]
+    while True:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(said + b"\n" * (len(said) > 1000))
+            break
+        time.sleep(0.05)
+    processes.append(start(1, 2, port))
+    assert [code for code, *_ in ended(processes)] == [0, 0]
+
+
+def test_what_is_no_message_ends_the_link():
+    ours, theirs = socket.socketpair()
+    link = links.Link.__new__(links.Link)
+    link._socket, link._reader = ours, ours.makefile("rb")
+    for line in (b"nonsense\n", b"[1]\n", b"9" * 5000 + b"\n"):
+        theirs.sendall(line)
+        with pytest.raises(ConnectionError, match="no message"):
+            link.receive(5)
+    theirs.sendall(json.dumps({"value": 1}).encode()[:5])
+    theirs.close()
+    with pytest.raises(ConnectionError, match="connection closed"):
+        link.receive(5)
+    link.close()

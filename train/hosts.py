@@ -1,0 +1,203 @@
+"""Joining the hosts of a run: one process a host, each with some of the devices."""
+
+import dataclasses
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from train import links
+from train.peers import ALONE, Peers
+
+# jax's own watch comes after ours, which names the host.
+_HEARTBEAT = round(links.SILENCE) + 10
+_SHARED = 10.0  # seconds until what one host wrote is seen by all; NFS takes up to three
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Which processes train together. By default one: then no network is touched."""
+
+    coordinator: str | None = None
+    """HOST:PORT of host 0, as the others reach it; any free port. With it, `count` and `index`."""
+    count: int | None = None
+    """How many hosts there are. 1 alone: this process trains by itself, whatever launched it."""
+    index: int | None = None
+    """Which of them this is, from 0."""
+    detect: bool = False
+    """Take all three from what launched this process: SLURM, Open MPI, Kubernetes or Cloud TPU (jax finds out)."""
+    timeout: int = 120
+    """Seconds to wait for the others at the start."""
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in ("coordinator", "count", "index")}
+        lacking = [f"hosts.{name}" for name, value in given.items() if value is None]
+        if self.detect and len(lacking) < 3:
+            raise ValueError("give hosts.detect, or hosts.coordinator, hosts.count and hosts.index; not both")
+        if lacking and len(lacking) < 3 and given != {"coordinator": None, "count": 1, "index": None}:
+            raise ValueError(f"hosts.coordinator, hosts.count and hosts.index go together; not given: {lacking}")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"hosts.count is {self.count}; it must be at least 1")
+        if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
+            raise ValueError(f"hosts.index is {self.index}; allowed: 0 to {self.count - 1}")
+        if self.coordinator is not None and not 0 < self._port < 2**16:
+            raise ValueError(f"hosts.coordinator is {self.coordinator!r}; it must be HOST:PORT, such as 10.0.0.1:8476")
+        if self.timeout < 1:
+            raise ValueError(f"hosts.timeout is {self.timeout}; it must be at least 1")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the coordinator."""
+        return (self.coordinator or "").rpartition(":")[0].strip("[]"), self._port
+
+    @property
+    def _port(self) -> int:
+        host, _, port = (self.coordinator or "").rpartition(":")
+        return int(port) if host and port.isascii() and port.isdecimal() and len(port) < 6 else 0
+
+
+def join(hosts: Hosts) -> Peers:
+    """The hosts of this run, all come; before anything is computed, as jax then counts the devices of all.
+
+    Raises:
+        ValueError: who is missing; or the process is one of several that were launched together, and not told to join.
+    """
+    if hosts.detect:
+        return _detected(hosts)
+    if hosts.count is None:
+        _check_alone()
+    if hosts.count in (None, 1):
+        return ALONE
+    assert hosts.count is not None and hosts.index is not None
+    # First by ourselves: jax ends the process with a trace where a host is missing.
+    if hosts.index == 0:
+        peers = links.lead(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
+    else:
+        peers = links.follow([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
+    _initialize(
+        hosts,
+        coordinator_address=hosts.coordinator,
+        num_processes=hosts.count,
+        process_id=hosts.index,
+        cluster_detection_method="deactivate",
+    )
+    return peers
+
+
+def make_shared(folder: Path, peers: Peers) -> None:
+    """Makes the folder, which all hosts must see.
+
+    Raises:
+        ValueError: on a host it is another one, or not there.
+    """
+    if peers.index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    if len(peers.names) == 1:
+        return
+    mark = folder / peers.share(lambda: f".shared-{secrets.token_hex(8)}")
+    try:
+        if peers.index == 0:
+            mark.touch()
+        peers.wait()
+        deadline = time.monotonic() + _SHARED
+        while not (seen := mark.exists()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            if folder.is_dir():
+                os.listdir(folder)  # network file systems look anew then
+        blind = [peers.name(index) for index, sees in enumerate(peers.exchange(seen)) if not sees]
+    finally:
+        if peers.index == 0:
+            mark.unlink(missing_ok=True)
+    if blind:
+        raise ValueError(
+            f"run.folder {folder} of host 0 is not seen by {', '.join(blind)}; give a folder that all share"
+        )
+
+
+def _detected(hosts: Hosts) -> Peers:
+    """The hosts as jax finds them in the environment; ours are linked when it has connected them."""
+
+    def give_up() -> None:
+        os.write(2, f"error: not all hosts came within {hosts.timeout} s (--hosts.detect)\n".encode())
+        os._exit(2)
+
+    timer = threading.Timer(hosts.timeout, give_up)  # jax itself would end with a trace
+    timer.daemon = True
+    timer.start()
+    try:
+        _initialize(hosts)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"--hosts.detect: jax knows no cluster here ({error}); "
+            "give --hosts.coordinator, --hosts.count and --hosts.index"
+        ) from None
+    finally:
+        timer.cancel()
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return ALONE
+    from jax.experimental import multihost_utils
+
+    listener = _listener(0) if index == 0 else None
+    told = np.zeros(1024, np.uint8)
+    if listener is not None:
+        port = listener.getsockname()[1]
+        text = " ".join(f"{address}|{port}" for address in _own_addresses()).encode()[: told.size]
+        told[: len(text)] = np.frombuffer(text, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8)
+    if listener is not None:
+        return links.lead(listener, count, seconds=hosts.timeout)
+    pairs = [pair.split("|") for pair in told.tobytes().rstrip(b"\0").decode().split(" ")]
+    return links.follow([(address, int(port)) for address, port in pairs], index, count, seconds=hosts.timeout)
+
+
+def _initialize(hosts: Hosts, **where: Any) -> None:
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    jax.distributed.initialize(
+        initialization_timeout=hosts.timeout + 30,
+        heartbeat_timeout_seconds=_HEARTBEAT,
+        shutdown_timeout_seconds=_HEARTBEAT,
+        **where,
+    )
+    # jax would keep SIGTERM for itself, and the process would live on.
+    signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
+
+
+def _listener(port: int) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=1024)
+    except OSError as error:
+        raise ValueError(f"hosts.coordinator: cannot listen on port {port} here ({error}); choose another") from None
+
+
+def _own_addresses() -> list[str]:
+    """Of this machine, those that others may reach first."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        found = set()
+    return sorted(found, key=lambda address: address.startswith(("127.", "::1"))) or ["127.0.0.1"]
+
+
+def _check_alone() -> None:
+    """Several processes that do not know of each other would all train the same run in the same folder."""
+    launched = {
+        "srun": os.environ.get("SLURM_STEP_NUM_TASKS", ""),
+        "mpirun": os.environ.get("OMPI_COMM_WORLD_SIZE", ""),
+        "GKE": str(len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))),
+    }
+    for launcher, tasks in launched.items():
+        if tasks.isdecimal() and int(tasks) > 1:
+            raise ValueError(
+                f"{launcher} has started {tasks} of these processes: give --hosts.detect, so that they train together, "
+                "or --hosts.count 1 where each is a run of its own"
+            )
