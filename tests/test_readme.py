@@ -15,6 +15,7 @@ import pytest
 
 import flaxbert
 from flaxbert import cli
+from train.command import load_config, parse_flags
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,7 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL
 QUICKSTART, TESTS, SLOW, *OTHERS, BENCHMARK = COMMANDS
 CONVERT = [command for command in OTHERS if command.startswith("flaxbert ")]
 ESTIMATE = [command for command in OTHERS if " -m train.aot " in command]
+LAUNCH = re.findall(r"(?<=[\s\"])python -m train .*?(?=\"?$)", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE)
 TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE)]
 
 
@@ -58,6 +60,17 @@ def test_convert_commands(tmp_path, finished, monkeypatch, capsys):
     assert flaxbert.from_pretrained("classifier")[0].config.num_labels == 2
 
 
+def test_launch_recipes_are_found():
+    assert len(LAUNCH) == 8 and sum("--hosts.detect" in command for command in LAUNCH) == 3
+
+
+def test_launch_recipes_are_understood():
+    for command in LAUNCH:
+        words = shlex.split(command)
+        config = parse_flags(load_config(ROOT / words[3]), words[4:])
+        assert config.hosts.detect == ("--hosts.detect" in words) and (config.hosts.count == 2) == ("2" in words)
+
+
 @pytest.mark.parametrize("command", TRAIN)
 def test_train_commands_are_understood(command, tmp_path):
     words = shlex.split(command)
@@ -73,7 +86,8 @@ def test_train_commands_are_understood(command, tmp_path):
 def test_estimate_command_is_understood(command):
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "train.aot"]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    fast = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}  # a program less well optimized, in a third of the time
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, env=os.environ | fast)
     if importlib.util.find_spec("libtpu") is None:
         assert (done.returncode, done.stderr) == (
             2, "error: the TPU compiler is not installed; pip install -e '.[tpu]' (x86 Linux)\n",

@@ -15,12 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flaxbert import BertConfig
 from flaxbert.sharding import make_mesh
 from train.aot import cost, hlo
-from train.aot.chips import CHIPS, V5E
 from train.aot.collectives import HOP, Slice
 from train.aot.compile import DoesNotFit, compile_config, compile_lowered
 from train.aot.estimate import estimate
 from train.aot.report import table, to_json
 from train.aot.topology import slice_devices
+from train.chips import CHIPS, V5E
 from train.config import Config, Model, Run
 from train.distributed import MeshShape, Placement
 from train.tasks.masked_lm import MaskedLanguageModelling
@@ -230,7 +230,8 @@ def test_a_model_costs_scanned_about_what_it_costs_unrolled(config, placement, e
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
 def test_at_the_chips_clock_a_large_product_comes_near_the_peak(chip):
     found, mesh = program_mesh(chip.name)
-    assert (found, mesh.devices[0].device_kind) == (chip, chip.kind)
+    assert found == chip
+    assert mesh.devices[0].device_kind in chip.kinds
     devices = slice_devices(f"{chip.name}:{SMALL[chip.name]}")[1]
     assert len(devices) == 4 * chip.devices
     side = 8192

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from train.aot.chips import V5E
 from train.aot.collectives import Slice
 from train.aot.cost import estimate
 from train.aot.guess import EFFICIENCY
 from train.aot.hlo import parse
+from train.chips import V5E
 
 HEADER = "HloModule jit_step, is_scheduled=true\n\n"
 ADD = """%add (l: f32[], r: f32[]) -> f32[] {

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from train.aot.chips import V5E, V5P
 from train.aot.collectives import HOP, Slice
 from train.aot.groups import crossed, parse_groups
 from train.aot.hlo import parse_instruction
+from train.chips import V5E, V5P
 
 MESH = {"data": 4, "fsdp": 2, "tensor": 2}  # device = 4 * data + 2 * fsdp + tensor
 

@@ -6,7 +6,7 @@ import pytest
 
 import flaxbert
 from flaxbert import BertConfig
-from train.flops import train_flops
+from train.flops import device_peak, train_flops
 from train.tasks.task import Work
 
 CONFIG = BertConfig(
@@ -44,3 +44,19 @@ def test_padding_is_no_work():
     mask = (np.arange(6) < np.array([[6], [2], [0]])).astype(np.int32)
     assert Work.of(mask, predictions=3) == Work(tokens=8, squares=40, predictions=3, pooled=0)
     assert Work.of(mask, pooled=True) + Work.of(mask) == Work(tokens=16, squares=80, predictions=0, pooled=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU7x", 2307e12 / 2),  # a device is one of the chip's two cores
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_is_that_of_a_device(kind, peak):
+    assert device_peak(kind) == peak

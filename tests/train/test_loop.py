@@ -168,6 +168,7 @@ def test_an_epoch_of_packed_batches_is_one_of_padded_ones(classification):
     assert work[0] == work[1]
 
 
+@pytest.mark.slow
 def test_packed_rows_that_fill_up_a_batch_for_more_devices_change_nothing(classification):
     task = with_task(classification, packed=True).task.prepare(classification)
     model = task.architecture(task.config)
@@ -183,6 +184,7 @@ def test_packed_rows_that_fill_up_a_batch_for_more_devices_change_nothing(classi
     assert others == [pytest.approx(total, rel=1e-6), weight]
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(classification):
     results = []
     for size in (8, 16):
@@ -226,6 +228,7 @@ def test_a_checkpoint_of_another_shape_is_refused(masked_lm):
         run(dataclasses.replace(masked_lm, model=dataclasses.replace(masked_lm.model, sizes=wider)))
 
 
+@pytest.mark.slow
 def test_scan_and_unrolled_train_alike(finished, tmp_path):
     config = finished.config
     unrolled = dataclasses.replace(

@@ -5,7 +5,7 @@ from flaxbert.losses import IGNORE
 from train.data.masking import Masking
 
 SPECIAL = (0, 1, 2, 3, 4)
-MASKING = Masking(vocab_size=1000, mask_id=4, pad_id=0, special_ids=SPECIAL, rate=0.15, slots=19)
+MASKING = Masking(vocab_size=1000, mask_id=4, pad_id=0, special_ids=SPECIAL, rate=0.15, length=128)
 
 
 def row(length=128):

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from flaxbert import BertConfig, BertForPreTraining, BertForSequenceClassification, Remat, losses
+from tests.trees import by_path
 from train.distributed import MeshShape, Placement
 from train.optim import Optim, make_optimizer
 from train.step import compile_step, create_state, state_shardings
@@ -110,11 +111,6 @@ def is_adam(part):
     return hasattr(part, "mu")
 
 
-def by_path(tree):
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 @functools.cache
 def on_one_device(task):
     return trained(task, Placement.of(MeshShape(), jax.devices()[:1]))[:2]
@@ -123,11 +119,11 @@ def on_one_device(task):
 @pytest.mark.parametrize(
     "task, mesh, micro_batches, remat",
     [
-        ("pretraining", "8x1x1", 2, Remat.NONE),
+        pytest.param("pretraining", "8x1x1", 2, Remat.NONE, marks=pytest.mark.slow),
         ("pretraining", "1x8x1", 1, Remat.FULL),
         ("pretraining", "2x2x2", 4, Remat.DOTS),
-        ("pretraining", "1x1x8", 1, Remat.NONE),
-        ("pretraining", "4x1x2", 2, Remat.NONE),
+        pytest.param("pretraining", "1x1x8", 1, Remat.NONE, marks=pytest.mark.slow),
+        pytest.param("pretraining", "4x1x2", 2, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("classification", "8x1x1", 1, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("classification", "1x8x1", 2, Remat.NONE, marks=pytest.mark.slow),
         ("classification", "2x2x2", 1, Remat.NONE),

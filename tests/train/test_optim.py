@@ -4,6 +4,7 @@ import optax
 import pytest
 
 from flaxbert import BertConfig, BertForPreTraining
+from tests.trees import by_path
 from train.optim import Optim, clip_by_global_norm, decay_mask, global_norm, make_optimizer
 from train.optim.adafactor import Adafactor
 from train.optim.adam import AdamW, BertAdam
@@ -42,11 +43,6 @@ DECAYS = {
     "seq_relationship/bias": False,
     "seq_relationship/kernel": True,
 }
-
-
-def by_path(tree):
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def test_decay_mask_of_every_parameter():

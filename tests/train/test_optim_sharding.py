@@ -36,7 +36,7 @@ settings = pytest.mark.parametrize(
     [
         Optim(algorithm=AdamW()),
         pytest.param(Optim(algorithm=BertAdam()), marks=pytest.mark.slow),
-        Optim(algorithm=Lamb(), layer_decay=0.9),
+        pytest.param(Optim(algorithm=Lamb(), layer_decay=0.9), marks=pytest.mark.slow),
         pytest.param(Optim(algorithm=Adafactor(scale_parameter=True, beta1=0.9)), marks=pytest.mark.slow),
         Optim(algorithm=Adafactor(), frozen=("bert/embeddings",)),
     ],

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from train.aot.chips import Chip
 from train.aot.groups import Groups, crossed, parse_groups
 from train.aot.hlo import Instruction
+from train.chips import Chip
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 HOP = 1e-6  # seconds from a chip to its neighbour (How to Scale Your Model)

@@ -12,7 +12,7 @@ from train.config import Config
 from train.distributed import Placement
 from train.optim import make_optimizer
 from train.step import TrainState, compile_step, state_shapes, state_shardings
-from train.tasks.task import Task, Work
+from train.tasks.task import Objective, Outline, Work
 
 
 class DoesNotFit(RuntimeError):
@@ -30,8 +30,10 @@ class Compiled:
     shardings: TrainState
     batch: Any
     """Shapes."""
+    rows: int
+    """Of the batch, or of one of its micro-batches: what all devices compute at once."""
     placement: Placement
-    task: Task
+    objective: Objective
     work: Work
     """Of the batch, over all devices."""
     seconds: float
@@ -41,32 +43,34 @@ class Compiled:
 def compile_config(config: Config, placement: Placement) -> Compiled:
     """Compiles the step of `config` for the devices of `placement`, from shapes alone; nothing is put on a device.
 
-    The text and the tokenizer are read, for the shapes of the first batch; pretrained weights are not.
+    The data are read only by tasks whose shapes depend on them; pretrained weights are not.
 
     Raises:
         FileNotFoundError, ValueError: what is wrong with the settings or the data.
         DoesNotFit: a device has too little memory; says how much is missing.
     """
-    task: Task = config.task.prepare(config)
-    model = task.architecture(task.config, **config.model.attributes)
+    outline: Outline = config.task.outline(config)
+    objective = outline.objective
+    model = objective.architecture(objective.config, **config.model.attributes)
     placement.check_model(model)
-    optimizer = make_optimizer(config.optim, config.run.total_steps(task.steps_per_epoch))
+    optimizer = make_optimizer(config.optim, config.run.total_steps(outline.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)
-    host_batch = task.train[0]
-    batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in host_batch.items()}
+    batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in outline.batch.items()}
     parts = config.run.micro_batches
-    placement.check_rows("batch_size", next(iter(batch.values())).shape[0], micro_batches=parts)
+    rows = next(iter(batch.values())).shape[0]
+    placement.check_rows("batch_size", rows, micro_batches=parts)
     state = state_shapes(model, optimizer)
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
-        return task.loss(model, params, batch, key)
+        return objective.loss(model, params, batch, key)
 
     step: Any = compile_step(loss, optimizer, placement, shardings, seed=config.run.seed, micro_batches=parts)
     lowered = step.lower(state, batch)
     started = time.perf_counter()
     executable = compile_lowered(lowered)
     seconds = time.perf_counter() - started
-    return Compiled(executable, state, shardings, batch, placement, task, task.work(host_batch), seconds)
+    work = objective.work(outline.batch)
+    return Compiled(executable, state, shardings, batch, rows // parts, placement, objective, work, seconds)
 
 
 def compile_lowered(lowered: Any) -> Any:

@@ -1,12 +1,14 @@
 """All that is estimated of a step, in one record."""
 
 import dataclasses
+import math
 
 from train.aot import cost, hlo
-from train.aot.chips import Chip
 from train.aot.collectives import Slice
 from train.aot.compile import Compiled
+from train.aot.layout import Layout
 from train.aot.memory import Memory
+from train.chips import Chip
 from train.flops import train_flops
 
 
@@ -19,6 +21,7 @@ class Estimate:
     mesh: dict[str, int]
     memory: Memory
     cost: cost.Cost
+    layout: Layout
     tokens: int
     """Of a step, padding left out, over all devices."""
     model_flops: float
@@ -28,10 +31,7 @@ class Estimate:
     @property
     def devices(self) -> int:
         """In the mesh."""
-        count = 1
-        for size in self.mesh.values():
-            count *= size
-        return count
+        return math.prod(self.mesh.values())
 
     @property
     def tokens_per_second(self) -> float:
@@ -56,13 +56,15 @@ def estimate(compiled: Compiled, topology: str, chip: Chip) -> Estimate:
         compiled.placement.batch_sharding,
         chip.hbm_bytes / chip.devices,
     )
+    program, where = hlo.parse(compiled.executable.as_text()), Slice.of(chip, mesh)
     return Estimate(
         topology=topology,
         chip=chip,
         mesh=dict(mesh.shape),
         memory=memory,
-        cost=cost.estimate(hlo.parse(compiled.executable.as_text()), Slice.of(chip, mesh)),
+        cost=cost.estimate(program, where),
+        layout=Layout.of(program, where, rows=compiled.rows, parameters=compiled.state.params, batch=compiled.batch),
         tokens=compiled.work.tokens,
-        model_flops=train_flops(compiled.task.config, **dataclasses.asdict(compiled.work)),
+        model_flops=train_flops(compiled.objective.config, **dataclasses.asdict(compiled.work)),
         compile_seconds=compiled.seconds,
     )

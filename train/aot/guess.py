@@ -2,8 +2,8 @@
 
 import re
 
-from train.aot.chips import Chip
 from train.aot.hlo import Computation, Instruction, Program
+from train.chips import Chip
 
 EFFICIENCY = 0.5
 """Of the peak and of the memory bandwidth, assumed."""

@@ -9,6 +9,7 @@ from typing import Any
 from train.aot.cost import Cost, Operation
 from train.aot.estimate import Estimate
 from train.aot.guess import EFFICIENCY
+from train.aot.layout import Layout, Misplaced
 
 _COSTLIEST = 12
 _HERE = Path(__file__).resolve().parents[2]
@@ -17,7 +18,14 @@ _HERE = Path(__file__).resolve().parents[2]
 def table(estimate: Estimate) -> str:
     """Plain lines, the word "estimated" in every heading of what is."""
     return "\n".join(
-        [*_heading(estimate), *_memory(estimate), *_time(estimate), *_sent(estimate.cost), *_operations(estimate.cost)]
+        [
+            *_heading(estimate),
+            *_memory(estimate),
+            *_time(estimate),
+            *_sent(estimate.cost),
+            *_layout(estimate.layout),
+            *_operations(estimate.cost),
+        ]
     )
 
 
@@ -52,6 +60,10 @@ def to_json(estimate: Estimate) -> str:
         "collectives": [
             {"kind": kind, "axes": list(axes), **dataclasses.asdict(sent)} for (kind, axes), sent in cost.sent.items()
         ],
+        "parameters_gathered_beyond_fsdp": [dataclasses.asdict(found) for found in estimate.layout.gathered],
+        "whole_batches": None
+        if estimate.layout.whole is None
+        else [dataclasses.asdict(found) for found in estimate.layout.whole],
         "costliest": [dataclasses.asdict(operation) for operation in costliest(cost)],
         "loops_of_unknown_length": cost.unknown_loops,
         "conditionals": cost.conditionals,
@@ -114,6 +126,22 @@ def _sent(cost: Cost) -> Iterator[str]:
         hidden = f", {sent.overlapped:,.0f} beside other work" if sent.overlapped else ""
         much = f"{sent.runs:>6,.0f} x  {_size(sent.bytes)} {_duration(sent.seconds)}"
         yield f"  {kind:<18} over {over:<14} {much}{hidden}"
+
+
+def _layout(layout: Layout) -> Iterator[str]:
+    yield "\nlayout of the compiled program"
+    yield f"  parameters gathered beyond fsdp: {'' if layout.gathered else 'none'}".rstrip()
+    yield from map(_misplaced, layout.gathered)
+    if layout.whole is None:
+        yield "  arrays of the whole batch on one device: not told, other axes are as long as the batch has rows"
+        return
+    yield f"  arrays of the whole batch on one device: {'' if layout.whole else 'none'}".rstrip()
+    yield from map(_misplaced, layout.whole)
+
+
+def _misplaced(found: Misplaced) -> str:
+    shape = f"{found.shape.dtype}[{','.join(map(str, found.shape.dims))}]"
+    return f"    {found.name} {shape} over {'+'.join(found.axes)}: {_line(found.source)} {found.op_name}"
 
 
 def _operations(cost: Cost) -> Iterator[str]:

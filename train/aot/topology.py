@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from train.aot.chips import CHIPS, Chip
+from train.chips import CHIPS, Chip
 
 _DIMENSIONS = {chip.name: chip.links // 2 for chip in CHIPS}
 _NO_MACHINE = {
@@ -28,7 +28,7 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
         LibtpuMissing: libtpu is not installed.
         ValueError: no such generation, or a shape that its chips are not built into; lists what is known.
     """
-    chip, shape = _parse(name)
+    chip, shape = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise LibtpuMissing("the TPU compiler is not installed; pip install -e '.[tpu]' (x86 Linux)")
     # Before libtpu starts, which else asks a metadata server that only Google's machines have, complains that it
@@ -52,7 +52,12 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
     return chip, devices
 
 
-def _parse(name: str) -> tuple[Chip, tuple[int, ...]]:
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the chips along each dimension of a name such as "v5e:16x16".
+
+    Raises:
+        ValueError: no such generation, or a shape that its chips are not built into; lists what is known.
+    """
     generation, _, text = name.partition(":")
     chips = [chip for chip in CHIPS if chip.name == generation]
     sizes = text.split("x")

@@ -1,0 +1,31 @@
+"""BERT-base pretrained on rows of 128 tokens: nine tenths of the steps.
+
+python -m train configs/pretrain_base_128.py --task.text TEXTS --task.tokenizer vocab.txt
+
+Google's recipe (Devlin et al., 2018, appendix A.2, and optimization.py of google-research/bert), but for the prediction
+of the next sentence: 256 rows of 128 tokens for 900,000 steps; the last 100,000 are of 512. Not run yet; docs/pods.md
+has estimates of a step on TPU slices.
+"""
+
+from pathlib import Path
+
+from flaxbert import BertConfig
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.optim.adam import BertAdam
+from train.optim.schedules import Google
+from train.tasks.masked_lm import MaskedLanguageModelling
+
+config = Config(
+    task=MaskedLanguageModelling(text="corpus", tokenizer=Path("vocab.txt"), max_length=128),
+    model=Model(sizes=BertConfig.base(), dtype="bfloat16"),
+    optim=Optim(learning_rate=1e-4, warmup=10_000 / 900_000, algorithm=BertAdam(), schedule=Google()),
+    run=Run(
+        folder=Path("runs/pretrain_base_128"),
+        batch_size=256,
+        steps=900_000,
+        log_every=100,
+        evaluate_every=10_000,
+        checkpoint_every=10_000,
+    ),
+)

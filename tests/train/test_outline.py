@@ -1,0 +1,80 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaxbert import BertConfig
+from train.command import load_config
+from train.config import Config, Model, Run
+from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.sequence_classification import SequenceClassification
+
+ROOT = Path(__file__).parents[2]
+SIZES = BertConfig.tiny(max_position_embeddings=48)
+
+
+@pytest.fixture
+def config(tmp_path):
+    words = [f"w{i}" for i in range(300)]
+    documents = (" ".join(np.random.default_rng(i).permutation(words)) for i in range(20))
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    task = MaskedLanguageModelling(str(tmp_path / "text.txt"), tokenizer=tmp_path / "vocab.txt", max_length=48)
+    return Config(task=task, model=Model(sizes=SIZES), run=Run(folder=tmp_path / "run", batch_size=6, steps=10))
+
+
+def with_task(config, **changes):
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+
+
+def shapes(batch):
+    return {name: (values.shape, values.dtype) for name, values in batch.items()}
+
+
+def test_an_outline_is_what_the_data_would_say(config):
+    outline, task = config.task.outline(config), config.task.prepare(config)
+    assert shapes(outline.batch) == shapes(task.train[0])
+    assert outline.objective.config == task.config
+    assert outline.objective.architecture is task.architecture
+    # None of the rows of this batch is the short one at the end of the text.
+    assert task.train[0]["attention_mask"].all()
+    assert outline.objective.work(outline.batch) == task.work(task.train[0])
+
+
+def test_an_outline_needs_neither_text_nor_vocabulary(config):
+    away = with_task(config, text="nothing.txt", tokenizer=Path("nothing"))
+    assert away.task.outline(away).objective.config == SIZES
+    learnt = with_task(config, text="nothing.txt", tokenizer=None, vocab_size=77)
+    assert learnt.task.outline(learnt).objective.config == SIZES.replace(vocab_size=77)
+
+
+def test_an_outline_is_checked_as_the_data_would_be(config):
+    long = with_task(config, max_length=49)
+    with pytest.raises(ValueError, match="max_length is 49; allowed: 3 to the model's max_position_embeddings, 48"):
+        long.task.outline(long)
+    rate = with_task(config, masking_rate=1.5)
+    with pytest.raises(ValueError, match=r"the masking rate is 1\.5"):
+        rate.task.outline(rate)
+
+
+def test_batches_trimmed_to_their_texts_are_outlined_by_the_data(config, tmp_path):
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "".join(f"w1 w2 w{i}\t{i % 2}\n" for i in range(12)))
+    task = SequenceClassification(train=str(tmp_path / "train.tsv"), tokenizer=tmp_path / "vocab.txt", max_length=32)
+    found = task.outline(dataclasses.replace(config, task=task))
+    assert shapes(found.batch) == shapes(task.prepare(dataclasses.replace(config, task=task)).train[0])
+    assert found.batch["input_ids"].shape == (6, 8)  # five tokens; lengths are multiples of 8
+    assert found.steps_per_epoch == 2
+
+
+@pytest.mark.parametrize("length", [128, 512])
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_configs_of_pretraining_have_googles_sizes(size, length):
+    config = load_config(ROOT / f"configs/pretrain_{size}_{length}.py")
+    outline = config.task.outline(config)
+    assert outline.objective.config == {"base": BertConfig.base(), "large": BertConfig.large()}[size]
+    work = outline.objective.work(outline.batch)
+    assert (work.tokens, work.predictions) == (256 * length, 256 * round(0.15 * length))
+    # 10,000 steps of warmup in all, as create_pretraining's default.
+    assert config.run.steps is not None
+    assert round(config.optim.warmup * config.run.steps) == 10_000
