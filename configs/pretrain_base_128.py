@@ -9,7 +9,7 @@ has estimates of a step on TPU slices.
 
 from pathlib import Path
 
-from flaxbert import BertConfig
+from flaxbert import Attention, BertConfig
 from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.adam import BertAdam
@@ -18,7 +18,7 @@ from train.tasks.masked_lm import MaskedLanguageModelling
 
 config = Config(
     task=MaskedLanguageModelling(text="corpus", tokenizer=Path("vocab.txt"), max_length=128),
-    model=Model(sizes=BertConfig.base(), dtype="bfloat16"),
+    model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=Attention.PALLAS),
     optim=Optim(learning_rate=1e-4, warmup=10_000 / 900_000, algorithm=BertAdam(), schedule=Google()),
     run=Run(
         folder=Path("runs/pretrain_base_128"),

@@ -3,7 +3,7 @@
 from flaxbert import functional, losses, sharding, weights
 
 # how a model runs
-from flaxbert.base import PreTrainedModel, Remat
+from flaxbert.base import Attention, PreTrainedModel, Remat
 
 # sizes
 from flaxbert.config import BertConfig
@@ -27,6 +27,7 @@ from flaxbert.pretrained import from_pretrained, save_pretrained
 
 __all__ = [
     "ARCHITECTURES",
+    "Attention",
     "BertConfig",
     "BertForMaskedLM",
     "BertForMultipleChoice",

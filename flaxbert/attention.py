@@ -1,11 +1,11 @@
-"""Multi-head self-attention as a module: four projections around `functional.attention`."""
+"""Multi-head self-attention as a module: four projections around `functional.attention` or the kernel for TPUs."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
-from flaxbert import functional
+from flaxbert import functional, tpu_attention
 from flaxbert.config import BertConfig
 from flaxbert.layers import Linear
 from flaxbert.sharding import constrain
@@ -16,6 +16,8 @@ class SelfAttention(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    fused: bool = False
+    """As one kernel, which returns no weights."""
 
     @nn.compact
     def __call__(
@@ -24,34 +26,54 @@ class SelfAttention(nn.Module):
         source: Float[Array, "B S D"],
         mask: Bool[Array, "#B 1 #T S"] | None,
         head_mask: Float[Array, "H"] | None,
-        kept: Bool[Array, "B H T S"] | None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
+        kept: Bool[Array, "B H T S"] | UInt32[Array, "B H W S"] | None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"] | None]:
         """Attends from `x` to `source`: the projected context, the attention weights (after dropout and head mask).
 
-        `kept` is for the weights' dropout, None without.
+        `kept` is for the weights' dropout, None without; words where `fused`.
         """
         config = self.config
+        if self.fused:
+            return self._fused(x, source, mask, kept), None
         inputs = {"query": x, "key": source, "value": source}
         query, key, value = (
-            constrain(self._projection(name)(given), "batch", "heads", None, None) for name, given in inputs.items()
+            constrain(self._projection(name, "BTD,DHK->BHTK")(given), "batch", "heads", None, None)
+            for name, given in inputs.items()
         )
         rate = config.attention_probs_dropout_prob
         context, weights = functional.attention(query, key, value, mask, kept=kept, rate=rate)
         if head_mask is not None:
             factor = head_mask.astype(self.dtype)[None, :, None, None]
             context, weights = context * factor, weights * factor
-        output = Linear(
-            "BHTK,HKD->BTD",
-            (config.num_attention_heads, config.head_size, config.hidden_size),
-            ("heads", "head", "embed"),
-            config.initializer_range,
-            self.dtype,
-            name="output",
-        )
-        return output(context), weights
+        return self._output("BHTK,HKD->BTD")(context), weights
 
-    def _projection(self, name: str) -> Linear:
+    def _fused(
+        self,
+        x: Float[Array, "B T D"],
+        source: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 #T T"] | None,
+        kept: UInt32[Array, "B H W T"] | None,
+    ) -> Float[Array, "B T D"]:
+        config = self.config
+        inputs = {"query": x, "key": source, "value": source}
+        query, key, value = (
+            constrain(self._projection(name, "BTD,DHK->BTHK", "HK")(given), "batch", None, "heads")
+            for name, given in inputs.items()
+        )
+        rate = config.attention_probs_dropout_prob
+        context = tpu_attention.attention(
+            query, key, value, mask, heads=config.num_attention_heads, kept=kept, rate=rate
+        )
+        return self._output("BTHK,HKD->BTD", "HK")(context)
+
+    def _projection(self, name: str, equation: str, merged: str = "") -> Linear:
         config = self.config
         shape = (config.hidden_size, config.num_attention_heads, config.head_size)
         axes = ("embed", "heads", "head")
-        return Linear("BTD,DHK->BHTK", shape, axes, config.initializer_range, self.dtype, name=name)
+        return Linear(equation, shape, axes, config.initializer_range, self.dtype, merged=merged, name=name)
+
+    def _output(self, equation: str, merged: str = "") -> Linear:
+        config = self.config
+        shape = (config.num_attention_heads, config.head_size, config.hidden_size)
+        axes = ("heads", "head", "embed")
+        return Linear(equation, shape, axes, config.initializer_range, self.dtype, merged=merged, name="output")

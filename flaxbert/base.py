@@ -26,6 +26,18 @@ class Remat(enum.Enum):
     FULL = "full"
 
 
+class Attention(enum.Enum):
+    """How attention is computed, by Hugging Face's names for it where it has them.
+
+    "eager": as products and sums that XLA compiles, on any device. "pallas": on TPUs as one kernel
+    (`tpu_attention.py`), which keeps no scores in memory; "eager" on other devices, and wherever attention weights are
+    asked for, a head mask is given or only first positions are computed. The results are the same but for rounding.
+    """
+
+    EAGER = "eager"
+    PALLAS = "pallas"
+
+
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
@@ -37,6 +49,7 @@ class PreTrainedModel(nn.Module):
         dtype: of the computation; parameters, softmax, norms and logits stay float32.
         scan: run the blocks as one loop (short compile) or unrolled; the same parameters either way.
         remat: what is recomputed in the backward pass.
+        attn_implementation: see `Attention`.
         vocab_multiple: the vocabulary's axis is as long as the next multiple of it, for hardware and for devices that
             share it. Rows beyond `config.vocab_size` are 0 and stay so, their logits are the lowest float32, and
             files never hold them.
@@ -48,6 +61,7 @@ class PreTrainedModel(nn.Module):
     dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: Remat = Remat.NONE
+    attn_implementation: Attention = Attention.EAGER
     vocab_multiple: int = 1
     origin: Path | None = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
@@ -110,8 +124,8 @@ class PreTrainedModel(nn.Module):
             key: for fresh parameters; `jax.random.key(0)` where None.
             mesh, rules: where the parameters are to live, each device reading its own part; one device without a mesh,
                 `AxisRules()` without rules.
-            **attributes: of the class: `dtype`, `scan`, `remat`, `vocab_multiple`, `add_pooling_layer`; or `config` to
-                replace the file's (another number of labels, say).
+            **attributes: of the class: `dtype`, `scan`, `remat`, `attn_implementation`, `vocab_multiple`,
+                `add_pooling_layer`; or `config` to replace the file's (another number of labels, say).
 
         Raises:
             FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.

@@ -7,17 +7,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from flaxbert import functional
+from flaxbert import functional, tpu_attention
 from flaxbert.attention import SelfAttention
-from flaxbert.base import Remat
+from flaxbert.base import Attention, Remat
 from flaxbert.config import BertConfig
 from flaxbert.layers import LayerNorm, Linear
-from flaxbert.sharding import constrain
+from flaxbert.sharding import constrain, platform
 
 _REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Remat.DOTS: jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(tpu_attention.SAVED),
+    ),
     Remat.FULL: jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -27,6 +30,7 @@ class Block(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    attn_implementation: Attention = Attention.EAGER
     deterministic: bool = True
     output_attentions: bool = False
     output_hidden_states: bool = False
@@ -46,10 +50,11 @@ class Block(nn.Module):
         """
         c = self.config
         source = x
+        fused = self._fused(head_mask)
         if self.first_positions_only:
             x, mask = at_first(x, first_positions), _first_queries(mask, first_positions)
-        for_weights, for_context, for_output = self._kept(x, source)
-        attention = SelfAttention(c, self.dtype, name="attention")
+        for_weights, for_context, for_output = self._kept(x, source, fused)
+        attention = SelfAttention(c, self.dtype, fused, name="attention")
         context, probabilities = attention(x, source, mask, head_mask, for_weights)
         context = functional.dropout(context, for_context, rate=c.hidden_dropout_prob)
         x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="attention_norm")(context + x)
@@ -65,10 +70,15 @@ class Block(nn.Module):
             probabilities if self.output_attentions else None,
         )
 
+    def _fused(self, head_mask: Float[Array, "H"] | None) -> bool:
+        """Whether attention is one kernel here."""
+        whole = not (self.output_attentions or self.first_positions_only) and head_mask is None
+        return whole and self.attn_implementation is Attention.PALLAS and platform() == "tpu"
+
     def _kept(
-        self, x: Float[Array, "B T D"], source: Float[Array, "B S D"]
-    ) -> list[Bool[Array, "B T D"] | Bool[Array, "B H T S"] | None]:
-        """What the three dropouts keep: of attention weights, of their context, of the output.
+        self, x: Float[Array, "B T D"], source: Float[Array, "B S D"], fused: bool
+    ) -> list[Bool[Array, "B T D"] | Bool[Array, "B H T S"] | UInt32[Array, "B H W S"] | None]:
+        """What the three dropouts keep: of attention weights (words where `fused`), of their context, of the output.
 
         The last two in one draw: XLA generates code for every draw, which on a CPU takes longer than some runs.
         """
@@ -79,7 +89,8 @@ class Block(nn.Module):
         for_weights, for_vectors = jax.random.split(self.make_rng("dropout"))
         if c.attention_probs_dropout_prob:
             weights = (rows, c.num_attention_heads, length, source.shape[1])
-            mask = functional.kept(for_weights, weights, rate=c.attention_probs_dropout_prob)
+            draw = functional.kept_words if fused else functional.kept
+            mask = draw(for_weights, weights, rate=c.attention_probs_dropout_prob)
             drawn[0] = constrain(mask, "batch", "heads", None, None)
         if c.hidden_dropout_prob:
             mask = functional.kept(for_vectors, (rows, length, 2 * c.hidden_size), rate=c.hidden_dropout_prob)

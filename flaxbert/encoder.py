@@ -157,6 +157,7 @@ class BertModel(PreTrainedModel):
                 remat=self.remat,
                 name="layers",
                 dtype=self.dtype,
+                attn_implementation=self.attn_implementation,
                 deterministic=deterministic,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
@@ -180,7 +181,8 @@ class BertModel(PreTrainedModel):
     ) -> Float[Array, "B P D"]:
         """All blocks but the last, then the last for the first positions: two parts of the one stack of parameters."""
         params, last = self.variables["params"]["layers"], self.config.num_hidden_layers - 1
-        how: dict[str, Any] = {"dtype": self.dtype, "deterministic": deterministic, "parent": None}
+        how: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attn_implementation}
+        how |= {"deterministic": deterministic, "parent": None}
 
         def apply(blocks: nn.Module, x: Array, params: Any, factors: Array | None, **arguments: Any) -> Array:
             rngs = None if deterministic else {"dropout": self.make_rng("dropout")}

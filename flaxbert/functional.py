@@ -105,6 +105,10 @@ def layer_norm(
     return (y * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
 
 
+WORD = 32
+"""Bits of a word of `kept_words`."""
+
+
 def kept(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> Bool[Array, "..."]:
     """Which elements `dropout` keeps: each a function of the key and of its place, however devices share the array.
 
@@ -113,14 +117,41 @@ def kept(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> Bool[Ar
     of a block, would have to be moved about between the lanes of a TPU, which takes many times as long as drawing.
     """
     outer, (rows, columns) = shape[:-2], shape[-2:] if len(shape) > 1 else (1, *shape)
-    words = (*outer, -(-rows // 4), columns)
+    # Compared before they are put together: a quarter of the bytes.
+    quarters = _kept_quarters(key, (*outer, -(-rows // 4), columns), rate)
+    return jnp.concatenate(quarters, axis=-2)[..., :rows, :].reshape(shape)
+
+
+def kept_words(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> UInt32[Array, "... W S"]:
+    """What `kept` makes of the same key and shape, as the bits of words, for a kernel.
+
+    Bit b of a word in row w is for row b * W + w, with W = T / 32: rows of words give whole rows of a mask.
+
+    Args:
+        key, rate: of `kept`.
+        shape: [..., T, S], T a multiple of 32.
+    """
+    *outer, rows, columns = shape
+    quarters = _kept_quarters(key, (*outer, WORD // 4, rows // WORD, columns), rate)
+    first, second, third, fourth = (
+        quarter.astype(jnp.uint32) << (WORD // 4 * place) for place, quarter in enumerate(quarters)
+    )
+    bits = first | second | third | fourth
+    return jnp.sum(bits << jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 3), axis=-3, dtype=jnp.uint32)
+
+
+def _kept_quarters(key: Key[Array, ""], words: tuple[int, ...], rate: float) -> list[Bool[Array, "..."]]:
+    """Of an array's last axis but one: one array of blocks gives four elements at each of its places."""
     counters = [jax.lax.broadcasted_iota(jnp.uint32, words, 0), _places(words)]
     data = jax.random.key_data(key).reshape(-1)  # two words, or more of other generators
     keys = [jnp.broadcast_to(word, words) for word in (data[0], data[-1])]
     halves = [part for word in threefry2x32_p.bind(*keys, *counters) for part in (word & 0xFFFF, word >> 16)]
-    # Compared before they are put together: a quarter of the bytes.
-    quarters = [half < _keep(rate) for half in halves]
-    return jnp.concatenate(quarters, axis=-2)[..., :rows, :].reshape(shape)
+    return [half < _keep(rate) for half in halves]
+
+
+def kept_scale(rate: float) -> float:
+    """What dropout multiplies the elements it keeps by."""
+    return 2**16 / _keep(rate)
 
 
 def _keep(rate: float) -> int:
@@ -149,7 +180,7 @@ def dropout(
     if random is None or rate == 0.0 or x.size == 0:
         return x
     mask = random if random.dtype == jnp.bool_ else kept(random, x.shape, rate=rate)
-    return jnp.where(mask, x * (2**16 / _keep(rate)), jnp.zeros((), x.dtype)).astype(x.dtype)
+    return jnp.where(mask, x * kept_scale(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 # -- attention ------------------------------------------------------------------------------------------
@@ -200,7 +231,7 @@ def attention(
     weights = weights.astype(value.dtype)
     if kept is not None and rate:
         weights = jnp.where(kept, weights, jnp.zeros((), weights.dtype))
-        share = share * (2**16 / _keep(rate))
+        share = share * kept_scale(rate)
     context = jnp.einsum("BHTS,BHSK->BHTK", weights, value, preferred_element_type=jnp.float32)
     return (context * share).astype(value.dtype), (weights * share).astype(value.dtype)
 

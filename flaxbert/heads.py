@@ -61,7 +61,7 @@ class _Head(PreTrainedModel):
     """A task class; `_encoder` and `_linear` build its two usual parts."""
 
     def _encoder(self, *, add_pooling_layer: bool) -> BertModel:
-        how = self.dtype, self.scan, self.remat, self.vocab_multiple
+        how = self.dtype, self.scan, self.remat, self.attn_implementation, self.vocab_multiple
         return BertModel(self.config, *how, add_pooling_layer=add_pooling_layer)
 
     def _linear(self, equation: str, outputs: int) -> Linear:

@@ -4,6 +4,7 @@ flax's own Dense, Embed and Dropout are not used: they fail on sharded meshes (g
 needs its own rules for the pad row and for LayerNorm anyway.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,8 @@ def _padded(initializer: Callable, axis: int, used: int | None) -> Callable:
 class Linear(nn.Module):
     """`einsum(equation, x, kernel) + bias`, kernel ~ N(0, stddev) not truncated, bias 0 (Hugging Face's rule).
 
-    The bias has the kernel's axes that remain in the output: "BTD,DHK->BHTK" gives a bias [H, K].
+    The bias has the kernel's axes that remain in the output: "BTD,DHK->BHTK" gives a bias [H, K]. Axes that are
+    `merged`, "HK" say, are one in what is given and returned.
     """
 
     equation: str
@@ -49,6 +51,7 @@ class Linear(nn.Module):
     stddev: float
     dtype: DTypeLike = jnp.float32
     used: int | None = None  # of the kernel's second axis; what is after it starts at 0
+    merged: str = ""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -60,10 +63,18 @@ class Linear(nn.Module):
         kernel = sharding.gather(kernel.astype(self.dtype), self.axes)
         bias_shape, bias_axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
         bias = parameter(self, "bias", zeros, bias_shape, bias_axes)
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel)
         sizes = dict(zip(letters, self.shape, strict=True))
+        equation = self.equation
+        if self.merged:
+            first = self.merged[0]
+            sizes[first] = math.prod(sizes[letter] for letter in self.merged)
+            equation, letters, output = (part.replace(self.merged, first) for part in (equation, letters, output))
+            kernel = kernel.reshape([sizes[letter] for letter in letters])
+        y = jnp.einsum(equation, x.astype(self.dtype), kernel)
         shape = [sizes.get(letter, 1) for letter in output.removeprefix("...")]
-        return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + tuple(shape))
+        # In float32, so that the bias's gradient is summed in it.
+        whole = y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - len(shape)) + tuple(shape))
+        return whole.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

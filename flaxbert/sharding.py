@@ -154,7 +154,9 @@ def _is_spec(leaf: Any) -> bool:
 
 # -- inside a traced function ----------------------------------------------------------------------------
 
-_place: contextvars.ContextVar[tuple[Mesh, AxisRules] | None] = contextvars.ContextVar("place", default=None)
+Place = tuple[Mesh, AxisRules]
+
+_place: contextvars.ContextVar[Place | None] = contextvars.ContextVar("place", default=None)
 
 
 @contextlib.contextmanager
@@ -163,17 +165,28 @@ def placed(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
 
     Left to itself the compiler spreads the split of a parameter's width to the activations, and then moves those.
     """
-    token = _place.set((mesh, rules) if mesh.size > 1 else None)
+    token = _place.set((mesh, rules))
     try:
         yield
     finally:
         _place.reset(token)
 
 
+def place() -> Place | None:
+    """The mesh and the rules of `placed`, inside it."""
+    return _place.get()
+
+
+def platform() -> str:
+    """Of the devices that are compiled for: "cpu", "gpu" or "tpu"; JAX's default ones outside of `placed`."""
+    place = _place.get()
+    return jax.default_backend() if place is None else place[0].devices.flat[0].platform
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """An activation whose axes have these logical names, laid out by the rules of `placed`; as it is outside."""
     place = _place.get()
-    if place is None:
+    if place is None or place[0].size == 1:
         return x
     mesh, rules = place
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
@@ -186,7 +199,7 @@ def gather(parameter: jax.Array, axes: tuple[str | None, ...], *, split_gradient
     is added up there, row by row of the batch, would have to be split by width and moved before.
     """
     place = _place.get()
-    if place is None:
+    if place is None or place[0].size == 1:
         return parameter
     mesh, rules = place
     parts = rules.spec(axes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 import jax.numpy as jnp
 import tyro
 
-from flaxbert import BertConfig, Remat
+from flaxbert import Attention, BertConfig, Remat
 from train.distributed import MeshShape
 from train.hosts import Hosts
 from train.optim import Optim
@@ -34,6 +34,8 @@ class Model:
     """The vocabulary's axis is padded to a multiple of it, which hardware and devices that share it want."""
     remat: Annotated[Remat, tyro.conf.EnumChoicesFromValues] = Remat.NONE
     """What the backward pass recomputes to save memory."""
+    attn_implementation: Annotated[Attention, tyro.conf.EnumChoicesFromValues] = Attention.EAGER
+    """pallas: one kernel on TPUs, for lengths that are multiples of 32 up to 512; as eager on other devices."""
 
     def __post_init__(self):
         if not 1 <= self.vocab_multiple <= 2**16:
@@ -43,7 +45,7 @@ class Model:
     def attributes(self) -> dict[str, Any]:
         """Those of a model class."""
         how = {"scan": self.scan, "remat": self.remat, "vocab_multiple": self.vocab_multiple}
-        return {"dtype": jnp.dtype(self.dtype), **how}
+        return {"dtype": jnp.dtype(self.dtype), "attn_implementation": self.attn_implementation, **how}
 
 
 @dataclasses.dataclass(frozen=True)

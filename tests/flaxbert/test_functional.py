@@ -135,6 +135,14 @@ def test_what_is_kept_is_threefrys_of_row_and_place():
     np.testing.assert_array_equal(kept, bits < round(0.7 * 2**16))
 
 
+def test_words_hold_what_is_kept():
+    shape = (2, 3, 64, 5)
+    words = np.asarray(functional.kept_words(KEY, shape, rate=0.3))
+    assert words.shape == (2, 3, 2, 5) and words.dtype == np.uint32
+    bits = [(words >> bit) & 1 for bit in range(32)]  # bit b of row w: row 2 b + w
+    np.testing.assert_array_equal(np.concatenate(bits, axis=2) != 0, functional.kept(KEY, shape, rate=0.3))
+
+
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_keys_of_other_generators_are_taken(kind):
     keys = jax.random.split(jax.random.key(3, impl=kind), 2)

@@ -211,6 +211,8 @@ def test_a_kernel_is_guessed_from_what_it_states_or_moves():
     assert found.operations["k"].basis == "guess"
     stated = cost(entry(call + ', backend_config={"cost_estimate":{"flops":"1000000000000","bytes_accessed":"5"}}'))
     assert stated.guessed == pytest.approx(1e12 / V5E.peak_flops / EFFICIENCY)
+    vectors = cost(entry(call + ', backend_config={"cost_estimate":{"flops":"5","transcendentals":"1000000000000"}}'))
+    assert vectors.guessed == pytest.approx(1e12 / (8 * 128 * 4 * 1.5e9) / EFFICIENCY)
     buffer = cost(entry('  %b = f32[1048576]{0} custom-call(), custom_call_target="AllocateBuffer"'))
     assert buffer.seconds == 0.0
 

@@ -80,6 +80,7 @@ def test_what_is_split_or_no_activation_is_not_found():
     assert whole("%a = f32[24]{0} copy(%x)") == []  # a number a row: the mean of a loss
     assert whole("%a = f32[24,64]{1,0} copy(%x)") == []  # a parameter
     assert whole("%a = bf16[24,128,768]{2,1,0} bitcast(%x)") == []  # only another name
+    assert whole("%a = bf16[24,768]{1,0:S(3)} slice-done(%x)") == []  # tokens of one device, as many by chance
     assert whole(inside="  %a = bf16[24,128,768]{2,1,0} broadcast(%p)\n") == []  # never in memory
     assert whole("%a = bf16[24,128,768]{2,1,0} copy(%x)", data=1, fsdp=1, tensor=8) == []  # nobody to share with
 

@@ -44,8 +44,8 @@ def test_every_kind_of_chip_is_estimated_alone_before_its_slices():
 
 def test_rows_grow_with_the_memory_of_a_chip():
     rows = [Case("large_512", name, Preset.FSDP).rows for name in ("v5e:4x4", "v4:4x4x8", "v6e:1x1", "v5p:1x1x1")]
-    assert rows == [8, 16, 16, 32]  # of 16, 32, 32 and 95 GiB
-    assert "--rows-per-device 16 --json" in Case("large_512", "v4:4x4x8", Preset.FSDP).key
+    assert rows == [20, 40, 40, 80]  # of 16, 32, 32 and 95 GiB
+    assert "--rows-per-device 40 --json" in Case("large_512", "v4:4x4x8", Preset.FSDP).key
 
 
 def test_weak_scaling_is_against_one_chip_of_the_kind_with_the_same_rows():

@@ -37,8 +37,8 @@ def guessed_seconds(program: Program, around: Computation, it: Instruction, *, f
     """From arithmetic and bytes, whichever takes longer at `EFFICIENCY` of the device's peaks.
 
     Bytes are those of operands and result; of a gather the rows read and written, of a scatter three times the
-    updates. A kernel's own statement (Pallas `cost_estimate`) counts where it is higher. Scalars are free: a core of
-    their own works on them.
+    updates. A kernel's own statement (Pallas `cost_estimate`) counts where it is higher; its transcendentals are taken
+    for operations of the vector units, as our kernels count them. Scalars are free: a core of their own works on them.
     """
     if it.opcode in _FREE or (it.opcode == "custom-call" and it.target in _FREE_CALLS):
         return 0.0
@@ -56,7 +56,8 @@ def guessed_seconds(program: Program, around: Computation, it: Instruction, *, f
             moved = 3 * sum(size for size in sizes if size != it.bytes)
     flops = max(flops, _stated(it, "flops"))
     moved = max(moved, _stated(it, "bytes_accessed"))
-    seconds = max(flops / chip.peak_flops, moved / chip.hbm_bandwidth) * chip.devices
+    vectors = _stated(it, "transcendentals") / chip.vector_operations
+    seconds = max(flops / chip.peak_flops, moved / chip.hbm_bandwidth, vectors) * chip.devices
     return seconds / EFFICIENCY
 
 

@@ -9,9 +9,20 @@ import jax
 from train.aot.collectives import Slice, base_kind
 from train.aot.hlo import Instruction, Program, Shape
 
-# They hold what another instruction made.
+# They hold what another instruction made, or copy a part of it to the core.
 _NAMES = frozenset(
-    ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "opt-barrier")
+    (
+        "parameter",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "opt-barrier",
+        "slice-start",
+        "slice-done",
+    )
 )
 
 

@@ -21,8 +21,11 @@ from train.aot.pods_table import Line, table
 from train.aot.presets import Preset
 from train.aot.topology import parse_topology
 
-_CONFIGS = {"base_128": 64, "base_512": 16, "large_128": 32, "large_512": 8}
-"""Of configs/pretrain_NAME.py, with the rows of a chip that has 16 GiB; one with 32 has twice as many, and so on."""
+_CONFIGS = {"base_128": 80, "base_512": 40, "large_128": 80, "large_512": 20}
+"""Of configs/pretrain_NAME.py, with the rows of a chip that has 16 GiB; one with 32 has twice as many, and so on.
+
+Fives, which no size of a model is a multiple of: whole batches can be told from everything else.
+"""
 _TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:16x16", "v5p:8x8x16")
 
 
