@@ -30,8 +30,9 @@ class Attention(enum.Enum):
     """How attention is computed, by Hugging Face's names for it where it has them.
 
     "eager": as products and sums that XLA compiles, on any device. "pallas": on TPUs as one kernel
-    (`tpu_attention.py`), which keeps no scores in memory; "eager" on other devices, and wherever attention weights are
-    asked for, a head mask is given or only first positions are computed. The results are the same but for rounding.
+    (`tpu_attention.py`), which keeps no scores in memory; "eager" on other devices, for lengths that are no multiple
+    of 32 or above 512, and wherever attention weights are asked for, a head mask is given or only first positions are
+    computed. The results are the same but for rounding.
     """
 
     EAGER = "eager"

@@ -50,7 +50,7 @@ class Block(nn.Module):
         """
         c = self.config
         source = x
-        fused = self._fused(head_mask)
+        fused = self._fused(x.shape[1], head_mask)
         if self.first_positions_only:
             x, mask = at_first(x, first_positions), _first_queries(mask, first_positions)
         for_weights, for_context, for_output = self._kept(x, source, fused)
@@ -70,10 +70,12 @@ class Block(nn.Module):
             probabilities if self.output_attentions else None,
         )
 
-    def _fused(self, head_mask: Float[Array, "H"] | None) -> bool:
+    def _fused(self, length: int, head_mask: Float[Array, "H"] | None) -> bool:
         """Whether attention is one kernel here."""
-        whole = not (self.output_attentions or self.first_positions_only) and head_mask is None
-        return whole and self.attn_implementation is Attention.PALLAS and platform() == "tpu"
+        if self.attn_implementation is Attention.EAGER or platform() != "tpu":
+            return False
+        asked = self.output_attentions or self.first_positions_only or head_mask is not None
+        return not asked and tpu_attention.takes(length)
 
     def _kept(
         self, x: Float[Array, "B T D"], source: Float[Array, "B S D"], fused: bool

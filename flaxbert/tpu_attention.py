@@ -31,18 +31,9 @@ _LONGEST = 512  # positions: a step holds several arrays of T x T, and a v4 has 
 _FORWARD_OPERATIONS, _BACKWARD_OPERATIONS = 23, 28
 
 
-def check(*, heads: int, head_size: int, length: int) -> None:
-    """Raises for sizes that the kernel was not made for.
-
-    Raises:
-        ValueError: says what is given and what is allowed.
-    """
-    lanes = _lanes(heads * head_size)
-    if lanes % head_size or length % functional.WORD or length > _LONGEST:
-        raise ValueError(
-            f'attention "pallas" with {heads} heads of {head_size} and {length} positions; allowed: heads whose size '
-            f'divides {lanes}, lengths that are multiples of {functional.WORD} up to {_LONGEST}; choose "eager"'
-        )
+def takes(length: int) -> bool:
+    """Whether the kernel was made for so many positions: multiples of 32 up to 512."""
+    return length % functional.WORD == 0 and length <= _LONGEST
 
 
 def attention(
@@ -57,6 +48,8 @@ def attention(
 ) -> Float[Array, "B T D"]:
     """The contexts of `functional.attention`, of projections whose heads stand side by side (D is H*K).
 
+    T must be one that it `takes`.
+
     Compiled for devices that are no TPUs, it is interpreted operation by operation: for tests.
 
     Args:
@@ -67,10 +60,14 @@ def attention(
         rate: of dropout.
 
     Raises:
-        ValueError: as `check`.
+        ValueError: heads do not divide the 128 numbers that a TPU stores in a row.
     """
     rows, length, width = query.shape
-    check(heads=heads, head_size=width // heads, length=length)
+    if _lanes(width) % (width // heads):
+        raise ValueError(
+            f'attn_implementation "pallas" with heads of {width // heads}; allowed: sizes that divide {_lanes(width)}; '
+            'choose "eager"'
+        )
     query, key, value = (checkpoint_name(x, SAVED) for x in (query, key, value))
     kept = None if kept is None else checkpoint_name(kept, SAVED)
     bias = jnp.zeros((1, 1, length), jnp.float32)

@@ -35,8 +35,11 @@ gc.set_threshold(100_000, 20, 100)
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """What one test has compiled, another need not; nothing is kept from one session of tests to the next."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    from tests.runs import shared_folder  # after the flags above
+
+    jax.config.update("jax_compilation_cache_dir", str(shared_folder(tmp_path_factory) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_compilation_cache_max_size", 2**33)  # any: only then do processes wait for one another
 
 
 @pytest.fixture(scope="session")

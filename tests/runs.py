@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import SimpleNamespace
@@ -47,18 +48,33 @@ def masked_lm(tmp_path: Path) -> Config:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """One masked-LM run that several tests look at and none changes: its config, folder and printed lines."""
-    place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent  # of all workers: the first that comes trains
-    with FileLock(place / "finished.lock"):
-        kept = place / "finished.pickle"
+
+    def make(place: Path) -> SimpleNamespace:
+        config = masked_lm_in(place)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            folder = train_run(config)
+        return SimpleNamespace(config=config, folder=folder, printed=printed.getvalue())
+
+    return made_once(tmp_path_factory, "finished", make)
+
+
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], SimpleNamespace]
+) -> SimpleNamespace:
+    """What `make` returns, which all workers share: the first that comes makes it, in a folder of that name."""
+    place = shared_folder(tmp_path_factory)
+    with FileLock(place / f"{name}.lock"):
+        kept = place / f"{name}.pickle"
         if not kept.exists():
-            (place / "finished").mkdir(exist_ok=True)
-            config = masked_lm_in(place / "finished")
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                folder = train_run(config)
-            kept.write_bytes(pickle.dumps(SimpleNamespace(config=config, folder=folder, printed=printed.getvalue())))
+            (place / name).mkdir(exist_ok=True)
+            kept.write_bytes(pickle.dumps(make(place / name)))
         return pickle.loads(kept.read_bytes())
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this session of tests, the same for all of its workers."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
 
 
 @pytest.fixture

@@ -27,6 +27,20 @@ def programs_kept(folder: Path | None) -> Iterator[None]:
         _use(None)
 
 
+@contextlib.contextmanager
+def no_programs_kept() -> Iterator[None]:
+    """While it lasts, jax neither keeps compiled programs nor takes them from where they are kept.
+
+    For devices that are not there: their programs can be kept, but not read again.
+    """
+    before = jax.config.values["jax_compilation_cache_dir"]
+    _use(None)
+    try:
+        yield
+    finally:
+        _use(before)
+
+
 def _use(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     reset_cache()  # jax looks at the setting only once

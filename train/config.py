@@ -35,7 +35,7 @@ class Model:
     remat: Annotated[Remat, tyro.conf.EnumChoicesFromValues] = Remat.NONE
     """What the backward pass recomputes to save memory."""
     attn_implementation: Annotated[Attention, tyro.conf.EnumChoicesFromValues] = Attention.EAGER
-    """pallas: one kernel on TPUs, for lengths that are multiples of 32 up to 512; as eager on other devices."""
+    """pallas: one kernel on TPUs, for lengths that are multiples of 32 up to 512; else, and on others, as eager."""
 
     def __post_init__(self):
         if not 1 <= self.vocab_multiple <= 2**16:

@@ -39,7 +39,7 @@ def scores(out):
     [
         pytest.param("BertForMaskedLM", True, marks=pytest.mark.slow),
         ("BertForMaskedLM", False),
-        ("BertForPreTraining", True),
+        pytest.param("BertForPreTraining", True, marks=pytest.mark.slow),
     ],
 )
 def test_scores_of_words_are_the_same_and_no_others_count(name, tied):

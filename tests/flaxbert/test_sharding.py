@@ -224,7 +224,7 @@ def test_parameters_that_do_not_divide_are_named():
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute)\(.*op_name=\"([^\"]*)")
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("deterministic", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_parameters_are_gathered_and_activations_are_not(deterministic):
     def collectives(mesh):
         def loss(params, batch, key):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from train.compilation import compile_time, programs_kept
+from train.compilation import compile_time, no_programs_kept, programs_kept
 
 
 @pytest.fixture
@@ -65,3 +65,15 @@ def test_a_cache_that_is_set_already_stays(no_cache, tmp_path):
     with programs_kept(tmp_path / "run"):
         compiled_anew()
     assert list((tmp_path / "mine").glob("*-cache")) and not (tmp_path / "run").exists()
+
+
+def test_no_programs_kept(no_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    with no_programs_kept():
+        compiled_anew()
+    assert not list(tmp_path.glob("*-cache"))
+    compiled_anew()
+    assert list(tmp_path.glob("*-cache"))
+    with no_programs_kept():
+        assert compiled_anew()[0] == 0
+    assert compiled_anew()[0] == 1

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.runs import made_once
 from train.config import Config
 from train.distributed import MeshShape
 from train.hosts import Hosts, join
@@ -24,6 +26,11 @@ from train.loop import run
 from train.peers import ALONE
 
 ROOT = Path(__file__).parents[2]
+CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 CONFIG = """
 import pickle
 from pathlib import Path
@@ -115,10 +122,9 @@ def launch(config: Config, folder: Path, count: int, *, devices: int, flags=lamb
     surroundings = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
         # What one test has compiled, another need not.
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        **{name.upper(): str(jax.config.values[name]) for name in CACHE},
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     }
     processes = []
@@ -187,14 +193,18 @@ def assert_same_run(folder: Path, expected: Path, *, relative=1e-5):
     assert files_of(folder) == files_of(expected)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two_hosts(finished, tmp_path_factory):
-    """The run of `finished` by two processes, parameters divided among the devices of both."""
-    place = tmp_path_factory.mktemp("two")
-    task = dataclasses.replace(finished.config.task, tokenizer=finished.folder / "tokenizer")
-    config = changed(finished.config, task=task, mesh=MeshShape(fsdp=4), run={"folder": place / "run", "log_every": 1})
-    printed = train(config, place, 2, devices=2)
-    return SimpleNamespace(config=config, place=place, folder=place / "run", printed=printed)
+    """The run of `finished` by two processes, parameters divided among the devices of both; no test changes it."""
+
+    def make(place: Path) -> SimpleNamespace:
+        task = dataclasses.replace(finished.config.task, tokenizer=finished.folder / "tokenizer")
+        how = {"folder": place / "run", "log_every": 1}
+        config = changed(finished.config, task=task, mesh=MeshShape(fsdp=4), run=how)
+        printed = train(config, place, 2, devices=2)
+        return SimpleNamespace(config=config, folder=place / "run", printed=printed)
+
+    return made_once(tmp_path_factory, "two_hosts", make)
 
 
 def test_two_processes_compute_what_one_does(two_hosts, finished):
@@ -209,14 +219,14 @@ def test_one_of_them_speaks(two_hosts, finished):
     assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
 
 
-def test_a_run_goes_on_with_another_number_of_processes(two_hosts):
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(two_hosts, tmp_path):
     """From two processes to this one, on another mesh."""
-    more = changed(two_hosts.config, mesh=MeshShape(), run={"steps": 12})
-    for step in ("12",):  # the last checkpoint is lost: on from step 6
-        (two_hosts.folder / "checkpoints" / step).rename(two_hosts.place / step)
-    before = losses(two_hosts.folder)
-    run(more)
-    after = losses(two_hosts.folder)
+    folder = tmp_path / "run"
+    shutil.copytree(two_hosts.folder, folder, ignore=shutil.ignore_patterns("12"))  # the last checkpoint
+    before = losses(folder)
+    run(changed(two_hosts.config, mesh=MeshShape(), run={"folder": folder}))
+    after = losses(folder)
     assert after.keys() == before.keys()
     assert [after[step] for step in range(1, 7)] == [before[step] for step in range(1, 7)]
     for step in range(7, 13):

@@ -135,7 +135,7 @@ def with_task(config, **changes):
     return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_classification_run(classification, packed):
     folder = run(with_run(with_task(classification, packed=packed), epochs=30.0, evaluate_every=30))
     names = {record["name"] for record in records(folder, "eval")}

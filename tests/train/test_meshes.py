@@ -120,7 +120,7 @@ def on_one_device(task):
     "task, mesh, micro_batches, remat",
     [
         pytest.param("pretraining", "8x1x1", 2, Remat.NONE, marks=pytest.mark.slow),
-        ("pretraining", "1x8x1", 1, Remat.FULL),
+        pytest.param("pretraining", "1x8x1", 1, Remat.FULL, marks=pytest.mark.slow),
         ("pretraining", "2x2x2", 4, Remat.DOTS),
         pytest.param("pretraining", "1x1x8", 1, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("pretraining", "4x1x2", 2, Remat.NONE, marks=pytest.mark.slow),

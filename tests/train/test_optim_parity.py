@@ -130,7 +130,9 @@ def test_adafactor_is_transformers(rule, plan, theirs):
     assert_close(settings, by_torch(tensors, optimizer, settings, own_rate=plan is not None))
 
 
-@pytest.mark.parametrize(("scale", "momentum"), [(True, None), (False, 0.9), (True, 0.9)])
+@pytest.mark.parametrize(
+    ("scale", "momentum"), [(True, None), pytest.param(False, 0.9, marks=pytest.mark.slow), (True, 0.9)]
+)
 def test_adafactor_is_optaxs(scale, momentum):
     # With 8, some matrices are factored and others not.
     rule = Adafactor(scale_parameter=scale, beta1=momentum, smallest_factored=8, decay_times_rate=False)

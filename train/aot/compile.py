@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
+from train.compilation import no_programs_kept
 from train.config import Config
 from train.distributed import Placement
 from train.optim import make_optimizer
@@ -80,7 +81,8 @@ def compile_lowered(lowered: Any) -> Any:
         DoesNotFit: with the compiler's figures, and its largest arrays.
     """
     try:
-        return lowered.compile()
+        with no_programs_kept():
+            return lowered.compile()
     except JaxRuntimeError as error:
         found = re.search(r"Used (\S+) of (\S+) hbm\. Exceeded hbm capacity by (\S+)\.\s", str(error))
         if found is None:
