@@ -147,7 +147,10 @@ def loss_and_gradients_of_a_classifier(scan, remat):
     return jit(jax.value_and_grad(loss))(random_params(model))
 
 
-@pytest.mark.parametrize(("scan", "remat"), [(False, Remat.NONE), (False, Remat.DOTS), (True, Remat.FULL)])
+@pytest.mark.parametrize(
+    ("scan", "remat"),
+    [pytest.param(False, Remat.NONE, marks=pytest.mark.slow), (False, Remat.DOTS), (True, Remat.FULL)],
+)
 def test_scan_unrolled_and_remat_agree_where_one_position_is_computed(scan, remat):
     plain, other = (loss_and_gradients_of_a_classifier(*how) for how in ((True, Remat.NONE), (scan, remat)))
     chex.assert_trees_all_close(other, plain, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,11 @@ def test_a_stopped_table_goes_on(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == table(read(file)) + "\n"
     assert main([*flags, "--topologies", "v5e:5x5"]) == 2
     assert "the topology is 'v5e:5x5'" in capsys.readouterr().err
+
+
+def test_the_documented_table_is_that_of_the_lines_beside_it():
+    docs = Path(__file__).parents[2] / "docs"
+    assert table(read(docs / "pods.jsonl")) in (docs / "pods.md").read_text()
 
 
 def test_a_mistake_of_the_process_is_passed_on(monkeypatch):

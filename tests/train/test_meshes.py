@@ -11,7 +11,7 @@ from flaxbert import BertConfig, BertForPreTraining, BertForSequenceClassificati
 from tests.trees import by_path
 from train.distributed import MeshShape, Placement
 from train.optim import Optim, make_optimizer
-from train.step import compile_step, create_state, state_shardings
+from train.step import compile_step, create_state, state_shapes, state_shardings
 
 CONFIG = BertConfig(
     vocab_size=96,
@@ -200,9 +200,8 @@ def test_micro_batches_compute_no_row_twice():
             out = model.apply({"params": params}, batch["input_ids"])
             return pretraining_loss(out, batch)
 
-        state = create_state(model, optimizer, shardings, seed=0)
         step = compile_step(loss, optimizer, placement, shardings, seed=0, micro_batches=micro_batches)
-        return step.lower(state, placement.batch(batch)).compile().as_text().count(" dot(")
+        return step.lower(state_shapes(model, optimizer), placement.batch(batch)).compile().as_text().count(" dot(")
 
     assert products(2) == products(1) > 20
 

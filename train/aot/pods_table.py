@@ -20,7 +20,7 @@ class Line:
     versions: str
     date: str
     estimate: Any
-    """What `train.aot.report.to_json` says; None where there is no program."""
+    """What `train.aot.report.to_json` says, without operations; None where there is no program."""
     error: str | None
     """Why there is none."""
 
