@@ -32,7 +32,8 @@ class Attention(enum.Enum):
     "eager": as products and sums that XLA compiles, on any device. "pallas": on TPUs as one kernel
     (`tpu_attention.py`), which keeps no scores in memory; "eager" on other devices, for lengths that are no multiple
     of 32 or above 512, and wherever attention weights are asked for, a head mask is given or only first positions are
-    computed. The results are the same but for rounding.
+    computed. The results are the same but for rounding. On several devices trace the model inside `sharding.placed`:
+    the compiler, which cannot divide a kernel, would have each of them compute all rows.
     """
 
     EAGER = "eager"
