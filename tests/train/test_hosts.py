@@ -325,14 +325,19 @@ def alone(finished, tmp_path_factory):
         (4, MeshShape(fsdp=4), 2),
         (2, MeshShape(data=2, tensor=2), 1),
         (4, MeshShape(data=2, tensor=2), 2),  # two hosts take the same rows
-        (2, MeshShape(tensor=4), 1),
+        (2, MeshShape(tensor=4), 1),  # all do
     ],
 )
 def test_twenty_steps_of_two_and_four_processes(alone, tmp_path, count, mesh, micro_batches):
     config = changed(alone.config, mesh=mesh, run={"folder": tmp_path / "run", "micro_batches": micro_batches})
+    other = {}
     if micro_batches > 1:  # dropout draws anew for each; so without it
-        sizes = config.model.sizes.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        config = changed(config, model=dataclasses.replace(config.model, sizes=sizes))
+        other = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if mesh.tensor > 2:
+        other = {"num_attention_heads": mesh.tensor}
+    if other:
+        model = dataclasses.replace(config.model, sizes=config.model.sizes.replace(**other))
+        config = changed(config, model=model)
         expected = tmp_path / "expected"
         train(changed(config, mesh=MeshShape(), run={"folder": expected / "run"}), expected, 1, devices=4)
         train(config, tmp_path, count, devices=4 // count)
