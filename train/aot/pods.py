@@ -112,6 +112,7 @@ def estimate(case: Case) -> Line:
     found = None if error else json.loads(done.stdout)
     if found is not None:
         del found["estimated"]["costliest"]  # nine tenths of it, and in no table
+        del found["compile_seconds"]  # of the machine, and of what else it did
     return Line(
         key=case.key,
         config=case.config,
