@@ -35,11 +35,7 @@ class SelfAttention(nn.Module):
         config = self.config
         if self.fused:
             return self._fused(x, source, mask, kept), None
-        inputs = {"query": x, "key": source, "value": source}
-        query, key, value = (
-            constrain(self._projection(name, "BTD,DHK->BHTK")(given), "batch", "heads", None, None)
-            for name, given in inputs.items()
-        )
+        query, key, value = self._projected(x, source, "BTD,DHK->BHTK", ("batch", "heads", None, None))
         rate = config.attention_probs_dropout_prob
         context, weights = functional.attention(query, key, value, mask, kept=kept, rate=rate)
         if head_mask is not None:
@@ -55,22 +51,22 @@ class SelfAttention(nn.Module):
         kept: UInt32[Array, "B H W T"] | None,
     ) -> Float[Array, "B T D"]:
         config = self.config
-        inputs = {"query": x, "key": source, "value": source}
-        query, key, value = (
-            constrain(self._projection(name, "BTD,DHK->BTHK", "HK")(given), "batch", None, "heads")
-            for name, given in inputs.items()
-        )
+        query, key, value = self._projected(x, source, "BTD,DHK->BTHK", ("batch", None, "heads"), merged="HK")
         rate = config.attention_probs_dropout_prob
         context = tpu_attention.attention(
             query, key, value, mask, heads=config.num_attention_heads, kept=kept, rate=rate
         )
         return self._output("BTHK,HKD->BTD", "HK")(context)
 
-    def _projection(self, name: str, equation: str, merged: str = "") -> Linear:
+    def _projected(
+        self, x: Array, source: Array, equation: str, places: tuple[str | None, ...], *, merged: str = ""
+    ) -> list[Array]:
+        """Queries, keys and values; `places` are the logical names of their axes."""
         config = self.config
         shape = (config.hidden_size, config.num_attention_heads, config.head_size)
-        axes = ("embed", "heads", "head")
-        return Linear(equation, shape, axes, config.initializer_range, self.dtype, merged=merged, name=name)
+        how = (equation, shape, ("embed", "heads", "head"), config.initializer_range, self.dtype)
+        inputs = {"query": x, "key": source, "value": source}
+        return [constrain(Linear(*how, merged=merged, name=name)(y), *places) for name, y in inputs.items()]
 
     def _output(self, equation: str, merged: str = "") -> Linear:
         config = self.config

@@ -194,6 +194,14 @@ def attention_mask(
     return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, :, :]
 
 
+def mask_bias(mask: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """What is added to scores, in float32: 0 where a query may attend, the lowest finite number elsewhere.
+
+    Added, not selected: the sum rounds to the lowest, and a row without keys has PyTorch's gradient too.
+    """
+    return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+
+
 def packed_mask(segment_ids: Int[ArrayLike, "B T"]) -> Bool[Array, "B T T"]:
     """True between positions of one sequence, for rows that hold several: `segment_ids` tells them apart."""
     ids = jnp.asarray(segment_ids)
@@ -223,8 +231,7 @@ def attention(
     """
     scores = jnp.einsum("BHTK,BHSK->BHTS", query, key).astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
     if mask is not None:
-        # Added, not selected: the sum rounds to the lowest, and a row without keys has PyTorch's gradient too.
-        scores = scores + jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+        scores = scores + mask_bias(mask)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     # Divided by their sum only after the product: contexts are smaller, and the gradient is spared a sum over scores.
     share = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)

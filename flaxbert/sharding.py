@@ -183,10 +183,16 @@ def platform() -> str:
     return jax.default_backend() if place is None else place[0].devices.flat[0].platform
 
 
+def _several() -> Place | None:
+    """`place`, where there is something to divide."""
+    place = _place.get()
+    return None if place is None or place[0].size == 1 else place
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """An activation whose axes have these logical names, laid out by the rules of `placed`; as it is outside."""
-    place = _place.get()
-    if place is None or place[0].size == 1:
+    place = _several()
+    if place is None:
         return x
     mesh, rules = place
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
@@ -198,8 +204,8 @@ def gather(parameter: jax.Array, axes: tuple[str | None, ...], *, split_gradient
     Its gradient is summed and split in one go; not so without `split_gradient`, for tables that are looked up: what
     is added up there, row by row of the batch, would have to be split by width and moved before.
     """
-    place = _place.get()
-    if place is None or place[0].size == 1:
+    place = _several()
+    if place is None:
         return parameter
     mesh, rules = place
     parts = rules.spec(axes)

@@ -72,7 +72,7 @@ def attention(
     kept = None if kept is None else checkpoint_name(kept, SAVED)
     bias = jnp.zeros((1, 1, length), jnp.float32)
     if mask is not None:
-        bias = jnp.where(mask[:, 0], 0.0, jnp.finfo(jnp.float32).min)
+        bias = functional.mask_bias(mask[:, 0])
     bias = jnp.broadcast_to(bias, (rows, *bias.shape[1:]))
     scale = 1.0 if kept is None else functional.kept_scale(rate)
     how = _How(width // heads, scale, sharding.platform() != "tpu", sharding.place())
@@ -88,6 +88,11 @@ class _How:
     """Of what dropout keeps."""
     interpret: bool
     place: sharding.Place | None
+
+    @property
+    def factor(self) -> float:
+        """Of scores."""
+        return 1.0 / math.sqrt(self.head_size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -147,7 +152,7 @@ def _local_call(how: _How, kernel: Any, vectors: tuple[Array, ...], bias: Array,
     results = [jax.ShapeDtypeStruct(vectors[0].shape, vectors[0].dtype)] * outputs
     scores = rows * (width // how.head_size) * length * length
     return pallas.pallas_call(
-        functools.partial(kernel, how=how, dropped=kept is not None),
+        functools.partial(kernel, how=how),
         grid=(rows // at_once, width // lanes),
         in_specs=specs,
         out_specs=[block] * outputs,
@@ -172,7 +177,7 @@ def _lanes(width: int) -> int:
 # -- what it does ----------------------------------------------------------------------------------------
 
 
-def _forward_kernel(query_ref, key_ref, value_ref, bias_ref, *refs, how: _How, dropped: bool) -> None:
+def _forward_kernel(query_ref, key_ref, value_ref, bias_ref, *refs, how: _How) -> None:
     *kept_ref, context_ref = refs
 
     def one_head(row: Array, mine: Array, bits: Array | None) -> None:
@@ -181,12 +186,10 @@ def _forward_kernel(query_ref, key_ref, value_ref, bias_ref, *refs, how: _How, d
         context = _dot(_dropped(weights, bits).astype(value.dtype), value, 1, 0) * (how.scale / total)
         _put(context_ref, row, mine, context)
 
-    _each_head(one_head, query_ref, kept_ref, how, dropped)
+    _each_head(one_head, query_ref, kept_ref, how)
 
 
-def _backward_kernel(
-    query_ref, key_ref, value_ref, context_ref, gradient_ref, bias_ref, *refs, how: _How, dropped: bool
-) -> None:
+def _backward_kernel(query_ref, key_ref, value_ref, context_ref, gradient_ref, bias_ref, *refs, how: _How) -> None:
     *kept_ref, query_gradient_ref, key_gradient_ref, value_gradient_ref = refs
 
     def one_head(row: Array, mine: Array, bits: Array | None) -> None:
@@ -197,29 +200,28 @@ def _backward_kernel(
         delta = jnp.sum(gradient * context_ref[row].astype(jnp.float32), axis=-1, keepdims=True) / total
         gradient = (gradient * (how.scale / total)).astype(value.dtype)
         scores = (weights * (_dropped(_dot(gradient, value, 1, 1), bits) - delta)).astype(key.dtype)
-        factor = 1.0 / math.sqrt(how.head_size)
-        _put(query_gradient_ref, row, mine, _dot(scores, key, 1, 0) * factor)
-        _put(key_gradient_ref, row, mine, _dot(scores, query, 0, 0) * factor)
+        _put(query_gradient_ref, row, mine, _dot(scores, key, 1, 0) * how.factor)
+        _put(key_gradient_ref, row, mine, _dot(scores, query, 0, 0) * how.factor)
         _put(value_gradient_ref, row, mine, _dot(_dropped(weights, bits).astype(value.dtype), gradient, 0, 0))
 
-    _each_head(one_head, query_ref, kept_ref, how, dropped)
+    _each_head(one_head, query_ref, kept_ref, how)
 
 
-def _each_head(one_head: Callable[..., None], query_ref, kept_ref, how: _How, dropped: bool) -> None:
-    """Calls it with a row, the lanes of a head in it, and what its dropout keeps."""
+def _each_head(one_head: Callable[..., None], query_ref, kept_ref, how: _How) -> None:
+    """Calls it with a row, the lanes of a head in it, and what its dropout keeps (`kept_ref` holds one or none)."""
     rows, _, lanes = query_ref.shape
     numbers = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // how.head_size
 
     def one_row(row: Array, _: None) -> None:
         for head in range(lanes // how.head_size):
-            one_head(row, numbers == head, _unpacked(kept_ref[0][row, head]) if dropped else None)
+            one_head(row, numbers == head, _unpacked(kept_ref[0][row, head]) if kept_ref else None)
 
     jax.lax.fori_loop(0, rows, one_row, None)
 
 
 def _weights(query: Array, key: Array, bias: Array, how: _How) -> tuple[Array, Array]:
     """What the softmax of one head's scores divides, and what it divides by."""
-    scores = _dot(query, key, 1, 1) * (1.0 / math.sqrt(how.head_size)) + bias
+    scores = _dot(query, key, 1, 1) * how.factor + bias
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
