@@ -14,10 +14,10 @@ from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.adam import BertAdam
 from train.optim.schedules import Google
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining, Segments
 
 config = Config(
-    task=MaskedLanguageModelling(text="corpus", tokenizer=Path("vocab.txt"), max_length=128),
+    task=Pretraining(text="corpus", tokenizer=Path("vocab.txt"), segments=Segments.STREAM, max_length=128),
     model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=Attention.PALLAS),
     optim=Optim(learning_rate=1e-4, warmup=10_000 / 900_000, algorithm=BertAdam(), schedule=Google()),
     run=Run(

@@ -15,10 +15,10 @@ from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.adam import BertAdam
 from train.optim.schedules import Google
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining, Segments
 
 config = Config(
-    task=MaskedLanguageModelling(text="corpus", tokenizer=Path("vocab.txt"), max_length=512),
+    task=Pretraining(text="corpus", tokenizer=Path("vocab.txt"), segments=Segments.STREAM, max_length=512),
     model=Model(sizes=BertConfig.base(), dtype="bfloat16", remat=Remat.DOTS, attn_implementation=Attention.PALLAS),
     optim=Optim(learning_rate=1e-4, warmup=0.1, algorithm=BertAdam(), schedule=Google()),
     run=Run(

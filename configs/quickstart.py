@@ -9,11 +9,12 @@ from flaxbert import BertConfig
 from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.adam import AdamW
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining, Segments
 
 config = Config(
-    task=MaskedLanguageModelling(
+    task=Pretraining(
         text="pydoc:",
+        segments=Segments.STREAM,
         vocab_size=2048,
         max_length=64,
         prompts=(

@@ -93,18 +93,22 @@ class BertForPreTraining(_Head):
         """Declares the encoder and both heads."""
         self.bert = self._encoder(add_pooling_layer=True)
         self.predictions = MaskedLMHead(self.config, self.dtype)
-        self.seq_relationship = self._linear("BD,DN->BN", 2)
+        self.seq_relationship = self._linear("...D,DN->...N", 2)
 
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
         *,
-        masked_lm_positions: Int[ArrayLike, "B P"] | None = None,
+        masked_lm_positions: Int[ArrayLike, "B M"] | None = None,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> PreTrainingOutput:
-        """Scores words, at every position or at `masked_lm_positions`, and whether the second segment is random."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
+        """Scores words, at every position or at `masked_lm_positions`, and whether the second segment is random.
+
+        The latter for every row [B, 2], or, where a row holds several examples, at the `first_positions` [B, P, 2].
+        """
+        out = self.bert(input_ids, first_positions=first_positions, deterministic=deterministic, **inputs)
         return PreTrainingOutput(
             prediction_logits=self.predictions(_at(out.last_hidden_state, masked_lm_positions), self.bert),
             seq_relationship_logits=self.seq_relationship(_pooled(out)).astype(jnp.float32),
@@ -162,17 +166,19 @@ class BertForNextSentencePrediction(_Head):
     def setup(self):
         """Declares the encoder and the classifier."""
         self.bert = self._encoder(add_pooling_layer=True)
-        self.seq_relationship = self._linear("BD,DN->BN", 2)
+        self.seq_relationship = self._linear("...D,DN->...N", 2)
 
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
         *,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> NextSentencePredictorOutput:
-        """Scores both answers from the pooled vector."""
-        out = self.bert(input_ids, first_positions_only=True, deterministic=deterministic, **inputs)
+        """Scores both answers from the pooled vector: [B, 2], or [B, P, 2] with `first_positions`."""
+        where: dict[str, Any] = {"first_positions": first_positions, "first_positions_only": True}
+        out = self.bert(input_ids, deterministic=deterministic, **where, **inputs)
         logits = self.seq_relationship(_pooled(out)).astype(jnp.float32)
         return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions)
 

@@ -26,9 +26,14 @@ class Loss:
     weight: Float[Array | np.ndarray, "*terms"]
 
     @property
+    def terms(self) -> Float[Array, "*terms"]:
+        """Each term's quotient; that of a term in which nothing counts is 0 (PyTorch's is NaN)."""
+        return jnp.divide(self.sum, jnp.where(self.weight == 0, 1.0, self.weight))
+
+    @property
     def mean(self) -> Float[Array, ""]:
-        """The loss; a term in which nothing counts is 0 (PyTorch's is NaN)."""
-        return jnp.sum(self.sum / jnp.where(self.weight == 0, 1.0, self.weight))
+        """The loss: the terms added up."""
+        return jnp.sum(self.terms)
 
     def __add__(self, other: "Loss") -> "Loss":
         return Loss(self.sum + other.sum, self.weight + other.weight)
@@ -59,16 +64,16 @@ def causal_lm(logits: Float[Array, "B T V"], labels: Int[ArrayLike, "B T"]) -> L
     return _with_ignored(logits[:, :-1], jnp.asarray(labels)[:, 1:])
 
 
-def next_sentence(logits: Float[Array, "B 2"], labels: Int[ArrayLike, "B"]) -> Loss:
-    """Label 0: the second segment follows; 1: it is random."""
+def next_sentence(logits: Float[Array, "B *P 2"], labels: Int[ArrayLike, "B *P"]) -> Loss:
+    """Label 0: the second segment follows; 1: it is random; -100 does not count."""
     return _with_ignored(logits, labels)
 
 
 def pretraining(
     prediction_logits: Float[Array, "B T V"],
-    seq_relationship_logits: Float[Array, "B 2"],
+    seq_relationship_logits: Float[Array, "B *P 2"],
     labels: Int[ArrayLike, "B T"],
-    next_sentence_label: Int[ArrayLike, "B"],
+    next_sentence_label: Int[ArrayLike, "B *P"],
 ) -> Loss:
     """The masked-LM mean plus the next-sentence mean, as two terms in this order."""
     terms = masked_lm(prediction_logits, labels), next_sentence(seq_relationship_logits, next_sentence_label)

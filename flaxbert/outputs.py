@@ -29,8 +29,8 @@ class BaseModelOutput:
 class PreTrainingOutput:
     """Of `BertForPreTraining`."""
 
-    prediction_logits: Float[Array, "B T V"] | Float[Array, "B P V"]
-    seq_relationship_logits: Float[Array, "B 2"]
+    prediction_logits: Float[Array, "B T V"] | Float[Array, "B M V"]
+    seq_relationship_logits: Float[Array, "B 2"] | Float[Array, "B P 2"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 

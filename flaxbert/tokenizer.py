@@ -60,19 +60,34 @@ class WordPieceTokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], *, vocab_size: int, lowercase: bool = True, min_frequency: int = 2
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int,
+        lowercase: bool = True,
+        chinese_characters: bool = True,
+        min_frequency: int = 2,
     ) -> "WordPieceTokenizer":
         """Learns a vocabulary of at most `vocab_size` word pieces: special tokens first, the others sorted.
 
         Pieces of equal frequency at the edge of the vocabulary are chosen by chance (the library's threads), so two
         calls may differ in a few tokens: keep the result, don't learn it again.
 
+        Args:
+            texts: read once.
+            vocab_size: special tokens included.
+            lowercase: fold case, and take accents away.
+            chinese_characters: take each Chinese character for a word.
+            min_frequency: pieces that are rarer are not learnt.
+
         Raises:
             ValueError: `vocab_size` leaves no room beside the special tokens.
         """
         if vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(f"vocab_size is {vocab_size}; it must exceed the {len(SPECIAL_TOKENS)} special tokens")
-        learner = cls._build({token: i for i, token in enumerate(SPECIAL_TOKENS)}, lowercase).backend
+        learner = cls._build(
+            {token: i for i, token in enumerate(SPECIAL_TOKENS)}, lowercase, chinese_characters
+        ).backend
         learner.train_from_iterator(
             texts,
             trainers.WordPieceTrainer(
@@ -83,7 +98,9 @@ class WordPieceTokenizer:
             ),
         )
         pieces = sorted(set(learner.get_vocab()) - set(SPECIAL_TOKENS))  # the library's order varies between calls
-        return cls._build({token: i for i, token in enumerate((*SPECIAL_TOKENS, *pieces))}, lowercase)
+        return cls._build(
+            {token: i for i, token in enumerate((*SPECIAL_TOKENS, *pieces))}, lowercase, chinese_characters
+        )
 
     @classmethod
     def of(cls, tokens: Sequence[str], *, lowercase: bool) -> "WordPieceTokenizer":
@@ -93,10 +110,12 @@ class WordPieceTokenizer:
         return tokenizer
 
     @classmethod
-    def _build(cls, vocabulary: dict[str, int], lowercase: bool) -> "WordPieceTokenizer":
+    def _build(
+        cls, vocabulary: dict[str, int], lowercase: bool, chinese_characters: bool = True
+    ) -> "WordPieceTokenizer":
         # 100: words longer than that become [UNK], as in Hugging Face; Google's code allows 200.
         backend = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese_characters)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
         present = [token for token in SPECIAL_TOKENS if token in vocabulary]

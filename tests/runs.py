@@ -16,7 +16,7 @@ from flaxbert import BertConfig
 from train.config import Config, Model, Run
 from train.loop import run as train_run
 from train.optim import Optim
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining, Segments
 from train.tasks.sequence_classification import SequenceClassification
 
 SMALL = BertConfig(
@@ -33,8 +33,13 @@ def masked_lm_in(folder: Path) -> Config:
     file = folder / "text.txt"
     pages = [topics[name] for name in ("assignment", "if", "while", "for", "try", "with", "function", "class")]
     file.write_text("\n\n".join(page.replace("\n\n", "\n") for page in pages))
-    task = MaskedLanguageModelling(
-        text=str(file), vocab_size=300, max_length=32, heldout=0.2, prompts=("the [MASK] statement",)
+    task = Pretraining(
+        text=str(file),
+        segments=Segments.STREAM,
+        vocab_size=300,
+        max_length=32,
+        heldout=0.2,
+        prompts=("the [MASK] statement",),
     )
     run = Run(folder=folder / "run", batch_size=8, steps=12, log_every=4, checkpoint_every=6)
     return Config(task, run, Model(sizes=SMALL), Optim(learning_rate=1e-3))

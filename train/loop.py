@@ -173,13 +173,15 @@ class _Trainer:
         for name in names:
             if name in self.task.evaluations:
                 batches = self.task.evaluations[name]
-                results[name] = evaluate(self._measure, params, batches, self.placement)
+                found = evaluate(self._measure, params, batches, self.placement)
+                results[name] = dataclasses.replace(found, means={**found.means, **self.task.derived(found.means)})
                 self.reporter.evaluation(number, name, results[name].means)
         return results
 
     def _report(self, number: int, metrics: dict[str, jax.Array], meter: Meter) -> None:
         """Waits for the step; raises on a loss that is not finite, writes a report when one is due."""
-        loss, norm = (float(value) for value in jax.device_get((metrics["loss"], metrics["gradient_norm"])))
+        fetched = jax.device_get(metrics)
+        loss, norm = float(fetched["loss"]), float(fetched["gradient_norm"])
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"step {number}: loss {loss}, gradient norm {norm}; the last checkpoint is before it. "
@@ -188,7 +190,8 @@ class _Trainer:
         self.reporter.advance(number)
         if number == 1 or number % self.config.run.log_every == 0 or number == self.total_steps:
             rate = float(self._learning_rate(number - 1))
-            shown = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            terms = zip(self.task.terms, fetched["terms"].tolist(), strict=True) if self.task.terms else ()
+            shown = {"loss": loss, **dict(terms), "learning_rate": rate, "gradient_norm": norm}
             self.reporter.progress(meter.progress(number, shown))
 
 

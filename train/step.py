@@ -93,36 +93,43 @@ def train_step(
     """
     # 1: the parameters were drawn with the seed itself.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-    mean_loss, gradients = mean_and_gradients(loss_function, state.params, batch, key, micro_batches=micro_batches)
+    terms, gradients = terms_and_gradients(loss_function, state.params, batch, key, micro_batches=micro_batches)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": mean_loss, "gradient_norm": global_norm(gradients)}
+    metrics = {"loss": jnp.sum(terms), "terms": terms, "gradient_norm": global_norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def mean_and_gradients(
+def terms_and_gradients(
     loss_function: LossFunction, params: Params, batch: Batch, key: jax.Array | None, *, micro_batches: int = 1
 ) -> tuple[jax.Array, Params]:
-    """The mean loss of a batch and its gradients, of all rows at once or of one micro-batch after another.
+    """The terms of a batch's mean loss, and its gradients, of all rows at once or of one micro-batch after another.
 
     Either way every term is a sum over the whole batch divided by the weight of the whole batch, so that the parts add
     up to the whole whatever each of them weighs. Only dropout differs: each micro-batch has a key of its own.
     """
     if micro_batches == 1:
-        return jax.value_and_grad(lambda params: loss_function(params, batch, key).mean)(params)
+        return _terms_and_gradients(lambda params: loss_function(params, batch, key), params)
     parts = {name: _parts(values, micro_batches) for name, values in batch.items()}
     keys = None if key is None else jax.random.split(key, micro_batches)
     # Weights come from the labels alone: the compiler leaves the rest of this pass out.
     weight = jnp.sum(jax.lax.map(lambda part: loss_function(params, part, None).weight, parts), axis=0)
 
-    def share(params: Params, part: Batch, key: jax.Array | None) -> jax.Array:
-        return Loss(loss_function(params, part, key).sum, weight).mean
+    def add(total: Any, given: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
+        share = _terms_and_gradients(lambda params: Loss(loss_function(params, *given).sum, weight), params)
+        return jax.tree.map(jnp.add, total, share), None
 
-    def add(total: Any, part: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(params, *part)), None
-
-    nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    nothing = jnp.zeros_like(weight), jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(add, nothing, (parts, keys))[0]
+
+
+def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> tuple[jax.Array, Params]:
+    def total(params: Params) -> tuple[jax.Array, jax.Array]:
+        terms = loss(params).terms
+        return jnp.sum(terms), terms
+
+    gradients, terms = jax.grad(total, has_aux=True)(params)
+    return terms, gradients
 
 
 def _parts(values: jax.Array, count: int) -> jax.Array:

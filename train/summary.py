@@ -43,21 +43,24 @@ def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -
         values = [math.nan if line[key] is None else line[key] for line in chosen]
         return [line["step"] for line in chosen], values
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    keys = dict.fromkeys(key for line in lines if line["kind"] == "train" for key in line if key.endswith("_loss"))
+    losses = list(keys) or ["loss"]  # the terms of a loss that has several, else itself
+    figure = Figure(figsize=(8, 2 + 3 * len(losses)), dpi=150, layout="constrained")
+    *uppers, lower = figure.subplots(len(losses) + 1, 1, sharex=True, height_ratios=[3] * len(losses) + [1])
     # A line alone does not show a run of a single report.
     curve = {"linewidth": 1.2, "marker": "o" if len(lines) < 50 else "", "markersize": 3}
-    upper.plot(*series("loss", kind="train"), **curve, label="training")
-    names = dict.fromkeys(line["name"] for line in lines if line["kind"] == "eval" and "loss" in line)
-    for name, marker in zip(names, itertools.cycle("Ds^v"), strict=False):
-        upper.plot(*series("loss", kind="eval", name=name), marker, markersize=5, label=f"evaluation: {name}")
+    for upper, key in zip(uppers, losses, strict=True):
+        upper.plot(*series(key, kind="train"), **curve, label="training")
+        names = dict.fromkeys(line["name"] for line in lines if line["kind"] == "eval" and key in line)
+        for name, marker in zip(names, itertools.cycle("Ds^v"), strict=False):
+            upper.plot(*series(key, kind="eval", name=name), marker, markersize=5, label=f"evaluation: {name}")
+        upper.set_ylabel(f"{key.replace('_', ' ')} ({loss_unit})", parse_math=False)
+        upper.legend(frameon=False)
     lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")
-    upper.set_title(title, loc="left", parse_math=False)
-    upper.set_ylabel(f"loss ({loss_unit})", parse_math=False)
-    upper.legend(frameon=False)
+    uppers[0].set_title(title, loc="left", parse_math=False)
     lower.set(xlabel="optimizer step", ylabel="learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (upper, lower):
+    for axes in (*uppers, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9", linewidth=0.6)
     figure.align_ylabels()

@@ -23,7 +23,7 @@ from train.aot.topology import slice_devices
 from train.chips import CHIPS, V5E
 from train.config import Config, Model, Run
 from train.distributed import MeshShape, Placement
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining, Segments
 
 if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed; pip install -e '.[tpu]'", allow_module_level=True)
@@ -49,7 +49,7 @@ def config(tmp_path_factory):
         attention_probs_dropout_prob=0.0,
     )
     return Config(
-        task=MaskedLanguageModelling(text=str(folder / "text.txt"), vocab_size=128, max_length=64),
+        task=Pretraining(segments=Segments.STREAM, text=str(folder / "text.txt"), vocab_size=128, max_length=64),
         model=Model(sizes=sizes, scan=True),
         run=Run(folder=folder / "run", batch_size=32, steps=10),
     )

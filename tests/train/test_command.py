@@ -14,7 +14,7 @@ from train.config import Config, Run
 from train.optim import Optim
 from train.optim.lamb import Lamb
 from train.optim.schedules import Polynomial
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining
 
 CONFIG = """
 from pathlib import Path
@@ -66,7 +66,7 @@ OPTIM = Optim(algorithm=Lamb(), schedule=Polynomial(), layer_decay=0.9)
 
 def flagged(*flags):
     """The optimizer's settings with these flags, of a config that chooses LAMB and a polynomial."""
-    default = Config(task=MaskedLanguageModelling(text="pydoc:"), run=Run(folder=Path("made"), steps=1), optim=OPTIM)
+    default = Config(task=Pretraining(text="pydoc:"), run=Run(folder=Path("made"), steps=1), optim=OPTIM)
     return parse_flags(default, flags).optim
 
 

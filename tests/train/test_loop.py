@@ -79,7 +79,7 @@ def test_metrics_of_a_run(finished):
     assert train[0]["learning_rate"] == 0.0  # warmup starts from nothing
     assert train[-1]["loss"] < train[0]["loss"]
     (evaluation,) = records(folder, "eval")
-    assert evaluation["step"] == 12 and 0 <= evaluation["accuracy"] <= 1
+    assert evaluation["step"] == 12 and 0 <= evaluation["masked_lm_accuracy"] <= 1
 
 
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(finished, monkeypatch, tmp_path):

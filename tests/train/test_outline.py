@@ -7,7 +7,7 @@ import pytest
 from flaxbert import BertConfig
 from train.command import load_config
 from train.config import Config, Model, Run
-from train.tasks.masked_lm import MaskedLanguageModelling
+from train.tasks.pretraining import Pretraining, Segments
 from train.tasks.sequence_classification import SequenceClassification
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,9 @@ def config(tmp_path):
     documents = (" ".join(np.random.default_rng(i).permutation(words)) for i in range(20))
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    task = MaskedLanguageModelling(str(tmp_path / "text.txt"), tokenizer=tmp_path / "vocab.txt", max_length=48)
+    task = Pretraining(
+        str(tmp_path / "text.txt"), segments=Segments.STREAM, tokenizer=tmp_path / "vocab.txt", max_length=48
+    )
     return Config(task=task, model=Model(sizes=SIZES), run=Run(folder=tmp_path / "run", batch_size=6, steps=10))
 
 

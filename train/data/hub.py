@@ -1,6 +1,8 @@
 """The records of a data set of the `datasets` library."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from train.data.messages import listed
 from train.data.text_tables import ENDINGS, Record
@@ -8,6 +10,36 @@ from train.data.text_tables import ENDINGS, Record
 
 def dataset_records(name: str, split: str | None) -> list[Record]:
     """The records of a split; class numbers become names. Remote code of data sets is never run."""
+    import datasets
+
+    data = _load(name, split)
+    # Scalars only: decoding an image beside the text costs time.
+    scalars = {n: f for n, f in data.features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
+    classes = {n: dict(enumerate(f.names)) for n, f in scalars.items() if isinstance(f, datasets.ClassLabel)}
+    names = [n for n in scalars if n not in classes or set(data[n]) != {-1}]
+    table = data.select_columns(names).to_list()
+    for values in table:
+        values.update({n: classes[n].get(values[n]) for n in names if n in classes})
+    return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
+
+
+def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
+    """The texts in a column of a split, read piece by piece.
+
+    Raises:
+        FileNotFoundError, ValueError: no such data set, split or column, or one that holds no strings.
+    """
+    data = _load(name, split)
+    if column not in data.column_names:
+        raise ValueError(f"{name}: no column {column!r}; found {listed(data.column_names)}: name another column")
+    for batch in data.select_columns([column]).iter(batch_size=1000):
+        for value in batch[column]:
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name}: {column!r} is {value!r:.40}, expected strings")
+            yield value
+
+
+def _load(name: str, split: str | None) -> Any:
     import datasets  # a second of import that files don't need
     from datasets.exceptions import DatasetsError
 
@@ -28,12 +60,4 @@ def dataset_records(name: str, split: str | None) -> list[Record]:
         if chosen not in data:
             raise ValueError(f"{name}: split={split!r} is none of {listed(map(str, data))}; give one of them")
         data = data[chosen]
-    assert isinstance(data, datasets.Dataset)
-    # Scalars only: decoding an image beside the text costs time.
-    scalars = {n: f for n, f in data.features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
-    classes = {n: dict(enumerate(f.names)) for n, f in scalars.items() if isinstance(f, datasets.ClassLabel)}
-    names = [n for n in scalars if n not in classes or set(data[n]) != {-1}]
-    table = data.select_columns(names).to_list()
-    for values in table:
-        values.update({n: classes[n].get(values[n]) for n in names if n in classes})
-    return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
+    return data

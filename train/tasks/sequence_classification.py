@@ -22,7 +22,7 @@ from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
 from train.tasks.start import load_tokenizer, model_config
-from train.tasks.task import HostBatch, Outline, Task, Work, logits
+from train.tasks.task import HostBatch, Outline, Task, Work, outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +154,10 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
     """The scores of every example [B, N], of every slot [R * P, N] where rows hold several."""
     if "segment_ids" not in batch:
         names = ("input_ids", "attention_mask", "token_type_ids")
-        return logits(model, params, {name: batch[name] for name in names}, key)
+        return outputs(model, params, {name: batch[name] for name in names}, key).logits
     names = ("input_ids", "token_type_ids", "position_ids", "first_positions")
     inputs = {name: batch[name] for name in names} | {"attention_mask": functional.packed_mask(batch["segment_ids"])}
-    return logits(model, params, inputs, key).reshape(-1, model.config.num_labels)
+    return outputs(model, params, inputs, key).logits.reshape(-1, model.config.num_labels)
 
 
 def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Examples:

@@ -45,6 +45,11 @@ class Objective(abc.ABC):
     config: BertConfig
     architecture: type[PreTrainedModel]
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the loss's terms, where it has several; they end with "_loss"."""
+        return ()
+
     @abc.abstractmethod
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """The loss to train on; dropout where `key` is not None."""
@@ -75,6 +80,10 @@ class Task(Objective):
     @abc.abstractmethod
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """What an evaluation reports, and the outputs that `finish` wants."""
+
+    def derived(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """What follows from the means of an evaluation, to be reported with them."""
+        return {}
 
     @abc.abstractmethod
     def finish(
@@ -148,8 +157,7 @@ class Work:
         )
 
 
-def logits(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> jax.Array:
-    """The model's logits for its call arguments `inputs`; dropout where `key` is not None."""
+def outputs(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> Any:
+    """What the model returns for its call arguments `inputs`; dropout where `key` is not None."""
     arguments: dict[str, Any] = {**inputs, "deterministic": key is None}
-    out: Any = model.apply({"params": params}, **arguments, rngs=None if key is None else {"dropout": key})
-    return out.logits
+    return model.apply({"params": params}, **arguments, rngs=None if key is None else {"dropout": key})

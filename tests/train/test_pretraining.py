@@ -1,0 +1,201 @@
+"""The task: what it trains on and measures, on packed rows and on others, and what it refuses."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from flaxbert import BertConfig, BertForMaskedLM, BertForPreTraining, losses
+from flaxbert.losses import IGNORE
+from tests.train import corpora
+from train.config import Config, Model, Run
+from train.data.corpus.preparation import Preparation, prepare
+from train.loop import run
+from train.optim import Optim
+from train.tasks.pretraining import Pretraining, Segments
+
+SIZES = BertConfig(
+    vocab_size=205,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=40,
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(corpora.lines(corpora.documents(120))))
+    corpora.tokenizer().save(tmp_path / "words", max_length=40)
+    store = tmp_path / "store"
+    prepare(Preparation((str(text),), store, tokenizer=tmp_path / "words", workers=1, lines="sentences"))
+    settings = Run(folder=tmp_path / "run", batch_size=8, steps=6, log_every=2)
+    return Config(Pretraining(str(store), max_length=32), settings, Model(sizes=SIZES), Optim(learning_rate=1e-3))
+
+
+def changed(config, **changes):
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+
+
+def parameters(task, **how):
+    model = task.architecture(task.config, **how)
+    return model, model.init(jax.random.key(0), model.example_ids)["params"]
+
+
+def per_example(task, model, params, batch, segments):
+    """{unmasked tokens: (masked-LM loss, next-sentence loss)} of each example."""
+    words, pairs = task._scores(model, params, batch, None)
+    found = {}
+    for row in range(len(segments)):
+        for slot in range(segments[row].max()):
+            here = segments[row] == slot + 1
+            ids, labels = batch["input_ids"][row].copy(), batch["masked_lm_labels"][row]
+            mine = (labels != IGNORE) & here[batch["masked_lm_positions"][row]]
+            ids[batch["masked_lm_positions"][row][mine]] = labels[mine]
+            loss = losses.masked_lm(words[row][None], np.where(mine, labels, IGNORE)[None])
+            assert mine.sum() == round(0.15 * here.sum()) or here.sum() < 10
+            label, scores = (batch["next_sentence_labels"], pairs)
+            label, scores = (label[row, slot], scores[row, slot]) if label.ndim == 2 else (label[row], scores[row])
+            pair = losses.next_sentence(scores[None], np.array([label]))
+            found[ids[here].tobytes()] = np.array([loss.mean, pair.mean])
+    return found
+
+
+def test_packed_rows_give_every_example_the_loss_that_it_has_alone(config):
+    alone = config.task.prepare(config)
+    packed = changed(config, row_length=64).task.prepare(config)
+    model, params = parameters(alone)
+    single, shared = {}, {}
+    for i in range(4):
+        batch = packed.train[i]
+        shared |= per_example(packed, model, params, batch, batch["segment_ids"])
+    for i in range(alone.steps_per_epoch):
+        batch = alone.train[i]
+        single |= per_example(alone, model, params, batch, batch["attention_mask"])
+    assert len(shared) > 60 and len(set(shared) & set(single)) > 0.95 * len(shared)
+    for example in set(shared) & set(single):
+        np.testing.assert_allclose(shared[example], single[example], atol=1e-5)
+    # And the loss trained on is the mean over the examples' predictions, plus that over pairs.
+    batch = packed.train[0]
+    words, pairs = packed._scores(model, params, batch, None)
+    loss = packed.loss(model, params, batch, None)
+    assert loss.weight.tolist() == [
+        (batch["masked_lm_labels"] != IGNORE).sum(),
+        (batch["next_sentence_labels"] != IGNORE).sum(),
+    ]
+    wanted = losses.masked_lm(words, batch["masked_lm_labels"]).mean
+    wanted += losses.next_sentence(pairs, batch["next_sentence_labels"]).mean
+    np.testing.assert_allclose(loss.mean, wanted, rtol=1e-6)
+
+
+def test_work_counts_examples_not_rows(config):
+    for row_length in (None, 64):
+        task = changed(config, row_length=row_length).task.prepare(config)
+        batch = task.train[0]
+        segments = batch["attention_mask"] if row_length is None else batch["segment_ids"]
+        sizes = [(row == s).sum() for row in segments for s in range(1, row.max() + 1)]
+        work = task.work(batch)
+        assert (work.tokens, work.squares) == (sum(sizes), sum(n * n for n in sizes))
+        assert work.predictions == (batch["masked_lm_labels"] != IGNORE).sum() and work.pooled == 0
+
+
+@pytest.mark.parametrize("segments", list(Segments))
+@pytest.mark.parametrize("row_length", [None, 64])
+def test_an_outline_is_what_the_data_would_say(config, segments, row_length):
+    given = changed(config, segments=segments, row_length=row_length, whole_words=True)
+    outline, task = given.task.outline(given), given.task.prepare(given)
+    batch = task.train[0]
+    shapes = [{name: (v.shape, v.dtype) for name, v in given.items()} for given in (outline.batch, batch)]
+    assert shapes[0] == shapes[1]
+    assert outline.objective.config == task.config
+    assert task.architecture is outline.objective.architecture
+    assert task.architecture is (BertForPreTraining if segments is Segments.NEXT_SENTENCE else BertForMaskedLM)
+
+
+@pytest.mark.parametrize("row_length", [None, 64])
+def test_a_run(config, row_length, capsys):
+    given = changed(config, row_length=row_length, prompts=("w1 [MASK] w2",))
+    folder = run(given)
+    summary = (folder / "summary.md").read_text()
+    names = ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy", "perplexity")
+    assert all(name in summary for name in names)
+    shown = capsys.readouterr().out
+    assert "below the unigram entropy" in shown and "w1 [MASK] w2  ->  w" in shown
+    model, _ = BertForPreTraining.from_pretrained(folder / "model")
+    assert model.config.vocab_size == 205
+
+
+def test_what_an_evaluation_tells(config):
+    task = config.task.prepare(config)
+    model, params = parameters(task)
+    batches = list(task.evaluations["dev"])
+    found = [task.measure(model, params, batch).metrics for batch in batches]
+    means = {n: sum(float(f[n].sum) for f in found) / sum(float(f[n].weight) for f in found) for n in found[0]}
+    right = total = 0
+    for batch in batches:
+        words, _ = task._scores(model, params, batch, None)
+        counted = batch["masked_lm_labels"] != IGNORE
+        right += (np.argmax(words, axis=-1) == batch["masked_lm_labels"])[counted].sum()
+        total += counted.sum()
+    assert means["masked_lm_accuracy"] == pytest.approx(right / total)
+    assert means["masked_lm_loss"] == pytest.approx(math.log(205), abs=0.1)  # nothing is learnt yet
+    derived = task.derived(means)
+    assert derived["perplexity"] == pytest.approx(math.exp(means["masked_lm_loss"]))
+    assert derived["loss"] == pytest.approx(means["masked_lm_loss"] + means["next_sentence_loss"])
+
+
+def test_text_itself_is_tokenised_as_in_a_store(config, tmp_path):
+    itself = changed(config, text=str(tmp_path / "text.txt"), tokenizer=tmp_path / "words")
+    ours, theirs = itself.task.prepare(itself), config.task.prepare(config)
+    for name, values in theirs.train[0].items():
+        np.testing.assert_array_equal(ours.train[0][name], values)
+    assert ours.facts == theirs.facts
+
+
+def test_a_store_made_with_another_tokenizer(config, tmp_path):
+    corpora.tokenizer(corpora.WORDS[::-1]).save(tmp_path / "other", max_length=40)
+    other = changed(config, tokenizer=tmp_path / "other")
+    with pytest.raises(ValueError, match="made with a vocabulary of 205 tokens, another than that of .*other"):
+        other.task.prepare(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"row_length": 31}, "row_length is 31; examples have up to 32 tokens"),
+        ({"short": 1.0}, "short is 1.0; it must be at least 0 and less than 1"),
+        ({"copies": 0}, "copies is 0; it must be at least 1"),
+        ({"masking_rate": 1.0}, "the masking rate is 1.0"),
+        ({"max_predictions": 0}, "max_predictions is 0"),
+        ({"heldout": 0.0}, "heldout is 0.0; it must lie between 0 and 1"),
+        ({"max_length": 41}, "max_length is 41; allowed: 3 to the model's max_position_embeddings, 40"),
+        ({"prompts": ("no mask",)}, "the prompt 'no mask' must hold"),
+        ({"text": "nowhere"}, "nowhere: no such file or folder"),
+    ],
+)
+def test_settings_that_cannot_be(config, changes, error):
+    with pytest.raises((ValueError, FileNotFoundError), match=error):
+        changed(config, **changes).task.prepare(config)
+
+
+def test_texts_that_are_too_small(config, tmp_path):
+    def given(text, **changes):
+        (tmp_path / "small.txt").write_text(text)
+        small = changed(config, text=str(tmp_path / "small.txt"), tokenizer=tmp_path / "words", **changes)
+        return small.task.prepare(small)
+
+    with pytest.raises(ValueError, match="holds no text"):
+        given(" \n\n")
+    with pytest.raises(ValueError, match="the text has 1 documents; 4 are needed at least.*blank lines"):
+        given("w1 w2. w3")
+    with pytest.raises(ValueError, match="the text has 3 documents; 4 are needed at least"):
+        given("w1 w2\n\nw3\n\nw4")
+    for segments in (Segments.STREAM, Segments.FULL_SENTENCES):
+        batch = given("w1\n\nw3", segments=segments).train[0]
+        assert batch["input_ids"].shape == (8, 32)
+    batch = given("w1\n\nw2\n\nw3\n\nw4").train[0]  # documents of a word
+    assert (batch["next_sentence_labels"] == 1).all()

@@ -1,0 +1,210 @@
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+
+from flaxbert.losses import IGNORE
+from tests.train import corpora
+from train.data.corpus.store import TokenStore
+from train.data.part import RowPart
+from train.data.pretraining import batches
+from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_parts
+from train.data.pretraining.masking import Masking
+from train.data.pretraining.next_sentence import NextSentence
+from train.data.pretraining.packing import best_fit
+from train.data.pretraining.rows import RowBuilder, RowShape
+from train.data.pretraining.single import Stream
+
+STORE = corpora.store(corpora.documents(400))
+EVERY = np.arange(STORE.document_count)
+CLS, SEP = 2, 3
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(batches, "_BLOCK", 10_000)
+
+
+def builder(*, packed=False, pairs=True, store=STORE):
+    masking = Masking.of(store.tokenizer)
+    shape = RowShape(64, 6, masking.predictions(64, 6)) if packed else RowShape(32, None, masking.predictions(32))
+    return RowBuilder(store, masking, shape, pairs)
+
+
+def train(*, packed=False, pairs=True, seed=0, size=8, store=STORE, **how):
+    every = np.arange(store.document_count)
+    make = NextSentence(store, every, max_length=32, short=0.1) if pairs else Stream(store, max_length=32)
+    return TrainBatches(store, every, make, builder(packed=packed, pairs=pairs, store=store), size, seed, **how)
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def unmasked(batch):
+    ids = batch["input_ids"].copy()
+    row, slot = np.nonzero(batch["masked_lm_labels"] != IGNORE)
+    ids[row, batch["masked_lm_positions"][row, slot]] = batch["masked_lm_labels"][row, slot]
+    return ids
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_is_a_function_of_seed_and_number(packed):
+    batches, again = train(packed=packed), train(packed=packed)
+    last = 2 * batches.rows_of_epoch // 8
+    backwards = {i: again[i] for i in (last, 7, 3, 0)}  # whatever was asked for before
+    for i, batch in backwards.items():
+        same(batches[i], batch)
+    assert (train(packed=packed, seed=1)[0]["input_ids"] != batches[0]["input_ids"]).any()
+    assert (batches[batches.rows_of_epoch // 8]["input_ids"] != batches[0]["input_ids"]).any()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_parts_of_a_batch_put_together_are_the_batch(packed):
+    whole = train(packed=packed)
+    parts = [train(packed=packed, part=RowPart(numbers, 4)) for numbers in ((0, 1), (2,), (3,))]
+    for i in (0, 5, whole.rows_of_block // 8):
+        found = [part[i] for part in parts]
+        same(whole[i], {name: np.concatenate([part[name] for part in found]) for name in found[0]})
+
+
+def test_a_row_is_what_it_should_be():
+    for packed in (False, True):
+        batch = train(packed=packed)[3]
+        ids = unmasked(batch)
+        segments = batch["segment_ids"] if packed else batch["attention_mask"]
+        assert ((ids == 0) == (segments == 0)).all()
+        for row in range(8):
+            for segment in range(1, segments[row].max() + 1):
+                here = segments[row] == segment
+                tokens, types = ids[row, here], batch["token_type_ids"][row, here]
+                separators = np.flatnonzero(tokens == SEP)
+                assert tokens[0] == CLS and len(separators) == 2 and separators[1] == len(tokens) - 1
+                np.testing.assert_array_equal(types, np.arange(len(tokens)) > separators[0])
+                if packed:
+                    np.testing.assert_array_equal(batch["position_ids"][row, here], np.arange(len(tokens)))
+                    assert batch["first_positions"][row, segment - 1] == np.argmax(here)
+            if packed:
+                labelled = batch["next_sentence_labels"][row] != IGNORE
+                np.testing.assert_array_equal(labelled, np.arange(6) < segments[row].max())
+        if not packed:
+            assert set(batch["next_sentence_labels"].tolist()) == {0, 1}
+
+
+def test_an_epoch_shows_every_document():
+    batches = train(pairs=False, size=1)
+    tokens = [unmasked(batches[i]) for i in range(batches.rows_of_epoch)]
+    shown = np.concatenate([row[row > 4] for row in tokens])
+    whole = STORE.tokens.astype(np.int64)
+    counts = np.bincount(shown, minlength=300), np.bincount(whole, minlength=300)
+    assert np.abs(counts[0] - counts[1]).sum() < 0.02 * len(whole)  # blocks have not all as many rows as the first
+    assert batches._blocks > 3
+
+
+def test_copies_come_again_in_another_order():
+    batches = train(copies=2, size=1)
+    rows = batches.rows_of_epoch
+    every = [
+        sorted(batches[epoch * rows + i]["input_ids"].tobytes() for i in range(batches.rows_of_block))
+        for epoch in range(4)
+    ]
+    assert every[0] == every[2]
+    # Of a block that has more rows than are taken others are left out each time.
+    assert len(set(every[1]) & set(every[3])) > 0.9 * len(every[1]) and not set(every[0]) & set(every[1])
+    assert any((batches[i]["input_ids"] != batches[2 * rows + i]["input_ids"]).any() for i in range(5))
+
+
+def test_held_out_examples_come_once_each_and_always_the_same():
+    for packed in (False, True):
+        make = NextSentence(STORE, EVERY[:50], max_length=32, short=0.1)
+        held = HeldOutBatches(STORE, EVERY[:50], make, builder(packed=packed), 8)
+        found = list(held)
+        assert len(found) == len(held)
+        for batch, again in zip(found, held, strict=True):
+            same(batch, again)
+        count = sum((batch["next_sentence_labels"] != IGNORE).sum() for batch in found)
+        assert count == len(held._all[0]) > 150
+        halves = [list(dataclasses.replace(held, part=RowPart((n,), 2))) for n in (0, 1)]
+        for batch, a, b in zip(found, *halves, strict=True):
+            same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
+        filling = (found[-1]["masked_lm_labels"] == IGNORE).all(axis=1)
+        assert (found[-1]["input_ids"][filling] == 0).all()
+
+
+def test_packed_rows_hold_the_same_examples_with_the_same_masks():
+    def examples(batch, segments):
+        for row in range(len(segments)):
+            for segment in range(1, segments[row].max() + 1):
+                here = segments[row] == segment
+                yield (batch["input_ids"][row, here].tobytes(), unmasked(batch)[row, here].tobytes())
+
+    alone, packed = train(size=1), train(size=1, packed=True)
+    single = [next(examples(b, b["attention_mask"])) for b in map(alone.__getitem__, range(alone.rows_of_block))]
+    shared = [e for i in range(packed.rows_of_block) for e in examples(packed[i], packed[i]["segment_ids"])]
+    assert sorted(single) == sorted(shared)
+
+
+def test_long_documents_go_in_parts_between_sentences(monkeypatch):
+    monkeypatch.setattr(batches, "_PART", 300)
+    texts = [[f"w{i % 200} w{i % 7}" for i in range(n)] for n in (1, 1000, 100, 200, 450)]
+    store = corpora.store(texts)
+    parts = document_parts(store, np.array([0, 1, 3, 4]))
+    for document in (0, 1, 3, 4):
+        own = parts[parts[:, 0] == document]
+        assert own[0, 1] == store.documents[document] and own[-1, 2] == store.documents[document + 1]
+        np.testing.assert_array_equal(own[1:, 1], own[:-1, 2])
+    assert [(parts[:, 0] == document).sum() for document in (0, 1, 3, 4)] == [1, 7, 1, 3]
+    one = corpora.store([[" ".join(corpora.WORDS * 5)]])  # a single sentence
+    assert document_parts(one, np.array([0])).tolist() == [[0, 0, 1]]
+
+
+def lengths(seed, count=2000):
+    return np.minimum(5 + np.random.default_rng(seed).geometric(0.03, count), 128).tolist()
+
+
+def test_best_fit():
+    for seed in range(3):
+        given = lengths(seed)
+        rows = best_fit(given, room=128, slots=8)
+        assert sorted(i for row in rows for i in row) == list(range(2000))
+        assert all(sum(given[i] for i in row) <= 128 and 1 <= len(row) <= 8 for row in rows)
+        free = best_fit(given, room=128, slots=128)
+        assert len(free) <= 11 / 9 * -(-sum(given) // 128) + 1
+    assert best_fit([5, 9, 5, 5], room=24, slots=4) == [[1, 0, 2, 3]]
+    assert best_fit([5, 9, 5, 5], room=14, slots=4) == [[1, 0], [2, 3]]
+    assert best_fit([10, 7, 3, 4], room=10, slots=4) == [[0], [1, 2], [3]]  # the fullest that has room
+    assert best_fit([], room=10, slots=4) == []
+
+
+def test_the_order_never_changes():
+    """Runs that were begun with one version go on with the next."""
+    digest = hashlib.sha256()
+    for i in range(50):
+        batch = train(packed=True)[i] if i % 10 == 0 else train()[i]
+        for name in sorted(batch):
+            digest.update(np.ascontiguousarray(batch[name], "<i4").tobytes())
+    assert digest.hexdigest() == "da8546a153b28d266354f96b6050c764621f4175544abc6a3a3292093a393f2c"
+
+
+def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
+    from train.data.corpus.preparation import Preparation, prepare
+
+    monkeypatch.setattr(batches, "_BLOCK", 2**21)
+    text = tmp_path / "text.txt"
+    with (data_dir / "corpus" / "wiki_en.txt").open(encoding="utf-8") as whole:
+        text.write_text(whole.read(6_000_000), encoding="utf-8")
+    vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
+    prepare(Preparation((str(text),), tmp_path / "store", tokenizer=vocabulary, workers=1))
+    store = TokenStore.open(tmp_path / "store")
+    every = np.arange(store.document_count)
+    for length, row_length in ((128, 512), (512, 512)):
+        masking = Masking.of(store.tokenizer)
+        slots = 2 * -(-row_length // length) + 4
+        build = RowBuilder(store, masking, RowShape(row_length, slots, masking.predictions(row_length, slots)), True)
+        make = NextSentence(store, every, max_length=length, short=0.1)
+        packed = TrainBatches(store, every, make, build, 32, 0)
+        real = np.mean([(packed[i]["segment_ids"] > 0).mean() for i in range(packed.rows_of_block // 32)])
+        assert real >= 0.98, (length, real)

@@ -1,0 +1,43 @@
+"""What an example is: spans of a store's tokens, with [CLS] before and [SEP] after each."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+FOLLOWS, RANDOM = 0, 1
+"""Labels of the second segment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Examples without their tokens.
+
+    Attributes:
+        spans: [S, 2], first and one past the last token of each span in the store.
+        firsts: [E + 1], the first span of each example; the last entry is S.
+        labels: [E], whether the second span follows the first or is random; 0 where nobody asks.
+        keys: uint64 [E], of the random numbers of each.
+    """
+
+    spans: np.ndarray
+    firsts: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """[E], tokens of each, [CLS] and [SEP]s included."""
+        tokens = np.concatenate([[0], np.cumsum(self.spans[:, 1] - self.spans[:, 0])])
+        return np.diff(tokens[self.firsts]) + np.diff(self.firsts) + 1
+
+    @classmethod
+    def of(cls, found: Sequence[Sequence[tuple[int, int]]], labels: Sequence[int], keys: np.ndarray) -> "Examples":
+        """Of each example's spans."""
+        spans = np.array([span for example in found for span in example], np.int64).reshape(-1, 2)
+        firsts = np.concatenate([[0], np.cumsum([len(example) for example in found], dtype=np.int64)])
+        return cls(spans, firsts, np.asarray(labels, np.int32), keys)
