@@ -1,0 +1,14 @@
+"""`python -m train.benchmark [--sizes base large] [--lengths 128 512] [--rows 32] ...`; see `speed.py`."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Before jax is imported, which else takes most of a GPU's memory, and PyTorch has to share it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from train.environment import keep_memory
+
+    keep_memory()
+    from train.benchmark.speed import main
+
+    sys.exit(main(sys.argv[1:]))

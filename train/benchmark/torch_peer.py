@@ -1,0 +1,92 @@
+"""The contestant that users would pick instead: PyTorch's `BertForPreTraining` of `transformers`."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from train.benchmark.contestant import Contestant
+from train.benchmark.workload import Workload, labels_of_all_positions
+
+PEERS = ("eager", "sdpa", "compile")
+"""Attention as products, PyTorch's fused attention, and that with the whole model through torch.compile."""
+
+
+class TorchPeer(Contestant):
+    """The same weights and batch, AdamW and clipping; bfloat16 by autocast, float32 parameters."""
+
+    def __init__(self, work: Workload, peer: str, folder: Path, *, device: str, seed: int = 0):
+        """Loads the weights of a folder."""
+        super().__init__(f"transformers, {peer}")
+        transformers.utils.logging.disable_progress_bar()
+        attention = "eager" if peer == "eager" else "sdpa"
+        model: Any = transformers.BertForPreTraining.from_pretrained(folder, attn_implementation=attention)
+        self._plain = model.to(device)
+        self._model: Any = torch.compile(self._plain) if peer == "compile" else self._plain
+        self._device, self._compiles = device, peer == "compile"
+        self._half = work.dtype == "bfloat16"
+        batch = work.batch(seed)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        arrays = {name: batch[name] for name in names} | {"labels": labels_of_all_positions(batch)}
+        arrays |= {"next_sentence_label": batch["next_sentence_labels"]}
+        self._batch = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in arrays.items()}
+        self._optimizer: Any = None
+        self._peaks: dict[str, int] = {}
+
+    def loss(self) -> float:
+        """Of the batch and the first weights, without dropout."""
+        self._plain.eval()
+        with torch.inference_mode(), self._precision():
+            return self._plain(**self._batch).loss.item()
+
+    def prepare(self, kind: str) -> None:
+        """Compiles it where it is compiled, and runs it three times."""
+        if kind == "train" and self._optimizer is None:
+            decayed = [p for n, p in self._plain.named_parameters() if not _plain_name(n)]
+            others = [p for n, p in self._plain.named_parameters() if _plain_name(n)]
+            groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+            self._optimizer = torch.optim.AdamW(groups, lr=1e-9, fused=True)
+        first = self.run(kind, 1)
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        usual = self.run(kind, 3) / 3
+        self.compile_seconds[kind] = max(0.0, first - usual) if self._compiles else 0.0
+        if self._device == "cuda":
+            self._peaks[kind] = torch.cuda.max_memory_allocated()
+
+    def run(self, kind: str, steps: int) -> float:
+        """Seconds that so many of them take, until the last is done."""
+        self._model.train(kind == "train")
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            if kind == "train":
+                with self._precision():
+                    loss = self._model(**self._batch).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self._plain.parameters(), 1.0)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+            else:
+                with torch.inference_mode(), self._precision():
+                    self._model(**self._batch)
+        self._synchronize()
+        return time.perf_counter() - start
+
+    def peak_bytes(self, kind: str) -> int | None:
+        """What PyTorch had allocated at most; None on a CPU."""
+        return self._peaks.get(kind)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self._device, torch.bfloat16) if self._half else contextlib.nullcontext()
+
+    def _synchronize(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _plain_name(name: str) -> bool:
+    return name.endswith("bias") or "LayerNorm" in name
