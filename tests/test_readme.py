@@ -24,7 +24,9 @@ QUICKSTART, TESTS, SLOW, *OTHERS, BENCHMARK = COMMANDS
 CONVERT = [command for command in OTHERS if command.startswith("flaxbert ")]
 ESTIMATE = [command for command in OTHERS if " -m train.aot " in command]
 LAUNCH = re.findall(r"(?<=[\s\"])python -m train .*?(?=\"?$)", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE)
-TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE)]
+(PREPARE,) = [command for command in OTHERS if " -m train.data.prepare " in command]
+(SPEED,) = [command for command in OTHERS if " -m train.benchmark " in command]
+TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE, PREPARE, SPEED)]
 
 
 def test_ci_runs_the_test_command():
@@ -80,6 +82,30 @@ def test_train_commands_are_understood(command, tmp_path):
         [sys.executable, *words[1:], *(() if help_asked else ("--help",))], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "--optim.learning-rate" in done.stdout
+
+
+def test_prepare_command_and_the_run_after_it(tmp_path):
+    (tmp_path / "wiki_en.txt").write_text("\n\n".join(f"It is {i}. It was {i - 1}.\nNow {i}." for i in range(200)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *shlex.split(PREPARE)[1:]], **how)
+    assert done.returncode == 0, done.stderr
+    after = [command for command in TRAIN if "configs/pretrain_tiny.py" in command]
+    assert len(after) == 2
+    for command in after:
+        words = shlex.split(command.replace("configs/", f"{ROOT}/configs/"))
+        small = ["--run.steps", "1", "--model.sizes.hidden-size", "16"]
+        done = subprocess.run([sys.executable, *words[1:], *small], **how)
+        assert done.returncode == 0 and "eval dev" in done.stdout, done.stderr
+
+
+def test_speed_command(tmp_path):
+    small = ["--sizes", "tiny", "--lengths", "32", "--rows", "2", "--rounds", "1", "--seconds", "0.01"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *shlex.split(SPEED)[1:], *small, "--peers", "sdpa"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "transformers, sdpa" in done.stdout, done.stderr
+    assert (tmp_path / "speed.json").is_file()
 
 
 @pytest.mark.parametrize("command", ESTIMATE)

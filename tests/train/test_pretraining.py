@@ -1,6 +1,7 @@
 """The task: what it trains on and measures, on packed rows and on others, and what it refuses."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -12,6 +13,7 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.config import Config, Model, Run
 from train.data.corpus.preparation import Preparation, prepare
+from train.data.pretraining.stages import Stage
 from train.loop import run
 from train.optim import Optim
 from train.tasks.pretraining import Pretraining, Segments
@@ -123,6 +125,8 @@ def test_a_run(config, row_length, capsys):
     summary = (folder / "summary.md").read_text()
     names = ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy", "perplexity")
     assert all(name in summary for name in names)
+    (first, *_) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert first["loss"] == pytest.approx(first["masked_lm_loss"] + first["next_sentence_loss"], rel=1e-5)
     shown = capsys.readouterr().out
     assert "below the unigram entropy" in shown and "w1 [MASK] w2  ->  w" in shown
     model, _ = BertForPreTraining.from_pretrained(folder / "model")
@@ -199,3 +203,71 @@ def test_texts_that_are_too_small(config, tmp_path):
         assert batch["input_ids"].shape == (8, 32)
     batch = given("w1\n\nw2\n\nw3\n\nw4").train[0]  # documents of a word
     assert (batch["next_sentence_labels"] == 1).all()
+
+
+def staged(config, *stages, steps=40):
+    return dataclasses.replace(changed(config, stages=stages), run=dataclasses.replace(config.run, steps=steps))
+
+
+def test_stages_of_smaller_batches_show_the_same_rows_in_the_same_order(config):
+    plain = config.task.prepare(config).train
+    rows = {name: np.concatenate([plain[i][name] for i in range(12)]) for name in plain[0]}
+    given = staged(config, Stage(5, batch_size=24), Stage(2, batch_size=16))
+    train = given.task.prepare(given).train
+    found = [train[i] for i in range(7 + 3)]
+    assert [len(batch["input_ids"]) for batch in found] == [24] * 5 + [16] * 2 + [8] * 3
+    for name, values in rows.items():
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in found])[: 12 * 8], values)
+
+
+def test_stages_of_shorter_examples_go_on_at_the_same_place(config):
+    given = staged(config, Stage(10, batch_size=16, max_length=16))
+    task = given.task.prepare(given)
+    short, full = task.train._stages
+    assert task.train[9]["input_ids"].shape == (16, 16) and task.train[10]["input_ids"].shape == (8, 32)
+    share = 160 / short.rows_of_epoch
+    assert 0 < share < 1 and full.first_row / full.rows_of_epoch == pytest.approx(share, abs=1 / full.rows_of_epoch)
+    np.testing.assert_array_equal(task.train[10]["input_ids"], full[0]["input_ids"])
+    assert task.steps_per_epoch == -(-full.rows_of_epoch // 8)
+    packed = staged(changed(config, row_length=64), Stage(2, max_length=16, row_length=32), Stage(2, max_length=16))
+    train = packed.task.prepare(packed).train
+    assert [train[i]["input_ids"].shape[1] for i in (0, 2, 4)] == [32, 64, 64]
+
+
+@pytest.mark.slow
+def test_a_run_in_stages_goes_on_as_it_would_have(config, monkeypatch):
+    from train.loop import _Trainer
+
+    given = staged(config, Stage(2, batch_size=16, max_length=16), steps=5)
+    given = dataclasses.replace(given, run=dataclasses.replace(given.run, checkpoint_every=1, log_every=1))
+    whole = run(given)
+    real = _Trainer._report
+
+    def interrupted(self, number, *rest):
+        if number == 4:
+            raise KeyboardInterrupt
+        real(self, number, *rest)
+
+    monkeypatch.setattr(_Trainer, "_report", interrupted)
+    again = dataclasses.replace(given, run=dataclasses.replace(given.run, folder=given.run.folder.with_name("again")))
+    with pytest.raises(KeyboardInterrupt):
+        run(again)
+    monkeypatch.undo()
+    run(again)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, again.run.folder)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("stages", "error"),
+    [
+        ([{"steps": 40}], "the stages take 40 steps, the run 40; give run.steps, and more"),
+        ([{"steps": 1, "max_length": 33}], "a stage has longer examples than the run, whose max_length is 32"),
+        ([{"steps": 0}], "steps of a stage is 0; it must be at least 1"),
+        ([{"steps": 1, "batch_size": 12}], "batch_size of stage 0 is 12, which does not divide over 8 devices"),
+    ],
+)
+def test_stages_that_cannot_be(config, stages, error):
+    with pytest.raises(ValueError, match=error):
+        given = staged(config, *(Stage(**stage) for stage in stages))
+        given.task.prepare(given)

@@ -81,7 +81,7 @@ def of_pytorch(folder, batches, rates):
     return np.array(found)
 
 
-@pytest.mark.parametrize("row_length", [None, 96])
+@pytest.mark.parametrize("row_length", [pytest.param(None, marks=pytest.mark.slow), 96])
 def test_the_loss_curve_of_pytorch(config, row_length, tmp_path):
     alone = config.task.prepare(config)
     task = dataclasses.replace(config.task, row_length=row_length).prepare(config) if row_length else alone

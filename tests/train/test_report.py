@@ -1,5 +1,6 @@
 """The reports of a training run, through real files, streams and terminals."""
 
+import dataclasses
 import io
 import json
 import math
@@ -458,3 +459,21 @@ def test_summary_without_evaluation_or_record(tmp_path):
     with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
         reporter.progress(progress_at(40))
     assert "evaluation" not in write_summary(tmp_path, title="Short", facts={}).read_text().split("![")[0]
+
+
+def test_a_loss_of_several_terms_has_a_panel_for_each(tmp_path):
+    with Reporter(tmp_path, 100, stream=io.StringIO()) as reporter:
+        for step in range(1, 101):
+            terms = {"masked_lm_loss": 9.0 - step / 20, "next_sentence_loss": 0.2 + step / 200}
+            metrics = {"loss": sum(terms.values()), **terms, "learning_rate": 1e-3, "gradient_norm": 1.0}
+            reporter.progress(dataclasses.replace(progress_at(step), metrics=metrics))
+        reporter.evaluation(100, "dev", {"masked_lm_loss": 4.0, "next_sentence_loss": 0.7})
+    picture = write_summary(tmp_path, title="Pretraining", facts={}).with_name("loss.png")
+    image = matplotlib.image.imread(picture)
+    upper, middle = image[: image.shape[0] * 2 // 5, :], image[image.shape[0] * 2 // 5 : image.shape[0] * 4 // 5, :]
+    for panel, falls in ((upper, True), (middle, False)):
+        line = coloured(panel, (0x1F, 0x77, 0xB4))
+        line = line[(line[:, 1] > 0.4) & (line[:, 1] < 0.6)]  # between places where the legend may be
+        slope = np.polyfit(line[:, 1], line[:, 0], 1)[0]  # rows count from the top
+        assert slope > 0.5 if falls else slope < -0.5
+        assert len(coloured(panel, (0xFF, 0x7F, 0x0E)))  # the evaluation

@@ -49,6 +49,7 @@ class TrainBatches:
         seed: of everything that chance decides.
         copies: how many different epochs there are, which then come again (Google's dupe_factor, static masks); None
             for ever new ones.
+        first_row: with which row of the first epoch batch 0 begins.
         part: of the rows of a batch, those that are built.
     """
 
@@ -58,6 +59,7 @@ class TrainBatches:
     build: RowBuilder
     size: int
     seed: int
+    first_row: int = dataclasses.field(default=0, kw_only=True)
     copies: int | None = None
     part: RowPart = WHOLE
 
@@ -82,7 +84,7 @@ class TrainBatches:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Batch `index`; its rows may be of two epochs."""
-        wanted = index * self.size + self.part.rows(self.size)
+        wanted = self.first_row + index * self.size + self.part.rows(self.size)
         batches = []
         for number in np.unique(wanted // self.rows_of_block):
             own = wanted[wanted // self.rows_of_block == number] % self.rows_of_block

@@ -1,0 +1,29 @@
+"""A converted checkpoint trained further on texts of one's own, before it is fine-tuned.
+
+flaxbert convert google-bert/bert-base-uncased bert
+python -m train.data.prepare TEXTS --tokenizer bert --output runs/texts
+python -m train configs/continue_pretraining.py
+
+Its own vocabulary and both of its heads; a checkpoint without heads gets fresh ones. The rate is the one that the
+README of google-research/bert gives for this. Not run here; a pass over 10 million tokens is 2500 steps.
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.pretraining import Pretraining
+
+config = Config(
+    task=Pretraining(text="runs/texts", max_length=128, heldout=0.02),
+    model=Model(pretrained=Path("bert"), scan=False),
+    optim=Optim(learning_rate=2e-5, warmup=0.1),
+    run=Run(
+        folder=Path("runs/continued"),
+        batch_size=32,
+        steps=10_000,
+        log_every=50,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+    ),
+)

@@ -1,0 +1,40 @@
+"""Every config in configs/ is one, and says in its docstring how to run it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from train.command import load_config, parse_flags
+from train.distributed import MeshShape, Placement
+from train.tasks.pretraining import Pretraining
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_config(file):
+    config = load_config(file)
+    documentation = ast.get_docstring(ast.parse(file.read_text()))
+    assert documentation is not None and f"python -m train configs/{file.name}" in documentation
+    # Flags of its own fields are understood, and it divides over the devices of one host.
+    assert parse_flags(config, ["--run.seed", "7"]).run.seed == 7
+    for name in ("batch_size", "evaluation_batch_size"):
+        rows = getattr(config.run, name) or config.run.batch_size
+        micro = config.run.micro_batches if name == "batch_size" else 1
+        Placement.of(MeshShape()).check_rows(name, rows, micro_batches=micro)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in CONFIGS if isinstance(load_config(file).task, Pretraining)], ids=lambda file: file.stem
+)
+def test_what_a_config_of_pretraining_would_compile(file):
+    config = load_config(file)
+    if config.model.pretrained is not None and not config.model.pretrained.is_dir():
+        config = parse_flags(config, ["--model.pretrained", "None", "--task.vocab-size", "30522"])
+    outline = config.task.outline(config)
+    task, batch = config.task, outline.batch
+    assert batch["input_ids"].shape == (config.run.batch_size, task.row_length or task.max_length)
+    assert ("next_sentence_labels" in batch) == task.pairs
+    assert outline.objective.work(batch).predictions <= batch["masked_lm_labels"].size
