@@ -1,0 +1,131 @@
+"""How fast text becomes tokens, and tokens become batches, on this machine.
+
+    python -m train.benchmark.text prepare TEXT --tokenizer vocab.txt
+    python -m train.benchmark.text batches STORE
+
+The first takes turns: a whole preparation of the text, and the tokenizers library alone on the same sentences, read and
+split before the clock starts, in as many threads of its own. The second makes training batches in one thread.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from train.data.corpus.lines import TextReader
+from train.data.corpus.preparation import Preparation, prepare
+from train.data.corpus.sentences import split_sentences
+from train.data.corpus.store import TokenStore
+from train.data.part import WHOLE
+from train.data.pretraining.batches import TrainBatches
+from train.data.pretraining.masking import Masking
+from train.data.pretraining.next_sentence import NextSentence
+from train.data.pretraining.rows import RowBuilder, RowShape
+
+_BATCH = 5000  # sentences that the library is given at once
+
+
+def main(arguments: list[str]) -> int:
+    """Measures one of the two; 0, or 2 for a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m train.benchmark.text", description=__doc__, allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    first = kinds.add_parser("prepare", help="text to tokens")
+    first.add_argument("text", nargs="+")
+    first.add_argument("--tokenizer", type=Path, required=True)
+    first.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    second = kinds.add_parser("batches", help="tokens to batches")
+    second.add_argument("store", type=Path)
+    second.add_argument("--seconds", type=float, default=3.0)
+    for kind in (first, second):
+        kind.add_argument("--rounds", type=int, default=3)
+    own = parser.parse_args(arguments)
+    try:
+        lines = _prepare(own) if own.kind == "prepare" else _batches(own)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+def _prepare(own: argparse.Namespace) -> list[str]:
+    from flaxbert.tokenizer import WordPieceTokenizer
+
+    os.environ |= {"RAYON_NUM_THREADS": str(own.workers), "TOKENIZERS_PARALLELISM": "true"}
+    backend = WordPieceTokenizer.load(own.tokenizer).backend
+    sentences = [sentence for line in TextReader(own.text) if line for sentence in split_sentences(line)]
+
+    def library() -> float:
+        count, start = 0, time.perf_counter()
+        for place in range(0, len(sentences), _BATCH):
+            found = backend.encode_batch_fast(sentences[place : place + _BATCH], add_special_tokens=False)
+            count += sum(map(len, found))
+        return count / (time.perf_counter() - start)
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            settings = Preparation(
+                tuple(own.text), Path(folder) / "store", tokenizer=own.tokenizer, workers=own.workers
+            )
+            count = prepare(settings)["tokens"]
+            return count / (time.perf_counter() - start)
+
+    speeds = _in_turns([ours, library], own.rounds)
+    named = zip((f"prepare, {own.workers} processes", f"tokenizers alone, {own.workers} threads"), speeds, strict=True)
+    ratio = statistics.median(speeds[1]) / statistics.median(speeds[0])
+    return [*(_line(name, each) for name, each in named), f"the library alone is {ratio:.2f} times as fast"]
+
+
+def _batches(own: argparse.Namespace) -> list[str]:
+    store = TokenStore.open(own.store)
+    every = np.arange(store.document_count)
+    masking = Masking.of(store.tokenizer)
+    lines = []
+    for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
+        slots = None if row_length is None else 2 * -(-row_length // length) + 4
+        shape = RowShape(row_length or length, slots, masking.predictions(row_length or length, slots or 1))
+        make = NextSentence(store, every, max_length=length, short=0.1)
+        batches = TrainBatches(store, every, make, RowBuilder(store, masking, shape, True), 64, 0, part=WHOLE)
+        place, real = 0, "attention_mask" if row_length is None else "segment_ids"
+
+        def speed(batches: TrainBatches = batches, real: str = real) -> float:
+            nonlocal place
+            count, start = 0, time.perf_counter()
+            while time.perf_counter() - start < own.seconds:
+                batch = batches[place]
+                count += int(np.count_nonzero(batch[real]))
+                place += 1
+            return count / (time.perf_counter() - start)
+
+        (speeds,) = _in_turns([speed], own.rounds)
+        how = (
+            f"rows of one pair of up to {length}"
+            if row_length is None
+            else f"pairs of {length} in rows of {row_length}"
+        )
+        lines.append(_line(how, speeds))
+    return lines
+
+
+def _in_turns(contestants: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    found: list[list[float]] = [[] for _ in contestants]
+    for _ in range(rounds):
+        for contestant, own in zip(contestants, found, strict=True):
+            own.append(contestant())
+    return found
+
+
+def _line(name: str, speeds: list[float]) -> str:
+    middle = statistics.median(speeds)
+    return f"{name}: {middle:,.0f} tokens/s ({min(speeds):,.0f} to {max(speeds):,.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
