@@ -137,3 +137,14 @@ def test_strangers_come_from_the_documents_given():
     parts = document_parts(STORE, DOCUMENTS[:3])
     examples = made(map(tuple, parts.tolist()), 0)
     assert examples.spans.max() <= STORE.document_starts[5]
+
+
+def test_tokens_are_taken_from_either_end_as_often():
+    front = back = 0
+    for seed in range(20):
+        examples = pairs(seed)
+        for start, end in examples.spans[(examples.lengths == LENGTH).repeat(2)]:
+            front += start not in STORE.sentences
+            back += end not in STORE.sentences
+    assert front + back > 5000
+    assert front / (front + back) == pytest.approx(0.5, abs=0.03)

@@ -104,6 +104,12 @@ def test_an_epoch_shows_every_document():
     assert batches._blocks > 3
 
 
+def test_masks_are_new_in_every_epoch():
+    batches = train()
+    keys = [set(batches._block(epoch, 0).examples.keys.tolist()) for epoch in (0, 1)]
+    assert not keys[0] & keys[1]
+
+
 def test_copies_come_again_in_another_order():
     batches = train(copies=2, size=1)
     rows = batches.rows_of_epoch
