@@ -29,7 +29,7 @@ _PROGRESS, _LOCK = "progress.json", "lock"
 class Preparation:
     """Turns text into a store of tokens to pretrain on. Started again after an interruption it goes on."""
 
-    text: Annotated[tuple[str, ...], tyro.conf.Positional]
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
     """Files (.txt, .jsonl, .parquet, each also .gz, .bz2, .xz or .zst), folders of them, datasets:NAME or pydoc:. In
     plain text a blank line ends a document."""
     output: Path
