@@ -4,8 +4,8 @@ python -m train.data.prepare wiki_en.txt --vocab-size 8192 --output runs/wikiped
 python -m train configs/pretrain_tiny.py
 
 Reached on wiki_en.txt (27,217 introductions, 14.1 M tokens), held-out documents: masked words 6.121 nat (perplexity
-455, accuracy 0.149; unigram entropy 6.885), next sentences 0.813 (the commoner answer: 0.592), in 2561 s beside other work.
-2 cores of an AMD EPYC (Zen 3), 2026-11-22.
+455, accuracy 0.149; unigram entropy 6.885), next sentences 0.813 (the commoner answer: 0.592), in 2561 s beside
+other work. 2 cores of an AMD EPYC (Zen 3), 2026-11-22.
 """
 
 from pathlib import Path
