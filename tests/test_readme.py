@@ -86,17 +86,15 @@ def test_train_commands_are_understood(command, tmp_path):
 
 def test_prepare_command_and_the_run_after_it(tmp_path):
     (tmp_path / "wiki_en.txt").write_text("\n\n".join(f"It is {i}. It was {i - 1}.\nNow {i}." for i in range(200)))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}  # one device compiles faster than eight
     how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, *shlex.split(PREPARE)[1:]], **how)
     assert done.returncode == 0, done.stderr
     after = [command for command in TRAIN if "configs/pretrain_tiny.py" in command]
-    assert len(after) == 2
-    for command in after:
-        words = shlex.split(command.replace("configs/", f"{ROOT}/configs/"))
-        small = ["--run.steps", "1", "--model.sizes.hidden-size", "16"]
-        done = subprocess.run([sys.executable, *words[1:], *small], **how)
-        assert done.returncode == 0 and "eval dev" in done.stdout, done.stderr
+    words = shlex.split(after[-1].replace("configs/", f"{ROOT}/configs/"))  # that with the most flags
+    small = ["--run.steps", "1", "--model.sizes.hidden-size", "16"]
+    done = subprocess.run([sys.executable, *words[1:], *small], **how)
+    assert done.returncode == 0 and "eval dev" in done.stdout, done.stderr
 
 
 def test_speed_command(tmp_path):

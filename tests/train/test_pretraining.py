@@ -48,9 +48,9 @@ def parameters(task, **how):
     return model, model.init(jax.random.key(0), model.example_ids)["params"]
 
 
-def per_example(task, model, params, batch, segments):
+def per_example(scores, params, batch, segments):
     """{unmasked tokens: (masked-LM loss, next-sentence loss)} of each example."""
-    words, pairs = task._scores(model, params, batch, None)
+    words, pairs = scores(params, dict(batch))
     found = {}
     for row in range(len(segments)):
         for slot in range(segments[row].max()):
@@ -72,12 +72,13 @@ def test_packed_rows_give_every_example_the_loss_that_it_has_alone(config):
     packed = changed(config, row_length=64).task.prepare(config)
     model, params = parameters(alone)
     single, shared = {}, {}
+    scores = [jax.jit(lambda p, b, task=task: task._scores(model, p, b, None)) for task in (alone, packed)]
     for i in range(4):
         batch = packed.train[i]
-        shared |= per_example(packed, model, params, batch, batch["segment_ids"])
+        shared |= per_example(scores[1], params, batch, batch["segment_ids"])
     for i in range(alone.steps_per_epoch):
         batch = alone.train[i]
-        single |= per_example(alone, model, params, batch, batch["attention_mask"])
+        single |= per_example(scores[0], params, batch, batch["attention_mask"])
     assert len(shared) > 60 and len(set(shared) & set(single)) > 0.95 * len(shared)
     for example in set(shared) & set(single):
         np.testing.assert_allclose(shared[example], single[example], atol=1e-5)
@@ -118,7 +119,7 @@ def test_an_outline_is_what_the_data_would_say(config, segments, row_length):
     assert task.architecture is (BertForPreTraining if segments is Segments.NEXT_SENTENCE else BertForMaskedLM)
 
 
-@pytest.mark.parametrize("row_length", [None, 64])
+@pytest.mark.parametrize("row_length", [pytest.param(None, marks=pytest.mark.slow), 64])
 def test_a_run(config, row_length, capsys):
     given = changed(config, row_length=row_length, prompts=("w1 [MASK] w2",))
     folder = run(given)

@@ -19,10 +19,10 @@ from train.tasks.pretraining import Pretraining
 STEPS = 200
 SIZES = BertConfig(
     vocab_size=205,
-    hidden_size=64,
-    num_hidden_layers=3,
+    hidden_size=32,
+    num_hidden_layers=2,
     num_attention_heads=4,
-    intermediate_size=128,
+    intermediate_size=64,
     max_position_embeddings=48,
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
@@ -45,7 +45,7 @@ def config(tmp_path: Path) -> Config:
     (tmp_path / "text.txt").write_text("\n".join(corpora.lines(uneven(300))))
     corpora.tokenizer().save(tmp_path / "words", max_length=48)
     task = Pretraining(str(tmp_path / "text.txt"), tokenizer=tmp_path / "words", max_length=48)
-    run = Run(folder=tmp_path / "run", batch_size=16, steps=STEPS)
+    run = Run(folder=tmp_path / "run", batch_size=8, steps=STEPS)
     return Config(task, run, Model(sizes=SIZES), OPTIM)
 
 
@@ -102,7 +102,7 @@ def test_the_loss_curve_of_pytorch(config, row_length, tmp_path):
     unpacked = batches if row_length is None else [unpack(batch) for batch in batches]
     theirs = of_pytorch(tmp_path / "start", unpacked, [float(rate(i)) for i in range(STEPS)])
     assert np.abs(ours - theirs).max() < 1e-3
-    assert theirs[-20:].mean() < theirs[0] - 0.7  # and both have learnt something
+    assert theirs[-20:].mean() < theirs[0] - 0.3  # and both have learnt something
 
 
 def unpack(batch):
