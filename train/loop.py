@@ -1,7 +1,6 @@
 """A training run from settings to summary; reads straight down."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -16,6 +15,7 @@ from flaxbert.files import written_whole
 from train.checkpoint import Checkpoints
 from train.compilation import compile_time, programs_kept
 from train.config import Config
+from train.data.corpus.store import vocabulary_digest
 from train.data.loader import iterate
 from train.distributed import Placement
 from train.evaluate import Evaluation, compile_measure, evaluate
@@ -224,7 +224,7 @@ def _check_record(config: Config) -> None:
 
 def _digest(task: Task) -> dict[str, str | float | int]:
     """What hosts that have read the same files have in common."""
-    vocabulary = hashlib.sha256("\n".join(task.tokenizer.vocabulary).encode()).hexdigest()
+    vocabulary = vocabulary_digest(task.tokenizer)
     return {**task.facts, "steps of an epoch": task.steps_per_epoch, "SHA-256 of the vocabulary": vocabulary}
 
 

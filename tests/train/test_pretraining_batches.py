@@ -206,10 +206,9 @@ def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
     prepare(Preparation((str(text),), tmp_path / "store", tokenizer=vocabulary, workers=1))
     store = TokenStore.open(tmp_path / "store")
     every = np.arange(store.document_count)
-    for length, row_length in ((128, 512), (512, 512)):
+    for length, row_length in ((128, 512), (512, 512), (512, 1024)):
         masking = Masking.of(store.tokenizer)
-        slots = 2 * -(-row_length // length) + 4
-        build = RowBuilder(store, masking, RowShape(row_length, slots, masking.predictions(row_length, slots)), True)
+        build = RowBuilder(store, masking, RowShape.of(masking, max_length=length, row_length=row_length), True)
         make = NextSentence(store, every, max_length=length, short=0.1)
         packed = TrainBatches(store, every, make, build, 32, 0)
         real = np.mean([(packed[i]["segment_ids"] > 0).mean() for i in range(packed.rows_of_block // 32)])

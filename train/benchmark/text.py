@@ -89,8 +89,7 @@ def _batches(own: argparse.Namespace) -> list[str]:
     masking = Masking.of(store.tokenizer)
     lines = []
     for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
-        slots = None if row_length is None else 2 * -(-row_length // length) + 4
-        shape = RowShape(row_length or length, slots, masking.predictions(row_length or length, slots or 1))
+        shape = RowShape.of(masking, max_length=length, row_length=row_length)
         make = NextSentence(store, every, max_length=length, short=0.1)
         batches = TrainBatches(store, every, make, RowBuilder(store, masking, shape, True), 64, 0, part=WHOLE)
         place, real = 0, "attention_mask" if row_length is None else "segment_ids"

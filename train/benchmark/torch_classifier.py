@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from train.benchmark.torch_peer import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
 from train.optim.adam import AdamW
@@ -46,14 +47,12 @@ def main(arguments: list[str]) -> None:
 def train(model: Any, config: Config[Any], task: PreparedClassification, total_steps: int) -> None:
     """All steps, with a line every 100."""
     optim = config.optim
-    plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-    decayed = [p for name, p in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     algorithm = optim.algorithm
     plain_settings = optim.schedule == Linear() and optim.layer_decay == 1.0 and not optim.frozen
     if not isinstance(algorithm, AdamW) or not plain_settings:
         raise SystemExit("the config must train all layers alike with AdamW on the Linear schedule")
     betas = (algorithm.beta1, algorithm.beta2)
+    groups = parameter_groups(model, optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=algorithm.epsilon)
     warmup = round(optim.warmup * total_steps)
     rates = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total_steps)

@@ -45,10 +45,7 @@ class TorchPeer(Contestant):
     def prepare(self, kind: str) -> None:
         """Compiles it where it is compiled, and runs it three times."""
         if kind == "train" and self._optimizer is None:
-            decayed = [p for n, p in self._plain.named_parameters() if not _plain_name(n)]
-            others = [p for n, p in self._plain.named_parameters() if _plain_name(n)]
-            groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-            self._optimizer = torch.optim.AdamW(groups, lr=1e-9, fused=True)
+            self._optimizer = torch.optim.AdamW(parameter_groups(self._plain, 0.01), lr=1e-9, fused=True)
         first = self.run(kind, 1)
         if self._device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -88,5 +85,9 @@ class TorchPeer(Contestant):
             torch.cuda.synchronize()
 
 
-def _plain_name(name: str) -> bool:
-    return name.endswith("bias") or "LayerNorm" in name
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What decays, and what does not: biases and LayerNorms."""
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[not (name.endswith("bias") or "LayerNorm" in name)].append(parameter)
+    return [{"params": own, "weight_decay": weight_decay * decays} for decays, own in groups.items()]

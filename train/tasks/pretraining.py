@@ -1,7 +1,6 @@
 """Pretraining: masked words, and whether one segment follows the other, on text or a store of its tokens."""
 
 import dataclasses
-import enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,21 +17,10 @@ from train.data.pretraining.masking import Masking
 from train.data.pretraining.rows import RowShape
 from train.data.pretraining.stages import Stage
 from train.peers import ALONE, Peers
-from train.tasks.pretraining_data import RECORDS, prepare_data
+from train.tasks.pretraining_data import RECORDS, Segments, prepare_data
 from train.tasks.pretraining_objective import PreparedPretraining, PretrainingObjective
 from train.tasks.start import model_config, outlined_config
 from train.tasks.task import Outline
-
-
-class Segments(enum.Enum):
-    """What an example is."""
-
-    NEXT_SENTENCE = "next-sentence"
-    """Two segments, of which the second follows the first or is of another document: Google's BERT."""
-    FULL_SENTENCES = "full-sentences"
-    """One segment of whole sentences, as many as fit: RoBERTa."""
-    STREAM = "stream"
-    """One segment of text, cut where it is full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +128,11 @@ class Pretraining:
 
     def shape(self, masking: Masking) -> RowShape:
         """Of a row."""
-        if self.row_length is None:
+        shape = RowShape.of(masking, max_length=self.max_length, row_length=self.row_length)
+        if self.text.startswith(RECORDS) and self.max_predictions is not None:
             # Files have as many slots as they were told to have, needed or not.
-            fixed = self.max_predictions if self.text.startswith(RECORDS) else None
-            return RowShape(self.max_length, None, fixed or masking.predictions(self.max_length))
-        # Twice as many as of full length, and some: short examples gather in the last rows to be filled.
-        slots = 2 * -(-self.row_length // self.max_length) + 4
-        return RowShape(self.row_length, slots, masking.predictions(self.row_length, slots))
+            return dataclasses.replace(shape, predictions=self.max_predictions)
+        return shape
 
     def _objective(self, sizes: BertConfig) -> dict[str, Any]:
         return {"config": sizes, "architecture": BertForPreTraining if self.pairs else BertForMaskedLM}

@@ -1,6 +1,7 @@
 """The data of pretraining: from text, a store or records to batches to train on and batches held out."""
 
 import dataclasses
+import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
     from train.tasks.pretraining import Pretraining
 
 RECORDS = "tfrecords:"
+
+
+class Segments(enum.Enum):
+    """What an example is."""
+
+    NEXT_SENTENCE = "next-sentence"
+    """Two segments, of which the second follows the first or is of another document: Google's BERT."""
+    FULL_SENTENCES = "full-sentences"
+    """One segment of whole sentences, as many as fit: RoBERTa."""
+    STREAM = "stream"
+    """One segment of text, cut where it is full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +151,6 @@ def _builder(settings: "Pretraining", store: TokenStore) -> RowBuilder:
 
 
 def _maker(settings: "Pretraining", store: TokenStore, documents: np.ndarray) -> Maker:
-    from train.tasks.pretraining import Segments
-
     if settings.segments is Segments.NEXT_SENTENCE:
         return NextSentence(store, documents, max_length=settings.max_length, short=settings.short)
     single = FullSentences if settings.segments is Segments.FULL_SENTENCES else Stream

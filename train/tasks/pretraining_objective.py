@@ -40,9 +40,7 @@ class PretrainingObjective(Objective):
         predictions = int((batch["masked_lm_labels"] != IGNORE).sum())
         if "attention_mask" in batch:
             return Work.of(batch["attention_mask"], predictions=predictions)
-        ids, slots = batch["segment_ids"], batch["first_positions"].shape[1]
-        examples = (ids[:, None] == np.arange(1, slots + 1)[:, None]).reshape(-1, ids.shape[1])
-        return Work.of(examples, predictions=predictions)
+        return Work.of_segments(batch["segment_ids"], batch["first_positions"].shape[1], predictions=predictions)
 
     def _scores(
         self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None

@@ -116,8 +116,7 @@ class PreparedClassification(Task):
         """Its tokens."""
         if "segment_ids" not in batch:
             return Work.of(batch["attention_mask"], pooled=True)
-        (rows, slots), ids = batch["first_positions"].shape, batch["segment_ids"]
-        return Work.of((ids[:, None] == np.arange(1, slots + 1)[:, None]).reshape(rows * slots, -1), pooled=True)
+        return Work.of_segments(batch["segment_ids"], batch["first_positions"].shape[1], pooled=True)
 
     def finish(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]

@@ -156,6 +156,12 @@ class Work:
             pooled=int(np.count_nonzero(lengths)) if pooled else 0,
         )
 
+    @classmethod
+    def of_segments(cls, segment_ids: np.ndarray, slots: int, **how) -> "Work":
+        """From rows [B, T] that several texts share: ids from 1 to `slots`, 0 is padding; the rest as of `of`."""
+        masks = segment_ids[:, None] == np.arange(1, slots + 1)[:, None]
+        return cls.of(masks.reshape(-1, segment_ids.shape[1]), **how)
+
 
 def outputs(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> Any:
     """What the model returns for its call arguments `inputs`; dropout where `key` is not None."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from flaxbert.files import check_new, folder_made_whole, read_json
@@ -20,7 +19,7 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.corpus.lines import TextReader
 from train.data.corpus.pool import Progress, tokenise
 from train.data.corpus.store import TOKENIZER, StoreWriter
-from train.data.corpus.tokens import SentenceTokenizer
+from train.data.corpus.tokens import SentenceTokenizer, id_dtype
 
 _PROGRESS, _LOCK = "progress.json", "lock"
 
@@ -108,7 +107,7 @@ def prepare(settings: Preparation) -> dict[str, int]:
     with _alone(aside):
         progress = _noted(aside, settings)
         tokenizer = _tokenizer(aside, settings, given, reader)
-        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        dtype = id_dtype(tokenizer.vocab_size)
         how: dict[str, Any] = {"split": settings.lines == "paragraphs", "words": words}
         make = functools.partial(SentenceTokenizer, tokenizer.backend.to_str(), **how)
         with StoreWriter(aside, dtype=dtype, word_starts=bool(words), saved=progress.counts) as writer:

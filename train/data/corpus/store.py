@@ -77,7 +77,7 @@ class TokenStore:
         starts = self.document_starts
         return [self.tokens[starts[number] : starts[number + 1]] for number in numbers]
 
-    @property
+    @functools.cached_property
     def document_starts(self) -> np.ndarray:
         """[D + 1], where each document begins in the tokens."""
         return self.sentences[self.documents]

@@ -31,6 +31,11 @@ class Tokens:
     unknown: int
 
 
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds the ids."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
 class SentenceTokenizer:
     """Turns pieces of text into `Tokens`; the same for the same text, wherever it runs."""
 
@@ -44,8 +49,7 @@ class SentenceTokenizer:
         """
         self._backend = Tokenizer.from_str(tokenizer)
         self._backend.encode_special_tokens = True  # a text that speaks of [MASK] has no token of its own for it
-        size = max(self._backend.get_vocab().values()) + 1
-        self._dtype = np.uint16 if size <= 2**16 else np.uint32
+        self._dtype = id_dtype(max(self._backend.get_vocab().values()) + 1)
         self._unknown = self._backend.token_to_id(UNKNOWN)
         self._split = split
         self._words, self._longest = frozenset(words), max(map(len, words), default=0)

@@ -65,8 +65,7 @@ class TrainBatches:
 
     def __post_init__(self):
         self._parts = document_parts(self.store, self.documents)
-        tokens = self.store.sentences[self._parts[:, 2]] - self.store.sentences[self._parts[:, 1]]
-        self._tokens = tokens.astype(np.int64)
+        self._tokens = self.store.sentences[self._parts[:, 2]] - self.store.sentences[self._parts[:, 1]]
         self._blocks = max(1, round(int(self._tokens.sum()) / _BLOCK))
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, int], _Block] = {}
@@ -158,8 +157,8 @@ def rows_of(examples: Examples, build: RowBuilder) -> list[list[int]]:
 
 def document_parts(store: TokenStore, documents: np.ndarray) -> np.ndarray:
     """[N, 3]: documents, the longest in parts: number of the document, first sentence, one past the last."""
-    first, last = store.documents[documents].astype(np.int64), store.documents[documents + 1].astype(np.int64)
-    starts, ends = store.sentences[first].astype(np.int64), store.sentences[last].astype(np.int64)
+    first, last = store.documents[documents], store.documents[documents + 1]
+    starts, ends = store.sentences[first], store.sentences[last]
     counts = np.maximum(1, np.rint((ends - starts) / _PART).astype(np.int64))
     whole = np.stack([documents, first, last], axis=1)[counts == 1]
     several = []
@@ -167,4 +166,4 @@ def document_parts(store: TokenStore, documents: np.ndarray) -> np.ndarray:
         wanted = starts[i] + np.arange(1, counts[i]) * ((ends[i] - starts[i]) / counts[i])
         cuts = np.unique([first[i], *np.searchsorted(store.sentences, wanted).clip(first[i], last[i]), last[i]])
         several.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
-    return np.concatenate([whole, *several]).astype(np.int64)
+    return np.concatenate([whole, *several])

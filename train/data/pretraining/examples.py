@@ -29,6 +29,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def spans_of(self, example: int) -> list[list[int]]:
+        """First and one past the last token of each of its spans."""
+        return self.spans[self.firsts[example] : self.firsts[example + 1]].tolist()
+
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """[E], tokens of each, [CLS] and [SEP]s included."""

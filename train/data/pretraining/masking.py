@@ -83,8 +83,10 @@ class Masking:
         bits = mixed(keys, offsets).reshape(-1)
         groups = (np.arange(rows)[:, None] * (segments.max() + 1) + segments).reshape(-1)
         open_to_choice = np.flatnonzero((segments > 0).reshape(-1) & ~self._special[ids].reshape(-1))
-        starts = ~self.continues[ids] if word_starts is None else word_starts
-        chosen = self._chosen(open_to_choice, bits, groups, starts.reshape(-1))
+        starts = None
+        if self.whole_words:
+            starts = (~self.continues[ids] if word_starts is None else word_starts).reshape(-1)
+        chosen = self._chosen(open_to_choice, bits, groups, starts)
         row, column = np.divmod(chosen, length)
         number = np.arange(len(chosen)) - np.searchsorted(row, row)  # in its row
         fits = number < slots
@@ -99,11 +101,13 @@ class Masking:
         positions[row, number], labels[row, number] = column, there
         return {"input_ids": masked, "masked_lm_positions": positions, "masked_lm_labels": labels}
 
-    def _chosen(self, tokens: np.ndarray, bits: np.ndarray, groups: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Which of the tokens, by place in all rows, ascending."""
+    def _chosen(
+        self, tokens: np.ndarray, bits: np.ndarray, groups: np.ndarray, starts: np.ndarray | None
+    ) -> np.ndarray:
+        """Which of the tokens, by place in all rows, ascending; `starts` tells where words begin that stay whole."""
         if not len(tokens):
             return tokens
-        if self.whole_words:
+        if starts is not None:
             # A word ends with its example too, and at a special token.
             apart = np.concatenate([[True], (np.diff(tokens) != 1) | (np.diff(groups[tokens]) != 0)])
             unit = np.cumsum(starts[tokens] | apart) - 1

@@ -101,6 +101,9 @@ class RecordBatches:
     seed: int | None
     part: RowPart = WHOLE
 
+    def __post_init__(self):
+        self._last_order: tuple[int, np.ndarray] | None = None
+
     def __len__(self) -> int:
         return -(-len(self.chosen) // self.size)
 
@@ -113,12 +116,16 @@ class RecordBatches:
         """Batch `index`; its rows may be of two epochs."""
         count = len(self.chosen)
         rows = index * self.size + self.part.rows(self.size)
-        orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(rows // count)}
-        return self._batch([int(orders[int(row) // count][int(row) % count]) for row in rows])
+        return self._batch([int(self._order(epoch)[row]) for epoch, row in zip(*np.divmod(rows, count), strict=True)])
 
     def _order(self, epoch: int) -> np.ndarray:
-        assert self.seed is not None
-        return np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
+        # The next batch almost always wants it again. Read and set at once: threads ask for batches side by side.
+        last = self._last_order
+        if last is None or last[0] != epoch:
+            assert self.seed is not None
+            last = int(epoch), np.random.default_rng([self.seed, int(epoch)]).permutation(self.chosen)
+            self._last_order = last
+        return last[1]
 
     def _batch(self, numbers: Sequence[int | None]) -> dict[str, np.ndarray]:
         rows = [None if number is None else self._row(number) for number in numbers]

@@ -25,6 +25,16 @@ class RowShape:
     slots: int | None
     predictions: int
 
+    @classmethod
+    def of(cls, masking: Masking, *, max_length: int, row_length: int | None = None) -> "RowShape":
+        """Of rows of one example of up to `max_length` tokens each, or of `row_length` tokens that several share."""
+        if row_length is None:
+            return cls(max_length, None, masking.predictions(max_length))
+        # Short examples gather in the last rows to be filled. Pairs are half as long as they may be where documents are
+        # short (Wikipedia's introductions, 512 tokens): with half these slots a twentieth of such rows was padding.
+        slots = 4 * -(-row_length // max_length) + 4
+        return cls(row_length, slots, masking.predictions(row_length, slots))
+
 
 @dataclasses.dataclass(frozen=True)
 class RowBuilder:
@@ -59,15 +69,14 @@ class RowBuilder:
         keys, starts = np.zeros(shape, np.uint64), np.zeros(shape, bool)
         firsts = np.zeros((len(rows), slots), np.int32)
         labels = np.full((len(rows), slots), IGNORE, np.int32)
-        tokens, spans, first_span = self.store.tokens, examples.spans.tolist(), examples.firsts.tolist()
-        word_starts = self.store.word_starts
+        tokens, word_starts = self.store.tokens, self.store.word_starts
         for row, members in enumerate(rows):
             place = 0
             for slot, example in enumerate(members):
                 begin = place
                 ids[row, place] = cls
                 place += 1
-                for number, (start, end) in enumerate(spans[first_span[example] : first_span[example + 1]]):
+                for number, (start, end) in enumerate(examples.spans_of(example)):
                     stop = place + end - start
                     ids[row, place:stop] = tokens[start:end]
                     if word_starts is not None:

@@ -11,18 +11,31 @@ from train.data.pretraining.next_sentence import Part, Span
 from train.data.pretraining.numbers import mixed
 
 
-class FullSentences:
+class _Single:
+    """Examples of one segment each."""
+
+    def __init__(self, store: TokenStore, *, max_length: int):
+        """Makes examples of at most `max_length` tokens, [CLS] and [SEP]s included."""
+        if max_length < 3:
+            raise ValueError(f"max_length is {max_length}; an example needs at least 3 tokens")
+        self._store, self._room = store, max_length - 2
+
+    def __call__(self, parts: Iterable[Part], key: int) -> Examples:
+        """The examples of some documents in this order."""
+        found = self._spans(parts)
+        return Examples.of(found, [0] * len(found), mixed(key, np.arange(len(found))))
+
+    def _spans(self, parts: Iterable[Part]) -> list[list[Span]]:
+        raise NotImplementedError
+
+
+class FullSentences(_Single):
     """Sentences one after another, over the ends of documents too, as long as they fit (RoBERTa's FULL-SENTENCES).
 
     Between two documents stands [SEP]. Only a sentence that is longer than an example is cut.
     """
 
-    def __init__(self, store: TokenStore, *, max_length: int):
-        """Makes examples of at most `max_length` tokens, [CLS] and [SEP]s included."""
-        self._store, self._room = store, _room(max_length)
-
-    def __call__(self, parts: Iterable[Part], key: int) -> Examples:
-        """The examples of some documents in this order."""
+    def _spans(self, parts: Iterable[Part]) -> list[list[Span]]:
         found: list[list[Span]] = [[]]
         left = self._room
         for _, first, last in parts:
@@ -43,19 +56,16 @@ class FullSentences:
                     found[-1].append((starts[place], starts[place] + self._room))
                     starts[place] += self._room
                     left = 0
-        examples = found if found[-1] else found[:-1]
-        return Examples.of(examples, [0] * len(examples), mixed(key, np.arange(len(examples))))
+        return found if found[-1] else found[:-1]
 
 
-class Stream:
-    """Documents one after another, [SEP] between them, cut wherever an example is full: next to nothing is padded."""
+class Stream(_Single):
+    """Documents one after another, [SEP] between them, cut wherever an example is full: next to nothing is padded.
 
-    def __init__(self, store: TokenStore, *, max_length: int):
-        """Makes examples of `max_length` tokens, [CLS] and [SEP]s included, or one less where a document ends."""
-        self._store, self._room = store, _room(max_length)
+    An example is as long as it may be, or one token less where a document ends.
+    """
 
-    def __call__(self, parts: Iterable[Part], key: int) -> Examples:
-        """The examples of some documents in this order."""
+    def _spans(self, parts: Iterable[Part]) -> list[list[Span]]:
         found: list[list[Span]] = [[]]
         left = self._room
         for _, first, last in parts:
@@ -69,10 +79,4 @@ class Stream:
                 count = min(left, end - start)
                 found[-1].append((start, start + count))
                 start, left = start + count, left - count
-        return Examples.of(found, [0] * len(found), mixed(key, np.arange(len(found))))
-
-
-def _room(max_length: int) -> int:
-    if max_length < 3:
-        raise ValueError(f"max_length is {max_length}; an example needs at least 3 tokens")
-    return max_length - 2
+        return found
