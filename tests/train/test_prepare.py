@@ -104,6 +104,20 @@ def interrupted(text, folder, **how):
     text.write_bytes(good)
 
 
+def test_on_a_full_disk_it_says_so_and_goes_on_with_more_room(text):
+    whole, full = text.parent / "whole", text.parent / "full"
+    prepare(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
+    # No file may have more than 400 KiB: tokens.npy has more.
+    command = ["bash", "-c", 'ulimit -f 400; exec "$@"', "-", sys.executable, "-m", "train.data.prepare"]
+    done = subprocess.run([*command, *flags(text, full, "--workers", 1)], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    message = f"error: {full}.preparing: File too large; make room, and the same command goes on from here"
+    assert done.stderr.splitlines()[-1] == message
+    assert not full.exists()
+    prepare(Preparation((str(text),), full, tokenizer=text.parent / "words", workers=1))
+    assert contents(full) == contents(whole)
+
+
 def test_after_a_mended_text_it_goes_on(text):
     prepare(Preparation((str(text),), text.parent / "whole", tokenizer=text.parent / "words", workers=1))
     interrupted(text, text.parent / "store")

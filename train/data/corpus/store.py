@@ -19,7 +19,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -199,7 +199,8 @@ class StoreWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._opened.close()
+        with self._room():  # what is still to be written may find no more either
+            self._opened.close()
 
     def add(self, part: Tokens) -> None:
         """The next piece."""
@@ -224,9 +225,10 @@ class StoreWriter:
 
     def save(self) -> dict[str, int]:
         """Puts what was added on the disk; returns what a later `StoreWriter` goes on from."""
-        for stream in self._streams.values():
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self._room():
+            for stream in self._streams.values():
+                stream.flush()
+                os.fsync(stream.fileno())
         return dict(self.counts)
 
     def finish(self, tokenizer: WordPieceTokenizer, about: Mapping[str, Any]) -> None:
@@ -256,7 +258,17 @@ class StoreWriter:
             aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _write(self, name: str, values: np.ndarray) -> None:
-        self._streams[name].write(np.ascontiguousarray(values, self._dtypes[name]).tobytes())
+        with self._room():
+            self._streams[name].write(np.ascontiguousarray(values, self._dtypes[name]).tobytes())
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._folder}: {error.strerror}; make room, and the same command goes on from here"
+            ) from error
 
     def _continued(self, name: str, *, resume: bool) -> BinaryIO:
         file, dtype = self._folder / f"{name}.npy", self._dtypes[name]
