@@ -1,10 +1,12 @@
-"""BERT-base pretrained on rows of 128 tokens: nine tenths of the steps.
+"""BERT-base as Google pretrained it, first phase: pairs of up to 128 tokens, nine tenths of the steps.
 
-python -m train configs/pretrain_base_128.py --task.text TEXTS --task.tokenizer vocab.txt
+python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
+python -m train configs/pretrain_base_128.py
 
-Google's recipe (Devlin et al., 2018, appendix A.2, and optimization.py of google-research/bert), but for the prediction
-of the next sentence: 256 rows of 128 tokens for 900,000 steps; the last 100,000 are of 512. Not run yet; docs/pods.md
-has estimates of a step on TPU slices.
+Google's recipe (Devlin et al., 2018, appendix A.2; create_pretraining_data.py and optimization.py of
+google-research/bert): 256 rows for 900,000 steps, ten sets of pairs and masks that come again; the last 100,000 steps
+are `pretrain_base_512.py`. Not run here: Google's took four days for both phases on 16 TPU chips (section A.2);
+docs/pods.md has estimates of a step on TPU slices.
 """
 
 from pathlib import Path
@@ -14,10 +16,10 @@ from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.adam import BertAdam
 from train.optim.schedules import Google
-from train.tasks.pretraining import Pretraining, Segments
+from train.tasks.pretraining import Pretraining
 
 config = Config(
-    task=Pretraining(text="corpus", tokenizer=Path("vocab.txt"), segments=Segments.STREAM, max_length=128),
+    task=Pretraining(text="runs/corpus", max_length=128, max_predictions=20, copies=10),
     model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=Attention.PALLAS),
     optim=Optim(learning_rate=1e-4, warmup=10_000 / 900_000, algorithm=BertAdam(), schedule=Google()),
     run=Run(

@@ -1,11 +1,11 @@
-"""BERT-large pretrained on rows of 512 tokens: the last tenth of the steps.
+"""BERT-large as Google pretrained it, second phase: pairs of up to 512 tokens, the last tenth of the steps.
 
-python -m train configs/pretrain_large_512.py --task.text TEXTS --task.tokenizer vocab.txt \
-    --model.pretrained runs/pretrain_large_128/model
+python -m train configs/pretrain_large_512.py
 
-Google's recipe (Devlin et al., 2018, appendix A.2, and optimization.py of google-research/bert), but for the prediction
-of the next sentence: 100,000 steps of 256 rows of 512 tokens, after 900,000 of 128. Not run yet; docs/pods.md has
-estimates of a step on TPU slices.
+After `pretrain_large_128.py`, from the model that it leaves and the same store; optimizer and schedule begin anew, as
+they do with Google's init_checkpoint. Google's recipe (Devlin et al., 2018, appendix A.2): 100,000 steps of 256 rows.
+Not run here: Google's took four days for both phases on 64 TPU chips (section A.2); docs/pods.md has estimates of a
+step on TPU slices.
 """
 
 from pathlib import Path
@@ -15,11 +15,17 @@ from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.adam import BertAdam
 from train.optim.schedules import Google
-from train.tasks.pretraining import Pretraining, Segments
+from train.tasks.pretraining import Pretraining
 
 config = Config(
-    task=Pretraining(text="corpus", tokenizer=Path("vocab.txt"), segments=Segments.STREAM, max_length=512),
-    model=Model(sizes=BertConfig.large(), dtype="bfloat16", remat=Remat.DOTS, attn_implementation=Attention.PALLAS),
+    task=Pretraining(text="runs/corpus", max_length=512, max_predictions=80, copies=10),
+    model=Model(
+        pretrained=Path("runs/pretrain_large_128/model"),
+        sizes=BertConfig.large(),
+        dtype="bfloat16",
+        remat=Remat.DOTS,
+        attn_implementation=Attention.PALLAS,
+    ),
     optim=Optim(learning_rate=1e-4, warmup=0.1, algorithm=BertAdam(), schedule=Google()),
     run=Run(
         folder=Path("runs/pretrain_large_512"),

@@ -47,8 +47,16 @@ def test_an_outline_is_what_the_data_would_say(config):
 def test_an_outline_needs_neither_text_nor_vocabulary(config):
     away = with_task(config, text="nothing.txt", tokenizer=Path("nothing"))
     assert away.task.outline(away).objective.config == SIZES
-    learnt = with_task(config, text="nothing.txt", tokenizer=None, vocab_size=77)
+    to_come = with_task(config, text="nothing", tokenizer=None, vocab_size=77)
+    assert to_come.task.outline(to_come).objective.config == SIZES
+    learnt = with_task(config, tokenizer=None, vocab_size=77)
     assert learnt.task.outline(learnt).objective.config == SIZES.replace(vocab_size=77)
+
+
+def test_a_model_that_is_yet_to_be_trained_has_the_sizes_of_the_config(config, caplog):
+    second = dataclasses.replace(config, model=Model(pretrained=Path("nowhere/model"), sizes=SIZES))
+    assert second.task.outline(second).objective.config.hidden_size == SIZES.hidden_size
+    assert caplog.messages == ["nowhere/model is not there: the model's sizes are taken to be those of the config"]
 
 
 def test_an_outline_is_checked_as_the_data_would_be(config):

@@ -97,8 +97,11 @@ class Pretraining:
 
     def outline(self, config: Config) -> Outline:
         """Rows without padding, as long as the settings let them be; the text is not read."""
-        store = Path(self.text) / TOKENIZER
-        tokenizer = store if store.is_dir() and self.tokenizer is None else self.tokenizer
+        tokenizer, store = self.tokenizer, Path(self.text) / TOKENIZER
+        # A store that is yet to be made has the vocabulary that the model's sizes speak of, text that is there a learnt
+        # one.
+        if tokenizer is None and (store.is_dir() or not (":" in self.text or Path(self.text).exists())):
+            tokenizer = store
         sizes = outlined_config(config, tokenizer, learnt=self.vocab_size, max_length=self.max_length)
         # Which ids stand there does not matter.
         masking = Masking(sizes.vocab_size, 0, (0, 0), (), np.zeros(sizes.vocab_size, bool), **self.rule)

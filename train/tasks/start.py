@@ -1,11 +1,14 @@
 """What a run starts from: a tokenizer and a model's sizes, from a checkpoint folder or afresh."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from flaxbert.config import BertConfig
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, Model
+
+_log = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"  # of a run: what it started with, so that a resumed run has the same
 
@@ -47,6 +50,9 @@ def model_config(
 def outlined_config(config: Config, tokenizer: Path | None, *, learnt: int, max_length: int) -> BertConfig:
     """What `model_config` would say, as far as it can be told without the text.
 
+    A pretrained model that is not there, as that of a second phase whose first is yet to be run, is taken to have the
+    sizes of the config, and a warning says so.
+
     Args:
         config: of the run.
         tokenizer: a folder or file; where it is not there, the vocabulary is that of `config.model.sizes`.
@@ -56,6 +62,9 @@ def outlined_config(config: Config, tokenizer: Path | None, *, learnt: int, max_
     Raises:
         ValueError: as `model_config`.
     """
+    if config.model.pretrained is not None and not config.model.pretrained.exists():
+        _log.warning("%s is not there: the model's sizes are taken to be those of the config", config.model.pretrained)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=None))
     if tokenizer is not None and not tokenizer.exists():
         return model_config(config.model, None, max_length=max_length)
     known = load_tokenizer(config, tokenizer)
