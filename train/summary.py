@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flaxbert.files import written_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -50,10 +52,18 @@ def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -
     # A line alone does not show a run of a single report.
     curve = {"linewidth": 1.2, "marker": "o" if len(lines) < 50 else "", "markersize": 3}
     for upper, key in zip(uppers, losses, strict=True):
-        upper.plot(*series(key, kind="train"), **curve, label="training")
+        steps, values = series(key, kind="train")
+        width = 2 * (len(steps) // 100) + 1  # a report is of one step, so many reports are a band
+        faint: dict[str, Any] = {"alpha": 0.3} if width > 1 else {"label": "training"}
+        upper.plot(steps, values, **curve, **faint, color="C0")
+        if width > 1:
+            means = np.convolve(values, np.full(width, 1 / width), mode="valid")
+            label = f"training, means of {width} reports"
+            upper.plot(steps[width // 2 : -(width // 2)], means, **curve, label=label, color="C0")
         names = dict.fromkeys(line["name"] for line in lines if line["kind"] == "eval" and key in line)
-        for name, marker in zip(names, itertools.cycle("Ds^v"), strict=False):
-            upper.plot(*series(key, kind="eval", name=name), marker, markersize=5, label=f"evaluation: {name}")
+        for name, marker, color in zip(names, itertools.cycle("Ds^v"), itertools.count(1), strict=False):
+            points = {"marker": marker, "markersize": 5, "linestyle": "", "color": f"C{color}"}
+            upper.plot(*series(key, kind="eval", name=name), **points, label=f"evaluation: {name}")
         upper.set_ylabel(f"{key.replace('_', ' ')} ({loss_unit})", parse_math=False)
         upper.legend(frameon=False)
     lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")

@@ -444,6 +444,17 @@ def test_a_run_of_one_report_is_visible(tmp_path):
     assert np.sum((points[:, 1] > 0.4) & (points[:, 1] < 0.7) & (points[:, 0] > 0.2)) > 10
 
 
+def test_many_reports_are_drawn_with_their_means(tmp_path):
+    with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
+        for step in range(1, 201):
+            reporter.progress(progress_at(step, loss=4.0 if step % 2 else 8.0, learning_rate=1e-3, gradient_norm=1.0))
+    picture = write_summary(tmp_path, title="Many", facts={}).with_name("loss.png")
+    means = coloured(matplotlib.image.imread(picture), (0x1F, 0x77, 0xB4))
+    means = means[(means[:, 1] > 0.2) & (means[:, 1] < 0.6)]  # away from the legend
+    # Those of five stay between 5.6 and 6.4, while the reports fill the panel.
+    assert len(means) > 100 and means[:, 0].max() - means[:, 0].min() < 0.2
+
+
 def test_a_failed_summary_leaves_the_one_before(tmp_path):
     trained(tmp_path)
     write_summary(tmp_path, title="First", facts={})
