@@ -5,7 +5,8 @@ python -m train.data.prepare TEXTS --tokenizer bert --output runs/texts
 python -m train configs/continue_pretraining.py
 
 Its own vocabulary and both of its heads; a checkpoint without heads gets fresh ones. The rate is the one that the
-README of google-research/bert gives for this. Not run here; a pass over 10 million tokens is 2500 steps.
+README of google-research/bert gives for this. Not run here: a pass over 10 million tokens is 2500 steps, 90 seconds at
+the 110,800 tokens a second that MosaicML measured for BERT-base of this length on one A100.
 """
 
 from pathlib import Path

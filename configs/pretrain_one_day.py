@@ -18,9 +18,7 @@ from train.tasks.pretraining import Pretraining, Segments
 
 config = Config(
     task=Pretraining(text="runs/corpus", segments=Segments.STREAM, max_length=128),
-    model=Model(
-        sizes=BertConfig.base(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), dtype="bfloat16", scan=False
-    ),
+    model=Model(sizes=BertConfig.base(), dropout=0.0, dtype="bfloat16", scan=False),
     optim=Optim(learning_rate=1e-3, warmup=0.06, algorithm=AdamW(beta2=0.98)),
     run=Run(
         folder=Path("runs/pretrain_one_day"),

@@ -24,10 +24,7 @@ config = Config(
         ),
     ),
     # Minutes of training cannot overfit: dropout would only slow it down.
-    model=Model(
-        sizes=BertConfig.tiny(max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-        scan=False,
-    ),
+    model=Model(sizes=BertConfig.tiny(max_position_embeddings=64), dropout=0.0, scan=False),
     optim=Optim(learning_rate=2e-3, warmup=0.2, algorithm=AdamW(beta2=0.98)),
     run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=600, log_every=50, checkpoint_every=150),
 )

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,11 @@ import pytest
 
 import flaxbert
 from flaxbert import cli
+from tests.train import corpora
+from train.benchmark.speed import main
+from train.benchmark.text import main as benchmark_text
 from train.command import load_config, parse_flags
+from train.data.corpus.preparation import Preparation, prepare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,7 +31,8 @@ ESTIMATE = [command for command in OTHERS if " -m train.aot " in command]
 LAUNCH = re.findall(r"(?<=[\s\"])python -m train .*?(?=\"?$)", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE)
 (PREPARE,) = [command for command in OTHERS if " -m train.data.prepare " in command]
 (SPEED,) = [command for command in OTHERS if " -m train.benchmark " in command]
-TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE, PREPARE, SPEED)]
+TEXT = [command for command in OTHERS if " -m train.benchmark.text " in command]
+TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE, PREPARE, SPEED, *TEXT)]
 
 
 def test_ci_runs_the_test_command():
@@ -92,18 +98,46 @@ def test_prepare_command_and_the_run_after_it(tmp_path):
     assert done.returncode == 0, done.stderr
     after = [command for command in TRAIN if "configs/pretrain_tiny.py" in command]
     words = shlex.split(after[-1].replace("configs/", f"{ROOT}/configs/"))  # that with the most flags
-    small = ["--run.steps", "1", "--model.sizes.hidden-size", "16"]
+    # A stage like the rest of the run: both are one program.
+    small = ["--run.steps", "2", "--task.stages.0.steps", "1", "--task.stages.0.max-length", "None"]
+    small += ["--model.sizes.hidden-size", "16"]
     done = subprocess.run([sys.executable, *words[1:], *small], **how)
     assert done.returncode == 0 and "eval dev" in done.stdout, done.stderr
 
 
-def test_speed_command(tmp_path):
-    small = ["--sizes", "tiny", "--lengths", "32", "--rows", "2", "--rounds", "1", "--seconds", "0.01"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *shlex.split(SPEED)[1:], *small, "--peers", "sdpa"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and "transformers, sdpa" in done.stdout, done.stderr
-    assert (tmp_path / "speed.json").is_file()
+def test_speed_command(tmp_path, monkeypatch, capsys):
+    words = shlex.split(SPEED)
+    assert words[:3] == ["python", "-m", "train.benchmark"]
+    small = shlex.split("--sizes tiny --lengths 32 --rows 4 --fill 0.75 --peers sdpa --rounds 2 --seconds 0.01")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words[3:], *small]) == 0
+    assert "| tiny | 4 x 32, float32 | train | flaxbert |" in capsys.readouterr().out
+    results = json.loads((tmp_path / "speed.json").read_text())["results"]
+    assert [(r["kind"], r["contestant"]) for r in results] == [
+        (kind, name) for kind in ("train", "forward") for name in ("flaxbert", "transformers, sdpa")
+    ]
+    losses = [r["loss"] for r in results]
+    assert max(losses) - min(losses) < 1e-5
+    for r in results:
+        assert 0 < r["lowest_seconds"] <= r["step_seconds"] <= r["highest_seconds"]
+        assert r["tokens_per_second"] == pytest.approx(4 * 24 / r["step_seconds"])
+        assert r["mfu"] is None and r["peak_bytes"] is None  # of a CPU neither is known
+        assert (r["compile_seconds"] > 0) == (r["contestant"] == "flaxbert")
+
+
+def test_text_benchmark_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("wiki_en.txt").write_text("\n".join(corpora.lines(corpora.documents(300))))
+    Path("vocab.txt").write_text("\n".join(corpora.tokenizer().vocabulary))
+    prepare(Preparation(("wiki_en.txt",), Path("runs/wikipedia"), tokenizer=Path("vocab.txt"), workers=1))
+    to_tokens, to_batches = (shlex.split(command)[3:] for command in TEXT)
+    assert benchmark_text([*to_tokens, "--workers", "1", "--rounds", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"prepare, 1 processes: [\d,]+ tokens/s \([\d,]+ to [\d,]+\)", shown[0])
+    ours, library = (int(re.search(r": ([\d,]+) tokens", line)[1].replace(",", "")) for line in shown[:2])
+    assert shown[2] == f"the library alone is {library / ours:.2f} times as fast"
+    assert benchmark_text([*to_batches, "--rounds", "1", "--seconds", "0.01"]) == 0
+    assert "pairs of 512 in rows of 512: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ESTIMATE)

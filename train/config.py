@@ -26,6 +26,8 @@ class Model:
     """A Hugging Face folder to start from; without one, fresh weights of the sizes below."""
     sizes: BertConfig = BertConfig.tiny()
     """Used without `pretrained`; the vocabulary's size is the tokenizer's."""
+    dropout: float | None = None
+    """Of hidden states and of attention; None for the model's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters stay float32."""
     scan: bool = True

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from train.command import load_config
 from train.config import Config, Model, Run
 from train.tasks.pretraining import Pretraining, Segments
 from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.start import model_config
 
 ROOT = Path(__file__).parents[2]
 SIZES = BertConfig.tiny(max_position_embeddings=48)
@@ -57,6 +59,17 @@ def test_a_model_that_is_yet_to_be_trained_has_the_sizes_of_the_config(config, c
     second = dataclasses.replace(config, model=Model(pretrained=Path("nowhere/model"), sizes=SIZES))
     assert second.task.outline(second).objective.config.hidden_size == SIZES.hidden_size
     assert caplog.messages == ["nowhere/model is not there: the model's sizes are taken to be those of the config"]
+
+
+def test_dropout_is_the_runs_or_the_models(config, tmp_path):
+    own = SIZES.replace(hidden_dropout_prob=0.05)
+    (tmp_path / "config.json").write_text(json.dumps(own.to_dict()))
+    for model in (Model(sizes=own), Model(pretrained=tmp_path)):
+        for dropout, found in ((None, (0.05, 0.1)), (0.0, (0.0, 0.0)), (0.25, (0.25, 0.25))):
+            given = model_config(dataclasses.replace(model, dropout=dropout), None, max_length=48)
+            assert (given.hidden_dropout_prob, given.attention_probs_dropout_prob) == found
+    with pytest.raises(ValueError, match=r"hidden_dropout_prob is 1\.5"):
+        model_config(Model(sizes=own, dropout=1.5), None, max_length=48)
 
 
 def test_an_outline_is_checked_as_the_data_would_be(config):

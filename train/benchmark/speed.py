@@ -100,17 +100,20 @@ def main(arguments: list[str]) -> int:
         print("error: the peer is PyTorch: pip install -e '.[torch]'", file=sys.stderr)
         return 2
     results: list[Result] = []
+    print("\n".join(table([])), flush=True)
     try:
         for work in workloads(settings):
-            results += measure(work, settings)
+            found = measure(work, settings)
+            results += found
+            # Each at once: a later one may not fit into memory, and an operating system then just ends the process.
+            print("\n".join(table(found)[2:]), flush=True)
+            if settings.json is not None:
+                record = {"environment": environment(), "results": [dataclasses.asdict(result) for result in results]}
+                with written_whole(settings.json) as aside:
+                    aside.write_text(json.dumps(record, indent=2) + "\n")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(table(results)))
-    if settings.json is not None:
-        record = {"environment": environment(), "results": [dataclasses.asdict(result) for result in results]}
-        with written_whole(settings.json) as aside:
-            aside.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 

@@ -26,7 +26,8 @@ def model_config(
     """The sizes of the model, checked against the tokenizer, if there is one, and the length of its inputs.
 
     Raises:
-        ValueError: the model's vocabulary is smaller than the tokenizer's, or it has too few positions.
+        ValueError: the model's vocabulary is smaller than the tokenizer's, it has too few positions, or dropout is not
+            at least 0 and less than 1.
     """
     if model.pretrained is None:
         config = model.sizes
@@ -39,6 +40,8 @@ def model_config(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
                 f"{config.vocab_size}: they do not belong together"
             )
+    if model.dropout is not None:
+        config = config.replace(hidden_dropout_prob=model.dropout, attention_probs_dropout_prob=model.dropout)
     if not 3 <= max_length <= config.max_position_embeddings:
         raise ValueError(
             f"max_length is {max_length}; allowed: 3 to the model's max_position_embeddings, "
