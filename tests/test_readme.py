@@ -140,7 +140,11 @@ def test_text_benchmark_commands(tmp_path, monkeypatch, capsys):
     assert "pairs of 512 in rows of 512: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ESTIMATE)
+# That with a preset takes half a minute; test_aot_pretraining.py compiles the same with fewer rows and layers.
+PRESET_IS_SLOW = [pytest.param(c, marks=[pytest.mark.slow] * ("--preset" in c)) for c in ESTIMATE]
+
+
+@pytest.mark.parametrize("command", PRESET_IS_SLOW)
 def test_estimate_command_is_understood(command):
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "train.aot"]

@@ -126,7 +126,7 @@ def on_one_device(task):
         pytest.param("pretraining", "4x1x2", 2, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("classification", "8x1x1", 1, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("classification", "1x8x1", 2, Remat.NONE, marks=pytest.mark.slow),
-        ("classification", "2x2x2", 1, Remat.NONE),
+        pytest.param("classification", "2x2x2", 1, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("classification", "1x1x8", 4, Remat.FULL, marks=pytest.mark.slow),
         pytest.param("classification", "4x1x2", 1, Remat.DOTS, marks=pytest.mark.slow),
     ],
