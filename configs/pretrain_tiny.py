@@ -7,6 +7,18 @@ Reached on wiki_en.txt (27,217 introductions, 14.1 M tokens), held-out documents
 42.2, accuracy 0.352; unigram entropy 6.885), next sentences 0.865 (the commoner answer: 0.592), in 2267 s. 2 cores of
 an AMD EPYC (Zen 3), 2026-11-22.
 
+Fine-tuned on MRPC it beats the same model from fresh weights by two points of dev accuracy: 0.704 (five seeds, 0.696 to
+0.716; loss 0.588 to 0.595) against 0.684 (every seed, the commoner answer; loss 0.614 to 0.617).
+
+python -m train configs/sst2.py --task.train MRPC/train.tsv --task.dev MRPC/dev.tsv --task.columns.text '#1 String' \
+    --task.columns.text-pair '#2 String' --task.columns.label Quality --run.epochs 5 --model.dropout 0.1 \
+    --model.pretrained runs/pretrain_tiny/model
+python -m train configs/sst2.py ... --model.pretrained None --task.tokenizer runs/pretrain_tiny/model \
+    --model.sizes.initializer-range 0.05
+
+At rates of 1e-4 and 2e-4 (three seeds) it is 0.698 and 0.702 against 0.679 and 0.681. On SST-2 (3e-4 and 5e-4, two
+epochs, no dropout, one seed) 0.803 against 0.795.
+
 The short pairs at the beginning make the difference: with 128 tokens from the first step on, 12,000 steps ended at
 6.121 nat (rate 1e-3, initializer range 0.02), and rates of 1e-3 and 3e-3 with this range came to no more than 6.4 in
 the first 3000. Which word stands beside which is learnt sooner where there are 32 positions instead of 128.
