@@ -108,13 +108,16 @@ def test_prepare_command_and_the_run_after_it(tmp_path):
 def test_speed_command(tmp_path, monkeypatch, capsys):
     words = shlex.split(SPEED)
     assert words[:3] == ["python", "-m", "train.benchmark"]
-    small = shlex.split("--sizes tiny --lengths 32 --rows 4 --fill 0.75 --peers sdpa --rounds 2 --seconds 0.01")
+    small = shlex.split("--sizes tiny --lengths 32 --rows 4 --fill 0.75 --peers eager sdpa --rounds 2")
     monkeypatch.chdir(tmp_path)
-    assert main([*words[3:], *small]) == 0
-    assert "| tiny | 4 x 32, float32 | train | flaxbert |" in capsys.readouterr().out
+    assert main([*words[3:], *small, "--seconds", "0.01"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 + 6 and "| tiny | 4 x 32, float32 | train | flaxbert |" in shown[2]
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
     assert [(r["kind"], r["contestant"]) for r in results] == [
-        (kind, name) for kind in ("train", "forward") for name in ("flaxbert", "transformers, sdpa")
+        (kind, name)
+        for kind in ("train", "forward")
+        for name in ("flaxbert", "transformers, eager", "transformers, sdpa")
     ]
     losses = [r["loss"] for r in results]
     assert max(losses) - min(losses) < 1e-5
