@@ -14,6 +14,7 @@ from tests.train.test_pretraining import SIZES
 from train.config import Config, Model, Run
 from train.data.part import RowPart
 from train.data.pretraining.records import RecordBatches, RecordFiles
+from train.loop import run
 from train.optim import Optim
 from train.tasks.pretraining import Pretraining
 
@@ -165,7 +166,8 @@ def varint(value):
     return out + bytes([value])
 
 
-def test_a_task_of_records(folder, tmp_path):
+@pytest.fixture
+def config(folder, tmp_path):
     corpora.tokenizer().save(tmp_path / "words", max_length=40)
     task = Pretraining(
         f"tfrecords:{folder}",
@@ -174,7 +176,16 @@ def test_a_task_of_records(folder, tmp_path):
         max_predictions=PREDICTIONS,
         heldout=0.3,
     )
-    config = Config(task, Run(folder=tmp_path / "run", batch_size=8, steps=3), Model(sizes=SIZES), Optim())
+    return Config(task, Run(folder=tmp_path / "run", batch_size=8, steps=3), Model(sizes=SIZES), Optim())
+
+
+@pytest.mark.slow
+def test_a_run(config):
+    assert "next_sentence_accuracy" in (run(config) / "summary.md").read_text()
+
+
+def test_a_task_of_records(config, tmp_path):
+    task = config.task
     outline, prepared = task.outline(config), task.prepare(config)
     assert {n: v.shape for n, v in outline.batch.items()} == {n: v.shape for n, v in prepared.train[0].items()}
     assert prepared.facts["examples"] == "12 to train on, 5 held out"
