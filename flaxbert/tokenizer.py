@@ -185,6 +185,13 @@ class WordPieceTokenizer:
         """The ids of each text, nothing added and nothing cut."""
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_alone(self, texts: Sequence[str]) -> list[Encoding]:
+        """The pieces of each text, nothing added and nothing cut.
+
+        The encodings carry `ids` and `offsets`: from which character of the text to which each piece comes.
+        """
+        return self.backend.encode_batch(list(texts), add_special_tokens=False)
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int) -> list[Encoding]:
         """`[CLS] text [SEP]`, with `pair [SEP]` where that is not None, cut to `max_length` (longest first).
 

@@ -174,7 +174,7 @@ class _Trainer:
             if name in self.task.evaluations:
                 batches = self.task.evaluations[name]
                 found = evaluate(self._measure, params, batches, self.placement)
-                results[name] = dataclasses.replace(found, means={**found.means, **self.task.derived(found.means)})
+                results[name] = dataclasses.replace(found, means={**found.means, **self.task.scores(name, found)})
                 self.reporter.evaluation(number, name, results[name].means)
         return results
 

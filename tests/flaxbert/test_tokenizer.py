@@ -26,6 +26,13 @@ def test_real_tokenizers_equal_transformers(data_dir, name):
     assert_same_ids(WordPieceTokenizer.load(folder), AutoTokenizer.from_pretrained(folder))
 
 
+def test_pieces_alone_say_where_they_come_from(data_dir):
+    text = "Wörld, unbelievable!"
+    (found,) = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-uncased").encode_alone([text])
+    assert [text[start:end] for start, end in found.offsets][:2] == ["Wörld", ","]
+    assert len(found.ids) == len(found.offsets) and "".join(text[a:b] for a, b in found.offsets[2:]) == "unbelievable!"
+
+
 def test_minilm_tokenizer_without_its_fixed_padding(minilm):
     ours = WordPieceTokenizer.load(minilm)
     assert_same_ids(ours, AutoTokenizer.from_pretrained(minilm))

@@ -80,8 +80,9 @@ class PreparedPretraining(PretrainingObjective, Task):
             metrics[f"{name}_accuracy"] = Loss(right * 1.0, jnp.sum(labels != IGNORE) * 1.0)
         return Measured(metrics)
 
-    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+    def scores(self, name: str, found: Evaluation) -> dict[str, float]:
         """The loss that is trained on, and the perplexity of masked words."""
+        means = found.means
         loss = means["masked_lm_loss"] + means.get("next_sentence_loss", 0.0)
         return {"loss": loss, "perplexity": math.exp(min(means["masked_lm_loss"], 700.0))}
 

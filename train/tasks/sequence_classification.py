@@ -13,79 +13,50 @@ from flaxbert.files import written_whole
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
-from train.data.classified import EvaluationBatches, Examples, PackedBatches, PaddedBatches
+from train.data.batches import EvaluationBatches
+from train.data.examples import Labelled
 from train.data.labels import infer_labels, label_ids
 from train.data.part import WHOLE, RowPart
 from train.data.table import Columns, Row, read_rows
-from train.distributed import Placement
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
-from train.tasks.start import load_tokenizer, model_config
+from train.tasks.start import model_config
+from train.tasks.supervised import Supervised, as_batches
 from train.tasks.task import HostBatch, Outline, Task, Work, outputs
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceClassification:
-    """Settings of sequence classification."""
+class SequenceClassification(Supervised):
+    """Settings of sequence classification.
 
-    train: str
-    """A .tsv, .csv or .jsonl file, a TNEWS .txt file, or "datasets:NAME"."""
-    dev: str | None = None
-    """Evaluated during and after training."""
-    test: str | None = None
-    """Evaluated once, at the end."""
-    train_split: str | None = None
-    """The split to read where `train` names a data set; likewise for the other two."""
-    dev_split: str | None = None
-    test_split: str | None = None
+    Files are .tsv, .csv or .jsonl, or TNEWS .txt; inputs longer than `max_length` are cut.
+    """
+
     columns: Columns = Columns()
     """Which columns hold texts and label; found by convention where not given."""
     labels: tuple[str, ...] = ()
     """All labels, in the order of their ids; by default those of the training rows."""
-    tokenizer: Path | None = None
-    """A folder or vocab.txt; by default the pretrained model's."""
-    max_length: int = 128
-    """Longer inputs are cut."""
     packed: bool = False
     """Let several short inputs share a row of a training batch: next to no padding, and a shape or two to
     compile instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
     def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedClassification":
         """Reads and checks all three files before anything is trained; raises what `TaskSettings` says."""
-        tokenizer = load_tokenizer(config, self.tokenizer)
-        if tokenizer is None:
-            raise ValueError("without a pretrained model there must be a vocabulary: give --task.tokenizer")
-        sources = {"train": (self.train, self.train_split), "dev": (self.dev, self.dev_split)}
-        sources["test"] = (self.test, self.test_split)
+        tokenizer = self.load_tokenizer(config)
         rows = {
-            name: read_rows(source, columns=self.columns, split=split)
-            for name, (source, split) in sources.items()
-            if source is not None
+            name: read_rows(source, columns=self.columns, split=split) for name, (source, split) in self.sources.items()
         }
         labels = self.labels or infer_labels(rows["train"])
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
         examples = {name: _examples(found, tokenizer, labels, self.max_length) for name, found in rows.items()}
-        run = config.run
-        pad = tokenizer.special_ids[0]
-        how = examples["train"], run.batch_size, pad, self.max_length, run.seed, run.total_steps
-        if self.packed:
-            train = PackedBatches(*how, multiple=_row_multiple(config), part=part)
-        else:
-            train = PaddedBatches(*how, part=part)
-        size = run.evaluation_batch_size or run.batch_size
+        batches = as_batches(examples, config, tokenizer, max_length=self.max_length, part=part, packed=self.packed)
         return PreparedClassification(
             tokenizer=tokenizer,
             config=sizes,
             architecture=BertForSequenceClassification,
-            train=train,
-            steps_per_epoch=train.per_epoch,
-            evaluations={
-                name: EvaluationBatches(found, size, pad, self.max_length, part)
-                for name, found in examples.items()
-                if name != "train"
-            },
             rows=rows,
+            **batches,
             facts={"labels": len(labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
         )
 
@@ -123,14 +94,12 @@ class PreparedClassification(Task):
     ) -> Sequence[str]:
         """Writes predictions_NAME.tsv (row, given label, predicted label, probability) for every evaluation."""
         for name, batches in self.evaluations.items() if jax.process_index() == 0 else ():
-            probabilities = np.zeros((len(self.rows[name]), self.config.num_labels), np.float32)
-            for numbers, found in zip(batches.rows, results[name].outputs, strict=True):
-                probabilities[numbers] = found[: len(numbers)]
+            probabilities = batches.by_example(results[name].outputs)
             with written_whole(folder / f"predictions_{name}.tsv") as aside:
                 aside.write_text(self._predictions(name, probabilities), encoding="utf-8", newline="\n")
         return [f"predictions: {folder / f'predictions_{name}.tsv'}" for name in self.evaluations]
 
-    def _predictions(self, name: str, probabilities: np.ndarray) -> str:
+    def _predictions(self, name: str, probabilities: Sequence[np.ndarray]) -> str:
         names = self.config.id2label
         lines = ["row\tgiven\tpredicted\tprobability"]
         for row, scores in zip(self.rows[name], probabilities, strict=True):
@@ -144,11 +113,6 @@ class PreparedClassification(Task):
         return losses.sequence_classification(scores, labels, problem_type=kind, weights=weights)
 
 
-def _row_multiple(config: Config) -> int:
-    """What the rows of a batch must be a multiple of, to divide over devices and micro-batches."""
-    return Placement.of(config.mesh).row_parts * config.run.micro_batches
-
-
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
     """The scores of every example [B, N], of every slot [R * P, N] where rows hold several."""
     if "segment_ids" not in batch:
@@ -159,9 +123,9 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
     return outputs(model, params, inputs, key).logits.reshape(-1, model.config.num_labels)
 
 
-def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Examples:
+def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Labelled:
     encodings = tokenizer.encode([row.text for row in rows], [row.text_pair for row in rows], max_length=max_length)
-    return Examples(
+    return Labelled(
         ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
         types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
         labels=np.asarray(label_ids(rows, labels), np.int32),

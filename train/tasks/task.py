@@ -81,8 +81,8 @@ class Task(Objective):
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """What an evaluation reports, and the outputs that `finish` wants."""
 
-    def derived(self, means: Mapping[str, float]) -> Mapping[str, float]:
-        """What follows from the means of an evaluation, to be reported with them."""
+    def scores(self, name: str, found: Evaluation) -> Mapping[str, float]:
+        """What follows from the means and outputs of an evaluation of the set `name`, to be reported with them."""
         return {}
 
     @abc.abstractmethod

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from train.data.classified import EvaluationBatches, Examples, PackedBatches, PaddedBatches
+from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
+from train.data.examples import Labelled
 
 
 @pytest.fixture
 def examples():
     lengths = np.random.default_rng(0).integers(3, 60, size=103)
-    return Examples(
+    return Labelled(
         ids=[np.full(length, i, np.int32) for i, length in enumerate(lengths)],
         types=[np.ones(length, np.int32) for length in lengths],
         labels=np.arange(103, dtype=np.int32) % 7,
@@ -111,3 +112,5 @@ def test_evaluation_sees_every_example_once_and_says_which(examples):
         assert rows_of(batch) == numbers.tolist()
         seen.extend(numbers.tolist())
     assert sorted(seen) == list(range(103))
+    found = batches.by_example([batch["input_ids"][:, 0] for batch in batches])
+    assert np.array(found).tolist() == list(range(103))

@@ -1,4 +1,4 @@
-"""Labelled token sequences as batches in a reproducible order: padded to their longest, or several to a row."""
+"""Examples as batches in a reproducible order: padded to their longest, or several to a row."""
 
 import abc
 import dataclasses
@@ -7,65 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from flaxbert.losses import IGNORE
+from train.data.examples import Batch, Examples, Labelled
 from train.data.packing import RowShape, choose_shape, first_fit, pack
 from train.data.padding import COMPILING, MULTIPLE, sizes_to_compile
 from train.data.part import WHOLE, RowPart
-
-Batch = dict[str, np.ndarray]
 
 # Rows are dealt by length within windows of this many batches, so that which rows meet still changes every epoch.
 _WINDOW = 64
 # Batches of which the shape of packed rows is chosen.
 _SAMPLE = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Token sequences of different lengths, with one label each (-100: unlabelled)."""
-
-    ids: list[np.ndarray]
-    types: list[np.ndarray]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sequence."""
-        return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
-
-    def longest(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """The length of the longest of each batch's rows."""
-        return np.array([self.lengths[rows].max() for rows in batches])
-
-    def batch(
-        self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], part: RowPart = WHOLE
-    ) -> Batch:
-        """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
-
-        T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `part` is built.
-        """
-        (longest,) = self.longest([rows])
-        length = next(length for length in lengths if length >= longest)
-        places = part.rows(size)
-        own = rows[places[places < len(rows)]]  # padding comes last, here too
-        batch = {
-            "input_ids": np.full((len(places), length), pad_id, np.int32),
-            "attention_mask": np.zeros((len(places), length), np.int32),
-            "token_type_ids": np.zeros((len(places), length), np.int32),
-            "labels": np.full(len(places), IGNORE, np.int32),
-            "weight": np.zeros(len(places), np.float32),
-        }
-        for i, row in enumerate(own):
-            count = len(self.ids[row])
-            batch["input_ids"][i, :count] = self.ids[row]
-            batch["attention_mask"][i, :count] = 1
-            batch["token_type_ids"][i, :count] = self.types[row]
-        batch["labels"][: len(own)] = self.labels[own]
-        batch["weight"][: len(own)] = 1.0
-        return batch
 
 
 @dataclasses.dataclass
@@ -143,6 +93,7 @@ class PackedBatches(_TrainBatches):
     How many rows a batch has can be divided by `multiple`.
     """
 
+    examples: Labelled
     multiple: int = dataclasses.field(default=1, kw_only=True)
 
     @functools.cached_property
@@ -167,7 +118,7 @@ class PackedBatches(_TrainBatches):
         packed = [packed[row] for row in self.part.rows(len(packed))]  # only now is anything built
         chosen = [examples.ids[row] for row in rows], [examples.types[row] for row in rows]
         batch = pack(*chosen, packed, shape, pad_id=self.pad_id)
-        labels = np.full(batch["first_positions"].shape, IGNORE, np.int32)
+        labels = examples.blank(batch["first_positions"].shape)
         for row, members in enumerate(packed):
             labels[row, : len(members)] = examples.labels[rows[members]]
         slots = np.arange(shape.slots) < np.array([[len(members)] for members in packed])
@@ -198,6 +149,13 @@ class EvaluationBatches:
     def lengths(self) -> tuple[int, ...]:
         """The lengths that batches are padded to."""
         return sizes_to_compile(self.examples.longest(self.rows), self.max_length, multiple=MULTIPLE)
+
+    def by_example(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Of what a model put out for every batch [B, ...], the entry of each example, in the examples' order."""
+        found: dict[int, np.ndarray] = {}
+        for rows, values in zip(self.rows, outputs, strict=True):
+            found.update(zip(rows.tolist(), values, strict=False))  # filling comes last
+        return [found[number] for number in range(len(self.examples))]
 
     @functools.cached_property
     def rows(self) -> list[np.ndarray]:

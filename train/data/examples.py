@@ -1,0 +1,89 @@
+"""Token sequences of different lengths, what is to be learnt of each, and how some of them become a batch."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from flaxbert.losses import IGNORE
+from train.data.part import WHOLE, RowPart
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples(abc.ABC):
+    """Token sequences of different lengths; subclasses know what is to be learnt of each."""
+
+    ids: list[np.ndarray]
+    types: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence."""
+        return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
+
+    def longest(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """The length of the longest of each batch's rows."""
+        return np.array([self.lengths[rows].max() for rows in batches])
+
+    def batch(
+        self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], part: RowPart = WHOLE
+    ) -> Batch:
+        """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
+
+        T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `part` is built.
+        """
+        (longest,) = self.longest([rows])
+        length = next(length for length in lengths if length >= longest)
+        places = part.rows(size)
+        own = rows[places[places < len(rows)]]  # padding comes last, here too
+        weight = np.zeros(len(places), np.float32)
+        weight[: len(own)] = 1.0
+        how = len(places), length
+        return {**self.inputs(own, *how, pad_id), "weight": weight, **self.targets(own, *how)}
+
+    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> Batch:
+        """What the model is given: arrays [size, length], padding after the last of the rows."""
+        return padded([self.ids[row] for row in rows], [self.types[row] for row in rows], size, length, pad_id)
+
+    @abc.abstractmethod
+    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+        """What is to be learnt of these rows, as arrays of `size` rows; those beyond them count in no loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled(Examples):
+    """Sequences with a label each: its id [N] (-100: unlabelled), or numbers, [N] or [N, labels]."""
+
+    labels: np.ndarray
+
+    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+        """`labels`."""
+        labels = self.blank((size,))
+        labels[: len(rows)] = self.labels[rows]
+        return {"labels": labels}
+
+    def blank(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Labels for so many sequences that have none."""
+        whole = np.issubdtype(self.labels.dtype, np.integer)
+        return np.full((*shape, *self.labels.shape[1:]), IGNORE if whole else 0, self.labels.dtype)
+
+
+def padded(ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int) -> Batch:
+    """Sequences, one a row, as the arrays [size, length] that a model is given."""
+    batch = {
+        "input_ids": np.full((size, length), pad_id, np.int32),
+        "attention_mask": np.zeros((size, length), np.int32),
+        "token_type_ids": np.zeros((size, length), np.int32),
+    }
+    for row, (tokens, kinds) in enumerate(zip(ids, types, strict=True)):
+        batch["input_ids"][row, : len(tokens)] = tokens
+        batch["attention_mask"][row, : len(tokens)] = 1
+        batch["token_type_ids"][row, : len(tokens)] = kinds
+    return batch
