@@ -48,7 +48,7 @@ def evaluate(
     """Runs a compiled measure over all batches.
 
     Rows that only fill up the last batch carry weight 0 and count nowhere, so the batch size does not change the
-    means. Sums over batches are taken in float64.
+    means; a metric that nothing counts in has none. Sums over batches are taken in float64.
     """
     pending = [measure(params, placement.batch(batch)) for batch in batches]
     totals: dict[str, list[float]] = {}
@@ -59,5 +59,5 @@ def evaluate(
             total = totals.setdefault(name, [0.0, 0.0])
             total[0] += float(loss.sum)
             total[1] += float(loss.weight)
-    means = {name: total / weight if weight else 0.0 for name, (total, weight) in totals.items()}
+    means = {name: total / weight for name, (total, weight) in totals.items() if weight}
     return Evaluation(means, outputs)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}
     fields = ("kind", "step", "name", "time")
     names = list(dict.fromkeys(key for line in last.values() for key in line if key not in fields))
-    text = [f"# {title}", "", *_table(["", "value"], facts.items()), ""]
+    text = [f"# {title}", "", *markdown_table(["", "value"], facts.items()), ""]
     if last:
         rows = ([name, line["step"], *(line.get(key, "") for key in names)] for name, line in last.items())
-        text += ["## Last evaluation", "", *_table(["data", "step", *names], rows), ""]
+        text += ["## Last evaluation", "", *markdown_table(["data", "step", *names], rows), ""]
     text += ["![Training loss, evaluation loss and learning rate by step](loss.png)", ""]
     with written_whole(folder / "summary.md") as aside:
         aside.write_text("\n".join(text), encoding="utf-8")
@@ -90,7 +90,9 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    """The lines of a table."""
+
     def cell(value: Any) -> str:
         text = "not finite" if value is None else f"{value:,.6g}" if isinstance(value, float) else str(value)
         return " ".join(text.split()).replace("|", "\\|")

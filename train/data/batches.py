@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -125,14 +126,17 @@ class PackedBatches(_TrainBatches):
         return {**batch, "labels": labels, "weight": slots.astype(np.float32)}
 
 
+Kind = TypeVar("Kind", bound=Examples)
+
+
 @dataclasses.dataclass(frozen=True)
-class EvaluationBatches:
+class EvaluationBatches(Generic[Kind]):
     """Every example once, longest rows together; `rows` says which example each row of a batch is.
 
     Of the arrays of a batch only `part` is built.
     """
 
-    examples: Examples
+    examples: Kind
     size: int
     pad_id: int
     max_length: int

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from tokenizers import Encoding
 
 from flaxbert.losses import IGNORE
 from train.data.part import WHOLE, RowPart
@@ -59,15 +60,29 @@ class Examples(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Labelled(Examples):
-    """Sequences with a label each: its id [N] (-100: unlabelled), or numbers, [N] or [N, labels]."""
+    """Sequences with a label each: its id [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled)."""
 
     labels: np.ndarray
 
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "Labelled":
+        """Of tokenised texts."""
+        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+        return cls(ids, [np.asarray(encoding.type_ids, np.int32) for encoding in encodings], labels)
+
+    @functools.cached_property
+    def labelled(self) -> np.ndarray:
+        """Which of them have a label, [N]."""
+        if np.issubdtype(self.labels.dtype, np.integer):
+            return self.labels != IGNORE
+        return np.asarray(np.isfinite(self.labels.reshape(len(self.labels), -1)).all(axis=1))
+
     def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
-        """`labels`."""
-        labels = self.blank((size,))
-        labels[: len(rows)] = self.labels[rows]
-        return {"labels": labels}
+        """`labels`, and `weight`: 0 where there is none."""
+        labels, weight = self.blank((size,)), np.zeros(size, np.float32)
+        own = np.flatnonzero(self.labelled[rows])
+        labels[own], weight[own] = self.labels[rows[own]], 1.0
+        return {"labels": labels, "weight": weight}
 
     def blank(self, shape: tuple[int, ...]) -> np.ndarray:
         """Labels for so many sequences that have none."""

@@ -8,18 +8,25 @@ from train.data.messages import listed
 from train.data.text_tables import ENDINGS, Record
 
 
-def dataset_records(name: str, split: str | None) -> list[Record]:
-    """The records of a split; class numbers become names. Remote code of data sets is never run."""
+def dataset_records(name: str, split: str | None, *, lists: bool = False) -> list[Record]:
+    """The records of a split, lists among them where asked for; class numbers become names.
+
+    Remote code of data sets is never run.
+    """
     import datasets
 
     data = _load(name, split)
-    # Scalars only: decoding an image beside the text costs time.
-    scalars = {n: f for n, f in data.features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
-    classes = {n: dict(enumerate(f.names)) for n, f in scalars.items() if isinstance(f, datasets.ClassLabel)}
-    names = [n for n in scalars if n not in classes or set(data[n]) != {-1}]
+    # Scalars, and lists of them: decoding an image beside the text costs time.
+    of_list = {n: f.feature for n, f in data.features.items() if lists and isinstance(f, datasets.List)}
+    kinds = {**data.features, **of_list}
+    kinds = {n: f for n, f in kinds.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
+    classes = {n: dict(enumerate(f.names)) for n, f in kinds.items() if isinstance(f, datasets.ClassLabel)}
+    names = [n for n in kinds if n not in classes or n in of_list or set(data[n]) != {-1}]
     table = data.select_columns(names).to_list()
     for values in table:
-        values.update({n: classes[n].get(values[n]) for n in names if n in classes})
+        for n in classes.keys() & names:
+            found = values[n]
+            values[n] = list(map(classes[n].get, found)) if isinstance(found, list) else classes[n].get(found)
     return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
 
 

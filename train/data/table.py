@@ -5,17 +5,14 @@ header (GLUE's CoLA) is read by giving the columns as numbers from 0: `Columns(t
 """
 
 import dataclasses
-import difflib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from train.data.hub import dataset_records
 from train.data.messages import listed, refuse, unreadable
-from train.data.text_tables import ENDINGS, Record, text_records
+from train.data.sources import read_records
 
 # What columns are called in practice, most telling first; compared without regard to case. A lone "question" is
 # not among the texts: in multiple-choice files (COPA, Cosmos QA) it would pass unseen for the whole input.
@@ -48,7 +45,8 @@ class Row:
     """One text, or pair of texts, to classify.
 
     `label` is as written in the file (JSON numbers and booleans in JSON's spelling), None where the file has
-    no label column. `source` is "path:line", from 1 as editors count, or "datasets:name:index", from 0.
+    no label column; several are joined by the separator. `source` is "path:line", from 1 as editors count, or
+    "datasets:name:index", from 0.
     """
 
     text: str
@@ -58,35 +56,22 @@ class Row:
 
 
 def read_rows(
-    source: str | os.PathLike[str], *, columns: Columns = _BY_CONVENTION, split: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    columns: Columns = _BY_CONVENTION,
+    split: str | None = None,
+    separator: str | None = None,
 ) -> list[Row]:
     """All rows of a file, or of a data set: `datasets:NAME[:CONFIG]`, its folder, or a name that is no path.
 
     `split` is for data sets only; their class numbers become names, and a split with class -1 throughout (the
-    hub's test sets) is unlabelled. Raises FileNotFoundError, or a ValueError that counts the malformed rows
-    and shows the first five. Nothing read is executed.
+    hub's test sets) is unlabelled. With a `separator` a row may have several labels, in a list or between
+    separators, or none. Raises FileNotFoundError, or a ValueError that counts the malformed rows and shows the
+    first five. Nothing read is executed.
     """
-    where = os.fspath(source)
-    path = Path(where).expanduser()
-    ending = path.suffix.lower()
-    is_path = ending in ENDINGS or path.exists() or path.is_absolute() or where.startswith((".", "~"))
-    if where.startswith("datasets:") or path.is_dir() or not is_path:
-        name = where.removeprefix("datasets:")
-        return _rows(name, dataset_records(name, split), columns, "Expected: strings, and scalar labels.")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; {_beside(path)}")
-    if ending not in ENDINGS:
-        raise ValueError(f"{path}: ending {ending!r} is none of {listed(ENDINGS)}; rename or convert the file")
-    if split is not None:
-        raise ValueError(f"split={split!r} is for data sets; {path} is a file: name the split's own file")
     numbered = any(re.fullmatch("[0-9]+", name or "") for name in dataclasses.astuple(columns))
-    records = text_records(path, where, numbered=numbered)
-    return _rows(where, records, columns, f"Expected in {ending}: {ENDINGS[ending]}.")
-
-
-def _rows(where: str, records: Sequence[Record], columns: Columns, remedy: str) -> list[Row]:
-    if not records:
-        raise ValueError(f"{where}: a header but no rows. {remedy}")
+    records, remedy = read_records(source, split=split, numbered=numbered, lists=separator is not None)
+    where = os.fspath(source).removeprefix("datasets:")
     readable = [values for _, values in records if not isinstance(values, str)]
     # Of all rows: were a label missing in the first, the whole file would pass for unlabelled.
     names = list(dict.fromkeys(name for values in readable for name in values))
@@ -98,7 +83,7 @@ def _rows(where: str, records: Sequence[Record], columns: Columns, remedy: str) 
                 raise ValueError(values)
             first = _cell(values, text)
             second = _cell(values, pair) if pair else None
-            given = _cell(values, label, numbers=True) if label else None
+            given = _label(values, label, separator) if label else None
             rows.append(Row(text=first, text_pair=second, label=given, source=source))
         except ValueError as error:
             problems.append(f"{source}: {error}")
@@ -128,6 +113,19 @@ def _choose(where: str, names: Sequence[str], columns: Columns) -> tuple[str, st
     return text, pair, label
 
 
+def _label(values: Mapping[str, Any], name: str, separator: str | None) -> str:
+    if separator is None:
+        return _cell(values, name, numbers=True)
+    several = values.get(name)
+    if isinstance(several, list):
+        labels = [_cell({name: value}, name, numbers=True) for value in several]
+        holding = [label for label in labels if separator in label]
+        if holding:
+            raise ValueError(f"{name!r} has the label {holding[0]!r:.40}, with the separator {separator!r} in it")
+        return separator.join(labels)
+    return "" if several == "" else _cell(values, name, numbers=True)
+
+
 def _cell(values: Mapping[str, Any], name: str, *, numbers: bool = False) -> str:
     if name not in values:
         raise ValueError(f"no {name!r} beside {listed(values)}")
@@ -139,10 +137,3 @@ def _cell(values: Mapping[str, Any], name: str, *, numbers: bool = False) -> str
     if problem := "nothing but blanks" if not value.strip() else unreadable(value):
         raise ValueError(f"{name!r}: {problem}")
     return value
-
-
-def _beside(path: Path) -> str:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    files = sorted(entry.name for entry in folder.iterdir())
-    shown = difflib.get_close_matches(path.name, files) or files[:10]
-    return f"{folder} holds {listed(shown)}: give one of its files, or `datasets:NAME`"

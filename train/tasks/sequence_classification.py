@@ -1,26 +1,25 @@
-"""Sequence classification: labelled rows of text, or pairs of texts, to one of a fixed set of labels."""
+"""Sequence classification: rows of text, or pairs of texts, to one of a set of labels, to several, or to a number."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import BertForSequenceClassification, PreTrainedModel, functional, losses
-from flaxbert.files import written_whole
 from flaxbert.losses import Loss
-from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import Labelled
-from train.data.labels import infer_labels, label_ids
 from train.data.part import WHOLE, RowPart
 from train.data.table import Columns, Row, read_rows
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
+from train.tasks.classification_report import write_results
+from train.tasks.problems import Number, OneLabel, Problem, SeveralLabels, targets_of
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
 from train.tasks.task import HostBatch, Outline, Task, Work, outputs
@@ -33,55 +32,86 @@ class SequenceClassification(Supervised):
     Files are .tsv, .csv or .jsonl, or TNEWS .txt; inputs longer than `max_length` are cut.
     """
 
+    architecture: ClassVar[type[PreTrainedModel]] = BertForSequenceClassification
     columns: Columns = Columns()
     """Which columns hold texts and label; found by convention where not given."""
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
+        "single_label_classification"
+    )
+    """Whether a row has one label, any number of them, or a number."""
     labels: tuple[str, ...] = ()
     """All labels, in the order of their ids; by default those of the training rows."""
+    separator: str = ","
+    """Between the labels of a row that may have several; .jsonl may have lists instead."""
     packed: bool = False
     """Let several short inputs share a row of a training batch: next to no padding, and a shape or two to
     compile instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
     def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedClassification":
-        """Reads and checks all three files before anything is trained; raises what `TaskSettings` says."""
+        """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
+        several = self.separator if self.problem_type == SeveralLabels.kind else None
         rows = {
-            name: read_rows(source, columns=self.columns, split=split) for name, (source, split) in self.sources.items()
+            name: read_rows(source, columns=self.columns, split=split, separator=several)
+            for name, (source, split) in self.sources.items()
         }
-        labels = self.labels or infer_labels(rows["train"])
-        sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
-        examples = {name: _examples(found, tokenizer, labels, self.max_length) for name, found in rows.items()}
+        problem = self._problem(rows["train"])
+        targets = targets_of(problem, rows)
+        sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
+        examples = {}
+        for name, found in rows.items():
+            texts = [row.text for row in found], [row.text_pair for row in found]
+            examples[name] = Labelled.of(tokenizer.encode(*texts, max_length=self.max_length), targets[name])
         batches = as_batches(examples, config, tokenizer, max_length=self.max_length, part=part, packed=self.packed)
         return PreparedClassification(
             tokenizer=tokenizer,
-            config=sizes,
-            architecture=BertForSequenceClassification,
+            config=sizes.replace(problem_type=problem.kind),
+            architecture=self.architecture,
+            problem=problem,
             rows=rows,
+            facts={"labels": len(problem.labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
             **batches,
-            facts={"labels": len(labels), **{f"{name} rows": len(found) for name, found in rows.items()}},
         )
 
     def outline(self, config: Config) -> Outline:
         """From the data: the length of a batch is that of its longest text."""
         return Outline.of(self.prepare(config))
 
+    def _problem(self, rows: Sequence[Row]) -> Problem:
+        if self.problem_type == Number.kind:
+            if self.labels:
+                raise ValueError(f"labels is {self.labels}, but a regression has none; leave one of the two out")
+            return Number(("LABEL_0",))  # as Hugging Face calls it
+        if self.problem_type == SeveralLabels.kind:
+            if not self.separator:
+                raise ValueError('separator is empty; give what stands between the labels of a row, such as ","')
+            return SeveralLabels.of(rows, self.labels, self.separator)
+        return OneLabel.of(rows, self.labels)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedClassification(Task):
     """The `Task` of sequence classification."""
 
-    evaluations: Mapping[str, EvaluationBatches]
+    evaluations: Mapping[str, EvaluationBatches[Labelled]]
+    problem: Problem
     rows: Mapping[str, list[Row]]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
-        """Cross-entropy over the rows that are not filling."""
+        """Cross-entropy, binary cross-entropy or squared error over the rows that are not filling."""
         return self._loss(_logits(model, params, batch, key), batch)
 
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
-        """Loss and accuracy; the outputs are probabilities [B, N]."""
-        scores = _logits(model, params, batch, None)
-        right = jnp.argmax(scores, axis=-1) == batch["labels"]
-        accuracy = Loss(jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"]))
-        return Measured({"loss": self._loss(scores, batch), "accuracy": accuracy}, jax.nn.softmax(scores))
+        """The loss; the outputs are probabilities [B, N], of a regression the numbers."""
+        logits = _logits(model, params, batch, None)
+        return Measured({"loss": self._loss(logits, batch)}, self.problem.probabilities(logits))
+
+    def scores(self, name: str, found: Evaluation) -> dict[str, float]:
+        """Those of the problem, where the rows have labels."""
+        batches = self.evaluations[name]
+        if not batches.examples.labelled.all():
+            return {}
+        return self.problem.figures(batches.examples.labels, np.array(batches.by_example(found.outputs)))
 
     def work(self, batch: HostBatch) -> Work:
         """Its tokens."""
@@ -92,25 +122,21 @@ class PreparedClassification(Task):
     def finish(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
-        """Writes predictions_NAME.tsv (row, given label, predicted label, probability) for every evaluation."""
-        for name, batches in self.evaluations.items() if jax.process_index() == 0 else ():
-            probabilities = batches.by_example(results[name].outputs)
-            with written_whole(folder / f"predictions_{name}.tsv") as aside:
-                aside.write_text(self._predictions(name, probabilities), encoding="utf-8", newline="\n")
-        return [f"predictions: {folder / f'predictions_{name}.tsv'}" for name in self.evaluations]
+        """Writes predictions_NAME.tsv, report_NAME.md and confusion_NAME.png for every evaluation."""
+        if jax.process_index() != 0:
+            return []
+        lines = []
+        for name, batches in self.evaluations.items():
+            found = np.array(batches.by_example(results[name].outputs))
+            given = batches.examples.labels if batches.examples.labelled.all() else None
+            lines += write_results(folder, name, self.problem, self.rows[name], given, found)
+        return lines
 
-    def _predictions(self, name: str, probabilities: Sequence[np.ndarray]) -> str:
-        names = self.config.id2label
-        lines = ["row\tgiven\tpredicted\tprobability"]
-        for row, scores in zip(self.rows[name], probabilities, strict=True):
-            best = int(scores.argmax())
-            lines.append(f"{row.source}\t{row.label or ''}\t{names[best]}\t{scores[best]:.4f}")
-        return "\n".join(lines) + "\n"
-
-    def _loss(self, scores: jax.Array, batch: Batch) -> Loss:
-        kind = "single_label_classification"
-        labels, weights = (batch[name].reshape(-1) for name in ("labels", "weight"))
-        return losses.sequence_classification(scores, labels, problem_type=kind, weights=weights)
+    def _loss(self, logits: jax.Array, batch: Batch) -> Loss:
+        labels, weights = batch["labels"], batch["weight"]  # [B], or [R, P] where rows hold several
+        labels = labels.reshape(-1, *labels.shape[weights.ndim :])
+        how: dict[str, Any] = {"problem_type": self.problem.kind, "weights": weights.reshape(-1)}
+        return losses.sequence_classification(logits, labels, **how)
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
@@ -121,12 +147,3 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
     names = ("input_ids", "token_type_ids", "position_ids", "first_positions")
     inputs = {name: batch[name] for name in names} | {"attention_mask": functional.packed_mask(batch["segment_ids"])}
     return outputs(model, params, inputs, key).logits.reshape(-1, model.config.num_labels)
-
-
-def _examples(rows: list[Row], tokenizer: WordPieceTokenizer, labels: Sequence[str], max_length: int) -> Labelled:
-    encodings = tokenizer.encode([row.text for row in rows], [row.text_pair for row in rows], max_length=max_length)
-    return Labelled(
-        ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
-        types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
-        labels=np.asarray(label_ids(rows, labels), np.int32),
-    )
