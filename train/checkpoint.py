@@ -8,22 +8,25 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxbert.weights.names import shape_differences
 from train.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints in a folder, the newest `keep` of them."""
+    """The checkpoints in a folder: the newest `keep` of them, and the one with the highest score."""
 
     def __init__(self, folder: Path, *, keep: int):
         """Opens or makes the folder (absolute: orbax insists)."""
         self._folder = folder.absolute()
+        best = BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                best_fn=_rank,
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
                 cleanup_tmp_directories=True,  # what a killed run left half-written
                 enable_async_checkpointing=True,
             ),
@@ -40,18 +43,24 @@ class Checkpoints:
         """The newest step, None where there is no checkpoint yet."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int) -> None:
+    @property
+    def best(self) -> int | None:
+        """The step with the highest score, of equal ones the first; None where none has a score."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, step: int, *, score: float | None = None) -> None:
         """Copies the state to the host and writes it in the background; an earlier failure surfaces here."""
         if step != self.latest:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            metrics = None if score is None else {"score": score, "step": step}
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
-    def restore(self, shapes: TrainState, shardings: TrainState) -> TrainState:
-        """The newest state, placed by `shardings`.
+    def restore(self, shapes: TrainState, shardings: TrainState, *, step: int | None = None) -> TrainState:
+        """The newest state, or that of a step, placed by `shardings`.
 
         Raises:
             ValueError: it is the state of another model; lists each parameter that differs.
         """
-        step = self.latest
+        step = self.latest if step is None else step
         if step is None:
             raise ValueError(f"{self._folder}: holds no checkpoint")
         self._check_fits(step, shapes)
@@ -74,3 +83,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
+
+
+def _rank(metrics: Any) -> Any:
+    """Of equal scores the first is the best."""
+    return metrics["score"], -metrics["step"]

@@ -84,8 +84,9 @@ def main(arguments: list[str]) -> int:
         config = parse_flags(default, arguments[1:])
         # After the flags: --help and a wrong flag answer at once.
         from train.loop import run
+        from train.seeds import run_seeds
 
-        run(config)
+        (run_seeds if config.run.seeds else run)(config)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

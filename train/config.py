@@ -76,8 +76,15 @@ class Run:
     """Checkpoints kept."""
     keep_programs: bool = True
     """Keep compiled programs in the folder, so that the run goes on at once when it is started again."""
+    best: str | None = None
+    """A figure of evaluations on dev, such as "f1": the run ends with the model of the evaluation where it was best (of
+    losses and perplexity the lowest), not with the last one."""
+    patience: int | None = None
+    """Training stops after so many evaluations without a better one; wants `best`."""
     seed: int = 0
     """Of weights, data order, masks and dropout."""
+    seeds: tuple[int, ...] = ()
+    """Several runs, one for each of these, in folders of their own; figures are told with mean and deviation."""
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
@@ -91,14 +98,22 @@ class Run:
             "evaluate_every",
             "checkpoint_every",
             "keep",
+            "patience",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
             raise ValueError(f"epochs is {self.epochs}; it must be greater than 0")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; allowed: 0 to {2**32 - 1}")
+        for seed in (self.seed, *self.seeds):
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; each must be there once")
+        if self.best is not None and self.evaluate_every is None:
+            raise ValueError(f"best is {self.best!r}, but only the end is evaluated: give evaluate_every, too")
+        if self.patience is not None and self.best is None:
+            raise ValueError(f"patience is {self.patience}, but best does not say of which figure")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Updates of the whole run."""

@@ -1,10 +1,7 @@
 """A training run from settings to summary; reads straight down."""
 
-import dataclasses
 import json
-import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +13,16 @@ from train.checkpoint import Checkpoints
 from train.compilation import compile_time, programs_kept
 from train.config import Config
 from train.data.corpus.store import vocabulary_digest
-from train.data.loader import iterate
 from train.distributed import Placement
-from train.evaluate import Evaluation, compile_measure, evaluate
 from train.hosts import join, make_shared
-from train.meter import Meter
-from train.optim import make_optimizer, schedule
+from train.optim import make_optimizer
 from train.peers import Peers
 from train.report import Reporter
-from train.step import Params, TrainState, compile_step, create_state, state_shapes, state_shardings
+from train.step import Params, compile_step, create_state, state_shapes, state_shardings
 from train.summary import write_summary
 from train.tasks.start import TOKENIZER_FOLDER
 from train.tasks.task import Task
+from train.trainer import Trainer, check_best
 
 RECORD = "run.json"
 
@@ -55,6 +50,7 @@ def _run(config: Config, peers: Peers) -> Path:
     placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
     task: Task = config.task.prepare(config, part=placement.row_part, peers=peers)
+    check_best(config, task)
     model, pretrained = _model(config, task, placement)
     total_steps = config.run.total_steps(task.steps_per_epoch)
     optimizer = make_optimizer(config.optim, total_steps)
@@ -83,12 +79,16 @@ def _run(config: Config, peers: Peers) -> Path:
         with Reporter(folder, total_steps, start_step=first_step, primary=writes) as reporter:
             reporter.message(_opening(config, task, total_steps, first_step, placement))
             started = time.perf_counter()
-            trainer = _Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
+            trainer = Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
             how: dict[str, Any] = {"seed": config.run.seed, "micro_batches": config.run.micro_batches}
             step = compile_step(trainer.loss, optimizer, placement, shardings, **how)
-            state = trainer.train(state, step, first_step)
-            checkpoints.save(state, total_steps)
-            results = trainer.evaluate(state.params, total_steps, names=tuple(task.evaluations))
+            state, number = trainer.train(state, step, first_step)
+            if checkpoints.best not in (None, number):
+                number = checkpoints.best
+                reporter.message(f"step {number} had the best {config.run.best} on dev: the model is that one")
+                checkpoints.wait()
+                state = checkpoints.restore(state_shapes(model, optimizer), shardings, step=number)
+            results = trainer.evaluate(state.params, number, names=tuple(task.evaluations))
             seconds = time.perf_counter() - started
             checkpoints.wait()
 
@@ -117,86 +117,6 @@ def _describe(config: Config, task: Task, model: PreTrainedModel) -> None:
         aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     with written_whole(folder / RECORD) as aside:
         aside.write_text(config.to_json())
-
-
-@dataclasses.dataclass
-class _Trainer:
-    """The loop's surroundings, so that its body can be short."""
-
-    config: Config
-    task: Task
-    model: PreTrainedModel
-    placement: Placement
-    reporter: Reporter
-    checkpoints: Checkpoints
-    total_steps: int
-
-    def __post_init__(self):
-        self._learning_rate = schedule(self.config.optim, self.total_steps)
-        self._measure = compile_measure(
-            lambda params, batch: self.task.measure(self.model, params, batch), self.placement
-        )
-
-    def loss(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Any:
-        """The task's loss for this run's model."""
-        return self.task.loss(self.model, params, batch, key)
-
-    def train(self, state: TrainState, step: Any, first_step: int) -> TrainState:
-        """All steps from `first_step` on. Metrics of a step are fetched after the next one is under way."""
-        settings = self.config.run
-        meter = Meter(self.task.config, self.total_steps, fraction=self.placement.row_part.fraction)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
-        for number, host_batch in enumerate(iterate(self.task.train, first_step, self.total_steps), first_step + 1):
-            state, metrics = step(state, self.placement.batch(host_batch))
-            meter.add(self.task.work(host_batch))
-            if pending is not None:
-                self._report(*pending, meter)
-            pending = (number, metrics)
-            checkpoint = _due(number, settings.checkpoint_every)
-            evaluation = _due(number, settings.evaluate_every) and number < self.total_steps
-            if checkpoint or evaluation:
-                # Looked at first, so that no state of a step that was not finite is kept.
-                self._report(*pending, meter)
-                pending = None
-            if checkpoint:
-                self.checkpoints.save(state, number)
-            if evaluation:
-                with meter.paused():
-                    self.evaluate(state.params, number, names=("dev",))
-        if pending is not None:
-            self._report(*pending, meter)
-        return state
-
-    def evaluate(self, params: Params, number: int, *, names: tuple[str, ...]) -> dict[str, Evaluation]:
-        """Evaluates the sets of these names that the task has, and reports the means."""
-        results = {}
-        for name in names:
-            if name in self.task.evaluations:
-                batches = self.task.evaluations[name]
-                found = evaluate(self._measure, params, batches, self.placement)
-                results[name] = dataclasses.replace(found, means={**found.means, **self.task.scores(name, found)})
-                self.reporter.evaluation(number, name, results[name].means)
-        return results
-
-    def _report(self, number: int, metrics: dict[str, jax.Array], meter: Meter) -> None:
-        """Waits for the step; raises on a loss that is not finite, writes a report when one is due."""
-        fetched = jax.device_get(metrics)
-        loss, norm = float(fetched["loss"]), float(fetched["gradient_norm"])
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"step {number}: loss {loss}, gradient norm {norm}; the last checkpoint is before it. "
-                "Lower the learning rate, or look at the data of this step"
-            )
-        self.reporter.advance(number)
-        if number == 1 or number % self.config.run.log_every == 0 or number == self.total_steps:
-            rate = float(self._learning_rate(number - 1))
-            terms = zip(self.task.terms, fetched["terms"].tolist(), strict=True) if self.task.terms else ()
-            shown = {"loss": loss, **dict(terms), "learning_rate": rate, "gradient_norm": norm}
-            self.reporter.progress(meter.progress(number, shown))
-
-
-def _due(number: int, every: int | None) -> bool:
-    return every is not None and number % every == 0
 
 
 def _model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:

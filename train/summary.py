@@ -23,8 +23,7 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
     with written_whole(folder / "loss.png") as aside:
         _draw(aside, lines, title, loss_unit)
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}
-    fields = ("kind", "step", "name", "time")
-    names = list(dict.fromkeys(key for line in last.values() for key in line if key not in fields))
+    names = list(dict.fromkeys(key for found in last_evaluations(lines).values() for key in found))
     text = [f"# {title}", "", *markdown_table(["", "value"], facts.items()), ""]
     if last:
         rows = ([name, line["step"], *(line.get(key, "") for key in names)] for name, line in last.items())
@@ -75,6 +74,13 @@ def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -
         axes.grid(color="0.9", linewidth=0.6)
     figure.align_ylabels()
     FigureCanvasAgg(figure).print_figure(path, format="png")
+
+
+def last_evaluations(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The figures of the last evaluation of every set, by its name, from the lines of a record."""
+    last = {line["name"]: line for line in lines if line["kind"] == "eval"}
+    fields = ("kind", "step", "name", "time")
+    return {name: {key: value for key, value in line.items() if key not in fields} for name, line in last.items()}
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:

@@ -224,7 +224,9 @@ def test_a_model_costs_scanned_about_what_it_costs_unrolled(config, placement, e
     model = dataclasses.replace(config.model, scan=False)
     unrolled = estimate(compile_config(dataclasses.replace(config, model=model), placement), "v5e:2x2", V5E)
     assert unrolled.cost.flops == estimated.cost.flops
-    assert 1.0 < estimated.cost.cycles / unrolled.cost.cycles < 1.5
+    # A loop copies what it carries from turn to turn, of so small a model a third of the step: so the products alone.
+    assert products(estimated.cost) == pytest.approx(products(unrolled.cost), rel=0.1)
+    assert estimated.cost.cycles > unrolled.cost.cycles
 
 
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)

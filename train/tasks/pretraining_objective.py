@@ -67,6 +67,12 @@ class PreparedPretraining(PretrainingObjective, Task):
     prompts: tuple[str, ...]
     unigram_entropy: float
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Loss and accuracy of words, and of pairs where there are pairs; the loss that is trained on; perplexity."""
+        names = ["masked_lm", "next_sentence"][: 2 if self.terms else 1]
+        return (*(f"{name}_{what}" for name in names for what in ("loss", "accuracy")), "loss", "perplexity")
+
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """Loss and accuracy at the masked positions, and of next sentences."""
         words, pairs = self._scores(model, params, batch, None)

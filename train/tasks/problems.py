@@ -36,6 +36,11 @@ class Problem(abc.ABC):
     kind: ClassVar[str]
     labels: tuple[str, ...]
 
+    @property
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the figures."""
+
     @abc.abstractmethod
     def targets(self, rows: Sequence[Row]) -> np.ndarray:
         """The labels of rows, all of which have one, [B] or [B, N]."""
@@ -74,6 +79,11 @@ class OneLabel(Problem):
     def of(cls, rows: Sequence[Row], names: tuple[str, ...]) -> "OneLabel":
         """With the labels of these rows, where none are named."""
         return cls(names or infer_labels(rows))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """F1 where there are two labels."""
+        return ("accuracy", "macro_f1", *["f1"] * (len(self.labels) == 2), "matthews")
 
     def targets(self, rows: Sequence[Row]) -> np.ndarray:
         """Ids [B]."""
@@ -123,6 +133,11 @@ class SeveralLabels(Problem):
         """With the labels of these rows, where none are named."""
         return cls(names or infer_labels(rows, separator=separator), separator)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Always these."""
+        return ("accuracy", "f1", "macro_f1")
+
     def targets(self, rows: Sequence[Row]) -> np.ndarray:
         """Zeros and ones [B, N]."""
         return label_indicators(rows, self.labels, separator=self.separator).astype(np.float32)
@@ -155,6 +170,11 @@ class Number(Problem):
     """A number: regression."""
 
     kind = "regression"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Always these."""
+        return ("pearson", "spearman")
 
     def targets(self, rows: Sequence[Row]) -> np.ndarray:
         """Numbers [B]."""

@@ -101,6 +101,11 @@ class PreparedClassification(Task):
         """Cross-entropy, binary cross-entropy or squared error over the rows that are not filling."""
         return self._loss(_logits(model, params, batch, key), batch)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The loss, and those of the problem."""
+        return ("loss", *self.problem.names)
+
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """The loss; the outputs are probabilities [B, N], of a regression the numbers."""
         logits = _logits(model, params, batch, None)

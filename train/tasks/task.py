@@ -77,6 +77,11 @@ class Task(Objective):
     evaluations: Mapping[str, Iterable[HostBatch]]
     facts: Mapping[str, str | float | int]
 
+    @property
+    @abc.abstractmethod
+    def figures(self) -> tuple[str, ...]:
+        """Names of all that an evaluation of labelled data reports."""
+
     @abc.abstractmethod
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """What an evaluation reports, and the outputs that `finish` wants."""
