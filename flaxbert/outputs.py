@@ -57,7 +57,7 @@ class CausalLMOutput:
 class NextSentencePredictorOutput:
     """Of `BertForNextSentencePrediction`; column 0 scores "follows", column 1 "random"."""
 
-    logits: Float[Array, "B 2"]
+    logits: Float[Array, "B *P 2"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 

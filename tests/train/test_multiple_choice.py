@@ -1,0 +1,144 @@
+"""Multiple choice: real files, choices of unequal number, a run that learns, what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.runs import SMALL
+from tests.train.test_loop import records
+from train.config import Config, Model, Run
+from train.data.choices import ChoiceColumns, read_questions
+from train.loop import run
+from train.optim import Optim
+from train.tasks.multiple_choice import MultipleChoice
+
+WORDS = ["red", "blue", "green", "cat", "dog", "cow", "which"]
+
+
+def test_real_files(data_dir):
+    tasks = data_dir / "tasks"
+    copa = read_questions(tasks / "superglue_copa" / "train.jsonl")
+    assert len(copa) == 368 and copa[0].context == "My body cast a shadow over the grass." and copa[0].label == 0
+    assert copa[0].choices == tuple(
+        f"What was the cause of this? The {end}." for end in ("sun was rising", "grass was cut")
+    )
+    cosmos = read_questions(tasks / "cosmosqa" / "valid.csv")
+    assert len(cosmos) == 2985 and {len(question.choices) for question in cosmos} == {4}
+    assert {question.label for question in cosmos} == {0, 1, 2, 3}
+    test = read_questions(tasks / "superglue_copa" / "test.jsonl")
+    assert len(test) == 500
+
+
+def test_swag_and_race(tmp_path):
+    swag = {"sent1": "A drum.", "sent2": "It", **{f"ending{i}": f"end {i}" for i in range(10)}, "label": 9}
+    (tmp_path / "swag.jsonl").write_text(json.dumps(swag))
+    (found,) = read_questions(tmp_path / "swag.jsonl")
+    assert found.choices == tuple(f"It end {i}" for i in range(10)) and found.label == 9  # 10 after 9, not after 1
+    race = [{"article": "A.", "question": "Q?", "options": ["a", "b", "c"][:n], "answer": "B"} for n in (3, 2)]
+    (tmp_path / "race.jsonl").write_text("\n".join(map(json.dumps, race)))
+    found = read_questions(tmp_path / "race.jsonl")
+    assert [question.choices for question in found] == [("Q? a", "Q? b", "Q? c"), ("Q? a", "Q? b")]
+    assert [question.label for question in found] == [1, 1]
+    (tmp_path / "own.csv").write_text('what,yes,no,right\n"Is it?",It is,"",2\n"Is it?",It is,No,2\n')
+    columns = ChoiceColumns(question="what", choices=("yes", "no"), label="right")
+    with pytest.raises(ValueError, match=r"own.csv:2: 1 choice\(s\) in 'yes', 'no'"):
+        read_questions(tmp_path / "own.csv", columns=columns, first_label=1)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"premise": "P", "choice1": "a", "choice2": "b", "label": 2},
+            "'label' is 2; of 2 choices it must be 0 to 1, or A to B",
+        ),
+        ({"premise": "P", "choice1": "", "choice2": "b", "label": 0}, "an empty choice before 'choice2'"),
+        ({"premise": " ", "choice1": "a", "choice2": "b", "label": 0}, "'premise' is ' ', expected a text"),
+        ({"premise": "P", "choice1": "a", "choice2": 3, "label": 0}, "'choice2' is 3, expected a text"),
+        (
+            {"premise": "P", "first": "a", "second": "b", "label": 0},
+            "columns found: 'premise', 'first', 'second', 'label'; no choices",
+        ),
+        ({"choice1": "a", "choice2": "b", "label": 0}, "no choices, or nothing to choose for"),
+    ],
+)
+def test_bad_rows(tmp_path, row, message):
+    (tmp_path / "bad.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        read_questions(tmp_path / "bad.jsonl")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The right choice is the one whose animal the context names; questions have two or three choices."""
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    chance = np.random.default_rng(0)
+    rows = []
+    for i in range(120):
+        animals = chance.permutation(WORDS[3:6])[: 2 + i % 2].tolist()
+        label = int(chance.integers(len(animals)))
+        colours = chance.choice(WORDS[:3], size=len(animals) + 1)
+        choices = [f"{colour} {animal}" for colour, animal in zip(colours, animals, strict=False)]
+        rows.append(
+            {"context": f"{colours[-1]} {animals[label]}", "question": "which", "choices": choices, "answer": label}
+        )
+    for name, part in (("train", rows[:90]), ("dev", rows[90:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "dev")}
+    task = MultipleChoice(**files, tokenizer=tmp_path / "vocab.txt", max_length=16)
+    sizes = SMALL.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.1)
+    settings = Run(folder=tmp_path / "run", batch_size=16, epochs=20, log_every=20)
+    return Config(task, settings, Model(sizes=sizes), Optim(learning_rate=5e-3))
+
+
+def test_a_run_learns_and_transformers_says_the_same(config):
+    folder = run(config)
+    (found,) = records(folder, "eval")
+    assert found["accuracy"] > 0.8
+    lines = [line.split("\t") for line in (folder / "predictions_dev.tsv").read_text().splitlines()[1:]]
+    assert np.mean([given == said for _, given, said, _ in lines]) == pytest.approx(found["accuracy"])
+    # Of each question by itself, without choices that are not there.
+    model = transformers.BertForMultipleChoice.from_pretrained(folder / "model").eval()
+    task = config.task.prepare(config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    loss = 0.0
+    for question, line in zip(task.questions["dev"], lines, strict=True):
+        pairs = [question.context] * len(question.choices), list(question.choices)
+        inputs = tokenizer(*pairs, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            out = model(**{n: v[None] for n, v in inputs.items()}, labels=torch.tensor([question.label]))
+        loss += out.loss.item()
+        probabilities = out.logits.softmax(-1)[0].numpy()
+        assert int(line[2]) == probabilities.argmax() and float(line[3]) == pytest.approx(probabilities.max(), abs=1e-4)
+    assert found["loss"] == pytest.approx(loss / len(lines), abs=1e-5)
+
+
+def test_what_is_not_there_and_filling_changes_nothing(config):
+    task = config.task.prepare(config)
+    model = task.architecture(task.config, **config.model.attributes)
+    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    examples = task.evaluations["dev"].examples
+    whole = examples.batch(np.arange(30), size=40, pad_id=0, lengths=(16,))
+    shorter = examples.batch(np.arange(30), size=30, pad_id=0, lengths=tuple(range(1, 17)))
+    assert shorter["input_ids"].shape < (30, 3, 16)
+    losses = [task.loss(model, params, batch, None) for batch in (whole, shorter)]
+    np.testing.assert_allclose(losses[0].mean, losses[1].mean, atol=1e-6)
+    assert losses[0].weight == 30
+    probabilities = np.asarray(task.measure(model, params, shorter).outputs)
+    two = np.diff(examples.starts) == 2
+    assert (probabilities[two, 2] == 0).all() and (probabilities[~two, 2] > 0).all()
+
+
+def test_training_wants_labels(config, tmp_path):
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | {"answer": -1})
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"train.jsonl:4: no label\nTraining wants the right choice"):
+        config.task.prepare(config)
+    swapped = dataclasses.replace(config.task, train=config.task.dev, dev=config.task.train)
+    assert swapped.prepare(config).evaluations["dev"].examples.labels[3] == -100

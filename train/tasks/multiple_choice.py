@@ -1,0 +1,128 @@
+"""Multiple choice: which of several continuations of a text is right."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxbert import BertForMultipleChoice, PreTrainedModel, losses
+from flaxbert.files import written_whole
+from flaxbert.losses import IGNORE, Loss
+from flaxbert.tokenizer import WordPieceTokenizer
+from train.config import Config
+from train.data.batches import EvaluationBatches
+from train.data.choices import ChoiceColumns, Question, read_questions
+from train.data.examples import Choices
+from train.data.messages import refuse
+from train.data.part import WHOLE, RowPart
+from train.evaluate import Evaluation, Measured
+from train.peers import ALONE, Peers
+from train.step import Batch, Params
+from train.tasks.start import model_config
+from train.tasks.supervised import Supervised, as_batches
+from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice(Supervised):
+    """Settings of multiple choice.
+
+    Files are .csv, .tsv or .jsonl; each choice is a pair of texts, of which the longer one is cut to `max_length`.
+    """
+
+    columns: ChoiceColumns = ChoiceColumns()
+    """Which columns hold context, question, choices and label; found by convention where not given."""
+    first_label: int = 0
+    """The number of the first choice in the files."""
+
+    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedMultipleChoice":
+        """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
+        tokenizer = self.load_tokenizer(config)
+        how = {"columns": self.columns, "first_label": self.first_label}
+        questions = {name: read_questions(file, split=split, **how) for name, (file, split) in self.sources.items()}
+        untold = [f"{question.source}: no label" for question in questions["train"] if question.label is None]
+        refuse(untold, len(questions["train"]), "Training wants the right choice of every question.")
+        width = max(len(question.choices) for found in questions.values() for question in found)
+        sizes = model_config(config.model, tokenizer, max_length=self.max_length)
+        examples = {n: _examples(found, tokenizer, self.max_length, width) for n, found in questions.items()}
+        return PreparedMultipleChoice(
+            tokenizer=tokenizer,
+            config=sizes,
+            architecture=BertForMultipleChoice,
+            questions=questions,
+            facts={"choices": width, **{f"{name} questions": len(found) for name, found in questions.items()}},
+            **as_batches(examples, config, tokenizer, max_length=self.max_length, part=part),
+        )
+
+    def outline(self, config: Config) -> Outline:
+        """From the data: the length of a batch is that of its longest choice."""
+        return Outline.of(self.prepare(config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedMultipleChoice(Task):
+    """The `Task` of multiple choice."""
+
+    evaluations: Mapping[str, EvaluationBatches[Choices]]
+    questions: Mapping[str, list[Question]]
+
+    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+        """Cross-entropy over the choices that there are."""
+        return losses.multiple_choice(_logits(model, params, batch, key), batch["labels"])
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Loss and accuracy."""
+        return ("loss", "accuracy")
+
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+        """Loss and accuracy; the outputs are probabilities [B, C]."""
+        logits = _logits(model, params, batch, None)
+        right = jnp.argmax(logits, axis=-1) == batch["labels"]  # never so at -100
+        metrics = {"loss": losses.multiple_choice(logits, batch["labels"])}
+        metrics["accuracy"] = Loss(jnp.sum(right * 1.0), jnp.sum(batch["weight"]))
+        return Measured(metrics, jax.nn.softmax(logits))
+
+    def work(self, batch: HostBatch) -> Work:
+        """The tokens of all choices."""
+        mask = batch["attention_mask"]
+        return Work.of(mask.reshape(-1, mask.shape[-1]), pooled=True)
+
+    def finish(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Writes predictions_NAME.tsv (row, given and predicted choice from 0, probability) for every evaluation."""
+        lines = []
+        for name, batches in self.evaluations.items() if jax.process_index() == 0 else ():
+            text = ["row\tgiven\tpredicted\tprobability"]
+            found = batches.by_example(results[name].outputs)
+            for question, probabilities in zip(self.questions[name], found, strict=True):
+                best, given = int(probabilities.argmax()), "" if question.label is None else question.label
+                text.append(f"{question.source}\t{given}\t{best}\t{probabilities[best]:.4f}")
+            with written_whole(folder / f"predictions_{name}.tsv") as aside:
+                aside.write_text("\n".join(text) + "\n", encoding="utf-8", newline="\n")
+            lines.append(f"predictions: {folder / f'predictions_{name}.tsv'}")
+        return lines
+
+
+def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+    """The score of every choice [B, C], the lowest of all numbers where there is none."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    logits = outputs(model, params, {name: batch[name] for name in names}, key).logits.astype(jnp.float32)
+    return jnp.where(batch["attention_mask"].any(axis=-1), logits, jnp.finfo(jnp.float32).min)
+
+
+def _examples(questions: list[Question], tokenizer: WordPieceTokenizer, max_length: int, width: int) -> Choices:
+    pairs = [(question.context, choice) for question in questions for choice in question.choices]
+    encodings = tokenizer.encode([a for a, _ in pairs], [b for _, b in pairs], max_length=max_length)
+    labels = [IGNORE if question.label is None else question.label for question in questions]
+    return Choices(
+        ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
+        types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
+        starts=np.cumsum([0, *(len(question.choices) for question in questions)]),
+        width=width,
+        labels=np.array(labels, np.int32),
+    )

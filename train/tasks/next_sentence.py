@@ -1,0 +1,38 @@
+"""Next sentences: whether the second of two texts follows the first."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from flaxbert import BertForNextSentencePrediction, PreTrainedModel
+from train.config import Config
+from train.data.messages import refuse
+from train.data.part import WHOLE, RowPart
+from train.peers import ALONE, Peers
+from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
+
+
+@dataclasses.dataclass(frozen=True)
+class NextSentence(SequenceClassification):
+    """Settings of next-sentence prediction: those of classification, with pairs of texts.
+
+    Labels are those of Google's BERT: 0 where the second follows, 1 where it is random. `labels` may name the two, in
+    this order, as the files call them.
+    """
+
+    architecture: ClassVar[type[PreTrainedModel]] = BertForNextSentencePrediction
+    labels: tuple[str, ...] = ("0", "1")
+    """What files call a pair that follows, and one that is random."""
+    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    """A pair has one label."""
+
+    def __post_init__(self):
+        if len(self.labels) != 2:
+            raise ValueError(f"labels is {self.labels}; give two: of a pair that follows, and of one that is random")
+
+    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> PreparedClassification:
+        """As of classification; raises ValueError for rows without a second text, too."""
+        task = super().prepare(config, part=part, peers=peers)
+        for rows in task.rows.values():
+            alone = [f"{row.source}: one text" for row in rows if row.text_pair is None]
+            refuse(alone, len(rows), "Next sentences are pairs: name both columns, --task.columns.text-pair.")
+        return task
