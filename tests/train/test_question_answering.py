@@ -153,8 +153,12 @@ def test_loss_and_logits_equal_pytorch(tmp_path):
     given = {name: torch.tensor(value, dtype=torch.long) for name, value in batch.items() if name != "weight"}
     with torch.no_grad():
         expected = reference(**given)
-    ours = task.loss(model, params, {name: jnp.asarray(value) for name, value in batch.items()}, None)
-    np.testing.assert_allclose(ours.mean, expected.loss.item(), rtol=1e-5)
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    np.testing.assert_allclose(task.loss(model, params, arrays, None).mean, expected.loss.item(), rtol=1e-5)
+    measured = task.measure(model, params, arrays)
+    np.testing.assert_allclose(measured.metrics["loss"].mean, expected.loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(measured.outputs[:, 0], expected.start_logits.numpy(), atol=1e-5)
+    np.testing.assert_allclose(measured.outputs[:, 1], expected.end_logits.numpy(), atol=1e-5)
 
 
 def test_targets_of_windows(tmp_path):

@@ -95,17 +95,26 @@ def test_offsets_that_are_further_off(read):
         {"answers": [answer(" Otto ", 23)]},
         {"answers": [answer("Anna", -1)]},
         {"answers": [answer("Rome", 4000)]},
+        {"answers": [answer("Rome.", -5)]},  # no place from the end
     )
     found = read(content)
     places = [[a.start for a in row.answers] for row in found.rows]
-    assert places == [[14], [38], [None, 24], [24], [0], [38]]
-    assert (found.repaired, found.lost) == (5, 1)
+    assert places == [[14], [38], [None, 24], [24], [0], [38], [38]]
+    assert (found.repaired, found.lost) == (6, 1)
     assert found.rows[3].answers == (Answer("Otto", 24),)
     found = read(content, wrong_offsets=WrongOffsets.DROP)
-    assert [[a.start for a in row.answers] for row in found.rows] == [[None], [None], [None, 24], [24], [0], [None]]
-    assert (found.repaired, found.lost) == (2, 4)
+    assert [[a.start for a in row.answers] for row in found.rows] == [
+        [None],
+        [None],
+        [None, 24],
+        [24],
+        [0],
+        [None],
+        [None],
+    ]
+    assert (found.repaired, found.lost) == (2, 5)
     assert [row.id for row in trainable(found.rows, impossible=True)] == ["2", "3", "4"]
-    with pytest.raises(ValueError, match="4 of 6 rows can't be used") as refused:
+    with pytest.raises(ValueError, match="5 of 7 rows can't be used") as refused:
         read(content, wrong_offsets=WrongOffsets.REFUSE)
     assert "data[0].paragraphs[0].qas[2]: an answer is not at its 'answer_start'" in str(refused.value)
 
