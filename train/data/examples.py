@@ -131,6 +131,19 @@ class Choices(Examples):
         return {"labels": labels, "weight": (labels != IGNORE).astype(np.float32)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Spans(Examples):
+    """Sequences that hold an answer: the positions of its first and its last token, [N, 2]."""
+
+    positions: np.ndarray
+
+    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+        """`start_positions` and `end_positions` [size]; of filling beyond the sequence, where no loss counts them."""
+        positions = np.full((size, 2), length, np.int32)
+        positions[: len(rows)] = self.positions[rows]
+        return {"start_positions": positions[:, 0], "end_positions": positions[:, 1]}
+
+
 def padded(ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int) -> Batch:
     """Sequences, one a row, as the arrays [size, length] that a model is given."""
     batch = {

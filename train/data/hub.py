@@ -30,6 +30,11 @@ def dataset_records(name: str, split: str | None, *, lists: bool = False) -> lis
     return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
 
 
+def dataset_structures(name: str, split: str | None) -> list[dict[str, Any]]:
+    """The records of a split as they are, lists and structures within them too."""
+    return _load(name, split).to_list()
+
+
 def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
     """The texts in a column of a split, read piece by piece.
 

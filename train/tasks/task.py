@@ -80,7 +80,7 @@ class Task(Objective):
     @property
     @abc.abstractmethod
     def figures(self) -> tuple[str, ...]:
-        """Names of all that an evaluation of labelled data reports."""
+        """Names of figures that every evaluation of labelled data reports."""
 
     @abc.abstractmethod
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:

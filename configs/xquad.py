@@ -1,0 +1,29 @@
+"""XQuAD in English: questions that all have an answer, trained on SQuAD, from the real all-MiniLM-L6-v2 weights.
+
+    pip install -e '.[minilm]'
+    python -m train configs/xquad.py --task.train dev-v2.0.cs224n-half.json --task.dev xquad.en.json \
+        --task.exclude xquad.en.json
+
+XQuAD is translated from SQuAD 1.1's dev set, and so is SQuAD 2.0's: what a file to train on has in common with it must
+be left out (`exclude`: 335 questions of the half above).
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.question_answering import QuestionAnswering
+from train.tasks.start import minilm
+
+config = Config(
+    task=QuestionAnswering(
+        train="squad/dev-v2.0.cs224n-half.json",
+        dev="xquad/xquad.en.json",
+        exclude="xquad/xquad.en.json",
+        impossible=False,
+    ),
+    # The weights come inside a wheel; --model.pretrained takes any other BERT folder.
+    model=Model(pretrained=minilm(), scan=False),
+    optim=Optim(learning_rate=1e-4, warmup=0.1),
+    run=Run(folder=Path("runs/xquad"), batch_size=16, epochs=3, log_every=50),
+)

@@ -1,0 +1,270 @@
+"""Question answering from a file to predictions: a real run, and what is decided before it."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import BertForQuestionAnswering
+
+import flaxbert
+from flaxbert import losses
+from flaxbert.tokenizer import SPECIAL_TOKENS
+from tests.runs import SMALL
+from train.config import Config, Model, Run
+from train.data.batches import EvaluationBatches
+from train.data.examples import Spans
+from train.distributed import Placement
+from train.evaluate import compile_measure, evaluate
+from train.loop import run
+from train.metrics.squad import squad1, squad2
+from train.optim import Optim
+from train.tasks.answer_sets import Rule
+from train.tasks.question_answering import QuestionAnswering
+
+NAMES = ["anna", "otto", "rome", "paris", "seven", "nine"]
+FILLING = ["the", "old", "town", "by", "river", "saw", "many", "boats", "and", "birds"]
+
+
+def articles(seed, *, impossible, count=8):
+    """The answer is the name in the text, of six; where there is no name, there is no answer."""
+    random = np.random.default_rng(seed)
+    content = []
+    for article in range(count):
+        paragraphs = []
+        for number in range(8):
+            words = random.choice(FILLING, size=int(random.integers(8, 30))).tolist()
+            question = {"id": f"{seed}-{article}-{number}", "question": "who is it?", "answers": []}
+            if impossible:
+                question["is_impossible"] = number % 4 == 3
+            if not (impossible and number % 4 == 3):
+                place, name = int(random.integers(1, len(words))), str(random.choice(NAMES))
+                question["answers"] = [{"text": name, "answer_start": len(" ".join(words[:place])) + 1}]
+                words.insert(place, name)
+            paragraphs.append({"context": " ".join(words), "qas": [question]})
+        content.append({"title": f"article {article}", "paragraphs": paragraphs})
+    return {"version": "v2.0" if impossible else "1.1", "data": content}
+
+
+def config_in(folder, *, impossible=True, **task):
+    vocabulary = [*SPECIAL_TOKENS, *NAMES, *FILLING, "who", "is", "it", "?"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    for seed, name in enumerate(("train", "dev", "test")):
+        content = articles(seed, impossible=impossible, count=8 if name == "train" else 3)
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    files = {name: str(folder / f"{name}.json") for name in ("train", "dev")}
+    settings = {**files, "tokenizer": folder / "vocab.txt", "max_length": 24, "max_query": 8, "window_step": 6, **task}
+    return Config(
+        QuestionAnswering(**settings),
+        Run(folder=folder / "run", batch_size=16, steps=120, log_every=40),
+        Model(sizes=SMALL, dropout=0.0),
+        Optim(learning_rate=4e-3, warmup=0.1),
+    )
+
+
+def with_task(config, **changes):
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, capsys):
+    config = config_in(tmp_path, test=str(tmp_path / "test.json"))
+    folder = run(config)
+    printed = capsys.readouterr().out
+    assert "train without answer 16" in printed and "predictions_test.json" in printed
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {line["name"]: line for line in lines if line["kind"] == "eval"}
+    for name in ("dev", "test"):
+        content = json.loads((tmp_path / f"{name}.json").read_text())["data"]
+        rows = [(p["context"], p["qas"][0]) for article in content for p in article["paragraphs"]]
+        predictions = read(folder, f"predictions_{name}.json")
+        odds, best = read(folder, f"null_odds_{name}.json"), read(folder, f"nbest_predictions_{name}.json")
+        assert list(predictions) == list(odds) == list(best) == [row["id"] for _, row in rows]
+        # A word at random would be right once in eight or more; always "no answer" once in four.
+        assert found[name]["exact"] > 80 and found[name]["HasAns_exact"] > 75 and found[name]["NoAns_exact"] > 75
+        # The figures are those of the files.
+        gold = {row["id"]: [a["text"] for a in row["answers"]] for _, row in rows}
+        texts = {n: next(c["text"] for c in candidates if c["text"]) for n, candidates in best.items()}
+        threshold = found[name]["threshold"]
+        assert predictions == {n: "" if odds[n] > threshold else text for n, text in texts.items()}
+        expected = squad2(texts, gold, odds, threshold=threshold)
+        assert expected.items() <= found[name].items()
+        for context, row in rows:
+            candidates = best[row["id"]]
+            assert sum(c["probability"] for c in candidates) == pytest.approx(1)
+            scores = [c["start_logit"] + c["end_logit"] for c in candidates if c["text"]]
+            assert scores == sorted(scores, reverse=True)
+            assert all(c["text"] in context for c in candidates)
+            assert len({c["text"] for c in candidates}) == len(candidates) <= 21
+    # The threshold is that of dev, for both.
+    assert found["dev"]["threshold"] == found["test"]["threshold"] == found["dev"]["best_f1_thresh"]
+    assert isinstance(flaxbert.from_pretrained(folder / "model")[0], flaxbert.BertForQuestionAnswering)
+
+
+def test_a_run_where_all_have_answers(tmp_path):
+    config = config_in(tmp_path, impossible=False)
+    folder = run(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4, log_every=2)))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (found,) = [line for line in lines if line["kind"] == "eval"]
+    predictions = read(folder, "predictions_dev.json")
+    content = json.loads((tmp_path / "dev.json").read_text())["data"]
+    rows = [p["qas"][0] for article in content for p in article["paragraphs"]]
+    expected = squad1(predictions, {row["id"]: [a["text"] for a in row["answers"]] for row in rows})
+    assert expected.items() <= found.items() and "threshold" not in found and all(predictions.values())
+    assert not (folder / "null_odds_dev.json").exists()
+
+
+def logits_of(task, sizes):
+    """What a fresh model says of dev, and its scores, in batches of these sizes."""
+    model = task.architecture(task.config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    placement = Placement.of(Config.mesh)
+    measure = compile_measure(lambda params, batch: task.measure(model, params, batch), placement)
+    for size in sizes:
+        batches = dataclasses.replace(task.evaluations["dev"], size=size)
+        sized = dataclasses.replace(task, evaluations={"dev": batches})
+        found = evaluate(measure, params, batches, placement)
+        yield found, sized.scores("dev", found), sized
+
+
+def test_evaluation_does_not_depend_on_the_size_of_its_batches(tmp_path):
+    config = config_in(tmp_path)
+    results = list(logits_of(config.task.prepare(config), (8, 24)))
+    (first, scores, _), (second, others, _) = results
+    assert first.means["loss"] == pytest.approx(second.means["loss"], rel=1e-5)
+    for name, value in scores.items():
+        assert others[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_loss_and_logits_equal_pytorch(tmp_path):
+    config = config_in(tmp_path)
+    task = config.task.prepare(config)
+    model = task.architecture(task.config)
+    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    flaxbert.save_pretrained(tmp_path / "model", model, params)
+    reference = BertForQuestionAnswering.from_pretrained(tmp_path / "model").eval()
+    batch = next(batch for batch in map(task.train.__getitem__, range(9)) if batch["weight"].all())
+    given = {name: torch.tensor(value, dtype=torch.long) for name, value in batch.items() if name != "weight"}
+    with torch.no_grad():
+        expected = reference(**given)
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    np.testing.assert_allclose(task.loss(model, params, arrays, None).mean, expected.loss.item(), rtol=1e-5)
+    measured = task.measure(model, params, arrays)
+    np.testing.assert_allclose(measured.metrics["loss"].mean, expected.loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(measured.outputs[:, 0], expected.start_logits.numpy(), atol=1e-5)
+    np.testing.assert_allclose(measured.outputs[:, 1], expected.end_logits.numpy(), atol=1e-5)
+
+
+def test_targets_of_windows(tmp_path):
+    config = config_in(tmp_path)
+    task = config.task.prepare(config)
+    spans = task.train.examples
+    assert isinstance(spans, Spans) and len(spans) > 64  # some contexts have several windows
+    token = config.task.load_tokenizer(config).id
+    names = {token(name) for name in NAMES}
+    for ids, (start, end) in zip(spans.ids, spans.positions, strict=True):
+        if start:
+            assert start == end and ids[start] in names
+        else:  # a window without the answer points to [CLS]
+            assert end == 0 and not names & set(ids.tolist())
+    assert {bool(start) for start, _ in spans.positions} == {True, False}
+
+
+def test_filling_counts_in_no_loss():
+    ids = [np.arange(5, dtype=np.int32)] * 3
+    spans = Spans(ids=ids, types=ids, positions=np.array([[0, 0], [2, 3], [4, 4]], np.int32))
+    batch = spans.batch(np.array([1, 2]), size=4, pad_id=0, lengths=(8,))
+    assert batch["start_positions"].tolist() == [2, 4, 8, 8] and batch["end_positions"].tolist() == [3, 4, 8, 8]
+    logits = jax.random.normal(jax.random.key(0), (2, 4, 8))
+    places = batch["start_positions"], batch["end_positions"]
+    found = losses.question_answering(logits[0], logits[1], *places)
+    alone = losses.question_answering(logits[0, :2], logits[1, :2], *(place[:2] for place in places))
+    assert found.weight.tolist() == [2, 2]
+    np.testing.assert_allclose(found.sum, alone.sum, rtol=1e-6)
+
+
+def test_a_test_set_without_answers_is_predicted_and_not_scored(tmp_path):
+    config = config_in(tmp_path)
+    content = articles(1, impossible=True, count=3)
+    for article in content["data"]:
+        for paragraph in article["paragraphs"]:
+            (question,) = paragraph["qas"]
+            paragraph["qas"] = [{"id": question["id"], "question": question["question"], "answers": []}]
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    task = config.task.prepare(config)
+    ((found, scores, sized),) = logits_of(task, (8,))
+    assert scores == {} and found.means == {"loss": 0.0}
+    sized.finish(None, None, tmp_path, {"dev": found})
+    assert len(read(tmp_path, "predictions_dev.json")) == len(read(tmp_path, "null_odds_dev.json")) == 24
+
+
+def test_held_out_articles_and_excluded_questions(tmp_path):
+    config = config_in(tmp_path, dev=None, dev_share=0.3, exclude=str(tmp_path / "train.json"))
+    with pytest.raises(ValueError, match="no question is left to train on"):
+        config.task.prepare(config)
+    task = with_task(config, exclude=str(tmp_path / "test.json")).task.prepare(config)
+    assert task.facts["train questions"] == 40 and task.facts["dev questions"] == 24
+    assert task.facts["train questions excluded"] == 0
+    dev = {question.title for question in task.sets["dev"].questions}
+    assert len(dev) == 3
+    # Only questions that have answers.
+    task = with_task(config, exclude=None, impossible=False).task.prepare(config)
+    assert task.facts["train questions not used"] == 10 and not task.sets["dev"].taught_empty
+    assert task.facts["train without answer"] == 0 and task.facts["dev without answer"] == 6
+
+
+def test_settings_and_files_that_cannot_be_used(tmp_path):
+    config = config_in(tmp_path)
+    for changes, message in [
+        ({"window_overlap": 3}, "exactly one of step"),
+        ({"dev_share": 0.2}, "only where dev is not given"),
+        ({"dev": None, "dev_share": 1.0}, "between 0 and 1"),
+        ({"n_best": 1}, "at least 2"),
+        ({"max_query": 30}, "max_query is 30"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            with_task(config, **changes)
+    with pytest.raises(ValueError, match="needs one of every question"):
+        with_task(config, rule=Rule.CMRC).task.prepare(config)
+    content = {"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "question": "who?"}]}]}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="none of its questions has an answer"):
+        config.task.prepare(config)
+
+
+def test_chinese_is_answered_in_characters(data_dir, tmp_path):
+    config = config_in(tmp_path)
+    config = with_task(
+        dataclasses.replace(config, model=Model(sizes=SMALL.replace(max_position_embeddings=256))),
+        train=str(data_dir / "tasks/cmrc2018/cmrc2018_trial.squadstyle.json"),
+        dev=None,
+        dev_share=0.1,
+        tokenizer=data_dir / "vocab/bert-base-chinese-vocab.txt",
+        max_length=256,
+        max_query=64,
+        window_step=64,
+        max_answer=256,
+        rule=Rule.CMRC,
+    )
+    task = config.task.prepare(config)
+    assert task.facts["train answers with a wrong place, repaired"] == 5
+    # Scores that point to each answer, so that only one is missed that no window holds.
+    asked = task.sets["dev"]
+    logits = []
+    for question, windows in zip(asked.questions, asked.windows, strict=True):
+        answer = question.answers[0]
+        for window in windows:
+            scores = np.zeros((2, 256))
+            places = window.positions(answer.start, answer.start + len(answer.text))
+            if places is not None:
+                scores[[0, 1], places] = 10.0
+            logits.append(scores)
+    found = asked.scores(asked.answers(logits), 0.0)
+    assert found["exact"] > 95 and found["f1"] > found["exact"] and set(found) == {"exact", "f1", "average"}
+    assert isinstance(task.evaluations["dev"], EvaluationBatches)

@@ -1,0 +1,229 @@
+"""Question answering: the part of a text that answers a question about it, or that there is none."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from flaxbert import BertForQuestionAnswering, PreTrainedModel, losses
+from flaxbert.answers import Answers, Window, Windowing, make_windows
+from flaxbert.losses import Loss
+from train.config import Config
+from train.data.batches import EvaluationBatches
+from train.data.examples import Spans
+from train.data.part import WHOLE, RowPart
+from train.data.question_sets import held_out, trainable, without
+from train.data.questions import Question, Questions, WrongOffsets, read_questions
+from train.evaluate import Evaluation, Measured
+from train.peers import ALONE, Peers
+from train.step import Batch, Params
+from train.tasks.answer_sets import AnswerSet, Rule
+from train.tasks.start import model_config
+from train.tasks.supervised import Supervised, as_batches
+from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+
+# A position beyond every sequence, which no loss counts.
+_NOWHERE = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering(Supervised):
+    """Settings of question answering.
+
+    Files are JSON in SQuAD's format. A context that is too long for `max_length` becomes several windows.
+    """
+
+    max_length: int = 384
+    """Tokens of a window: question, and part of its context."""
+    max_query: int = 64
+    """Tokens of a question; those beyond are cut off."""
+    window_step: int | None = 128
+    """Tokens from the start of a window to that of the next (Google's doc_stride); give this or `window_overlap`."""
+    window_overlap: int | None = None
+    """Tokens that a window has in common with the next (Hugging Face's stride)."""
+    n_best: int = 20
+    """Starts and ends to look at in a window, and answers to tell of a question."""
+    max_answer: int = 30
+    """Tokens of an answer."""
+    null_threshold: float | None = None
+    """A question whose null odds exceed it has no answer; None for that with the best F1 on dev (0 without dev)."""
+    impossible: bool = True
+    """Train on questions that have no answer, too; where any are trained on, none may also be predicted."""
+    wrong_offsets: Annotated[WrongOffsets, tyro.conf.EnumChoicesFromValues] = WrongOffsets.REPAIR
+    """What becomes of answers that are not where the file says: repair (nearest place), drop, refuse."""
+    rule: Annotated[Rule, tyro.conf.EnumChoicesFromValues] = Rule.SQUAD
+    """How answers are compared: squad, or cmrc for Chinese."""
+    dev_share: float | None = None
+    """Hold out whole articles of `train` with at least this share of its questions, as dev."""
+    exclude: str | None = None
+    """A file or data set whose questions are not trained on, where they are about the same context."""
+
+    def __post_init__(self):
+        self.windowing  # noqa: B018  (checks its settings)
+        if self.dev_share is not None and (self.dev is not None or not 0 < self.dev_share < 1):
+            raise ValueError(
+                f"dev_share is {self.dev_share}; allowed: between 0 and 1, and only where dev is not given"
+            )
+        if self.n_best < 2 or self.max_answer < 1:
+            raise ValueError(
+                f"n_best is {self.n_best}, max_answer {self.max_answer}; must be at least 2 and at least 1"
+            )
+
+    @property
+    def windowing(self) -> Windowing:
+        """How contexts are cut."""
+        return Windowing(self.max_length, self.max_query, self.window_step, self.window_overlap)
+
+    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedAnswering":
+        """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
+        tokenizer = self.load_tokenizer(config)
+        sizes = model_config(config.model, tokenizer, max_length=self.max_length)
+        sets, facts = self._sets(config.run.seed)
+        windows = {
+            name: make_windows(tokenizer, [q.question for q in rows], [q.context for q in rows], self.windowing)
+            for name, rows in sets.items()
+        }
+        spans = {name: _spans(rows, windows[name]) for name, rows in sets.items()}
+        taught_empty = any(question.impossible for question in sets["train"])
+        how = taught_empty, self.rule, self.n_best, self.max_answer
+        return PreparedAnswering(
+            tokenizer=tokenizer,
+            config=sizes,
+            architecture=BertForQuestionAnswering,
+            sets={name: AnswerSet(rows, windows[name], *how) for name, rows in sets.items() if name != "train"},
+            null_threshold=self.null_threshold,
+            **as_batches(spans, config, tokenizer, max_length=self.max_length, part=part),
+            facts=facts | {f"{name} windows": len(found) for name, found in spans.items()},
+        )
+
+    def outline(self, config: Config) -> Outline:
+        """From the data: the length of a batch is that of its longest window."""
+        return Outline.of(self.prepare(config))
+
+    def _sets(self, seed: int) -> tuple[dict[str, list[Question]], dict[str, int]]:
+        """The questions to train on and those of each set to evaluate; in figures, what was done to the files' own."""
+        files = {name: self._read(*source) for name, source in self.sources.items()}
+        if not files["train"].labelled:
+            raise ValueError(f"{self.train}: none of its questions has an answer; give a file with answers")
+        facts = {}
+        for name, found in files.items():
+            wrong = {"repaired": found.repaired, "lost": found.lost}
+            facts |= {f"{name} answers with a wrong place, {what}": count for what, count in wrong.items() if count}
+        train, rest = files["train"].rows, {name: found.rows for name, found in files.items() if name != "train"}
+        if self.dev_share is not None:
+            train, rest["dev"] = held_out(train, self.dev_share, seed=seed)
+        given = len(train)
+        if self.exclude is not None:
+            train = without(train, self._read(self.exclude, None).rows)
+            facts["train questions excluded"] = given - len(train)
+        usable = trainable(train, impossible=self.impossible)
+        if not usable:
+            raise ValueError(f"{self.train}: no question is left to train on; look at exclude, impossible, dev_share")
+        if len(usable) < len(train):
+            facts["train questions not used"] = len(train) - len(usable)
+        # In the order of their evaluation: what is found on dev is used on test.
+        sets = {"train": usable} | {name: rest[name] for name in ("dev", "test") if name in rest}
+        for name, rows in sets.items():
+            facts |= {f"{name} questions": len(rows), f"{name} without answer": sum(q.impossible for q in rows)}
+        return sets, facts
+
+    def _read(self, source: str, split: str | None) -> Questions:
+        return read_questions(source, wrong_offsets=self.wrong_offsets, split=split)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedAnswering(Task):
+    """The `Task` of question answering.
+
+    Attributes:
+        sets: the questions of each evaluation.
+        null_threshold: the one that was given.
+    """
+
+    evaluations: Mapping[str, EvaluationBatches]
+    sets: Mapping[str, AnswerSet]
+    null_threshold: float | None
+    # The threshold of the last evaluation of dev, which comes before that of test.
+    _found: dict[str, float] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+        """Half the cross-entropy of starts plus half that of ends, as two terms."""
+        return _loss(_logits(model, params, batch, key), batch)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Those that all rules have."""
+        return ("loss", "exact", "f1")
+
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+        """The loss; the outputs are scores of every position as start and as end [B, 2, T]."""
+        scores = _logits(model, params, batch, None)
+        loss = _loss(scores, batch)
+        # A row counts in both terms or in none, so their weights are the same.
+        return Measured({"loss": Loss(jnp.sum(loss.sum), loss.weight[0])}, scores)
+
+    def work(self, batch: HostBatch) -> Work:
+        """Its tokens."""
+        return Work.of(batch["attention_mask"])
+
+    def scores(self, name: str, found: Evaluation) -> dict[str, float]:
+        """Exact match and F1, by the rule that fits the set; none where its answers are not known."""
+        answers = self._answers(name, found)
+        return self.sets[name].scores(answers, self._threshold(name, answers))
+
+    def finish(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Writes predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json for every evaluation."""
+        for name in self.evaluations if jax.process_index() == 0 else ():
+            answers = self._answers(name, results[name])
+            self.sets[name].write(folder, name, answers, self._threshold(name, answers))
+        return [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
+
+    def _answers(self, name: str, found: Evaluation) -> dict[str, Answers]:
+        return self.sets[name].answers(self.evaluations[name].by_example(found.outputs))
+
+    def _threshold(self, name: str, answers: Mapping[str, Answers]) -> float:
+        """The one given, else that found on dev, whose answers are seen before those of test; else 0."""
+        if self.null_threshold is not None:
+            return self.null_threshold
+        if name == "dev":
+            self._found[name] = self.sets[name].best_threshold(answers)
+        return self._found.get("dev", 0.0)
+
+
+def _spans(questions: Sequence[Question], windows: Sequence[Sequence[Window]]) -> Spans:
+    """All windows, and where the first known answer is in each; [CLS] where it is not, or where there is none.
+
+    Where no answer is known that could be found, the loss does not count.
+    """
+    positions = []
+    for question, parts in zip(questions, windows, strict=True):
+        answer = next((answer for answer in question.answers if answer.start is not None), None)
+        for window in parts:
+            if answer is not None and answer.start is not None:
+                positions.append(window.positions(answer.start, answer.start + len(answer.text)) or (0, 0))
+            else:
+                positions.append((0, 0) if question.impossible else (_NOWHERE, _NOWHERE))
+    every = [window for parts in windows for window in parts]
+    return Spans(
+        ids=[window.ids for window in every],
+        types=[window.types for window in every],
+        positions=np.asarray(positions, np.int32).reshape(-1, 2),
+    )
+
+
+def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    found = outputs(model, params, {name: batch[name] for name in names}, key)
+    return jnp.stack([found.start_logits, found.end_logits], axis=1)
+
+
+def _loss(scores: jax.Array, batch: Batch) -> Loss:
+    places = batch["start_positions"], batch["end_positions"]
+    return losses.question_answering(scores[:, 0], scores[:, 1], *places)
