@@ -23,6 +23,21 @@ def dataset_records(name: str, split: str | None) -> list[Record]:
     return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
 
 
+def dataset_lists(name: str, split: str | None) -> list[Record]:
+    """The records of a split, of its columns that hold a list of scalars each; class numbers become names."""
+    import datasets
+
+    data = _load(name, split)
+    kinds = {n: f.feature for n, f in data.features.items() if isinstance(f, datasets.List | datasets.LargeList)}
+    names = [n for n, kind in kinds.items() if isinstance(kind, datasets.Value | datasets.ClassLabel)]
+    table = data.select_columns(names).to_list()
+    for values in table:
+        for n in names:
+            if isinstance(kinds[n], datasets.ClassLabel):
+                values[n] = [dict(enumerate(kinds[n].names)).get(value) for value in values[n] or []]
+    return [(f"datasets:{name}:{i}", values) for i, values in enumerate(table)]
+
+
 def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
     """The texts in a column of a split, read piece by piece.
 

@@ -1,0 +1,1 @@
+"""What a model is worth: measures of predictions against what was given."""
