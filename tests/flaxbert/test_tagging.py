@@ -172,14 +172,15 @@ def test_entities_of_probabilities_equal_transformers(saved, kind, strategy):
 
 def test_bioes_entities_of_probabilities(data_dir):
     tokenizer = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-cased")
-    text, labels = "Paris Berlin New York is", ("O", "S-LOC", "B-LOC", "E-LOC")
+    text, labels = "Paris Berlin New York Rome is", ("O", "S-LOC", "B-LOC", "E-LOC")
     (encoding,) = tokenizer.encode_alone([text])
     how = {"text": text, "encoding": encoding, "labels": labels, "tokenizer": tokenizer, "strategy": Aggregation.FIRST}
-    found = aggregate(np.eye(4, dtype=np.float32)[[1, 1, 2, 3, 0]], **how)
+    found = aggregate(np.eye(4, dtype=np.float32)[[1, 1, 2, 3, 3, 0]], **how)
     assert [dataclasses.astuple(e) for e in found] == [
         (0, 5, "LOC", 1.0, "Paris"),
         (6, 12, "LOC", 1.0, "Berlin"),
         (13, 21, "LOC", 1.0, "New York"),
+        (22, 26, "LOC", 1.0, "Rome"),  # after an E- nothing goes on
     ]
-    with pytest.raises(ValueError, match=r"shape \(4, 4\); there are 5 pieces, 4 labels"):
+    with pytest.raises(ValueError, match=r"shape \(4, 4\); there are 6 pieces, 4 labels"):
         aggregate(np.eye(4), **how)

@@ -173,13 +173,14 @@ def test_wrong_columns_files_and_splits(tmp_path):
 
 
 def test_invalid_tags_are_repaired_and_counted_or_refused():
-    sentences = [Sentence(("a", "b", "c"), ("B-X", "I-X", "I-Y"), "f:1"), Sentence(("d",), ("I-X",), "f:5")]
+    sentences = [Sentence(tuple("abc"), ("B-X", "I-X", "I-Y"), "f:1")]
+    sentences.append(Sentence(tuple("d-e"), ("I-X", "O", "I-X"), "f:5"))
     assert written_in(sentences) is Scheme.IOB2
     how = {"written": Scheme.IOB2}
     found, count = in_scheme(sentences, Scheme.IOB2, invalid=InvalidTags.REPAIR, **how)
-    assert [s.tags for s in found] == [("B-X", "I-X", "B-Y"), ("B-X",)] and count == 2
+    assert [s.tags for s in found] == [("B-X", "I-X", "B-Y"), ("B-X", "O", "B-X")] and count == 3
     found, count = in_scheme(sentences, Scheme.BIOES, invalid=InvalidTags.REPAIR, **how)
-    assert [s.tags for s in found] == [("B-X", "E-X", "S-Y"), ("S-X",)] and count == 2
+    assert [s.tags for s in found] == [("B-X", "E-X", "S-Y"), ("S-X", "O", "S-X")] and count == 3
     message = (
         r"2 of 2 rows(?s:.*)f:1: I-Y of 'c', word 3, after I-X, is not IOB2\s+f:5: I-X of 'd', word 1, at the beginning"
     )
