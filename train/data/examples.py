@@ -144,6 +144,20 @@ class Spans(Examples):
         return {"start_positions": positions[:, 0], "end_positions": positions[:, 1]}
 
 
+@dataclasses.dataclass(frozen=True)
+class Tagged(Examples):
+    """Sequences with a label for every token: its id, [T] for each sequence, -100 where nothing is to be learnt."""
+
+    labels: list[np.ndarray]
+
+    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+        """`labels` [size, length], -100 in padding."""
+        labels = np.full((size, length), IGNORE, np.int32)
+        for row, number in enumerate(rows):
+            labels[row, : len(self.labels[number])] = self.labels[number]
+        return {"labels": labels}
+
+
 def padded(ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int) -> Batch:
     """Sequences, one a row, as the arrays [size, length] that a model is given."""
     batch = {

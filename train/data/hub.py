@@ -17,7 +17,9 @@ def dataset_records(name: str, split: str | None, *, lists: bool = False) -> lis
 
     data = _load(name, split)
     # Scalars, and lists of them: decoding an image beside the text costs time.
-    of_list = {n: f.feature for n, f in data.features.items() if lists and isinstance(f, datasets.List)}
+    of_list = {
+        n: f.feature for n, f in data.features.items() if lists and isinstance(f, datasets.List | datasets.LargeList)
+    }
     kinds = {**data.features, **of_list}
     kinds = {n: f for n, f in kinds.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
     classes = {n: dict(enumerate(f.names)) for n, f in kinds.items() if isinstance(f, datasets.ClassLabel)}

@@ -29,21 +29,24 @@ def text_records(path: Path, where: str, *, numbered: bool) -> list[Record]:
     `numbered`: a .tsv or .csv has no header, and its columns are called "0", "1", ...
     """
     ending = path.suffix.lower()
-    lines = _lines(path)
+    lines = file_lines(path, expected=ENDINGS[ending])
     if ending in (".jsonl", ".json"):
         return [(f"{where}:{n}", unreadable(line) or _json_cells(line)) for n, line in enumerate(lines, 1)]
     return _delimited_records(where, lines, ending, numbered=numbered)
 
 
-def _lines(path: Path) -> list[str]:
-    r"""The lines as an editor counts them: `str.splitlines` would also break at \x0c, \x85 and \u2028."""
+def file_lines(path: Path, *, expected: str) -> list[str]:
+    r"""The lines as an editor counts them: `str.splitlines` would also break at \x0c, \x85 and \u2028.
+
+    Blank ones at the end are left out. Raises ValueError, which says what was `expected`, where there are no others.
+    """
     # A byte that is no UTF-8 passes as a lone surrogate, so that it can be reported with its line.
     text = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and not lines[-1].strip(" "):
         lines.pop()
     if not lines:
-        raise ValueError(f"{path} is empty; expected: {ENDINGS[path.suffix.lower()]}")
+        raise ValueError(f"{path} is empty; expected: {expected}")
     return lines
 
 

@@ -1,0 +1,23 @@
+"""Chinese entities of ten types (CLUENER), from any BERT checkpoint folder or from scratch.
+
+    python -m train configs/cluener.py --task.train train.jsonl --model.pretrained bert-base-chinese
+    python -m train configs/cluener.py --task.train train.jsonl --task.tokenizer vocab.txt --optim.learning-rate 5e-4
+
+A tenth of the sentences, drawn at random, is held out; with a file for it: --task.dev dev.jsonl --task.dev-share None
+"""
+
+from pathlib import Path
+
+from flaxbert import BertConfig
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.token_classification import TokenClassification
+
+config = Config(
+    # Texts have up to 50 characters, each a word.
+    task=TokenClassification(train="cluener/train.jsonl", dev_share=0.1, max_length=64),
+    # Without --model.pretrained: BERT-mini from scratch.
+    model=Model(sizes=BertConfig.mini()),
+    optim=Optim(learning_rate=3e-5, warmup=0.1),
+    run=Run(folder=Path("runs/cluener"), batch_size=32, epochs=4, log_every=50),
+)

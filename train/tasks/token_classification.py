@@ -1,0 +1,222 @@
+"""Token classification: sentences of tagged words (named entities) to a tag for each word."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from flaxbert import BertForTokenClassification, PreTrainedModel, losses
+from flaxbert.files import written_whole
+from flaxbert.losses import IGNORE, Loss
+from flaxbert.tagging import Scheme
+from train.config import Config
+from train.data.batches import EvaluationBatches
+from train.data.part import WHOLE, RowPart
+from train.data.tag_labels import InvalidTags, in_scheme, infer_tags, tag_ids, written_in
+from train.data.tagged import Sentence, TagColumns, read_sentences
+from train.data.tagged_pieces import Cut, LabelledPieces, TaggedPieces, cut_sentences
+from train.evaluate import Evaluation, Measured
+from train.metrics.entities import EntityScores, entity_scores
+from train.peers import ALONE, Peers
+from train.step import Batch, Params
+from train.tasks.entity_report import entity_report, most_frequent_tags
+from train.tasks.start import model_config
+from train.tasks.supervised import Supervised, as_batches
+from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClassification(Supervised):
+    """Settings of token classification.
+
+    Files have a word and its tag a line, or are .jsonl (lists of tokens and tags, or CLUENER's character spans).
+    Sentences longer than `max_length` are cut into windows, so that every word is learnt, and predicted.
+    """
+
+    columns: TagColumns = TagColumns()
+    """Which columns of a file hold word and tag."""
+    scheme: Annotated[Scheme | None, tyro.conf.EnumChoicesFromValues] = None
+    """Of the tags that the model learns; by default that of the training file. Files in another are translated."""
+    invalid_tags: Annotated[InvalidTags, tyro.conf.EnumChoicesFromValues] = InvalidTags.REPAIR
+    """What to do about tags that can't stand where they do."""
+    labels: tuple[str, ...] = ()
+    """All tags, in the order of their ids; by default O and those of the types in the training file."""
+    labelled_pieces: Annotated[LabelledPieces, tyro.conf.EnumChoicesFromValues] = LabelledPieces.FIRST
+    """Which pieces of a word are learnt."""
+    overlap: int | None = None
+    """Pieces that neighbouring windows of a long sentence share; by default a quarter of a window."""
+    dev_share: float | None = None
+    """Where there is no dev file: the share of the training sentences held out, drawn by the run's seed."""
+
+    def __post_init__(self):
+        if self.overlap is not None and not 0 <= self.overlap < self.max_length - 2:
+            raise ValueError(f"overlap is {self.overlap}; allowed: 0 to max_length - 3, {self.max_length - 3}")
+        if self.dev_share is not None and not 0 < self.dev_share < 1:
+            raise ValueError(f"dev_share is {self.dev_share}; it must lie between 0 and 1")
+        if self.dev_share is not None and self.dev is not None:
+            raise ValueError("there are dev and dev_share; give one of them")
+
+    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedTokenClassification":
+        """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
+        tokenizer = self.load_tokenizer(config)
+        read = self._read(config.run.seed)
+        facts: dict[str, str | int | float] = {}
+        # The scheme of the training file: a short one may not tell.
+        scheme = self.scheme or written_in(read["train"])
+        sentences = {}
+        for name, found in read.items():
+            how = {"written": written_in(found), "invalid": self.invalid_tags}
+            sentences[name], repaired = in_scheme(found, scheme, **how)
+            facts |= {f"{name} sentences": len(found)} | ({f"{name} tags repaired": repaired} if repaired else {})
+            if left_out := sum(sentence.left_out for sentence in found):
+                facts[f"{name} entities left out, overlapping others"] = left_out
+        labels = self.labels or infer_tags(sentences["train"], scheme)
+        ids = tag_ids([sentence for found in sentences.values() for sentence in found], labels)
+        sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
+        overlap = (self.max_length - 2) // 4 if self.overlap is None else self.overlap
+        cut = Cut(ids, scheme, self.max_length, overlap, self.labelled_pieces)
+        pieces = {name: cut_sentences(found, tokenizer, cut) for name, found in sentences.items()}
+        facts |= _piece_facts(sentences, pieces)
+        examples = {name: found.examples for name, found in pieces.items()}
+        batches = as_batches(examples, config, tokenizer, max_length=self.max_length, part=part)
+        evaluated = {name: found for name, found in sentences.items() if name != "train"}
+        baseline = {name: _baseline(sentences["train"], found) for name, found in evaluated.items()}
+        facts |= {f"{name} F1 of each word's most frequent tag": round(b.overall.f1, 4) for name, b in baseline.items()}
+        return PreparedTokenClassification(
+            tokenizer=tokenizer,
+            config=sizes,
+            architecture=BertForTokenClassification,
+            scheme=scheme,
+            sentences=evaluated,
+            pieces=pieces,
+            baseline=baseline,
+            **batches,
+            facts={"labels": len(labels), "scheme": scheme.name, **facts},
+        )
+
+    def outline(self, config: Config) -> Outline:
+        """From the data: the length of a batch is that of its longest sentence."""
+        return Outline.of(self.prepare(config))
+
+    def _read(self, seed: int) -> dict[str, list[Sentence]]:
+        """The sentences of each set; dev's are drawn from the training file's where a share is given."""
+        sources = self.sources.items()
+        read = {name: read_sentences(source, columns=self.columns, split=split) for name, (source, split) in sources}
+        if self.dev_share is None:
+            return read
+        found = read["train"]
+        count = round(self.dev_share * len(found))
+        if not 0 < count < len(found):
+            raise ValueError(f"dev_share {self.dev_share} of {len(found)} sentences is {count}; both parts need some")
+        held = set(np.random.default_rng(seed).permutation(len(found))[:count].tolist())
+        parts = {"train": [s for i, s in enumerate(found) if i not in held], "dev": [found[i] for i in sorted(held)]}
+        return {**read, **parts}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedTokenClassification(Task):
+    """The `Task` of token classification.
+
+    Attributes:
+        scheme: of the tags.
+        sentences: of each evaluation.
+        pieces: of the training set and of each evaluation.
+        baseline: how well each word's most frequent training tag does.
+    """
+
+    evaluations: Mapping[str, EvaluationBatches]
+    scheme: Scheme
+    sentences: Mapping[str, list[Sentence]]
+    pieces: Mapping[str, TaggedPieces]
+    baseline: Mapping[str, EntityScores]
+
+    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+        """Cross-entropy over the pieces that have a label; padding does not dilute it."""
+        return losses.token_classification(_logits(model, params, batch, key), batch["labels"])
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Of pieces, and of entities."""
+        return ("loss", "token_accuracy", "precision", "recall", "f1")
+
+    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+        """Loss, and accuracy over the pieces that have a label; the outputs are the likeliest label ids [B, T]."""
+        scores = _logits(model, params, batch, None)
+        labelled = (batch["labels"] != IGNORE).astype(jnp.float32)
+        best = jnp.argmax(scores, axis=-1)
+        accuracy = Loss(jnp.sum((best == batch["labels"]) * labelled), jnp.sum(labelled))
+        loss = losses.token_classification(scores, batch["labels"])
+        # Outputs of a whole set are kept until its end: a label's number needs no more.
+        return Measured({"loss": loss, "token_accuracy": accuracy}, best.astype(jnp.int16))
+
+    def scores(self, name: str, found: Evaluation) -> Mapping[str, float]:
+        """Precision, recall and F1 of entities, over all sentences, as seqeval and conlleval give them."""
+        overall = entity_scores(self._given(name), self._predicted(name, found)).overall
+        return {"precision": overall.precision, "recall": overall.recall, "f1": overall.f1}
+
+    def work(self, batch: HostBatch) -> Work:
+        """Its tokens."""
+        return Work.of(batch["attention_mask"])
+
+    def finish(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Writes predictions_NAME.conll (word, given tag, predicted tag) and report_NAME.md for every evaluation."""
+        lines = []
+        for name in self.evaluations:
+            given, predicted = self._given(name), self._predicted(name, results[name])
+            scores, baseline = entity_scores(given, predicted), self.baseline[name]
+            if jax.process_index() == 0:
+                strict = entity_scores(given, predicted, scheme=self.scheme)
+                report = entity_report(name, scores, strict=strict, scheme=self.scheme, baseline=baseline)
+                texts = {"predictions": ("conll", self._predictions(name, predicted)), "report": ("md", report)}
+                for what, (ending, text) in texts.items():
+                    with written_whole(folder / f"{what}_{name}.{ending}") as aside:
+                        aside.write_text(text, encoding="utf-8", newline="\n")
+            beside = f"each word's most frequent training tag: {baseline.overall.f1:.4f}"
+            lines.append(f"{name}: F1 {scores.overall.f1:.4f}, {beside}; {folder / f'report_{name}.md'}")
+            lines.append(f"predictions: {folder / f'predictions_{name}.conll'}")
+        return lines
+
+    def _given(self, name: str) -> list[tuple[str, ...]]:
+        return [sentence.tags for sentence in self.sentences[name]]
+
+    def _predicted(self, name: str, found: Evaluation) -> list[list[str]]:
+        by_example = self.evaluations[name].by_example(found.outputs)
+        return self.pieces[name].tags(by_example, self.sentences[name], self.config.id2label)
+
+    def _predictions(self, name: str, predicted: Sequence[Sequence[str]]) -> str:
+        blocks = []
+        for sentence, tags in zip(self.sentences[name], predicted, strict=True):
+            rows = zip(sentence.words, sentence.tags, tags, strict=True)
+            blocks.append("".join("\t".join(row) + "\n" for row in rows))
+        return "\n".join(blocks)
+
+
+def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return outputs(model, params, {name: batch[name] for name in names}, key).logits
+
+
+def _piece_facts(
+    sentences: Mapping[str, Sequence[Sentence]], pieces: Mapping[str, TaggedPieces]
+) -> dict[str, str | int | float]:
+    """How many sentences were cut, and how many words no piece stands for, where there are any."""
+    facts: dict[str, str | int | float] = {}
+    for name, found in pieces.items():
+        if not len(found.examples):
+            raise ValueError(f"{name}: the tokenizer finds nothing in any word; is it the one of this language?")
+        more = len(found.examples) - len(sentences[name])
+        facts |= {f"{name} windows beyond a sentence's first": more} if more > 0 else {}
+        facts |= {f"{name} words without pieces (O)": found.silent} if found.silent else {}
+    return facts
+
+
+def _baseline(train: Sequence[Sentence], evaluated: Sequence[Sentence]) -> EntityScores:
+    tags = most_frequent_tags(train, evaluated)
+    return entity_scores([sentence.tags for sentence in evaluated], tags)
