@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import signal
 import sys
@@ -17,6 +18,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
+from flaxbert.cli_export import Export
+from flaxbert.cli_predict import Predict
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import Progress as Told
 from flaxbert.conversion.convert import convert
@@ -170,6 +173,8 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Average, tyro.conf.subcommand("average", prefix_name=False)]
+    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
 )
 
 
@@ -185,7 +190,12 @@ def main(arguments: list[str] | None = None) -> int:
     # As Ctrl-C, so that what is half written is removed.
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        return command.run()
+        code = command.run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read it, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 0
     except (OSError, ValueError) as error:
         print(plain(f"error: {error}"), file=sys.stderr)
         return 2

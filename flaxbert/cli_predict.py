@@ -1,0 +1,209 @@
+"""`flaxbert predict`: a task, a model folder, and texts from the arguments, a file or standard input."""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from flaxbert.conversion.origin import located
+from flaxbert.files import written_whole
+
+if TYPE_CHECKING:  # brings the tokenizers, which no other word needs
+    from flaxbert.pipelines import Pipeline
+    from flaxbert.prediction_tasks import PredictionTask
+
+_VECTORS = ".npy"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What a model says of texts: words for [MASK], labels, whether a sentence follows, the best choice, a vector.
+
+    Texts are arguments; or the rows of --file; or the lines of standard input, one a line. Of a pair, and of a prompt
+    and its choices, a tab stands between the texts. Without tabs, the arguments of next-sentence and of choose are the
+    texts of one row. Texts longer than --max-length are cut.
+    """
+
+    task: tyro.conf.Positional[Literal["fill-mask", "classify", "next-sentence", "choose", "embed"]]
+    """What to predict; the model has to be one of that task."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The texts, where neither a file nor standard input holds them."""
+    model: str
+    """A folder, Google's zip, or a name on the Hugging Face hub."""
+    file: Path | None = None
+    """A .txt of a row a line; a .tsv or .csv with a header; or a .jsonl of an object a line."""
+    columns: tuple[str, ...] = ()
+    """Of a table: those that hold the texts, in their order; found by their usual names where none are given."""
+    output: Path | None = None
+    """Write the answers as JSON lines to this file, which appears when it is complete; of embed also as a .npy."""
+    json: bool = False
+    """Print the answers as JSON lines."""
+    top_k: int | None = None
+    """Of fill-mask and classify: how many answers for each mask or text."""
+    targets: tuple[str, ...] = ()
+    """Of fill-mask: only these words are considered."""
+    pooling: Literal["mean", "cls", "max"] | None = None
+    """Of embed: how the tokens' vectors become one; what the folder says where it is not given."""
+    normalize: bool = False
+    """Of embed: bring vectors to length 1, also where the folder does not say so."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the computation."""
+    batch_size: int = 32
+    """Rows computed at a time."""
+    max_length: int | None = None
+    """Tokens of a row; the model's number of positions where it is not given."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, tag or commit."""
+
+    def run(self) -> int:
+        """Predicts."""
+        from flaxbert.prediction_tasks import TASKS
+
+        task = TASKS[self.task]
+        self._check(task)
+        rows, count = self._rows(task)
+        with located(self.model, revision=self.revision) as folder:
+            pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **self._options(task))
+            with _bar(count if self.file and (self.output or not sys.stdout.isatty()) else None) as advance:
+                answers = _answers(pipeline, task, rows, advance)
+                if self.output is not None:
+                    print(f"{self.output}: {self._write(self.output, task, answers)} answers")
+                else:
+                    self._print(task, answers)
+        return 0
+
+    def _check(self, task: "PredictionTask") -> None:
+        given = {"top_k": self.top_k, "targets": self.targets, "pooling": self.pooling, "normalize": self.normalize}
+        strange = [name for name, value in given.items() if value and name not in task.options]
+        if strange:
+            raise ValueError(f"{self.task} has no {', '.join(strange)}; it has {', '.join(task.options) or 'neither'}")
+        if self.texts and self.file:
+            raise ValueError(f"{len(self.texts)} texts and the file {self.file}: give one of them")
+        if self.columns and not self.file:
+            raise ValueError("columns are those of a file; name it with --file")
+        if self.output is not None and self.output.suffix == _VECTORS and self.task != "embed":
+            raise ValueError(f"{self.output}: only embed writes {_VECTORS}; {self.task} writes JSON lines, a .jsonl")
+
+    def _rows(self, task: "PredictionTask") -> tuple[Iterator[tuple[str, ...]], int | None]:
+        """The texts of each row, and how many rows there are where that is known; a file is checked as a whole."""
+        from flaxbert.text_rows import counted, file_rows, line_rows, usable
+
+        shape = task.shape
+        if self.texts:
+            one = shape.least > 1 and not any("\t" in text for text in self.texts)
+            lines = ["\t".join(self.texts)] if one else self.texts
+            count = counted(line_rows(lines, "argument", shape))
+            return usable(line_rows(lines, "argument", shape)), count
+        if self.file is None:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+            return usable(line_rows(sys.stdin, "standard input", shape)), None
+        if not self.file.exists():
+            raise FileNotFoundError(f"{self.file}: no such file")
+        count = counted(file_rows(self.file, shape, self.columns)) if self.file.is_file() else None
+        return usable(file_rows(self.file, shape, self.columns)), count
+
+    def _options(self, task: "PredictionTask") -> dict[str, Any]:
+        from flaxbert.pipelines import Pooling
+
+        options: dict[str, Any] = {"batch_size": self.batch_size}
+        if self.max_length is not None:
+            options["max_length"] = self.max_length
+        if self.texts:
+            options["batch_size"] = min(self.batch_size, len(self.texts))
+        elif self.file is None and sys.stdin.isatty():  # whoever types waits for each answer
+            options |= {"batch_size": 1, "window": 1}
+        if self.top_k is not None:
+            options["top_k"] = self.top_k
+        if self.targets:
+            options["targets"] = self.targets
+        if self.pooling is not None:
+            options["pooling"] = Pooling(self.pooling)
+        if self.normalize:
+            options["normalize"] = True
+        return options
+
+    def _print(self, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> None:
+        from flaxbert.prediction_tasks import told
+
+        for texts, answer in answers:
+            print(_line(task, texts, answer) if self.json else told(task, texts, answer), flush=True)
+
+    def _write(self, output: Path, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> int:
+        count = 0
+        with written_whole(output) as aside:
+            if output.suffix == _VECTORS:
+                return _write_vectors(aside, (answer for _, answer in answers))
+            with aside.open("w", encoding="utf-8", newline="\n") as lines:
+                for texts, answer in answers:
+                    lines.write(_line(task, texts, answer) + "\n")
+                    count += 1
+        return count
+
+
+def _answers(
+    pipeline: "Pipeline[Any, Any]",
+    task: "PredictionTask",
+    rows: Iterable[tuple[str, ...]],
+    advance: Callable[[], None],
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each row with its answer."""
+    waiting: collections.deque[tuple[str, ...]] = collections.deque()
+
+    def items() -> Iterator[Any]:
+        for texts in rows:
+            waiting.append(texts)
+            yield task.item(texts)
+
+    for answer in pipeline.stream(items()):
+        yield waiting.popleft(), answer
+        advance()
+
+
+def _line(task: "PredictionTask", texts: Sequence[str], answer: Any) -> str:
+    return json.dumps({"input": texts[0] if len(texts) == 1 else list(texts), **task.values(answer)})
+
+
+def _write_vectors(file: Path, vectors: Iterable[Any]) -> int:
+    """Writes vectors [D] as the rows of a .npy as they come; how many there were."""
+    import numpy as np
+
+    count, width = 0, 0
+    with file.open("wb") as out:
+
+        def write_header() -> None:
+            described = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+            np.lib.format.write_array_header_1_0(out, described)
+
+        write_header()  # numpy leaves room in it for any number of rows
+        start = out.tell()
+        for vector in vectors:
+            if not count:
+                width = len(vector)
+            out.write(vector.astype("<f4").tobytes())
+            count += 1
+        out.seek(0)
+        write_header()
+        assert out.tell() == start
+    return count
+
+
+@contextlib.contextmanager
+def _bar(total: int | None) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error where there is a number of rows and a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("predicting", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = total is not None and console.is_terminal
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not shown) as progress:
+        bar = progress.add_task("predicting", total=total)
+        yield lambda: progress.advance(bar)

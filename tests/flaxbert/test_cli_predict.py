@@ -1,0 +1,156 @@
+"""`flaxbert predict`: where texts come from, what is printed and written, and its exit codes."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from flaxbert import cli
+from flaxbert.pipelines import FillMask, Pooling, SentenceEmbedding
+from tests.flaxbert.reference_folders import saved
+
+PAIRED = "One.\tTwo.\nThree.\tFour, five.\n"
+
+
+@pytest.fixture(scope="module")
+def folders(data_dir, tmp_path_factory):
+    root, tokenizer = tmp_path_factory.mktemp("models"), data_dir / "tokenizers" / "bert-base-uncased"
+    names = {
+        "fill-mask": "BertForMaskedLM",
+        "classify": "BertForSequenceClassification",
+        "next-sentence": "BertForNextSentencePrediction",
+        "choose": "BertForMultipleChoice",
+        "embed": "BertModel",
+    }
+    return {task: saved(name, root / task, tokenizer) for task, name in names.items()}
+
+
+@pytest.fixture
+def predict(folders, capsys, monkeypatch):
+    def run(task, *arguments, stdin=None):
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            code = cli.main(["predict", task, "--model", str(folders[task]), *map(str, arguments)])
+        except SystemExit as stop:  # tyro's, of wrong flags
+            code = stop.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_fill_mask_of_arguments(predict, folders):
+    text = "The capital of [MASK] is [MASK]."
+    (wanted,) = FillMask.from_pretrained(folders["fill-mask"], top_k=2)([text])
+    code, out, err = predict("fill-mask", "--top-k", 2, "--", text)
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and lines[0] == text and len(lines) == 5
+    assert lines[4].split(maxsplit=2) == [
+        f"{wanted.masks[1][1].probability:.4f}",
+        wanted.masks[1][1].token,
+        wanted.masks[1][1].text,
+    ]
+    code, out, _ = predict("fill-mask", text, "--json", "--targets", "paris", "london")
+    found = json.loads(out)
+    assert code == 0 and found["input"] == text and len(found["masks"]) == 2
+    assert {filling["token"] for filling in found["masks"][0]} == {"paris", "london"}
+
+
+def test_classify_standard_input_and_a_table_alike(predict, tmp_path):
+    code, out, _ = predict("classify", "--json", stdin="a text\nOne.\tTwo.\n")
+    single, pair = map(json.loads, out.splitlines())
+    assert code == 0 and single["input"] == "a text" and pair["input"] == ["One.", "Two."]
+    assert [label["name"] for label in pair["labels"]] in (["LABEL_0", "LABEL_1"], ["LABEL_1", "LABEL_0"])
+    (tmp_path / "a.tsv").write_text("label\tsentence1\tsentence2\n0\tOne.\tTwo.\n")
+    code, out, err = predict("classify", "--file", tmp_path / "a.tsv", "--json", "--top-k", 1)
+    (row,) = map(json.loads, out.splitlines())
+    assert (code, err) == (0, "") and row["labels"] == [
+        {"name": pair["labels"][0]["name"], "score": pytest.approx(pair["labels"][0]["score"], abs=1e-6)}
+    ]
+
+
+def test_pairs_and_choices_are_arguments_or_lines_with_tabs(predict):
+    code, out, _ = predict("next-sentence", "One.", "Two.", "--json")
+    alone = json.loads(out)
+    assert code == 0 and alone["input"] == ["One.", "Two."]
+    lines = predict("next-sentence", stdin=PAIRED)[1].splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{alone['probability']:.4f}  ") and "One. | Two." in lines[0]
+    code, out, _ = predict("choose", "Why?", "This.", "That.", "Neither.", "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found["probabilities"]) == 3
+    assert found["best"] == int(np.argmax(found["probabilities"]))
+    lines = predict("choose", stdin="Why?\tThis.\tThat.\tNeither.\nOr?\tYes.\n")[1].splitlines()
+    assert [line[:1] for line in lines] == ["W", " ", " ", " ", "O", " "] and lines[1 + found["best"]][9] == "*"
+
+
+def test_vectors_are_written_as_one_array(predict, folders, tmp_path):
+    texts = [f"text number {i}" for i in range(11)]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    flags = ("--file", tmp_path / "a.txt", "--normalize", "--pooling", "cls", "--batch-size", "4")
+    code, out, err = predict("embed", *flags, "--output", tmp_path / "a.npy")
+    assert (code, out, err) == (0, f"{tmp_path / 'a.npy'}: 11 answers\n", "")
+    embed = SentenceEmbedding.from_pretrained(folders["embed"], normalize=True, batch_size=4)
+    assert not np.allclose(embed(texts), np.load(tmp_path / "a.npy"))
+    wanted = dataclasses.replace(embed, pooling=Pooling.CLS)(texts)
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), wanted, atol=1e-6)
+    predict("embed", *flags, "--output", tmp_path / "a.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["input"] for row in rows] == texts
+    np.testing.assert_allclose([row["vector"] for row in rows], wanted, atol=1e-6)
+
+
+def test_nothing_is_written_where_a_row_is_bad(predict, tmp_path):
+    (tmp_path / "a.txt").write_text("a [MASK]\nnone\n")
+    code, out, err = predict("fill-mask", "--file", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
+    assert (code, out) == (2, "") and "1 of 2 rows" in err and "a.txt:2: no [MASK] in 'none'" in err
+    (tmp_path / "b.txt").write_text("a [MASK]\n" + "word " * 30 + "[MASK]\n")  # seen only when it is cut
+    code, _, err = predict("fill-mask", "--file", tmp_path / "b.txt", "--output", tmp_path / "out.jsonl")
+    assert code == 2 and "texts[1]: a [MASK] lies beyond" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    "task, arguments, said",
+    [
+        ("embed", ["a", "--top-k", "2"], "embed has no top_k; it has pooling, normalize"),
+        ("choose", ["a", "b", "--targets", "x"], "choose has no targets; it has neither"),
+        ("embed", ["a", "--file", "x.txt"], "1 texts and the file x.txt: give one of them"),
+        ("embed", ["a", "--columns", "x"], "columns are those of a file"),
+        ("classify", ["a", "--output", "x.npy"], "only embed writes .npy"),
+        ("embed", ["--file", "none.txt"], "none.txt: no such file"),
+        ("next-sentence", ["a"], "1 texts; expected a pair of texts"),
+        ("embed", [" "], "argument:1: empty"),
+        ("embed", ["a", "--max-length", "25"], "max_length is 25; allowed: 5 to 24"),
+    ],
+)
+def test_errors_are_a_line_and_code_2(predict, task, arguments, said):
+    code, out, err = predict(task, *arguments)
+    assert (code, out) == (2, "") and said in err and err.startswith("error: ")
+
+
+def test_another_models_folder(folders, capsys):
+    assert cli.main(["predict", "classify", "--model", str(folders["embed"]), "a"]) == 2
+    assert "holds a BertModel, good for embed; TextClassification needs" in capsys.readouterr().err
+    assert cli.main(["predict", "embed", "--model", "./nowhere", "a"]) == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+
+
+def test_what_stands_in_a_text_does_not_steer_the_terminal(predict):
+    out = predict("embed", "a\x1b[2Jb")[1]
+    assert out.startswith("[") and out.endswith(", ...]  a\\x1b[2Jb\n")
+
+
+def test_a_reader_that_has_enough_is_no_error(folders):
+    arguments = [sys.executable, "-m", "flaxbert", "predict", "embed", "--json", "--model", str(folders["embed"])]
+    process = subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    process.stdout.close()
+    _, err = process.communicate("a text\n" * 40)
+    assert (process.returncode, err) == (0, "")

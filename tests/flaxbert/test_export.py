@@ -1,0 +1,145 @@
+"""Exported programs: loaded again, they compute what the model does, for any number of rows."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import flaxbert
+from flaxbert import cli
+from flaxbert.export import export_onnx, export_stablehlo, folder, load, stablehlo
+from tests.flaxbert.saved_models import CONFIG, folder_of
+
+
+def inputs_of(rows, length, choices=None):
+    random = np.random.default_rng(rows)
+    shape = (rows, length) if choices is None else (rows, choices, length)
+    mask = (np.arange(length) < random.integers(1, length + 1, (*shape[:-1], 1))).astype(np.int32)
+    return random.integers(0, 61, shape, np.int32), mask, random.integers(0, 3, shape, np.int32)
+
+
+def run(source, *inputs):
+    model, params = flaxbert.from_pretrained(source)
+    return jax.device_get(jax.jit(lambda *inputs: folder.outputs_of(model, params, *inputs))(*inputs))
+
+
+def assert_equal(found, wanted, tolerance):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert found[name].shape == wanted[name].shape
+        np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMultipleChoice"])
+def test_stablehlo_takes_any_shape_and_needs_jax_alone(name, tmp_path, unchecked):
+    pytest.importorskip("flatbuffers")
+    source, target = folder_of(name, tmp_path / "model"), tmp_path / "out"
+    done = export_stablehlo(source, target)
+    assert done.parity <= 1e-6 and done.platforms == ("cpu", "cuda", "tpu")
+    assert done.inputs["input_ids"] == ("int32", ("B", "C", "T") if "Choice" in name else ("B", "T"))
+    choices = 3 if "Choice" in name else None
+    program = load(target)
+    inputs = inputs_of(1, 13, choices)
+    assert_equal(program(*inputs), run(source, *inputs), 1e-5)
+    # As a user does without this library:
+    inputs = inputs_of(5, 4, choices)
+    bare = jax.export.deserialize(bytearray((target / "program.stablehlo").read_bytes()))
+    found = bare.call(load_file(target / "weights.safetensors"), *inputs)
+    assert_equal(found, run(source, *inputs), 1e-5)
+    assert json.loads((target / "export.json").read_text())["outputs"].keys() == found.keys()
+    with pytest.raises(ValueError, match="the inputs have 14 tokens; the program takes 13 at most"):
+        program(*inputs_of(2, 14, choices))
+
+
+def test_other_weights_of_the_same_sizes_run_in_the_same_program(tmp_path, unchecked):
+    pytest.importorskip("flatbuffers")
+    source, target = folder_of("BertForMaskedLM", tmp_path / "model"), tmp_path / "out"
+    export_stablehlo(source, target, length=7)
+    tensors = load_file(target / stablehlo.WEIGHTS)
+    program = jax.export.deserialize(bytearray((target / stablehlo.PROGRAM).read_bytes()))
+    inputs = inputs_of(2, 7)
+    before = program.call(tensors, *inputs)["logits"]
+    tensors["predictions/bias"] = tensors["predictions/bias"] + np.float32(1)
+    np.testing.assert_allclose(program.call(tensors, *inputs)["logits"], before + 1, atol=1e-5)
+    with pytest.raises(ValueError):  # the length is fixed
+        program.call(tensors, *inputs_of(2, 8))
+
+
+@pytest.mark.parametrize("name", [name for name in flaxbert.ARCHITECTURES if name != "BertLMHeadModel"])
+def test_onnx_equals_the_model(name, tmp_path):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source = folder_of(name, tmp_path / "model")
+    done = export_onnx(source, tmp_path / "out")
+    assert done.parity <= 1e-5
+    if name in ("BertForMultipleChoice", "BertForPreTraining"):  # of the others the parity says it
+        session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+        inputs = inputs_of(4, 11, 3 if name == "BertForMultipleChoice" else None)
+        given = {name: array.astype(np.int64) for name, array in zip(folder.INPUTS, inputs, strict=True)}
+        names = [value.name for value in session.get_outputs()]
+        assert_equal(dict(zip(names, session.run(names, given), strict=True)), run(source, *inputs), 1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "silu"])
+def test_onnx_activations_and_untied_words(activation, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    config = CONFIG.replace(hidden_act=activation, tie_word_embeddings=False)
+    source = folder_of("BertForMaskedLM", tmp_path / "model", config=config)
+    done = export_onnx(source, tmp_path / "out", length=6)
+    assert done.parity <= 1e-5 and done.inputs["input_ids"] == ("int64", ("B", 6))
+
+
+def test_what_onnx_is_not_written_for(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    source = folder_of("BertLMHeadModel", tmp_path / "causal")
+    with pytest.raises(ValueError, match="is_decoder is true.*Use stablehlo"):
+        export_onnx(source, tmp_path / "out")
+    source = folder_of("BertModel", tmp_path / "mish", config=CONFIG.replace(hidden_act="mish"))
+    with pytest.raises(ValueError, match="hidden_act is 'mish'; in ONNX: gelu, "):
+        export_onnx(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_parity_that_would_pass_by_broadcasting_is_an_error():
+    model = flaxbert.BertForSequenceClassification(CONFIG)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.parameter_shapes())
+    with pytest.raises(ValueError, match=r"logits has the shape \(1, 3\) when loaded again, not \(2, 3\)"):
+        folder._parity(model, params, lambda *inputs: {"logits": np.zeros((1, 3), np.float32)}, None)
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_the_command(format, tmp_path, capsys, unchecked):
+    for package in ("flatbuffers", "onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    source, target = folder_of("BertForSequenceClassification", tmp_path / "model"), tmp_path / "out"
+    (source / "vocab.txt").write_text("[PAD]\n")  # is carried along
+    assert cli.main(["export", str(source), str(target), "--format", format]) == 0
+    out = capsys.readouterr().out
+    assert "output logits: float32 [B, 3]" in out and "from the model on random input" in out
+    assert {"export.json", "vocab.txt"} < {path.name for path in target.iterdir()}
+    told = json.loads((target / "export.json").read_text())
+    assert told["parity"] <= 1e-5 and sorted(told["files"]) == sorted(path.name for path in target.iterdir())
+    assert cli.main(["export", str(source), str(target), "--format", format]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert cli.main(["export", str(source), str(tmp_path / "b"), "--format", format, "--length", "14"]) == 2
+    assert "length is 14; allowed: 1 to 13" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs flatbuffers, .*pip install 'flaxbert\[export\]'"):
+        export_stablehlo(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"needs onnx, .*pip install 'flaxbert\[onnx\]'"):
+        export_onnx(tmp_path, tmp_path / "out")
+
+
+def test_a_program_that_is_none(tmp_path):
+    pytest.importorskip("flatbuffers")
+    (tmp_path / "export.json").write_text('{"max_length": 13}')
+    (tmp_path / "program.stablehlo").write_bytes(b"no program")
+    with pytest.raises(ValueError, match="not a program of jax.export"):
+        load(tmp_path)

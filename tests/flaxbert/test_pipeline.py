@@ -1,0 +1,151 @@
+"""What every pipeline does: order, streaming, few programs, and errors that name what is wrong."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import flaxbert
+from flaxbert.pipelines import FillMask, MultipleChoice, NextSentence, SentenceEmbedding, TextClassification
+from flaxbert.pipelines.batching import ladder
+from tests.flaxbert.reference_folders import saved
+
+TEXTS = [("one two three four five six seven eight nine ten " * 4)[: 3 + 9 * (i * 7 % 13)] for i in range(41)]
+
+
+@pytest.fixture(scope="module")
+def folder(data_dir, tmp_path_factory):
+    place = tmp_path_factory.mktemp("classifier")
+    return saved("BertForSequenceClassification", place, data_dir / "tokenizers" / "bert-base-uncased", num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def classify(folder):
+    return TextClassification.from_pretrained(folder, batch_size=4, window=10)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counted(TextClassification):
+    """Says how often it is traced, which is how often it is compiled."""
+
+    traced: list = dataclasses.field(default_factory=list)
+
+    def _forward(self, params, batch):
+        self.traced.append(batch["input_ids"].shape)
+        return super()._forward(params, batch)
+
+
+def test_one_program_a_length_however_many_texts(classify):
+    counted = Counted(classify.model, classify.params, classify.tokenizer, batch_size=4, window=10)
+    texts = [*TEXTS, "one more"]
+    first = counted(texts)
+    seen = list(counted.traced)
+    assert counted(texts) == first
+    counted(texts[:5])
+    assert len(set(seen)) == len(seen) and {size for size, _ in seen} == {4}
+    assert {length for _, length in seen} == set(ladder(24)) == {16, 24}
+    assert counted.traced == seen
+
+
+def test_answers_come_in_the_order_of_the_texts_whatever_they_share_a_batch_with(classify):
+    alone = dataclasses.replace(classify, batch_size=1, window=1)
+    assert len({len(text) for text in TEXTS}) > 10
+    for together, single in zip(classify(TEXTS), alone(TEXTS), strict=True):
+        assert [label.name for label in together.labels] == [label.name for label in single.labels]
+        np.testing.assert_allclose(
+            [label.score for label in together.labels], [label.score for label in single.labels], atol=1e-6
+        )
+
+
+def test_a_stream_reads_a_window_ahead_and_no_more(classify):
+    read = []
+
+    def texts():
+        for text in TEXTS:
+            read.append(text)
+            yield text
+
+    answers = classify.stream(texts())
+    assert read == []
+    next(answers)
+    assert len(read) == 10
+    for _ in range(9):
+        next(answers)
+    assert len(read) == 10
+    next(answers)
+    assert len(read) == 20
+    assert len(list(answers)) == len(TEXTS) - 11 and classify([]) == []
+
+
+def test_long_texts_are_cut_to_the_models_positions(classify):
+    long = "word " * 500
+    assert classify([long]) == classify(["word " * 22])
+    short = dataclasses.replace(classify, max_length=8)
+    assert short([long]) == short(["word " * 6])
+
+
+@pytest.mark.parametrize(
+    "texts, error, said",
+    [
+        (["fine", " \n"], ValueError, r"texts\[1\] is empty"),
+        (["fine", 3], TypeError, r"texts\[1\] is 3; expected a text, or a pair"),
+        ([("a", None)], TypeError, r"texts\[0\]\[1\] is None; expected a text"),
+        ([("a", "b", "c")], TypeError, r"texts\[0\] is .*; expected a text, or a pair"),
+        ([*["fine"] * 15, "\ud800"], ValueError, r"texts\[15\] holds a lone surrogate"),
+        ("text", TypeError, "the texts are one str, 'text'; give a list"),
+    ],
+)
+def test_wrong_texts_are_named(classify, texts, error, said):
+    with pytest.raises(error, match=said):
+        classify(texts)
+
+
+def test_a_folder_of_another_task_says_what_it_is_good_for(folder, tmp_path):
+    holds = "holds a BertForSequenceClassification, good for classify; "
+    for pipeline, wanted in (
+        (FillMask, "FillMask needs a BertForMaskedLM or BertForPreTraining"),
+        (NextSentence, "NextSentence needs a BertForNextSentencePrediction or BertForPreTraining"),
+        (MultipleChoice, "MultipleChoice needs a BertForMultipleChoice"),
+        (SentenceEmbedding, "SentenceEmbedding needs a BertModel"),
+    ):
+        with pytest.raises(ValueError, match=holds + wanted):
+            pipeline.from_pretrained(folder)
+    config = flaxbert.BertConfig.tiny(vocab_size=7)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no architecture.*--head BertForMaskedLM"):
+        FillMask.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a BertForMaskedLM, good for fill-mask; TextClassification needs"):
+        TextClassification(flaxbert.BertForMaskedLM(config), {}, None)
+    with pytest.raises(ValueError, match="BertForQuestionAnswering, which no pipeline here takes"):
+        TextClassification(flaxbert.BertForQuestionAnswering(config), {}, None)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"max_length": 25}, "max_length is 25; allowed: 5 to 24"),
+        ({"max_length": 4}, "max_length is 4; allowed: 5 to 24"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"window": 2.5}, "window is 2.5"),
+        ({"top_k": 0}, "top_k is 0"),
+    ],
+)
+def test_impossible_options(classify, options, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(classify, **options)
+
+
+def test_a_tokenizer_of_another_model(classify):
+    model = flaxbert.BertForSequenceClassification(classify.model.config.replace(vocab_size=99))
+    with pytest.raises(ValueError, match="30522 tokens and the model 99"):
+        TextClassification(model, {}, classify.tokenizer)
+
+
+def test_pairs_need_two_token_types(classify):
+    model = flaxbert.BertForSequenceClassification(classify.model.config.replace(type_vocab_size=1))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.parameter_shapes())
+    one_type = TextClassification(model, params, classify.tokenizer)
+    with pytest.raises(ValueError, match="one token type; it takes single texts"):
+        one_type([("a", "b")])
+    assert one_type(["a"])[0].best.score == pytest.approx(1 / 3)

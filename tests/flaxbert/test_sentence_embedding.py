@@ -1,0 +1,84 @@
+"""Vectors of texts, against sentence-transformers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sentence_transformers
+
+from flaxbert.pipelines import Pooling, SentenceEmbedding, sentence_folder
+from tests.flaxbert.reference_folders import saved
+
+SENTENCES = [
+    "A short one.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich; naïve café 東京.",
+    "pad " * 400,  # beyond MiniLM's 256
+    "the cat sat on the mat " * 3,
+]
+
+
+def test_minilm_equals_sentence_transformers(minilm):
+    embed = SentenceEmbedding.from_pretrained(minilm, batch_size=2)
+    assert (embed.pooling, embed.normalize, embed.max_length, embed.prompt) == (Pooling.MEAN, True, 256, "")
+    wanted = sentence_transformers.SentenceTransformer(str(minilm), device="cpu").encode(SENTENCES)
+    found = embed(SENTENCES)
+    assert found.shape == (4, 384) and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert embed([]).shape == (0, 384)
+
+
+@pytest.fixture(scope="module")
+def plain(data_dir, tmp_path_factory):
+    return saved("BertModel", tmp_path_factory.mktemp("plain"), data_dir / "tokenizers" / "bert-base-uncased")
+
+
+@pytest.mark.parametrize("pooling, normalize", [("mean", False), ("cls", True), ("max", False)])
+def test_folders_of_sentence_transformers_as_they_are_written_today(plain, tmp_path, pooling, normalize):
+    from sentence_transformers.sentence_transformer import modules
+
+    transformer = sentence_transformers.models.Transformer(str(plain))
+    after = [modules.Pooling(24, pooling_mode=pooling)]
+    if normalize:
+        after.append(sentence_transformers.models.Normalize())
+    prompts = {"prompts": {"query": "Search for: "}, "default_prompt_name": "query"} if normalize else {}
+    reference = sentence_transformers.SentenceTransformer(modules=[transformer, *after], device="cpu", **prompts)
+    reference.save(str(tmp_path))
+    embed = SentenceEmbedding.from_pretrained(tmp_path, batch_size=4)
+    assert (embed.pooling.value, embed.normalize) == (pooling, normalize)
+    assert (embed.prompt, embed.max_length) == ("Search for: " if normalize else "", 24)
+    np.testing.assert_allclose(embed(SENTENCES), reference.encode(SENTENCES), rtol=0, atol=1e-5)
+
+
+def test_options_go_before_the_folder(plain, minilm):
+    assert SentenceEmbedding.from_pretrained(plain).pooling is Pooling.MEAN  # which says nothing
+    embed = SentenceEmbedding.from_pretrained(minilm, pooling=Pooling.CLS, normalize=False, max_length=32)
+    assert (embed.pooling, embed.normalize, embed.max_length) == (Pooling.CLS, False, 32)
+
+
+def test_what_would_give_other_vectors_is_refused(minilm, tmp_path):
+    for name in ("modules.json", "1_Pooling", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        copy = shutil.copytree if (minilm / name).is_dir() else shutil.copyfile
+        copy(minilm / name, tmp_path / name)
+    assert sentence_folder.read(tmp_path).max_length == 256
+
+    def refused(file, change, said):
+        before = (tmp_path / file).read_text()
+        values = json.loads(before)
+        (tmp_path / file).write_text(json.dumps(change(values)))
+        with pytest.raises(ValueError, match=said):
+            sentence_folder.read(tmp_path)
+        (tmp_path / file).write_text(before)
+
+    dense = {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
+    refused("modules.json", lambda modules: [*modules, dense], "has a module 'Dense'")
+    refused("modules.json", lambda modules: [*modules, 3], "expected a list of modules")
+    refused("modules.json", lambda modules: [modules[1] | {"path": "../x"}], "leads out of the folder")
+    file = "1_Pooling/config.json"
+    refused(file, lambda v: v | {"pooling_mode_cls_token": True}, "pools by .'mean', 'cls'.")
+    refused(file, lambda v: {"pooling_mode": "lasttoken"}, "pools by .'lasttoken'.")
+    prompted = {"default_prompt_name": "query", "prompts": {"query": "q: "}}
+    refused("config_sentence_transformers.json", lambda v: {"default_prompt_name": "query"}, "none of its prompts")
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompted))
+    assert sentence_folder.read(tmp_path).prompt == "q: "
+    refused(file, lambda v: v | {"include_prompt": False}, "leaves the prompt out")
