@@ -35,7 +35,7 @@ def plain(data_dir, tmp_path_factory):
     return saved("BertModel", tmp_path_factory.mktemp("plain"), data_dir / "tokenizers" / "bert-base-uncased")
 
 
-@pytest.mark.parametrize("pooling, normalize", [("mean", False), ("cls", True), ("max", False)])
+@pytest.mark.parametrize("pooling, normalize", [("cls", True), ("max", False)])
 def test_folders_of_sentence_transformers_as_they_are_written_today(plain, tmp_path, pooling, normalize):
     after = [Pool(24, pooling_mode=pooling), *[Normalize()] * normalize]
     prompts = {"prompts": {"query": "Search for: "}, "default_prompt_name": "query"} if normalize else {}
