@@ -81,6 +81,8 @@ def test_pairs_and_choices_are_arguments_or_lines_with_tabs(predict):
     assert code == 0 and alone["input"] == ["One.", "Two."]
     lines = predict("next-sentence", stdin=PAIRED)[1].splitlines()
     assert len(lines) == 2 and lines[0].startswith(f"{alone['probability']:.4f}  ") and "One. | Two." in lines[0]
+    lines = predict("classify", "One.", "Two.", "--json")[1].splitlines()
+    assert [json.loads(line)["input"] for line in lines] == ["One.", "Two."]  # texts of their own
     code, out, _ = predict("choose", "Why?", "This.", "That.", "Neither.", "--json")
     found = json.loads(out)
     assert code == 0 and len(found["probabilities"]) == 3

@@ -12,6 +12,9 @@ from flaxbert import cli
 from flaxbert.export import export_onnx, export_stablehlo, folder, load, stablehlo
 from tests.flaxbert.saved_models import CONFIG, folder_of
 
+# BertForPreTraining is both of its heads; these are slow to compile, nine times.
+OTHERS = sorted(flaxbert.ARCHITECTURES.keys() - {"BertLMHeadModel", "BertForPreTraining"})
+
 
 def inputs_of(rows, length, choices=None):
     random = np.random.default_rng(rows)
@@ -32,7 +35,7 @@ def assert_equal(found, wanted, tolerance):
         np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["BertModel", "BertForMultipleChoice"])
+@pytest.mark.parametrize("name", ["BertForMultipleChoice", pytest.param("BertModel", marks=pytest.mark.slow)])
 def test_stablehlo_takes_any_shape_and_needs_jax_alone(name, tmp_path, unchecked):
     pytest.importorskip("flatbuffers")
     source, target = folder_of(name, tmp_path / "model"), tmp_path / "out"
@@ -53,6 +56,7 @@ def test_stablehlo_takes_any_shape_and_needs_jax_alone(name, tmp_path, unchecked
         program(*inputs_of(2, 14, choices))
 
 
+@pytest.mark.slow
 def test_other_weights_of_the_same_sizes_run_in_the_same_program(tmp_path, unchecked):
     pytest.importorskip("flatbuffers")
     source, target = folder_of("BertForMaskedLM", tmp_path / "model"), tmp_path / "out"
@@ -67,7 +71,9 @@ def test_other_weights_of_the_same_sizes_run_in_the_same_program(tmp_path, unche
         program.call(tensors, *inputs_of(2, 8))
 
 
-@pytest.mark.parametrize("name", [name for name in flaxbert.ARCHITECTURES if name != "BertLMHeadModel"])
+@pytest.mark.parametrize(
+    "name", ["BertForPreTraining", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_onnx_equals_the_model(name, tmp_path):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -82,7 +88,7 @@ def test_onnx_equals_the_model(name, tmp_path):
         assert_equal(dict(zip(names, session.run(names, given), strict=True)), run(source, *inputs), 1e-5)
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "silu"])
+@pytest.mark.parametrize("activation", ["gelu_new", pytest.param("silu", marks=pytest.mark.slow)])
 def test_onnx_activations_and_untied_words(activation, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -111,7 +117,7 @@ def test_a_parity_that_would_pass_by_broadcasting_is_an_error():
         folder._parity(model, params, lambda *inputs: {"logits": np.zeros((1, 3), np.float32)}, None)
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("format", [pytest.param("stablehlo", marks=pytest.mark.slow), "onnx"])
 def test_the_command(format, tmp_path, capsys, unchecked):
     for package in ("flatbuffers", "onnx", "onnxruntime"):
         pytest.importorskip(package)

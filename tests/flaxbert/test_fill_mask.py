@@ -48,6 +48,7 @@ def test_tokens_and_probabilities_equal_transformers(fill, reference):
     assert_same(three(TEXTS[:2]), reference(TEXTS[:2], top_k=3))
 
 
+@pytest.mark.slow
 def test_a_pretrained_models_words(data_dir, tmp_path):
     saved("BertForPreTraining", tmp_path, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForMaskedLM", tmp_path)

@@ -10,7 +10,9 @@ from tests.flaxbert.reference_folders import loaded, saved
 PAIRS = [("He went home.", "Then he slept."), ("a", "b " * 60), ("Cats purr.", "Bonds fell by 3%.")]
 
 
-@pytest.mark.parametrize("name", ["BertForNextSentencePrediction", "BertForPreTraining"])
+@pytest.mark.parametrize(
+    "name", ["BertForPreTraining", pytest.param("BertForNextSentencePrediction", marks=pytest.mark.slow)]
+)
 def test_the_probability_that_it_follows(data_dir, tmp_path, name):
     saved(name, tmp_path, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForNextSentencePrediction", tmp_path)

@@ -22,8 +22,8 @@ def rows(path, shape, columns=()):
 def test_lines(tmp_path):
     assert list(usable(line_rows(["a\tb\n", "c\r\n"], "x", EITHER))) == [("a", "b"), ("c",)]
     assert list(usable(line_rows(["a\tb"], "x", SINGLE))) == [("a\tb",)]
-    file = written(tmp_path / "a.txt", "\ufeffone\x0ctwo\u2028three\nlast")  # which are no line ends
-    assert rows(file, SINGLE) == [("one\x0ctwo\u2028three",), ("last",)]
+    file = written(tmp_path / "a.txt", "\ufeffone\x0ctwo\u2028three\rfour\nlast")  # which are no line ends
+    assert rows(file, SINGLE) == [("one\x0ctwo\u2028three\rfour",), ("last",)]
     with pytest.raises(ValueError, match="a .txt has no columns"):
         rows(file, SINGLE, ["text"])
 
@@ -61,7 +61,7 @@ def test_all_bad_rows_are_counted_and_five_shown(tmp_path):
     with pytest.raises(ValueError) as raised:
         counted(file_rows(file, EITHER))
     said = str(raised.value).split("\n")
-    assert said[0] == "7 of 8 rows can't be used:" and said[-1] == "  and 2 more"
+    assert said[0] == "7 of 8 rows can't be used:" and said[6:] == ["  and 2 more"]
     assert said[1:4] == [
         f"  {file}:2: empty",
         f"  {file}:3: 3 texts; expected a text, or a pair of texts",
