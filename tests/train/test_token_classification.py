@@ -196,6 +196,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(config):
         task, placement = prepared(sized), Placement.of(config.mesh)
         model = task.architecture(task.config)
         params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+        params["classifier"]["kernel"] *= 50.0  # or every word would have the same tag
         measure = compile_measure(
             lambda params, batch, task=task, model=model: task.measure(model, params, batch), placement
         )
@@ -203,6 +204,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(config):
         found.append({**result.means, **task.scores("dev", result)})
         tags.append(task._predicted("dev", result))
     assert found[0].keys() == {"loss", "token_accuracy", "precision", "recall", "f1"}
+    assert len({tag for row in tags[0] for tag in row}) > 2
     assert tags[0] == tags[1] and found[0] == pytest.approx(found[1], rel=1e-5)
     assert [len(row) for row in tags[0]] == [len(sentence.words) for sentence in task.sentences["dev"]]
 
