@@ -12,6 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import flaxbert
@@ -26,13 +27,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 QUICKSTART, TESTS, SLOW, *OTHERS, BENCHMARK = COMMANDS
-CONVERT = [command for command in OTHERS if command.startswith("flaxbert ")]
+CONVERT = [command for command in OTHERS if re.match("flaxbert (convert|inspect|verify|average) ", command)]
+PREDICT = [command for command in OTHERS if re.match("flaxbert (predict|export) ", command)]
 ESTIMATE = [command for command in OTHERS if " -m train.aot " in command]
 LAUNCH = re.findall(r"(?<=[\s\"])python -m train .*?(?=\"?$)", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE)
 (PREPARE,) = [command for command in OTHERS if " -m train.data.prepare " in command]
 (SPEED,) = [command for command in OTHERS if " -m train.benchmark " in command]
 TEXT = [command for command in OTHERS if " -m train.benchmark.text " in command]
-TRAIN = [command for command in OTHERS if command not in (*CONVERT, *ESTIMATE, PREPARE, SPEED, *TEXT)]
+TRAIN = [command for command in OTHERS if command not in (*CONVERT, *PREDICT, *ESTIMATE, PREPARE, SPEED, *TEXT)]
 
 
 def test_ci_runs_the_test_command():
@@ -60,12 +62,38 @@ def test_convert_commands(tmp_path, finished, monkeypatch, capsys):
             archive.write(file, f"uncased_L-12_H-768_A-12/{file.name}")
     Path("runs").mkdir()
     Path("runs/quickstart").symlink_to(finished.folder)
-    assert len(CONVERT) == 5
+    assert len(CONVERT) == 6
     for command in CONVERT:
         assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert all((tmp_path / name / "model.safetensors").is_file() for name in ("averaged", "bert", "classifier"))
     assert flaxbert.from_pretrained("classifier")[0].config.num_labels == 2
+
+
+def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/quickstart").symlink_to(finished.folder)
+    assert (
+        cli.main(["convert", "runs/quickstart/model", "runs/sst2/model", "--head", "BertForSequenceClassification"])
+        == 0
+    )
+    Path("reviews.txt").write_text("It is a statement.\nReturn an object.\n")
+    capsys.readouterr()
+    shown = []
+    (encoder,) = [command for command in CONVERT if command.endswith("--head BertModel")]
+    assert cli.main(shlex.split(encoder)[1:]) == 0
+    capsys.readouterr()
+    for command in PREDICT:
+        # A process of its own: here shapes are checked by what knows no symbols for them.
+        done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout)
+    fill_mask, classify, embed, export = shown
+    assert len(fill_mask.splitlines()) >= 3 and "Return a new" in fill_mask
+    assert [json.loads(line)["input"] for line in classify.splitlines()] == Path("reviews.txt").read_text().splitlines()
+    assert "vectors.npy" in embed and np.load("vectors.npy").shape == (2, 32)
+    assert float(re.search(r"at most (\S+) from the model", export)[1]) < 1e-5
 
 
 def test_launch_recipes_are_found():

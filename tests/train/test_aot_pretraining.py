@@ -37,7 +37,7 @@ def axes_of(found, *kinds):
     [
         pytest.param("base_128", "v6e:16x16", "replicated", 20, (256, 1, 1), marks=pytest.mark.slow),
         ("large_512", "v5e:16x16", "fsdp", 5, (16, 16, 1)),
-        ("large_128", "v5e:4x4", "fsdp+tensor", 20, (1, 8, 2)),
+        pytest.param("large_128", "v5e:4x4", "fsdp+tensor", 20, (1, 8, 2), marks=pytest.mark.slow),
         pytest.param("base_128", "v5p:8x8x16", "fsdp+tensor", 20, (32, 16, 2), marks=pytest.mark.slow),
     ],
 )

@@ -99,6 +99,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(finished, monkeypatch,
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow  # half a minute; test_meshes.py trains on meshes, test_hosts.py goes on with other processes
 def test_a_run_goes_on_on_another_mesh(finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("12"))  # the last checkpoint

@@ -81,8 +81,20 @@ def of_pytorch(folder, batches, rates):
     return np.array(found)
 
 
-@pytest.mark.parametrize("row_length", [pytest.param(None, marks=pytest.mark.slow), 96])
-def test_the_loss_curve_of_pytorch(config, row_length, tmp_path):
+LARGER = SIZES.replace(hidden_size=64, num_hidden_layers=3, intermediate_size=128)
+
+
+@pytest.mark.parametrize(
+    ("row_length", "sizes", "rows", "fall"),
+    [
+        (96, SIZES, 8, 0.3),
+        pytest.param(96, LARGER, 16, 0.7, marks=pytest.mark.slow),
+        pytest.param(None, LARGER, 16, 0.7, marks=pytest.mark.slow),
+    ],
+)
+def test_the_loss_curve_of_pytorch(config, row_length, sizes, rows, fall, tmp_path):
+    run = dataclasses.replace(config.run, batch_size=rows)
+    config = dataclasses.replace(config, model=Model(sizes=sizes), run=run)
     alone = config.task.prepare(config)
     task = dataclasses.replace(config.task, row_length=row_length).prepare(config) if row_length else alone
     placement = Placement.of(config.mesh, jax.devices()[:1])
@@ -102,7 +114,7 @@ def test_the_loss_curve_of_pytorch(config, row_length, tmp_path):
     unpacked = batches if row_length is None else [unpack(batch) for batch in batches]
     theirs = of_pytorch(tmp_path / "start", unpacked, [float(rate(i)) for i in range(STEPS)])
     assert np.abs(ours - theirs).max() < 1e-3
-    assert theirs[-20:].mean() < theirs[0] - 0.3  # and both have learnt something
+    assert theirs[-20:].mean() < theirs[0] - fall  # and both have learnt something
 
 
 def unpack(batch):

@@ -53,7 +53,7 @@ def test_regression(classification):
     assert model.config.problem_type == "regression" and model.num_labels == 1
 
 
-@pytest.mark.parametrize("ending", ["tsv", "jsonl"])
+@pytest.mark.parametrize("ending", [pytest.param("tsv", marks=pytest.mark.slow), "jsonl"])
 def test_several_labels(classification, tmp_path, ending):
     names = lambda words: [n for n, there in (("long", words > 8), ("odd", words % 2)) if there]  # noqa: E731
     relabelled(classification, lambda words: ", ".join(names(words)))

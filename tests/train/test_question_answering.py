@@ -107,6 +107,7 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
     assert isinstance(flaxbert.from_pretrained(folder / "model")[0], flaxbert.BertForQuestionAnswering)
 
 
+@pytest.mark.slow
 def test_a_run_where_all_have_answers(tmp_path):
     config = config_in(tmp_path, impossible=False)
     folder = run(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4, log_every=2)))

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> None:
     print("  ".join(f"{name} accuracy {value:.4f}" for name, value in found.items()))
 
 
-def train(model: Any, config: Config[Any], task: PreparedClassification, total_steps: int) -> None:
-    """All steps, with a line every 100."""
+def train(model: Any, config: Config[Any], task: PreparedClassification, total_steps: int) -> list[float]:
+    """All steps, with a line every 100; the loss of each."""
     optim = config.optim
     algorithm = optim.algorithm
     plain_settings = optim.schedule == Linear() and optim.layer_decay == 1.0 and not optim.frozen
@@ -57,6 +58,7 @@ def train(model: Any, config: Config[Any], task: PreparedClassification, total_s
     warmup = round(optim.warmup * total_steps)
     rates = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total_steps)
     model.train()
+    losses = []
     start = time.perf_counter()
     for number in range(total_steps):
         batch = tensors(task.train[number])
@@ -66,21 +68,28 @@ def train(model: Any, config: Config[Any], task: PreparedClassification, total_s
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
+        losses.append(loss.item())
         if (number + 1) % 100 == 0:
             elapsed = time.perf_counter() - start
-            print(f"step {number + 1}/{total_steps}  loss {loss.item():.4f}  {elapsed:.0f} s", flush=True)
+            print(f"step {number + 1}/{total_steps}  loss {losses[-1]:.4f}  {elapsed:.0f} s", flush=True)
+    return losses
 
 
 def accuracy(model: Any, task: PreparedClassification, name: str) -> float:
     """The share of right answers on one of the task's sets."""
+    given = task.evaluations[name].examples.labels
+    return float(np.mean(predictions(model, task, name) == given))
+
+
+def predictions(model: Any, task: PreparedClassification, name: str) -> np.ndarray:
+    """The likeliest label of each example of one of the task's sets [N]."""
     model.eval()
-    right = count = 0
+    batches, found = task.evaluations[name], []
     with torch.inference_mode():
-        for batch in map(tensors, task.evaluations[name]):
-            labels = batch.pop("labels")
-            right += int((model(**batch).logits.argmax(-1) == labels).sum())
-            count += len(labels)
-    return right / count
+        for batch in map(tensors, batches):
+            del batch["labels"]
+            found.append(model(**batch).logits.argmax(-1).numpy())
+    return np.array(batches.by_example(found))
 
 
 def tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
