@@ -38,16 +38,15 @@ def reference(model, tokenizer, strategy, text):
 
 @pytest.fixture(scope="module")
 def small(data_dir, tmp_path_factory):
-    """24 positions: transformers' model and tokenizer, and the folder."""
+    """24 positions: transformers' model and tokenizer, and ours."""
     folder = tmp_path_factory.mktemp("small")
-    return *tagger(data_dir, folder, 24), folder
+    return *tagger(data_dir, folder, 24), EntityRecognition.from_pretrained(folder, batch_size=2)
 
 
 @pytest.mark.parametrize("strategy", Aggregation)
 def test_short_texts_equal_transformers(small, strategy):
-    model, tokenizer, folder = small
-    tag = EntityRecognition.from_pretrained(folder, batch_size=2, aggregation=strategy)
-    answers = tag(SHORT)
+    model, tokenizer, tag = small
+    answers = (tag if strategy is tag.aggregation else dataclasses.replace(tag, aggregation=strategy))(SHORT)
     assert [answer.text for answer in answers] == SHORT
     for answer in answers:
         assert told(answer.entities) == reference(model, tokenizer, strategy, answer.text)
@@ -71,8 +70,8 @@ def test_windows_are_one_text_again(data_dir, tmp_path):
 
 @pytest.mark.parametrize(("max_length", "overlap"), [(24, 0), (24, 21), (15, None)])
 def test_a_piece_is_judged_where_it_has_most_context(small, max_length, overlap):
-    model, _, folder = small
-    tag = EntityRecognition.from_pretrained(folder, batch_size=4, max_length=max_length, overlap=overlap)
+    model, _, tag = small
+    tag = dataclasses.replace(tag, max_length=max_length, overlap=overlap)
     (encoding,) = tag.tokenizer.encode_alone([LONG])
     ids, room = encoding.ids, max_length - 2
     starts = [*range(0, len(ids) - room, room - (room // 4 if overlap is None else overlap)), len(ids) - room]
@@ -92,7 +91,7 @@ def test_a_piece_is_judged_where_it_has_most_context(small, max_length, overlap)
 
 
 def test_offsets_are_those_of_the_text(small):
-    tag = EntityRecognition.from_pretrained(small[2], batch_size=1)
+    tag = small[2]
     text = "  Zoe\u0308\tfl\u00e4nge   \u6771\u4eac\U0001f600 Rome\n" * 5
     (answer,) = tag([text])
     assert answer.entities and answer.text == text
@@ -112,4 +111,4 @@ def test_offsets_are_those_of_the_text(small):
 )
 def test_impossible_options(small, options, said):
     with pytest.raises(ValueError, match=said):
-        EntityRecognition.from_pretrained(small[2], **options)
+        dataclasses.replace(small[2], **options)
