@@ -101,9 +101,11 @@ def test_pairs_and_choices_are_arguments_or_lines_with_tabs(predict):
 
 
 def test_tag_reads_lines_of_any_length(predict, folders, tmp_path):
-    texts = ["Ann met Bob in Rome.", "word and another " * 20]
+    texts = ["Ann met the antidisestablishmentarians of Gelsenkirchen.", "word and another " * 20]
     tag = EntityRecognition.from_pretrained(folders["tag"], aggregation=Aggregation.SIMPLE)
     wanted = [[dataclasses.asdict(entity) for entity in answer.entities] for answer in tag(texts)]
+    # Parts of words, which no other aggregation has.
+    assert any(texts[0][entity["end"] : entity["end"] + 1].isalpha() for entity in wanted[0])
     (tmp_path / "a.txt").write_text("\n".join(texts))
     flags = ("--file", tmp_path / "a.txt", "--aggregation", "simple")
     code, out, err = predict("tag", *flags, "--json")
