@@ -24,14 +24,16 @@ _VECTORS = ".npy"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict:
-    """What a model says of texts: words for [MASK], labels, whether a sentence follows, the best choice, a vector.
+    """What a model says of texts: words for [MASK], labels, whether a sentence follows, the best choice, a vector,
+    entities, the answer to a question.
 
-    Texts are arguments; or the rows of --file; or the lines of standard input, one a line. Of a pair, and of a prompt
-    and its choices, a tab stands between the texts. Without tabs, the arguments of next-sentence and of choose are the
-    texts of one row. Texts longer than --max-length are cut.
+    Texts are arguments; or the rows of --file; or the lines of standard input, one a line. Of a pair, of a question
+    and its context, and of a prompt and its choices, a tab stands between the texts. Without tabs, the arguments of
+    next-sentence, answer and choose are the texts of one row. Texts longer than --max-length are cut; tag and answer
+    read all of them, in windows of that length.
     """
 
-    task: tyro.conf.Positional[Literal["fill-mask", "classify", "next-sentence", "choose", "embed"]]
+    task: tyro.conf.Positional[Literal["fill-mask", "classify", "next-sentence", "choose", "tag", "answer", "embed"]]
     """What to predict; the model has to be one of that task."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """The texts, where neither a file nor standard input holds them."""
@@ -46,13 +48,17 @@ class Predict:
     json: bool = False
     """Print the answers as JSON lines."""
     top_k: int | None = None
-    """Of fill-mask and classify: how many answers for each mask or text."""
+    """Of fill-mask, classify and answer: how many answers for each mask, text or question."""
     targets: tuple[str, ...] = ()
     """Of fill-mask: only these words are considered."""
     pooling: Literal["mean", "cls", "max"] | None = None
     """Of embed: how the tokens' vectors become one; what the folder says where it is not given."""
     normalize: bool = False
     """Of embed: bring vectors to length 1, also where the folder does not say so."""
+    aggregation: Literal["simple", "first", "average", "max"] | None = None
+    """Of tag: how the pieces of a word agree on a tag; by the first one where it is not given."""
+    null_threshold: float | None = None
+    """Of answer: there is none where "no answer" scores better by more than this; always one where it is not given."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the computation."""
     batch_size: int = 32
@@ -80,8 +86,10 @@ class Predict:
         return 0
 
     def _check(self, task: "PredictionTask") -> None:
-        given = {"top_k": self.top_k, "targets": self.targets, "pooling": self.pooling, "normalize": self.normalize}
-        strange = [name for name, value in given.items() if value and name not in task.options]
+        from flaxbert.prediction_tasks import OPTIONS
+
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        strange = [name for name in given if name in OPTIONS and name not in task.options]
         if strange:
             raise ValueError(f"{self.task} has no {', '.join(strange)}; it has {', '.join(task.options) or 'neither'}")
         if self.texts and self.file:
@@ -111,7 +119,7 @@ class Predict:
         return usable(file_rows(self.file, shape, self.columns)), count
 
     def _options(self, task: "PredictionTask") -> dict[str, Any]:
-        from flaxbert.pipelines import Pooling
+        from flaxbert.pipelines import Aggregation, Pooling
 
         options: dict[str, Any] = {"batch_size": self.batch_size}
         if self.max_length is not None:
@@ -128,6 +136,10 @@ class Predict:
             options["pooling"] = Pooling(self.pooling)
         if self.normalize:
             options["normalize"] = True
+        if self.aggregation is not None:
+            options["aggregation"] = Aggregation(self.aggregation)
+        if self.null_threshold is not None:
+            options["null_threshold"] = self.null_threshold
         return options
 
     def _print(self, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> None:

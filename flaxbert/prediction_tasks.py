@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 
 from flaxbert.pipelines import (
+    Answer,
     Choice,
     Classification,
+    EntityRecognition,
     FilledText,
     FillMask,
     Following,
     MultipleChoice,
     NextSentence,
     Pipeline,
+    QuestionAnswering,
     SentenceEmbedding,
+    TaggedText,
     TextClassification,
 )
 from flaxbert.terminal import plain
@@ -67,6 +71,16 @@ def _chosen(texts: Sequence[str], answer: Choice) -> list[str]:
     return [texts[0], *told]
 
 
+def _tagged(texts: Sequence[str], answer: TaggedText) -> list[str]:
+    return [texts[0], *(f"  {e.score:.4f}  {e.type:8} {answer.text[e.start : e.end]}" for e in answer.entities)]
+
+
+def _answered(texts: Sequence[str], answer: Answer) -> list[str]:
+    lines = [texts[0], f"  {answer.probability:.4f} * {answer.text or '(no answer)'}"]
+    others = (candidate for candidate in answer.candidates if candidate.text != answer.text)
+    return [*lines, *(f"  {other.probability:.4f}   {other.text or '(no answer)'}" for other in others)]
+
+
 def _embedded(texts: Sequence[str], answer: np.ndarray) -> list[str]:
     return [f"[{', '.join(f'{number:.4f}' for number in answer[:4])}, ...]  {texts[0]}"]
 
@@ -93,6 +107,21 @@ TASKS = {
         item=lambda texts: (texts[0], list(texts[1:])),
         lines=_chosen,
     ),
+    "tag": PredictionTask(
+        EntityRecognition,
+        Shape(1, 1, "a text"),
+        item=lambda texts: texts[0],
+        lines=_tagged,
+        values=lambda answer: {"entities": [dataclasses.asdict(entity) for entity in answer.entities]},
+        options=("aggregation",),
+    ),
+    "answer": PredictionTask(
+        QuestionAnswering,
+        Shape(2, 2, "a question and its context"),
+        item=tuple,
+        lines=_answered,
+        options=("top_k", "null_threshold"),
+    ),
     "embed": PredictionTask(
         SentenceEmbedding,
         Shape(1, 1, "a text"),
@@ -102,6 +131,8 @@ TASKS = {
         options=("pooling", "normalize"),
     ),
 }
+
+OPTIONS = {name for task in TASKS.values() for name in task.options}
 
 
 def told(task: PredictionTask, texts: Sequence[str], answer: Any) -> str:

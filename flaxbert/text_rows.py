@@ -16,7 +16,7 @@ ENDINGS = {
 _SHOWN = 5
 # What columns are called in practice, where none are named; the most telling first.
 _PAIRS = [("sentence1", "sentence2"), ("text", "text_pair"), ("text_a", "text_b"), ("question1", "question2")]
-_PAIRS += [("premise", "hypothesis"), ("question", "sentence"), ("question", "passage")]
+_PAIRS += [("premise", "hypothesis"), ("question", "sentence"), ("question", "passage"), ("question", "context")]
 _SINGLES = ["text", "sentence", "content", "review", "title"]
 _PROMPT, _CHOICES = "prompt", "choice"
 

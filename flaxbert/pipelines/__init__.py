@@ -8,17 +8,26 @@ dataclass a text (`SentenceEmbedding` an array); `stream` takes any iterable and
 window is ready.
 """
 
+from flaxbert.answers.decoding import Candidate
+from flaxbert.pipelines.entities import EntityRecognition, TaggedText
 from flaxbert.pipelines.fill_mask import FilledText, Filling, FillMask
 from flaxbert.pipelines.multiple_choice import Choice, MultipleChoice
 from flaxbert.pipelines.next_sentence import Following, NextSentence
 from flaxbert.pipelines.pipeline import Pipeline
+from flaxbert.pipelines.question_answering import Answer, QuestionAnswering
 from flaxbert.pipelines.sentence_embedding import SentenceEmbedding
 from flaxbert.pipelines.sentence_folder import Pooling
 from flaxbert.pipelines.text_classification import Classification, Label, TextClassification
+from flaxbert.tagging.aggregation import Aggregation, Entity
 
 __all__ = [
+    "Aggregation",
+    "Answer",
+    "Candidate",
     "Choice",
     "Classification",
+    "Entity",
+    "EntityRecognition",
     "FillMask",
     "FilledText",
     "Filling",
@@ -28,6 +37,8 @@ __all__ = [
     "NextSentence",
     "Pipeline",
     "Pooling",
+    "QuestionAnswering",
     "SentenceEmbedding",
+    "TaggedText",
     "TextClassification",
 ]

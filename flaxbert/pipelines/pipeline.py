@@ -32,6 +32,8 @@ TASKS = {
     "BertForNextSentencePrediction": "next-sentence",
     "BertForSequenceClassification": "classify",
     "BertForMultipleChoice": "choose",
+    "BertForTokenClassification": "tag",
+    "BertForQuestionAnswering": "answer",
 }
 
 
@@ -44,8 +46,8 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         params: its parameters.
         tokenizer: with the vocabulary that the model was trained with.
         batch_size: rows computed at a time; fewer are filled up, so choose 1 to answer one text at a time.
-        max_length: longer inputs are cut to so many tokens, of a pair the longer text first; the model's number of
-            positions where None.
+        max_length: longer inputs are cut to so many tokens, of a pair the longer text first, or read in windows of so
+            many, as the class says; the model's number of positions where None.
         window: inputs that are read ahead, to put those of similar length together; `stream` gives nothing before the
             first so many are read.
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from flaxbert import cli
-from flaxbert.pipelines import FillMask, Pooling, SentenceEmbedding
+from flaxbert.pipelines import (
+    Aggregation,
+    EntityRecognition,
+    FillMask,
+    Pooling,
+    QuestionAnswering,
+    SentenceEmbedding,
+)
 from tests.flaxbert.reference_folders import saved
 
 PAIRED = "One.\tTwo.\nThree.\tFour, five.\n"
@@ -25,6 +32,8 @@ def folders(data_dir, tmp_path_factory):
         "classify": "BertForSequenceClassification",
         "next-sentence": "BertForNextSentencePrediction",
         "choose": "BertForMultipleChoice",
+        "tag": "BertForTokenClassification",
+        "answer": "BertForQuestionAnswering",
         "embed": "BertModel",
     }
     return {task: saved(name, root / task, tokenizer) for task, name in names.items()}
@@ -91,6 +100,43 @@ def test_pairs_and_choices_are_arguments_or_lines_with_tabs(predict):
     assert [line[:1] for line in lines] == ["W", " ", " ", " ", "O", " "] and lines[1 + found["best"]][9] == "*"
 
 
+def test_tag_reads_lines_of_any_length(predict, folders, tmp_path):
+    texts = ["Ann met the antidisestablishmentarians of Gelsenkirchen.", "word and another " * 20]
+    tag = EntityRecognition.from_pretrained(folders["tag"], aggregation=Aggregation.SIMPLE)
+    wanted = [[dataclasses.asdict(entity) for entity in answer.entities] for answer in tag(texts)]
+    # Parts of words, which no other aggregation has.
+    assert any(texts[0][entity["end"] : entity["end"] + 1].isalpha() for entity in wanted[0])
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    flags = ("--file", tmp_path / "a.txt", "--aggregation", "simple")
+    code, out, err = predict("tag", *flags, "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "") and [row["input"] for row in found] == texts
+    for row, entities in zip(found, wanted, strict=True):
+        assert row["entities"] == [{**e, "score": pytest.approx(e["score"], abs=1e-6)} for e in entities]
+    lines = predict("tag", *flags)[1].splitlines()
+    first = wanted[0][0]
+    assert lines[1] == f"  {first['score']:.4f}  {first['type']:8} {texts[0][first['start'] : first['end']]}"
+    assert len(lines) == sum(1 + len(entities) for entities in wanted) and wanted[1][-1]["end"] > 200
+
+
+def test_answer_takes_arguments_lines_and_tables_alike(predict, folders, tmp_path):
+    question, context = "Where is it?", "It is here, or there. " * 6
+    answer = QuestionAnswering.from_pretrained(folders["answer"], top_k=3)
+    (wanted,) = answer([(question, context)])
+    code, out, err = predict("answer", question, context, "--json", "--top-k", 3)
+    found = json.loads(out)
+    assert (code, err) == (0, "") and found["input"] == [question, context] and len(found["candidates"]) == 3
+    assert (found["text"], found["start"], found["end"]) == (wanted.text, wanted.start, wanted.end)
+    assert found["probability"] == pytest.approx(wanted.probability, abs=1e-5)
+    lines = predict("answer", "--top-k", 3, stdin=f"{question}\t{context}\n")[1].splitlines()
+    assert lines[:2] == [question, f"  {wanted.probability:.4f} * {wanted.text}"] and len(lines) == 4
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": 1, "question": question, "context": context}))
+    flags = ("--file", tmp_path / "a.jsonl", "--top-k", 1, "--null-threshold")
+    for threshold, text in ((wanted.null_odds - 1, "(no answer)"), (wanted.null_odds + 1, wanted.text)):
+        lines = predict("answer", *flags, threshold)[1].splitlines()
+        assert lines[1][8:] == f" * {text}"
+
+
 def test_vectors_are_written_as_one_array(predict, folders, tmp_path):
     texts = [f"text number {i}" for i in range(11)]
     (tmp_path / "a.txt").write_text("\n".join(texts))
@@ -123,6 +169,9 @@ def test_nothing_is_written_where_a_row_is_bad(predict, tmp_path):
         ("embed", ["a", "--top-k", "2"], "embed has no top_k; it has pooling, normalize"),
         ("choose", ["a", "b", "--targets", "x"], "choose has no targets; it has neither"),
         ("embed", ["a", "--file", "x.txt"], "1 texts and the file x.txt: give one of them"),
+        ("tag", ["a", "--null-threshold", "0"], "tag has no null_threshold; it has aggregation"),
+        ("answer", ["a", "--normalize"], "answer has no normalize; it has top_k, null_threshold"),
+        ("answer", ["Why?"], "1 texts; expected a question and its context"),
         ("embed", ["a", "--columns", "x"], "columns are those of a file"),
         ("classify", ["a", "--output", "x.npy"], "only embed writes .npy"),
         ("embed", ["--file", "none.txt"], "none.txt: no such file"),

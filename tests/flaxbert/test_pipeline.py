@@ -117,8 +117,8 @@ def test_a_folder_of_another_task_says_what_it_is_good_for(folder, tmp_path):
         FillMask.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a BertForMaskedLM, good for fill-mask; TextClassification needs"):
         TextClassification(flaxbert.BertForMaskedLM(config), {}, None)
-    with pytest.raises(ValueError, match="BertForQuestionAnswering, which no pipeline here takes"):
-        TextClassification(flaxbert.BertForQuestionAnswering(config), {}, None)
+    with pytest.raises(ValueError, match="BertLMHeadModel, which no pipeline here takes"):
+        TextClassification(flaxbert.BertLMHeadModel(config.replace(is_decoder=True)), {}, None)
 
 
 @pytest.mark.parametrize(

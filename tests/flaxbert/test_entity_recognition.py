@@ -1,0 +1,114 @@
+"""Entities of texts, against transformers' pipeline, and of texts longer than the model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from flaxbert.pipelines import Aggregation, EntityRecognition
+from flaxbert.tagging import aggregate
+from tests.flaxbert.reference_folders import loaded, saved
+
+LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+SHORT = ["Angela Merkel met Barack Obama in Frankfurt-am-Main.", "Schartau's naïve cost: $3.50 (here)", "x"]
+LONG = " ".join(f"{name} met Obama's antidisestablishmentarian in Gelsenkirchen," for name in ("Ann", "Bo", "Cy", "Di"))
+
+
+def tagger(data_dir, folder, positions):
+    names = dict(enumerate(LABELS))
+    more = {"vocab_size": 28996, "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    saved("BertForTokenClassification", folder, data_dir / "tokenizers/bert-base-cased", positions, **more)
+    return loaded("BertForTokenClassification", folder)
+
+
+def told(entities):
+    return [(e.start, e.end, e.type, e.word) for e in entities], [e.score for e in entities]
+
+
+def reference(model, tokenizer, strategy, text):
+    pipe = transformers.pipeline(
+        "token-classification", model=model, tokenizer=tokenizer, aggregation_strategy=strategy.value, device="cpu"
+    )
+    found = pipe(text)
+    said = [(e["start"], e["end"], e["entity_group"], e["word"]) for e in found]
+    return said, pytest.approx([float(e["score"]) for e in found], abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def small(data_dir, tmp_path_factory):
+    """24 positions: transformers' model and tokenizer, and ours."""
+    folder = tmp_path_factory.mktemp("small")
+    return *tagger(data_dir, folder, 24), EntityRecognition.from_pretrained(folder, batch_size=2)
+
+
+@pytest.mark.parametrize("strategy", Aggregation)
+def test_short_texts_equal_transformers(small, strategy):
+    model, tokenizer, tag = small
+    answers = (tag if strategy is tag.aggregation else dataclasses.replace(tag, aggregation=strategy))(SHORT)
+    assert [answer.text for answer in answers] == SHORT
+    for answer in answers:
+        assert told(answer.entities) == reference(model, tokenizer, strategy, answer.text)
+    assert sum(len(answer.entities) for answer in answers) > 5
+
+
+def test_windows_are_one_text_again(data_dir, tmp_path):
+    """Of a model that looks at nothing but a piece itself, a window more or less makes no difference."""
+    model, tokenizer = tagger(data_dir, tmp_path, 128)
+    with torch.no_grad():
+        model.bert.embeddings.position_embeddings.weight.zero_()
+        model.bert.encoder.layer[0].attention.output.dense.weight.zero_()
+    model.save_pretrained(tmp_path)
+    whole = EntityRecognition.from_pretrained(tmp_path, batch_size=3, aggregation=Aggregation.AVERAGE)
+    wanted = reference(model, tokenizer, Aggregation.AVERAGE, LONG)
+    for tag in (whole, dataclasses.replace(whole, max_length=13)):
+        (answer,) = tag([LONG])
+        assert told(answer.entities) == wanted and answer.entities[-1].end > len(LONG) - 20
+    assert len(whole.tokenizer.pieces([LONG])[0]) > 50
+
+
+@pytest.mark.parametrize(("max_length", "overlap"), [(24, 0), (24, 21), (15, None)])
+def test_a_piece_is_judged_where_it_has_most_context(small, max_length, overlap):
+    model, _, tag = small
+    tag = dataclasses.replace(tag, max_length=max_length, overlap=overlap)
+    (encoding,) = tag.tokenizer.encode_alone([LONG])
+    ids, room = encoding.ids, max_length - 2
+    starts = [*range(0, len(ids) - room, room - (room // 4 if overlap is None else overlap)), len(ids) - room]
+    cls, sep = tag.tokenizer.id("[CLS]"), tag.tokenizer.id("[SEP]")
+    with torch.no_grad():
+        rows = torch.tensor([[cls, *ids[start : start + room], sep] for start in starts])
+        scores = model(rows).logits.softmax(-1).numpy()[:, 1:-1]
+    pieces = []
+    for place in range(len(ids)):
+        context = [min(place - start, start + room - 1 - place) for start in starts]
+        best = context.index(max(context))
+        pieces.append(scores[best, place - starts[best]])
+    how = {"labels": LABELS, "tokenizer": tag.tokenizer, "strategy": Aggregation.FIRST}
+    wanted, sure = told(aggregate(np.stack(pieces), text=LONG, encoding=encoding, **how))
+    (answer,) = tag([LONG])
+    assert told(answer.entities) == (wanted, pytest.approx(sure, abs=2e-5)) and len(wanted) > 5
+
+
+def test_offsets_are_those_of_the_text(small):
+    tag = small[2]
+    text = "  Zoe\u0308\tfl\u00e4nge   \u6771\u4eac\U0001f600 Rome\n" * 5
+    (answer,) = tag([text])
+    assert answer.entities and answer.text == text
+    for entity in answer.entities:
+        assert text[entity.start : entity.end].strip() == text[entity.start : entity.end] != ""
+    assert all(a.end <= b.start for a, b in zip(answer.entities, answer.entities[1:], strict=False))
+    assert tag(["\u200b"])[0].entities == ()  # the tokenizer takes it away
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"overlap": 22}, "overlap is 22; allowed: 0 to 21"),
+        ({"max_length": 10, "overlap": -1}, "overlap is -1; allowed: 0 to 7"),
+        ({"aggregation": "first"}, "aggregation is 'first'; give one of Aggregation.SIMPLE, "),
+    ],
+)
+def test_impossible_options(small, options, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(small[2], **options)
