@@ -74,10 +74,11 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/quickstart").symlink_to(finished.folder)
-    assert (
-        cli.main(["convert", "runs/quickstart/model", "runs/sst2/model", "--head", "BertForSequenceClassification"])
-        == 0
-    )
+    for run, head in {"sst2": "Sequence", "wnut17": "Token"}.items():
+        made = ["runs/quickstart/model", f"runs/{run}/model", "--head", f"BertFor{head}Classification"]
+        assert cli.main(["convert", *made]) == 0
+    made = ["runs/quickstart/model", "runs/squad2/model", "--head", "BertForQuestionAnswering"]
+    assert cli.main(["convert", *made]) == 0
     Path("reviews.txt").write_text("It is a statement.\nReturn an object.\n")
     capsys.readouterr()
     shown = []
@@ -89,7 +90,8 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
         done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         shown.append(done.stdout)
-    fill_mask, classify, embed, export = shown
+    fill_mask, classify, tag, answer, embed, export = shown
+    assert tag.strip() and answer.strip()
     assert len(fill_mask.splitlines()) >= 3 and "Return a new" in fill_mask
     assert [json.loads(line)["input"] for line in classify.splitlines()] == Path("reviews.txt").read_text().splitlines()
     assert "vectors.npy" in embed and np.load("vectors.npy").shape == (2, 32)
