@@ -18,6 +18,7 @@ import pytest
 
 import flaxbert
 from flaxbert import cli, companions
+from flaxbert.cli import checkpoints
 from flaxbert.conversion.origin import located
 from flaxbert.conversion.verify import Verification
 from flaxbert.weights import source, tensors
@@ -187,7 +188,7 @@ def test_every_flag_arrives(folder, capsys, monkeypatch, word, arguments, passed
         given.pop("progress", None)
         raise ValueError(repr(given))
 
-    monkeypatch.setattr(cli, word, called)
+    monkeypatch.setattr(checkpoints, word, called)
     code, _, err = run(capsys, word, *(folder if argument == "FOLDER" else argument for argument in arguments))
     assert code == 2 and err == f"error: {passed!r}\n"
 
@@ -195,7 +196,7 @@ def test_every_flag_arrives(folder, capsys, monkeypatch, word, arguments, passed
 def test_there_is_a_bar_where_there_is_much_to_write(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert run(capsys, "convert", folder, tmp_path / "small")[2] == ""
-    monkeypatch.setattr(cli, "_BAR_FROM", 1)
+    monkeypatch.setattr(checkpoints, "_BAR_FROM", 1)
     assert "writing" in run(capsys, "convert", folder, tmp_path / "large")[2]
 
 
@@ -241,7 +242,7 @@ def test_mistakes_end_with_2_and_a_word(folder, tmp_path, capsys, monkeypatch, a
 
 @pytest.mark.parametrize("text, size", [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("3k", 3000), ("12345", 12345)])
 def test_sizes(text, size):
-    assert cli.parse_size(text) == size
+    assert checkpoints.parse_size(text) == size
 
 
 def test_it_is_a_command_of_its_own():

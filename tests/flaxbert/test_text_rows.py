@@ -2,7 +2,7 @@
 
 import pytest
 
-from flaxbert.text_rows import Shape, counted, file_rows, line_rows, usable
+from flaxbert.cli.text_rows import Shape, counted, file_rows, line_rows, usable
 
 SINGLE = Shape(1, 1, "a text")
 EITHER = Shape(1, 2, "a text, or a pair of texts")

@@ -1,32 +1,24 @@
-"""The command `flaxbert`: its words, their flags, what they print, and the exit codes 0 (done, or same), 1 (differs or
-would not load), 2 (cannot), 130 (interrupted) and 143 (terminated)."""
+"""The words that read and write checkpoints: convert, inspect, verify, average."""
 
 import contextlib
 import dataclasses
-import io
 import json
-import logging
 import math
-import os
 import re
-import signal
-import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from flaxbert.cli_export import Export
-from flaxbert.cli_predict import Predict
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import Progress as Told
 from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import located
 from flaxbert.conversion.verify import Verification, verify
-from flaxbert.terminal import Formatter, plain
+from flaxbert.terminal import plain
 
 _BAR_FROM = 2**26  # bytes; less is done before one could read it
 Head = Literal[
@@ -166,44 +158,6 @@ class Average:
         else:
             print(f"{self.output}: the mean of {', '.join(map(str, found))}")
         return 0
-
-
-Command = (
-    Annotated[Convert, tyro.conf.subcommand("convert", prefix_name=False)]
-    | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
-    | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
-    | Annotated[Average, tyro.conf.subcommand("average", prefix_name=False)]
-    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
-    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
-)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; the exit code."""
-    told = logging.StreamHandler()
-    told.setFormatter(Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[told])
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the locale: a name that it lacks is no failure
-            stream.reconfigure(errors="backslashreplace")
-    command: Any = tyro.cli(Command, prog="flaxbert", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))  # type: ignore[arg-type]
-    # As Ctrl-C, so that what is half written is removed.
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        code = command.run()
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read it, `head` say, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        return 0
-    except (OSError, ValueError) as error:
-        print(plain(f"error: {error}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def parse_size(text: str) -> int:

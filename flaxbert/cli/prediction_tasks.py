@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxbert.cli.text_rows import Shape
 from flaxbert.pipelines import (
     Answer,
     Choice,
@@ -23,7 +24,6 @@ from flaxbert.pipelines import (
     TextClassification,
 )
 from flaxbert.terminal import plain
-from flaxbert.text_rows import Shape
 from flaxbert.tokenizer import MASK
 
 

@@ -16,8 +16,8 @@ from flaxbert.conversion.origin import located
 from flaxbert.files import written_whole
 
 if TYPE_CHECKING:  # brings the tokenizers, which no other word needs
+    from flaxbert.cli.prediction_tasks import PredictionTask
     from flaxbert.pipelines import Pipeline
-    from flaxbert.prediction_tasks import PredictionTask
 
 _VECTORS = ".npy"
 
@@ -70,7 +70,7 @@ class Predict:
 
     def run(self) -> int:
         """Predicts."""
-        from flaxbert.prediction_tasks import TASKS
+        from flaxbert.cli.prediction_tasks import TASKS
 
         task = TASKS[self.task]
         self._check(task)
@@ -86,7 +86,7 @@ class Predict:
         return 0
 
     def _check(self, task: "PredictionTask") -> None:
-        from flaxbert.prediction_tasks import OPTIONS
+        from flaxbert.cli.prediction_tasks import OPTIONS
 
         given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
         strange = [name for name in given if name in OPTIONS and name not in task.options]
@@ -101,7 +101,7 @@ class Predict:
 
     def _rows(self, task: "PredictionTask") -> tuple[Iterator[tuple[str, ...]], int | None]:
         """The texts of each row, and how many rows there are where that is known; a file is checked as a whole."""
-        from flaxbert.text_rows import counted, file_rows, line_rows, usable
+        from flaxbert.cli.text_rows import counted, file_rows, line_rows, usable
 
         shape = task.shape
         if self.texts:
@@ -143,7 +143,7 @@ class Predict:
         return options
 
     def _print(self, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> None:
-        from flaxbert.prediction_tasks import told
+        from flaxbert.cli.prediction_tasks import told
 
         for texts, answer in answers:
             print(_line(task, texts, answer) if self.json else told(task, texts, answer), flush=True)
