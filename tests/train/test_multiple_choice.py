@@ -121,15 +121,17 @@ def test_a_run_learns_and_transformers_says_the_same(config):
 def test_what_is_not_there_and_filling_changes_nothing(config):
     task = config.task.prepare(config)
     model = task.architecture(task.config, **config.model.attributes)
-    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
     examples = task.evaluations["dev"].examples
     whole = examples.batch(np.arange(30), size=40, pad_id=0, lengths=(16,))
     shorter = examples.batch(np.arange(30), size=30, pad_id=0, lengths=tuple(range(1, 17)))
     assert shorter["input_ids"].shape < (30, 3, 16)
-    losses = [task.loss(model, params, batch, None) for batch in (whole, shorter)]
+    measure = jax.jit(lambda batch: task.measure(model, params, batch))
+    found = [measure(batch) for batch in (whole, shorter)]
+    losses = [measured.metrics["loss"] for measured in found]
     np.testing.assert_allclose(losses[0].mean, losses[1].mean, atol=1e-6)
     assert losses[0].weight == 30
-    probabilities = np.asarray(task.measure(model, params, shorter).outputs)
+    probabilities = np.asarray(found[1].outputs)
     two = np.diff(examples.starts) == 2
     assert (probabilities[two, 2] == 0).all() and (probabilities[~two, 2] > 0).all()
 
