@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
+from flaxbert.windows import owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def make_windows(
         head = np.asarray([cls, *ids[: windowing.max_query], sep], np.int32)
         pieces, offsets = read[distinct[context]]
         parts = windowing.parts(len(head) - 2, len(pieces))
-        best = _max_context(parts, len(pieces))
+        best = owners(parts, len(pieces))
         windows = []
         for number, (start, end) in enumerate(parts):
             tokens = np.concatenate([head, pieces[start:end], np.asarray([sep], np.int32)])
@@ -103,16 +104,3 @@ def make_windows(
             windows.append(Window(tokens, types, len(head), offsets[start:end], best[start:end] == number))
         found.append(windows)
     return found
-
-
-def _max_context(parts: Sequence[tuple[int, int]], count: int) -> np.ndarray:
-    """Of each of `count` tokens the window that shows most around it, the first of equals.
-
-    As in run_squad, that is the smaller of the numbers of tokens left and right of it, and a hundredth of the
-    window's length.
-    """
-    start, end = np.asarray(parts).T[:, :, None]
-    tokens = np.arange(count)[None]
-    left, right = tokens - start, end - 1 - tokens
-    score = np.minimum(left, right) + 0.01 * (end - start)
-    return np.where((left >= 0) & (right >= 0), score, -np.inf).argmax(axis=0)

@@ -9,8 +9,9 @@ import numpy as np
 
 from flaxbert.pipelines.batching import Row
 from flaxbert.pipelines.pipeline import Pipeline, text_of
-from flaxbert.tagging import Aggregation, Entity, aggregate, owners, windows
+from flaxbert.tagging import Aggregation, Entity, aggregate
 from flaxbert.tokenizer import CLS, SEP
+from flaxbert.windows import owners, windows
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

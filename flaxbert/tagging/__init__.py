@@ -1,8 +1,7 @@
-"""Tags of words and pieces: schemes and the entities they mean, windows of long texts, entities of probabilities."""
+"""Tags of words and pieces: schemes and the entities they mean, entities of probabilities."""
 
 from flaxbert.tagging.aggregation import Aggregation, Entity, aggregate
 from flaxbert.tagging.schemes import Scheme, Span, detect, encode, parse, repaired, spans, strict_spans
-from flaxbert.tagging.windows import owners, windows
 
 __all__ = [
     "Aggregation",
@@ -12,10 +11,8 @@ __all__ = [
     "aggregate",
     "detect",
     "encode",
-    "owners",
     "parse",
     "repaired",
     "spans",
     "strict_spans",
-    "windows",
 ]

@@ -14,14 +14,13 @@ from flaxbert.tagging import (
     aggregate,
     detect,
     encode,
-    owners,
     parse,
     repaired,
     spans,
     strict_spans,
-    windows,
 )
 from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.windows import owners, windows
 
 KINDS = ("PER", "LOC", "creative-work")
 

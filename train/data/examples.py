@@ -67,8 +67,7 @@ class Labelled(Examples):
     @classmethod
     def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "Labelled":
         """Of tokenised texts."""
-        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-        return cls(ids, [np.asarray(encoding.type_ids, np.int32) for encoding in encodings], labels)
+        return cls(*token_arrays(encodings), labels)
 
     @functools.cached_property
     def labelled(self) -> np.ndarray:
@@ -156,6 +155,12 @@ class Tagged(Examples):
         for row, number in enumerate(rows):
             labels[row, : len(self.labels[number])] = self.labels[number]
         return {"labels": labels}
+
+
+def token_arrays(encodings: Sequence[Encoding]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The ids and the token types of tokenised texts."""
+    ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+    return ids, [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]
 
 
 def padded(ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int) -> Batch:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from flaxbert.tagging import Scheme, Span, encode, owners, spans, windows
+from flaxbert.tagging import Scheme, Span, encode, spans
 from flaxbert.tagging.schemes import OUTSIDE
 from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
+from flaxbert.windows import owners, windows
 from train.data.examples import Tagged
 from train.data.tagged import Sentence
 
@@ -77,7 +78,11 @@ def cut_sentences(sentences: Sequence[Sentence], tokenizer: WordPieceTokenizer, 
         counts = np.array([len(part) for part in parts])
         firsts = np.cumsum(counts) - counts
         flat = np.array([number for part in parts for number in part], np.int32)
-        places = windows(len(flat), cut.max_length - 2, cut.overlap) if len(flat) else []
+        if not len(flat):
+            example += [_NOWHERE] * len(parts)
+            position += [_NOWHERE] * len(parts)
+            continue
+        places = windows(len(flat), cut.max_length - 2, cut.overlap)
         owner = owners(places, len(flat))
         wanted = _labels(sentence, firsts, counts, cut)
         for number, (start, end) in enumerate(places):

@@ -1,6 +1,6 @@
 """What a classification leaves behind: predictions, a table of its labels, and a picture of what it confuses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +31,9 @@ def write_results(
     Returns:
         lines to show.
     """
-    path = folder / f"predictions_{name}.tsv"
-    lines = ["row\tgiven\tpredicted\tprobability"]
-    for row, thought in zip(rows, found, strict=True):
-        answer, probability = problem.answer(thought)
-        lines.append(f"{row.source}\t{row.label or ''}\t{answer}\t{probability:.4f}")
-    with written_whole(path) as aside:
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    shown = [f"predictions: {path}"]
+    pairs = zip(rows, found, strict=True)
+    told = ((row.source, row.label or "", *problem.answer(thought)) for row, thought in pairs)
+    shown = [write_predictions(folder, name, told)]
     each = None if given is None else problem.report(given, found)
     if given is None or each is None:
         return shown
@@ -50,6 +45,19 @@ def write_results(
     with written_whole(folder / f"report_{name}.md") as aside:
         aside.write_text(_report(name, problem.labels, each, picture), encoding="utf-8", newline="\n")
     return [*shown, f"each label: {folder / f'report_{name}.md'}"]
+
+
+def write_predictions(folder: Path, name: str, rows: Iterable[tuple[str, str, str, float]]) -> str:
+    """Writes predictions_NAME.tsv, and returns a line to show.
+
+    Of every row where it stands, the answer given ("" for none) and the one predicted, and its probability.
+    """
+    path = folder / f"predictions_{name}.tsv"
+    lines = ["row\tgiven\tpredicted\tprobability"]
+    lines += [f"{source}\t{given}\t{answer}\t{probability:.4f}" for source, given, answer, probability in rows]
+    with written_whole(path) as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    return f"predictions: {path}"
 
 
 def _report(name: str, labels: Sequence[str], each: PerClass, picture: str | None) -> str:

@@ -7,6 +7,7 @@ from flaxbert.tagging import Scheme
 from flaxbert.tagging.schemes import OUTSIDE
 from train.data.tagged import Sentence
 from train.metrics.entities import EntityScore, EntityScores
+from train.summary import markdown_table
 
 
 def most_frequent_tags(train: Sequence[Sentence], sentences: Sequence[Sentence]) -> list[list[str]]:
@@ -32,9 +33,10 @@ def entity_report(
         [
             f"# Entities of {name}",
             "",
-            "| type | precision | recall | F1 | support | predicted |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(_row(kind, score) for kind, score in rows),
+            *markdown_table(
+                ["type", "precision", "recall", "F1", "support", "predicted"],
+                ((kind, *_cells(score)) for kind, score in rows),
+            ),
             "",
             "Read leniently, as seqeval's default mode and conlleval do; the line before the last is seqeval's strict",
             "mode. The last line tags each word as the training data most often do, and unknown words O.",
@@ -43,6 +45,6 @@ def entity_report(
     )
 
 
-def _row(kind: str, score: EntityScore) -> str:
-    cells = [f"{value:.4f}" for value in (score.precision, score.recall, score.f1)]
-    return "| " + " | ".join([kind.replace("|", "\\|"), *cells, f"{score.given}", f"{score.predicted}"]) + " |"
+def _cells(score: EntityScore) -> list[str | int]:
+    ratios = [f"{value:.4f}" for value in (score.precision, score.recall, score.f1)]
+    return [*ratios, score.given, score.predicted]

@@ -9,21 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import BertForMultipleChoice, PreTrainedModel, losses
-from flaxbert.files import written_whole
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.choices import ChoiceColumns, Question, read_questions
-from train.data.examples import Choices
+from train.data.examples import Choices, token_arrays
 from train.data.messages import refuse
 from train.data.part import WHOLE, RowPart
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
+from train.tasks.classification_report import write_predictions
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+from train.tasks.task import HostBatch, Outline, Task, Work, padded_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +97,18 @@ class PreparedMultipleChoice(Task):
         """Writes predictions_NAME.tsv (row, given and predicted choice from 0, probability) for every evaluation."""
         lines = []
         for name, batches in self.evaluations.items() if jax.process_index() == 0 else ():
-            text = ["row\tgiven\tpredicted\tprobability"]
+            rows = []
             found = batches.by_example(results[name].outputs)
             for question, probabilities in zip(self.questions[name], found, strict=True):
-                best, given = int(probabilities.argmax()), "" if question.label is None else question.label
-                text.append(f"{question.source}\t{given}\t{best}\t{probabilities[best]:.4f}")
-            with written_whole(folder / f"predictions_{name}.tsv") as aside:
-                aside.write_text("\n".join(text) + "\n", encoding="utf-8", newline="\n")
-            lines.append(f"predictions: {folder / f'predictions_{name}.tsv'}")
+                best, given = int(probabilities.argmax()), "" if question.label is None else str(question.label)
+                rows.append((question.source, given, str(best), float(probabilities[best])))
+            lines.append(write_predictions(folder, name, rows))
         return lines
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
     """The score of every choice [B, C], the lowest of all numbers where there is none."""
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    logits = outputs(model, params, {name: batch[name] for name in names}, key).logits.astype(jnp.float32)
+    logits = padded_outputs(model, params, batch, key).logits.astype(jnp.float32)
     return jnp.where(batch["attention_mask"].any(axis=-1), logits, jnp.finfo(jnp.float32).min)
 
 
@@ -120,8 +117,7 @@ def _examples(questions: list[Question], tokenizer: WordPieceTokenizer, max_leng
     encodings = tokenizer.encode([a for a, _ in pairs], [b for _, b in pairs], max_length=max_length)
     labels = [IGNORE if question.label is None else question.label for question in questions]
     return Choices(
-        ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
-        types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
+        *token_arrays(encodings),
         starts=np.cumsum([0, *(len(question.choices) for question in questions)]),
         width=width,
         labels=np.array(labels, np.int32),

@@ -25,7 +25,7 @@ from train.step import Batch, Params
 from train.tasks.answer_sets import AnswerSet, Rule
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+from train.tasks.task import HostBatch, Outline, Task, Work, padded_outputs
 
 # A position beyond every sequence, which no loss counts.
 _NOWHERE = np.iinfo(np.int32).max
@@ -219,8 +219,7 @@ def _spans(questions: Sequence[Question], windows: Sequence[Sequence[Window]]) -
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    found = outputs(model, params, {name: batch[name] for name in names}, key)
+    found = padded_outputs(model, params, batch, key)
     return jnp.stack([found.start_logits, found.end_logits], axis=1)
 
 

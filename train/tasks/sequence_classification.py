@@ -22,7 +22,7 @@ from train.tasks.classification_report import write_results
 from train.tasks.problems import Number, OneLabel, Problem, SeveralLabels, targets_of
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+from train.tasks.task import HostBatch, Outline, Task, Work, outputs, padded_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +147,7 @@ class PreparedClassification(Task):
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
     """The scores of every example [B, N], of every slot [R * P, N] where rows hold several."""
     if "segment_ids" not in batch:
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        return outputs(model, params, {name: batch[name] for name in names}, key).logits
+        return padded_outputs(model, params, batch, key).logits
     names = ("input_ids", "token_type_ids", "position_ids", "first_positions")
     inputs = {name: batch[name] for name in names} | {"attention_mask": functional.packed_mask(batch["segment_ids"])}
     return outputs(model, params, inputs, key).logits.reshape(-1, model.config.num_labels)

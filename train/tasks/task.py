@@ -168,6 +168,12 @@ class Work:
         return cls.of(masks.reshape(-1, segment_ids.shape[1]), **how)
 
 
+def padded_outputs(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Any:
+    """What the model returns for a batch of `data.examples.padded`; dropout where `key` is not None."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return outputs(model, params, {name: batch[name] for name in names}, key)
+
+
 def outputs(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> Any:
     """What the model returns for its call arguments `inputs`; dropout where `key` is not None."""
     arguments: dict[str, Any] = {**inputs, "deterministic": key is None}

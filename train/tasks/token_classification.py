@@ -27,7 +27,7 @@ from train.step import Batch, Params
 from train.tasks.entity_report import entity_report, most_frequent_tags
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, outputs
+from train.tasks.task import HostBatch, Outline, Task, Work, padded_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +199,7 @@ class PreparedTokenClassification(Task):
 
 
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return outputs(model, params, {name: batch[name] for name in names}, key).logits
+    return padded_outputs(model, params, batch, key).logits
 
 
 def _piece_facts(
