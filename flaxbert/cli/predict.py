@@ -59,6 +59,17 @@ class Predict:
     """Of tag: how the pieces of a word agree on a tag; by the first one where it is not given."""
     null_threshold: float | None = None
     """Of answer: there is none where "no answer" scores better by more than this; always one where it is not given."""
+    max_answer: int | None = None
+    """Of answer: tokens of an answer; 30 where it is not given."""
+    max_query: int | None = None
+    """Of answer: tokens of a question, those beyond are cut off; 64 where it is not given."""
+    n_best: int | None = None
+    """Of answer: starts and ends of a window to pair, and answers to divide probability among; 20 if not given."""
+    step: int | None = None
+    """Of answer: tokens from the start of a window to that of the next, as Google's doc_stride."""
+    overlap: int | None = None
+    """Of tag and answer: tokens that a window shares with the next, as Hugging Face's stride; a quarter of a window
+    where neither this nor a step is given."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the computation."""
     batch_size: int = 32
@@ -122,14 +133,12 @@ class Predict:
         from flaxbert.pipelines import Aggregation, Pooling
 
         options: dict[str, Any] = {"batch_size": self.batch_size}
-        if self.max_length is not None:
-            options["max_length"] = self.max_length
+        numbers = ("max_length", "top_k", "null_threshold", "max_answer", "max_query", "n_best", "step", "overlap")
+        options |= {name: value for name in numbers if (value := getattr(self, name)) is not None}
         if self.texts:
             options["batch_size"] = min(self.batch_size, len(self.texts))
         elif self.file is None and sys.stdin.isatty():  # whoever types waits for each answer
             options |= {"batch_size": 1, "window": 1}
-        if self.top_k is not None:
-            options["top_k"] = self.top_k
         if self.targets:
             options["targets"] = self.targets
         if self.pooling is not None:
@@ -138,8 +147,6 @@ class Predict:
             options["normalize"] = True
         if self.aggregation is not None:
             options["aggregation"] = Aggregation(self.aggregation)
-        if self.null_threshold is not None:
-            options["null_threshold"] = self.null_threshold
         return options
 
     def _print(self, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> None:

@@ -113,14 +113,14 @@ TASKS = {
         item=lambda texts: texts[0],
         lines=_tagged,
         values=lambda answer: {"entities": [dataclasses.asdict(entity) for entity in answer.entities]},
-        options=("aggregation",),
+        options=("aggregation", "overlap"),
     ),
     "answer": PredictionTask(
         QuestionAnswering,
         Shape(2, 2, "a question and its context"),
         item=tuple,
         lines=_answered,
-        options=("top_k", "null_threshold"),
+        options=("top_k", "null_threshold", "max_answer", "max_query", "n_best", "step", "overlap"),
     ),
     "embed": PredictionTask(
         SentenceEmbedding,

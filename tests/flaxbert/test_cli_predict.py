@@ -137,6 +137,27 @@ def test_answer_takes_arguments_lines_and_tables_alike(predict, folders, tmp_pat
         assert lines[1][8:] == f" * {text}"
 
 
+def test_windows_and_answers_are_as_the_flags_say(predict, folders):
+    """That each flag changes what is found shows that it arrives."""
+    question, context = "Where is it, and who has seen it there?", "It is here, or there; nobody knows but Ann. " * 4
+    flags = {"step": 4, "max_answer": 6, "max_query": 3, "n_best": 9, "top_k": 9}
+    answer = QuestionAnswering.from_pretrained(folders["answer"], **flags)
+    (wanted,) = answer([(question, context)])
+    arguments = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = json.loads(predict("answer", question, context, "--json", *arguments)[1])
+    assert [c["text"] for c in found["candidates"]] == [candidate.text for candidate in wanted.candidates]
+    probabilities = [c["probability"] for c in found["candidates"]]
+    assert probabilities == pytest.approx([candidate.probability for candidate in wanted.candidates], abs=1e-5)
+    for name, other in {"step": None, "max_answer": 2, "max_query": 9, "n_best": 20}.items():
+        (changed,) = dataclasses.replace(answer, **{name: other})([(question, context)])
+        assert changed.candidates != wanted.candidates
+    texts = ["word and another " * 20]
+    entities = {n: json.loads(predict("tag", *texts, "--json", "--overlap", n)[1])["entities"] for n in (0, 15)}
+    tag = EntityRecognition.from_pretrained(folders["tag"], overlap=15)
+    assert entities[15] == [pytest.approx(dataclasses.asdict(entity), abs=1e-5) for entity in tag(texts)[0].entities]
+    assert entities[15] != entities[0]
+
+
 def test_vectors_are_written_as_one_array(predict, folders, tmp_path):
     texts = [f"text number {i}" for i in range(11)]
     (tmp_path / "a.txt").write_text("\n".join(texts))
@@ -170,7 +191,7 @@ def test_nothing_is_written_where_a_row_is_bad(predict, tmp_path):
         ("choose", ["a", "b", "--targets", "x"], "choose has no targets; it has neither"),
         ("embed", ["a", "--file", "x.txt"], "1 texts and the file x.txt: give one of them"),
         ("tag", ["a", "--null-threshold", "0"], "tag has no null_threshold; it has aggregation"),
-        ("answer", ["a", "--normalize"], "answer has no normalize; it has top_k, null_threshold"),
+        ("answer", ["a", "--normalize"], "answer has no normalize; it has top_k, null_threshold, max_answer"),
         ("answer", ["Why?"], "1 texts; expected a question and its context"),
         ("embed", ["a", "--columns", "x"], "columns are those of a file"),
         ("classify", ["a", "--output", "x.npy"], "only embed writes .npy"),

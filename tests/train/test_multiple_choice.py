@@ -58,8 +58,8 @@ def test_swag_and_race(tmp_path):
             "'label' is 2; of 2 choices it must be 0 to 1, or A to B",
         ),
         ({"premise": "P", "choice1": "", "choice2": "b", "label": 0}, "an empty choice before 'choice2'"),
-        ({"premise": " ", "choice1": "a", "choice2": "b", "label": 0}, "'premise' is ' ', expected a text"),
-        ({"premise": "P", "choice1": "a", "choice2": 3, "label": 0}, "'choice2' is 3, expected a text"),
+        ({"premise": " ", "choice1": "a", "choice2": "b", "label": 0}, "'premise': nothing but blanks"),
+        ({"premise": "P", "choice1": "a", "choice2": 3, "label": 0}, "'choice2' is 3, expected a string"),
         (
             {"premise": "P", "first": "a", "second": "b", "label": 0},
             "columns found: 'premise', 'first', 'second', 'label'; no choices",

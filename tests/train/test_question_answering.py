@@ -224,8 +224,6 @@ def test_settings_and_files_that_cannot_be_used(tmp_path):
     config = config_in(tmp_path)
     for changes, message in [
         ({"window_overlap": 3}, "exactly one of step"),
-        ({"dev_share": 0.2}, "only where dev is not given"),
-        ({"dev": None, "dev_share": 1.0}, "between 0 and 1"),
         ({"n_best": 1}, "at least 2"),
         ({"max_query": 30}, "max_query is 30"),
     ]:

@@ -228,16 +228,12 @@ def test_a_share_is_held_out_by_the_seed(config):
     assert len(first.pieces["train"].position) == sum(len(s.words) for s in every if s.source not in held)
     other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1))
     assert {s.source for s in prepared(other, **how).sentences["dev"]} != held
-    with pytest.raises(ValueError, match="dev_share 0.001 of 160 sentences is 0; both parts need some"):
-        prepared(config, dev=None, dev_share=0.001)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"overlap": 10}, "overlap is 10; allowed: 0 to max_length - 3, 9"),
-        ({"dev_share": 0.1}, "there are dev and dev_share; give one of them"),
-        ({"dev": None, "dev_share": 1.0}, "dev_share is 1.0; it must lie between 0 and 1"),
         (
             {"labels": ("O", "B-PER", "I-PER")},
             r"rows can't be used:\s.*near names: .*Allowed tags: 'O', 'B-PER'(?s:.*)",

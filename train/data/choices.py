@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.data.messages import listed, refuse, unreadable
+from train.data.messages import listed, refuse, text_in
 from train.data.sources import read_records
 from train.data.text_tables import Record
 
@@ -102,8 +102,8 @@ def _question(record: Record, columns: ChoiceColumns, first_label: int) -> Quest
     source, values = record
     if isinstance(values, str):
         raise ValueError(values)
-    context = _text(values, columns.context) if columns.context else ""
-    question = _text(values, columns.question) if columns.question else ""
+    context = text_in(values, columns.context) if columns.context else ""
+    question = text_in(values, columns.question) if columns.question else ""
     question = _COPA.get(question, question)
     choices = _choices(values, columns.choices)
     label = _label(values, columns.label, len(choices), first_label) if columns.label else None
@@ -122,7 +122,7 @@ def _choices(values: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]
         raise ValueError(f"an empty choice before {there[-1]!r}; leave empty only the last ones")
     if len(there) < 2:
         raise ValueError(f"{len(there)} choice(s) in {listed(names)}; there must be at least two")
-    return tuple(_text(values, name) for name in there)
+    return tuple(text_in(values, name) for name in there)
 
 
 def _label(values: Mapping[str, Any], name: str, count: int, first: int) -> int | None:
@@ -140,12 +140,3 @@ def _label(values: Mapping[str, Any], name: str, count: int, first: int) -> int 
         last = f"{first} to {first + count - 1}, or A to {chr(ord('A') + count - 1)}"
         raise ValueError(f"{name!r} is {text:.40}; of {count} choices it must be {last}")
     return number
-
-
-def _text(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name!r} is {value!r:.40}, expected a text")
-    if problem := unreadable(value):
-        raise ValueError(f"{name!r}: {problem}")
-    return value

@@ -14,7 +14,7 @@ from typing import Any
 
 from flaxbert.files import read_json
 from train.data.hub import dataset_structures
-from train.data.messages import listed, refuse, unreadable
+from train.data.messages import listed, refuse, refuse_split, text_in
 
 _NEAR = 2  # characters by which offsets of published files are wrong; Hugging Face's scripts repair as many
 _EXPECTED = 'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.'
@@ -97,8 +97,7 @@ def read_questions(
         version, entries = "", dataset_structures(name, split)
         records = [(f"datasets:{name}:{i}", entry) for i, entry in enumerate(entries)]
     else:
-        if split is not None:
-            raise ValueError(f"split={split!r} is for data sets; {where} is a file: name the split's own file")
+        refuse_split(split, Path(where))
         version, records = _file_records(Path(where).expanduser())
     if not records:
         raise ValueError(f"{where}: no questions. {_EXPECTED}")
@@ -147,7 +146,7 @@ def _article(place: str, article: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         inner = f"{place}.paragraphs[{j}]"
         if not isinstance(paragraph, dict):
             raise ValueError(f"{inner} is {paragraph!r:.40}, not an object. {_EXPECTED}")
-        above = {"title": article.get("title", ""), "context": paragraph.get("context")}
+        above = {"title": article.get("title", "")} | {k: v for k, v in paragraph.items() if k == "context"}
         for k, question in enumerate(_list(inner, paragraph, "qas")):
             yield f"{inner}.qas[{k}]", {**question, **above} if isinstance(question, dict) else question
 
@@ -171,9 +170,9 @@ def _question(place: str, record: Any) -> _Raw:
     if impossible is False and not answers:
         raise ValueError("'is_impossible' is false, and yet there are no 'answers'")
     question = Question(
-        id=str(number) if isinstance(number, int) else _text(record, "id"),
-        question=_text(record, "question", blank=True).strip(),  # CMRC 2018 has two
-        context=_text(record, "context"),
+        id=str(number) if isinstance(number, int) else text_in(record, "id"),
+        question=text_in(record, "question", blank=True).strip(),  # CMRC 2018 has two
+        context=text_in(record, "context"),
         title=str(record.get("title") or ""),
         answers=answers,
         impossible=bool(impossible),
@@ -194,21 +193,10 @@ def _answers(given: Any) -> Iterator[Answer]:
     for entry in given or ():
         if not isinstance(entry, dict):
             raise ValueError(f"an answer is {entry!r:.40}, expected an object")
-        text, start = _text(entry, "text"), entry.get("answer_start")
+        text, start = text_in(entry, "text"), entry.get("answer_start")
         if not isinstance(start, int) or isinstance(start, bool):
             raise ValueError(f"'answer_start' is {start!r:.40}, expected a whole number")
         yield Answer(text.strip(), start + len(text) - len(text.lstrip()))
-
-
-def _text(record: dict[str, Any], name: str, *, blank: bool = False) -> str:
-    if name not in record or record[name] is None:
-        raise ValueError(f"no {name!r} beside {listed(record)}")
-    value = record[name]
-    if not isinstance(value, str):
-        raise ValueError(f"{name!r} is {value!r:.40}, expected a string")
-    if problem := "nothing but blanks" if not (blank or value.strip()) else unreadable(value):
-        raise ValueError(f"{name!r}: {problem}")
-    return value
 
 
 def _contradictions(raw: Sequence[_Raw], version: str, *, labelled: bool) -> Iterator[str]:

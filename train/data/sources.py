@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.data.hub import dataset_records
-from train.data.messages import listed
+from train.data.messages import listed, refuse_split
 from train.data.text_tables import ENDINGS, Record, text_records
 
 
@@ -37,8 +37,7 @@ def read_records(
             raise FileNotFoundError(f"{path} does not exist; {_beside(path)}")
         if ending not in ENDINGS:
             raise ValueError(f"{path}: ending {ending!r} is none of {listed(ENDINGS)}; rename or convert the file")
-        if split is not None:
-            raise ValueError(f"split={split!r} is for data sets; {path} is a file: name the split's own file")
+        refuse_split(split, path)
         records, remedy = text_records(path, where, numbered=numbered), f"Expected in {ending}: {ENDINGS[ending]}."
     if not records:
         raise ValueError(f"{where}: a header but no rows. {remedy}")

@@ -5,13 +5,12 @@ header (GLUE's CoLA) is read by giving the columns as numbers from 0: `Columns(t
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.data.messages import listed, refuse, unreadable
+from train.data.messages import listed, refuse, text_in
 from train.data.sources import read_records
 
 # What columns are called in practice, most telling first; compared without regard to case. A lone "question" is
@@ -81,8 +80,8 @@ def read_rows(
         try:
             if isinstance(values, str):
                 raise ValueError(values)
-            first = _cell(values, text)
-            second = _cell(values, pair) if pair else None
+            first = text_in(values, text)
+            second = text_in(values, pair) if pair else None
             given = _label(values, label, separator) if label else None
             rows.append(Row(text=first, text_pair=second, label=given, source=source))
         except ValueError as error:
@@ -115,25 +114,12 @@ def _choose(where: str, names: Sequence[str], columns: Columns) -> tuple[str, st
 
 def _label(values: Mapping[str, Any], name: str, separator: str | None) -> str:
     if separator is None:
-        return _cell(values, name, numbers=True)
+        return text_in(values, name, numbers=True)
     several = values.get(name)
     if isinstance(several, list):
-        labels = [_cell({name: value}, name, numbers=True) for value in several]
+        labels = [text_in({name: value}, name, numbers=True) for value in several]
         holding = [label for label in labels if separator in label]
         if holding:
             raise ValueError(f"{name!r} has the label {holding[0]!r:.40}, with the separator {separator!r} in it")
         return separator.join(labels)
-    return "" if several == "" else _cell(values, name, numbers=True)
-
-
-def _cell(values: Mapping[str, Any], name: str, *, numbers: bool = False) -> str:
-    if name not in values:
-        raise ValueError(f"no {name!r} beside {listed(values)}")
-    value = values[name]
-    if numbers and isinstance(value, int | float):
-        return json.dumps(value, allow_nan=False)
-    if not isinstance(value, str):
-        raise ValueError(f"{name!r} is {value!r:.40}, expected a string" + " or a number" * numbers)
-    if problem := "nothing but blanks" if not value.strip() else unreadable(value):
-        raise ValueError(f"{name!r}: {problem}")
-    return value
+    return "" if several == "" else text_in(values, name, numbers=True)

@@ -17,7 +17,7 @@ import tyro
 from flaxbert.tagging import parse
 from train.data.character_spans import tagged_characters
 from train.data.hub import dataset_records
-from train.data.messages import listed, refuse, unreadable
+from train.data.messages import listed, refuse, refuse_split, unreadable
 from train.data.text_tables import Record, file_lines, text_records
 
 _COLUMNS = "a word a line, its columns between tabs or blanks, a blank line between sentences"
@@ -80,8 +80,7 @@ def read_sentences(
         return _of_records(dataset_records(where.removeprefix("datasets:"), split, lists=True), where)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of columns or JSON lines, or `datasets:NAME`")
-    if split is not None:
-        raise ValueError(f"split={split!r} is for data sets; {path} is a file: name the split's own file")
+    refuse_split(split, path)
     if path.suffix.lower() in (".jsonl", ".json"):
         return _of_records(text_records(path, where, numbered=False), where)
     return _of_columns(file_lines(path, expected=_COLUMNS), where, columns)

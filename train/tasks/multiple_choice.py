@@ -42,7 +42,8 @@ class MultipleChoice(Supervised):
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         how = {"columns": self.columns, "first_label": self.first_label}
-        questions = {name: read_questions(file, split=split, **how) for name, (file, split) in self.sources.items()}
+        read = {name: read_questions(file, split=split, **how) for name, (file, split) in self.sources.items()}
+        questions = self.with_dev(read, lambda question: question.context, seed=config.run.seed)
         untold = [f"{question.source}: no label" for question in questions["train"] if question.label is None]
         refuse(untold, len(questions["train"]), "Training wants the right choice of every question.")
         width = max(len(question.choices) for found in questions.values() for question in found)
@@ -67,7 +68,7 @@ class PreparedMultipleChoice(Task):
     """The `Task` of multiple choice."""
 
     evaluations: Mapping[str, EvaluationBatches[Choices]]
-    questions: Mapping[str, list[Question]]
+    questions: Mapping[str, Sequence[Question]]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Cross-entropy over the choices that there are."""
@@ -112,7 +113,7 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
     return jnp.where(batch["attention_mask"].any(axis=-1), logits, jnp.finfo(jnp.float32).min)
 
 
-def _examples(questions: list[Question], tokenizer: WordPieceTokenizer, max_length: int, width: int) -> Choices:
+def _examples(questions: Sequence[Question], tokenizer: WordPieceTokenizer, max_length: int, width: int) -> Choices:
     pairs = [(question.context, choice) for question in questions for choice in question.choices]
     encodings = tokenizer.encode([a for a, _ in pairs], [b for _, b in pairs], max_length=max_length)
     labels = [IGNORE if question.label is None else question.label for question in questions]

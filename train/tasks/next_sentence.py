@@ -26,6 +26,7 @@ class NextSentence(SequenceClassification):
     """A pair has one label."""
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.labels) != 2:
             raise ValueError(f"labels is {self.labels}; give two: of a pair that follows, and of one that is random")
 

@@ -17,7 +17,7 @@ from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import Spans
 from train.data.part import WHOLE, RowPart
-from train.data.question_sets import held_out, trainable, without
+from train.data.question_sets import trainable, without
 from train.data.questions import Question, Questions, WrongOffsets, read_questions
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
@@ -58,17 +58,12 @@ class QuestionAnswering(Supervised):
     """What becomes of answers that are not where the file says: repair (nearest place), drop, refuse."""
     rule: Annotated[Rule, tyro.conf.EnumChoicesFromValues] = Rule.SQUAD
     """How answers are compared: squad, or cmrc for Chinese."""
-    dev_share: float | None = None
-    """Hold out whole articles of `train` with at least this share of its questions, as dev."""
     exclude: str | None = None
     """A file or data set whose questions are not trained on, where they are about the same context."""
 
     def __post_init__(self):
+        super().__post_init__()
         self.windowing  # noqa: B018  (checks its settings)
-        if self.dev_share is not None and (self.dev is not None or not 0 < self.dev_share < 1):
-            raise ValueError(
-                f"dev_share is {self.dev_share}; allowed: between 0 and 1, and only where dev is not given"
-            )
         if self.n_best < 2 or self.max_answer < 1:
             raise ValueError(
                 f"n_best is {self.n_best}, max_answer {self.max_answer}; must be at least 2 and at least 1"
@@ -105,7 +100,7 @@ class QuestionAnswering(Supervised):
         """From the data: the length of a batch is that of its longest window."""
         return Outline.of(self.prepare(config))
 
-    def _sets(self, seed: int) -> tuple[dict[str, list[Question]], dict[str, int]]:
+    def _sets(self, seed: int) -> tuple[dict[str, Sequence[Question]], dict[str, int]]:
         """The questions to train on and those of each set to evaluate; in figures, what was done to the files' own."""
         files = {name: self._read(*source) for name, source in self.sources.items()}
         if not files["train"].labelled:
@@ -114,9 +109,9 @@ class QuestionAnswering(Supervised):
         for name, found in files.items():
             wrong = {"repaired": found.repaired, "lost": found.lost}
             facts |= {f"{name} answers with a wrong place, {what}": count for what, count in wrong.items() if count}
-        train, rest = files["train"].rows, {name: found.rows for name, found in files.items() if name != "train"}
-        if self.dev_share is not None:
-            train, rest["dev"] = held_out(train, self.dev_share, seed=seed)
+        # "dev" comes next: what is found on it is used on the others.
+        sets = self.with_dev({name: found.rows for name, found in files.items()}, _article, seed=seed)
+        train = sets["train"]
         given = len(train)
         if self.exclude is not None:
             train = without(train, self._read(self.exclude, None).rows)
@@ -126,8 +121,7 @@ class QuestionAnswering(Supervised):
             raise ValueError(f"{self.train}: no question is left to train on; look at exclude, impossible, dev_share")
         if len(usable) < len(train):
             facts["train questions not used"] = len(train) - len(usable)
-        # In the order of their evaluation: what is found on dev is used on test.
-        sets = {"train": usable} | {name: rest[name] for name in ("dev", "test") if name in rest}
+        sets["train"] = usable
         for name, rows in sets.items():
             facts |= {f"{name} questions": len(rows), f"{name} without answer": sum(q.impossible for q in rows)}
         return sets, facts
@@ -195,6 +189,10 @@ class PreparedAnswering(Task):
         if name == "dev":
             self._found[name] = self.sets[name].best_threshold(answers)
         return self._found.get("dev", 0.0)
+
+
+def _article(question: Question) -> str:
+    return question.title or question.context
 
 
 def _spans(questions: Sequence[Question], windows: Sequence[Sequence[Window]]) -> Spans:

@@ -51,11 +51,12 @@ class SequenceClassification(Supervised):
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         several = self.separator if self.problem_type == SeveralLabels.kind else None
-        rows = {
+        read = {
             name: read_rows(source, columns=self.columns, split=split, separator=several)
             for name, (source, split) in self.sources.items()
         }
-        problem = self._problem(rows["train"])
+        problem = self._problem(read["train"])
+        rows = self.with_dev(read, lambda row: (row.text, row.text_pair), seed=config.run.seed)
         targets = targets_of(problem, rows)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
         examples = {}
@@ -95,7 +96,7 @@ class PreparedClassification(Task):
 
     evaluations: Mapping[str, EvaluationBatches[Labelled]]
     problem: Problem
-    rows: Mapping[str, list[Row]]
+    rows: Mapping[str, Sequence[Row]]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Cross-entropy, binary cross-entropy or squared error over the rows that are not filling."""

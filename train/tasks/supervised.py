@@ -1,17 +1,22 @@
 """What tasks on labelled data have in common: their files, tokenizer and length; how examples become batches."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import Examples, Labelled
+from train.data.held_out import held_out
 from train.data.part import RowPart
 from train.distributed import Placement
 from train.tasks.start import load_tokenizer
+
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +35,48 @@ class Supervised:
     test_split: str | None = None
     tokenizer: Path | None = None
     """A folder or vocab.txt; by default the pretrained model's."""
+    also: tuple[str, ...] = ()
+    """Further files or data sets, evaluated once, at the end (MNLI's mismatched ones), and called by their names."""
+    also_splits: tuple[str, ...] = ()
+    """The split of each of them, "" for a file."""
+    dev_share: float | None = None
+    """Where there is no dev file: hold out at least this share of the training rows, drawn by the run's seed; those
+    with the same text (the same article or context, if they are about one) stay together."""
     max_length: int = 128
     """Tokens of an example."""
 
+    def __post_init__(self):
+        if self.also_splits and len(self.also_splits) != len(self.also):
+            raise ValueError(f"also_splits is {self.also_splits}; there must be one for each of also, {self.also}")
+        if self.dev_share is not None and (self.dev is not None or not 0 < self.dev_share < 1):
+            raise ValueError(
+                f"dev_share is {self.dev_share}; allowed: between 0 and 1, and only where dev is not given"
+            )
+
     @property
     def sources(self) -> dict[str, tuple[str, str | None]]:
-        """File, or data set, and split of "train", "dev" and "test", of those that are given."""
+        """File, or data set, and split of "train", "dev", "test" and those beyond, of those that are given."""
         given = {"train": (self.train, self.train_split), "dev": (self.dev, self.dev_split)}
         given["test"] = (self.test, self.test_split)
+        for source, split in zip(self.also, self.also_splits or [""] * len(self.also), strict=True):
+            given[_name(source, split, taken=given)] = (source, split or None)
         return {name: (source, split) for name, (source, split) in given.items() if source is not None}
+
+    def with_dev(
+        self, rows: Mapping[str, Sequence[R]], group: Callable[[R], Hashable], *, seed: int
+    ) -> dict[str, Sequence[R]]:
+        """The rows of each set, "train" first, and "dev" next where there is one; a share of train's if so asked.
+
+        Args:
+            rows: of each of `sources`.
+            group: rows of the same one are not divided.
+            seed: of what is drawn.
+        """
+        rest = {name: found for name, found in rows.items() if name != "train"}
+        if self.dev_share is None:
+            return {"train": rows["train"], **rest}
+        train, dev = held_out(rows["train"], [group(row) for row in rows["train"]], self.dev_share, seed=seed)
+        return {"train": train, "dev": dev, **rest}
 
     def load_tokenizer(self, config: Config) -> WordPieceTokenizer:
         """The run's tokenizer; raises ValueError where neither a model nor a tokenizer is given."""
@@ -82,3 +120,10 @@ def as_batches(
     evaluated = {name: found for name, found in examples.items() if name != "train"}
     evaluations = {name: EvaluationBatches(found, size, pad, max_length, part) for name, found in evaluated.items()}
     return {"train": batches, "steps_per_epoch": batches.per_epoch, "evaluations": evaluations}
+
+
+def _name(source: str, split: str, *, taken: Container[str]) -> str:
+    """What a further set is called in figures and names of files: after its split or file, and unlike the others."""
+    name = re.sub(r"[^\w.-]+", "_", split or Path(source.removeprefix("datasets:")).stem)
+    number = next(i for i in itertools.count(1) if (name if i == 1 else f"{name}-{i}") not in taken)
+    return name if number == 1 else f"{name}-{number}"

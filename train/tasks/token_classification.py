@@ -7,7 +7,6 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from flaxbert import BertForTokenClassification, PreTrainedModel, losses
@@ -50,21 +49,16 @@ class TokenClassification(Supervised):
     """Which pieces of a word are learnt."""
     overlap: int | None = None
     """Pieces that neighbouring windows of a long sentence share; by default a quarter of a window."""
-    dev_share: float | None = None
-    """Where there is no dev file: the share of the training sentences held out, drawn by the run's seed."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.overlap is not None and not 0 <= self.overlap < self.max_length - 2:
             raise ValueError(f"overlap is {self.overlap}; allowed: 0 to max_length - 3, {self.max_length - 3}")
-        if self.dev_share is not None and not 0 < self.dev_share < 1:
-            raise ValueError(f"dev_share is {self.dev_share}; it must lie between 0 and 1")
-        if self.dev_share is not None and self.dev is not None:
-            raise ValueError("there are dev and dev_share; give one of them")
 
     def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedTokenClassification":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
-        read = self._read(config.run.seed)
+        read = {n: read_sentences(file, columns=self.columns, split=split) for n, (file, split) in self.sources.items()}
         facts: dict[str, str | int | float] = {}
         # The scheme of the training file: a short one may not tell.
         scheme = self.scheme or written_in(read["train"])
@@ -72,10 +66,12 @@ class TokenClassification(Supervised):
         for name, found in read.items():
             how = {"written": written_in(found), "invalid": self.invalid_tags}
             sentences[name], repaired = in_scheme(found, scheme, **how)
-            facts |= {f"{name} sentences": len(found)} | ({f"{name} tags repaired": repaired} if repaired else {})
+            facts |= {f"{name} tags repaired": repaired} if repaired else {}
             if left_out := sum(sentence.left_out for sentence in found):
                 facts[f"{name} entities left out, overlapping others"] = left_out
         labels = self.labels or infer_tags(sentences["train"], scheme)
+        sentences = self.with_dev(sentences, lambda sentence: sentence.words, seed=config.run.seed)
+        facts = {f"{name} sentences": len(found) for name, found in sentences.items()} | facts
         ids = tag_ids([sentence for found in sentences.values() for sentence in found], labels)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
         overlap = (self.max_length - 2) // 4 if self.overlap is None else self.overlap
@@ -103,20 +99,6 @@ class TokenClassification(Supervised):
         """From the data: the length of a batch is that of its longest sentence."""
         return Outline.of(self.prepare(config))
 
-    def _read(self, seed: int) -> dict[str, list[Sentence]]:
-        """The sentences of each set; dev's are drawn from the training file's where a share is given."""
-        sources = self.sources.items()
-        read = {name: read_sentences(source, columns=self.columns, split=split) for name, (source, split) in sources}
-        if self.dev_share is None:
-            return read
-        found = read["train"]
-        count = round(self.dev_share * len(found))
-        if not 0 < count < len(found):
-            raise ValueError(f"dev_share {self.dev_share} of {len(found)} sentences is {count}; both parts need some")
-        held = set(np.random.default_rng(seed).permutation(len(found))[:count].tolist())
-        parts = {"train": [s for i, s in enumerate(found) if i not in held], "dev": [found[i] for i in sorted(held)]}
-        return {**read, **parts}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedTokenClassification(Task):
@@ -131,7 +113,7 @@ class PreparedTokenClassification(Task):
 
     evaluations: Mapping[str, EvaluationBatches]
     scheme: Scheme
-    sentences: Mapping[str, list[Sentence]]
+    sentences: Mapping[str, Sequence[Sentence]]
     pieces: Mapping[str, TaggedPieces]
     baseline: Mapping[str, EntityScores]
 

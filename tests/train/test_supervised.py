@@ -1,0 +1,95 @@
+"""Which sets a task on labelled data trains and evaluates on: files beyond dev and test, and a share held out."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from train.data.held_out import held_out
+from train.tasks.multiple_choice import MultipleChoice
+from train.tasks.next_sentence import NextSentence
+from train.tasks.question_answering import QuestionAnswering
+from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.token_classification import TokenClassification
+
+
+def with_task(config, **changes):
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+
+
+@pytest.mark.parametrize(
+    "kind", [SequenceClassification, NextSentence, MultipleChoice, TokenClassification, QuestionAnswering]
+)
+def test_settings_that_contradict_each_other(kind):
+    for settings, message in [
+        ({"dev": "a", "dev_share": 0.2}, "only where dev is not given"),
+        ({"dev_share": 1.0}, "between 0 and 1"),
+        ({"dev_share": 0.0}, "between 0 and 1"),
+        ({"also": ("a", "b"), "also_splits": ("c",)}, "one for each of also"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            kind("train", **settings)
+
+
+def test_further_sets_are_called_by_their_names():
+    also = ("mnli/dev_mismatched.tsv", "other/dev.tsv", "more/dev.tsv", "datasets:glue:mnli", "a strange/näme?.csv")
+    splits = ("", "", "", "validation_mismatched[:10%]", "")
+    task = SequenceClassification("train.tsv", "dev.tsv", also=also, also_splits=splits)
+    assert list(task.sources.items())[2:] == [
+        ("dev_mismatched", ("mnli/dev_mismatched.tsv", None)),
+        ("dev-2", ("other/dev.tsv", None)),
+        ("dev-3", ("more/dev.tsv", None)),
+        ("validation_mismatched_10_", ("datasets:glue:mnli", "validation_mismatched[:10%]")),
+        ("näme_", ("a strange/näme?.csv", None)),
+    ]
+    assert [*SequenceClassification("a", also=("b/test.tsv", "c/test.tsv"), test="d").sources] == [
+        "train",
+        "test",
+        "test-2",
+        "test-3",
+    ]
+
+
+def test_further_sets_are_evaluated(classification, tmp_path):
+    shutil.copy(classification.task.dev, tmp_path / "matched.tsv")
+    task = with_task(classification, also=(str(tmp_path / "matched.tsv"),)).task.prepare(classification)
+    assert [*task.evaluations] == ["dev", "test", "matched"]
+    assert task.rows["matched"][0].label == task.rows["dev"][0].label
+    assert task.facts["matched rows"] == task.facts["dev rows"] == len(task.rows["dev"])
+
+
+def test_rows_of_one_text_are_held_out_together(classification):
+    path = Path(classification.task.train)
+    head, *lines = path.read_text().splitlines()
+    lines = [*lines, *lines[:20]]
+    path.write_text("\n".join([head, *lines]) + "\n")
+    config = with_task(classification, dev=None, dev_share=0.25)
+    task = config.task.prepare(config)
+    train, dev = task.rows["train"], task.rows["dev"]
+    assert [*task.rows] == ["train", "dev", "test"] and [*task.evaluations] == ["dev", "test"]
+    assert 0.25 <= len(dev) / len(lines) < 0.3 and len(train) + len(dev) == len(lines)
+    assert not {row.text for row in train} & {row.text for row in dev}
+    again = config.task.prepare(config)
+    assert again.rows == task.rows
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1))
+    assert other.task.prepare(other).rows["dev"] != dev
+
+
+def test_a_label_of_one_row_is_known_wherever_that_row_goes(classification):
+    path = Path(classification.task.train)
+    path.write_text(path.read_text() + "one of its kind\trare\n")
+    for seed in range(4):
+        config = with_task(classification, dev=None, dev_share=0.5)
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
+        assert "rare" in config.task.prepare(config).config.id2label
+
+
+def test_what_is_drawn():
+    rows, groups = [*range(10)], [*"aabbbcddde"]
+    kept, held = held_out(rows, groups, 0.3, seed=0)
+    assert sorted(kept + held) == rows and 3 <= len(held) <= 5
+    assert not {groups[row] for row in kept} & {groups[row] for row in held}
+    assert {tuple(held_out(rows, groups, 0.3, seed=seed)[1]) for seed in range(9)} > {tuple(held)}
+    with pytest.raises(ValueError, match=r"0\.9 takes all of 3 rows, of 1 article\(s\) or text\(s\)"):
+        held_out([1, 2, 3], ["a", "a", "a"], 0.9, seed=0)
