@@ -5,10 +5,10 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Before jax is imported: these are read once. LLVM's first level of optimization takes a fifth less CPU time for the
-# whole suite; XLA's own passes, and the libraries that do its matrix products, are the same.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+from tests.flags import with_devices
+
+# Before jax is imported: these are read once.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {with_devices(8)}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -100,4 +100,4 @@ def classification(tmp_path: Path) -> Config:
         max_length=32,
     )
     run = Run(folder=tmp_path / "run", batch_size=8, epochs=2, log_every=2)
-    return Config(task, run, Model(sizes=SMALL), Optim(learning_rate=1e-3))
+    return Config(task, run, Model(sizes=SMALL, dropout=0.0), Optim(learning_rate=1e-3))

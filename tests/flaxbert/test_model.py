@@ -26,9 +26,6 @@ IDS = np.random.default_rng(0).integers(1, CONFIG.vocab_size, (B, T))
 MASK = np.arange(T) < np.array([[9], [4], [7]])
 KEY = jax.random.key(7)
 
-# The arrays are tiny: optimising machine code for them costs more than it saves.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def random_params(model, seed=0):
     """Like trained weights: nothing is 0 or 1."""
@@ -43,7 +40,7 @@ def random_params(model, seed=0):
 
 def run(model, params, **arguments):
     ids = IDS[:, None] if model.takes_choices else IDS
-    return jit(functools.partial(model.apply, **arguments))({"params": params}, ids)
+    return jax.jit(functools.partial(model.apply, **arguments))({"params": params}, ids)
 
 
 # -- the same numbers, whichever way they are computed -----------------------------------------------------------
@@ -102,7 +99,7 @@ def test_sequences_that_share_a_row_are_classified_as_they_are_alone(scan):
         logits = jnp.stack([logits[1, 0], logits[0, 0], logits[0, 1]])
         return losses.sequence_classification(logits, labels).mean, logits
 
-    (expected, found) = (jit(jax.grad(f, has_aux=True))(params) for f in (alone, together))
+    (expected, found) = (jax.jit(jax.grad(f, has_aux=True))(params) for f in (alone, together))
     chex.assert_trees_all_close(found, expected, atol=5e-6)
 
 
@@ -113,7 +110,7 @@ def test_pooled_vectors_of_a_packed_row(states):
     alone = run(model, params, attention_mask=MASK)
     arguments = packed() | {"output_hidden_states": states}
     for only in (False, True):
-        out = jit(functools.partial(model.apply, first_positions_only=only, **arguments))({"params": params})
+        out = jax.jit(functools.partial(model.apply, first_positions_only=only, **arguments))({"params": params})
         assert out.last_hidden_state.shape == (2, 2 if only else 12, CONFIG.hidden_size)
         for sequence, (row, start) in PLACES.items():
             slot = int(start > 0)
@@ -144,7 +141,7 @@ def loss_and_gradients_of_a_classifier(scan, remat):
         logits = model.apply({"params": params}, IDS, attention_mask=MASK, deterministic=False, rngs=rngs).logits
         return losses.sequence_classification(logits, jnp.arange(B) % 2).mean
 
-    return jit(jax.value_and_grad(loss))(random_params(model))
+    return jax.jit(jax.value_and_grad(loss))(random_params(model))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +165,7 @@ def loss_outputs_and_gradients(scan, remat):
         )  # fmt: skip
         return losses.masked_lm(out.logits, labels).mean, out
 
-    return jit(jax.value_and_grad(loss, has_aux=True))(random_params(model))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params(model))
 
 
 @pytest.mark.parametrize("remat", Remat)
@@ -269,7 +266,7 @@ def sensitivity(config, **arguments):
     def scores(embeds):
         return (model.apply({"params": params}, inputs_embeds=embeds, **arguments).logits @ weights).sum(axis=0)
 
-    return np.abs(np.asarray(jit(jax.jacrev(scores))(embeds))).max(axis=(1, 3))
+    return np.abs(np.asarray(jax.jit(jax.jacrev(scores))(embeds))).max(axis=(1, 3))
 
 
 def test_decoder_never_looks_ahead():
@@ -296,9 +293,9 @@ def test_multiple_choice_takes_a_mask_of_rows():
     params = random_params(model)
     rows = np.random.default_rng(0).random((B, 2, T, T)) < 0.7
     ids = np.stack([IDS, IDS[:, ::-1]], axis=1)
-    out = jit(model.apply)({"params": params}, ids, attention_mask=rows).logits
+    out = jax.jit(model.apply)({"params": params}, ids, attention_mask=rows).logits
     for choice in range(2):
-        alone = jit(model.apply)({"params": params}, ids[:, choice : choice + 1], attention_mask=rows[:, [choice]])
+        alone = jax.jit(model.apply)({"params": params}, ids[:, choice : choice + 1], attention_mask=rows[:, [choice]])
         np.testing.assert_allclose(out[:, choice], alone.logits[:, 0], rtol=0, atol=1e-5)
 
 
@@ -311,7 +308,7 @@ def test_row_of_padding_gives_finite_outputs_and_gradients(dtype):
         out = model.apply({"params": params}, IDS, attention_mask=mask, output_attentions=True)
         return losses.masked_lm(out.logits, IDS).mean, out
 
-    (_, out), gradients = jit(jax.value_and_grad(loss, has_aux=True))(random_params(model))
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params(model))
     chex.assert_tree_all_finite(jax.tree.leaves((out, gradients)))
     for attention in out.attentions:
         uniform = np.full((4, T, T), 1 / T)
@@ -333,7 +330,7 @@ def test_pad_row_gets_no_gradient_through_the_lookup(cls, pad, learns):
     model = cls(CONFIG.replace(pad_token_id=pad))
     ids = np.where(MASK, IDS, 5)
     loss = lambda params: (model.apply({"params": params}, ids).logits ** 2).sum()  # noqa: E731
-    gradient = jit(jax.grad(loss))(random_params(model))["bert"]["embeddings"]["word"]["embedding"]
+    gradient = jax.jit(jax.grad(loss))(random_params(model))["bert"]["embeddings"]["word"]["embedding"]
     assert bool(np.any(gradient[5])) is learns
     assert np.any(gradient[IDS[0, 0]])
 
@@ -374,7 +371,7 @@ def test_fresh_parameters_follow_the_references_rule():
         max_position_embeddings=50, initializer_range=0.05, pad_token_id=3,
     )  # fmt: skip
     model = flaxbert.BertForPreTraining(config)
-    params = jit(model.init)(KEY, IDS)["params"]
+    params = jax.jit(model.init)(KEY, IDS)["params"]
     drawn = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name, leaf = jax.tree_util.keystr(path), np.asarray(leaf)
@@ -399,7 +396,7 @@ def test_fresh_parameters_follow_the_references_rule():
 
 def test_parameters_are_plain_arrays_and_repeat_for_one_key():
     model = flaxbert.BertForMultipleChoice(CONFIG)
-    init = jit(model.init)
+    init = jax.jit(model.init)
     ids = IDS[:, None]
     params = init(KEY, ids)["params"]
     assert all(type(leaf) is type(jnp.zeros(1)) for leaf in jax.tree.leaves(params))

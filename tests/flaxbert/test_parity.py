@@ -21,10 +21,6 @@ B, C, T = 4, 3, 11
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4  # of the largest entry of a tensor's gradient
 
-# The arrays are tiny: optimising machine code for them costs more than it saves. The base-size test does optimise.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 # -- heads: labels under PyTorch's names, and our loss of the same labels --------------------------------------
 
 
@@ -199,7 +195,7 @@ def run_ours(name, model, params, inputs, labels):
         return HEADS[name].loss(model.apply({"params": params}, **given), labels, model.config)
 
     # The loss is taken as training takes it: asked for states, a classifier would compute positions it needs not.
-    @jit
+    @jax.jit
     def both(params, embeds):
         arguments = (0,) if embeds is None else (0, 1)
         out = model.apply({"params": params}, **inputs, output_hidden_states=True, output_attentions=True)

@@ -34,11 +34,8 @@ PARAMS = jax.tree_util.tree_map_with_path(
     MODEL.parameter_shapes(),
 )
 
-# The arrays are tiny: optimising machine code for them costs more than it saves.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-
-@functools.partial(jit, static_argnames="deterministic")
+@functools.partial(jax.jit, static_argnames="deterministic")
 def loss_and_gradients(params, batch, key, *, deterministic):
     def loss(params):
         rngs = {} if deterministic else {"dropout": key}
@@ -233,7 +230,7 @@ def test_parameters_are_gathered_and_activations_are_not(deterministic):
 
         where = placed_on(mesh, sharding.FSDP_TENSOR)
         outputs = sharding.replicated(mesh), sharding.tree_shardings(mesh, sharding.FSDP_TENSOR, MODEL.logical_axes())
-        text = jit(loss, out_shardings=outputs).lower(*where).compile().as_text()
+        text = jax.jit(loss, out_shardings=outputs).lower(*where).compile().as_text()
         return [found.groups() for found in map(COLLECTIVE.search, text.splitlines()) if found]
 
     assert collectives(sharding.make_mesh()) == []

@@ -25,8 +25,6 @@ CLASSES = sorted(flaxbert.ARCHITECTURES)
 WITH_DECODER = ("BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel")
 WORDS = "bert.embeddings.word_embeddings.weight"
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def model_and_params(name, config=CONFIG):
     model = flaxbert.ARCHITECTURES[name](config.replace(is_decoder=name == "BertLMHeadModel"))
@@ -83,7 +81,7 @@ def test_transformers_loads_what_we_save_and_we_load_what_it_saves(name, tmp_pat
     assert {kind: list(found) for kind, found in report.items() if found} == {}
     rng = np.random.default_rng(0)
     ids = rng.integers(0, CONFIG.vocab_size, (2, 3, 7) if model.takes_choices else (2, 7))
-    out = jit(model.apply)({"params": params}, ids)
+    out = jax.jit(model.apply)({"params": params}, ids)
     with torch.no_grad():
         wanted = theirs.eval()(torch.from_numpy(ids))
     compared = [field for field in vars(out) if "logits" in field or field in ("last_hidden_state", "pooler_output")]
@@ -226,7 +224,7 @@ def test_not_strict_draws_a_new_head_afresh_and_names_it(saved, caplog):
     assert record.levelno == logging.WARNING
     assert "2 missing:\n    classifier.weight\n    classifier.bias" in record.getMessage()
     assert_bit_equal(params["bert"], saved.params)
-    fresh = jit(flaxbert.BertForSequenceClassification(CONFIG).init)(key, jnp.zeros((1, 1), int))["params"]
+    fresh = jax.jit(flaxbert.BertForSequenceClassification(CONFIG).init)(key, jnp.zeros((1, 1), int))["params"]
     assert_bit_equal(params["classifier"], fresh["classifier"])
     assert np.any(params["classifier"]["kernel"])
     other = saved.load("BertForSequenceClassification", strict=False)
@@ -558,7 +556,7 @@ def test_mismatched_sizes_are_drawn_afresh_where_asked_for(saved, caplog):
     key = jax.random.key(3)
     params = saved.load(config=wider, ignore_mismatched_sizes=True, key=key)
     assert "2 of another shape" not in caplog.text and "3 of another shape" in caplog.text
-    fresh = jit(type(saved.model)(wider).init)(key, jnp.zeros((1, 1), int))["params"]
+    fresh = jax.jit(type(saved.model)(wider).init)(key, jnp.zeros((1, 1), int))["params"]
     chex.assert_trees_all_close(params["classifier"], fresh["classifier"], rtol=1e-6)
     chex.assert_trees_all_close(
         params["bert"]["embeddings"]["position"], fresh["bert"]["embeddings"]["position"], rtol=1e-6

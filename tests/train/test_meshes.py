@@ -85,7 +85,7 @@ def trained(task, placement, *, micro_batches=1, remat=Remat.NONE):
     batches = [placement.batch(make_batch(np.random.default_rng(number))) for number in range(STEPS)]
     step = compile_step(loss_function, optimizer, placement, shardings, seed=0, micro_batches=micro_batches)
     # Once, and it refuses a state that does not come back where it was; optimising it for 20 steps takes longer.
-    compiled = step.lower(state, batches[0]).compile({"xla_backend_optimization_level": 0})
+    compiled = step.lower(state, batches[0]).compile()
     found, gradients = [], None
     for batch in batches:
         state, metrics = compiled(state, batch)

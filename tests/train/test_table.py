@@ -118,6 +118,9 @@ def test_real_files_of_other_tasks_are_refused(data_dir):
         ("question1 question2 is_duplicate", 0, 1, 2),
         ("index question sentence label", 1, 2, 3),
         ("premise hypothesis gold_label label1", 0, 1, 2),
+        ("premise hypo label", 0, 1, 2),  # XNLI's translations of MNLI's training set
+        ("language gold_label sentence1_parse sentence2_parse sentence1 sentence2 genre label1", 4, 5, 1),  # XNLI
+        ("index genre sentence1_binary_parse sentence1 sentence2 label1 gold_label", 3, 4, 6),  # MNLI of GLUE
         ("id sentence text_pair", 1, None, None),
         ("question label", None, None, None),
     ],

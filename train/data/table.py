@@ -16,7 +16,7 @@ from train.data.sources import read_records
 # What columns are called in practice, most telling first; compared without regard to case. A lone "question" is
 # not among the texts: in multiple-choice files (COPA, Cosmos QA) it would pass unseen for the whole input.
 _PAIRS = [("sentence1", "sentence2"), ("text", "text_pair"), ("question1", "question2")]
-_PAIRS += [("premise", "hypothesis"), ("question", "sentence"), ("question", "passage")]
+_PAIRS += [("premise", "hypothesis"), ("premise", "hypo"), ("question", "sentence"), ("question", "passage")]
 _PAIRS += [("#1 string", "#2 string"), ("sentence_a", "sentence_b"), ("text_a", "text_b")]
 _TEXTS = ["sentence", "text", "sentence1", "content", "review", "title"]
 _LABELS = ["label", "labels", "gold_label", "class", "category", "target"]
