@@ -23,7 +23,7 @@ def with_task(config, **changes):
 )
 def test_settings_that_contradict_each_other(kind):
     for settings, message in [
-        ({"dev": "a", "dev_share": 0.2}, "only where dev is not given"),
+        ({"dev": "a", "dev_share": 0.2}, "dev_share is 0.2, dev a; .* only where dev is not given; else None"),
         ({"dev_share": 1.0}, "between 0 and 1"),
         ({"dev_share": 0.0}, "between 0 and 1"),
         ({"also": ("a", "b"), "also_splits": ("c",)}, "one for each of also"),

@@ -106,8 +106,9 @@ def _choose(where: str, names: Sequence[str], columns: Columns) -> tuple[str, st
     if not text or wrong:
         what = f"{listed(wrong)} must be there, for one use each" if wrong else "none known as a text"
         raise ValueError(
-            f"{where}: columns found: {listed(names)}; {what}. Name them: Columns(text=..., text_pair=..., "
-            'label=...); in a .tsv or .csv without a header by number from 0: Columns(text="3", label="1")'
+            f"{where}: columns found: {listed(names)}; {what}. Name them: --task.columns.text, "
+            "--task.columns.text-pair, --task.columns.label; in a .tsv or .csv without a header by number from 0, "
+            "as --task.columns.text 3 --task.columns.label 1"
         )
     return text, pair, label
 

@@ -50,7 +50,8 @@ class Supervised:
             raise ValueError(f"also_splits is {self.also_splits}; there must be one for each of also, {self.also}")
         if self.dev_share is not None and (self.dev is not None or not 0 < self.dev_share < 1):
             raise ValueError(
-                f"dev_share is {self.dev_share}; allowed: between 0 and 1, and only where dev is not given"
+                f"dev_share is {self.dev_share}, dev {self.dev}; allowed: between 0 and 1, and only where dev is not "
+                "given; else None"
             )
 
     @property
