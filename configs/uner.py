@@ -5,6 +5,9 @@ python -m train configs/uner.py --task.train en_ewt-ud-dev.iob2
 
 One file of 2001 sentences: a fifth of them, drawn at random, is held out. With the set's own three files:
 --task.train en_ewt-ud-train.iob2 --task.dev en_ewt-ud-dev.iob2 --task.test en_ewt-ud-test.iob2 --task.dev-share None
+
+Reached with the first command and seed 0: entity F1 0.681 on the 401 held out (each word's most frequent training tag:
+0.471), in 167 s. 2 cores of an AMD EPYC, 2026-11-23.
 """
 
 from pathlib import Path

@@ -15,18 +15,18 @@ from train.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest `keep` of them, and the one with the highest score."""
+    """The checkpoints in a folder: the newest `keep`, and where they are `scored` the one with the highest score."""
 
-    def __init__(self, folder: Path, *, keep: int):
+    def __init__(self, folder: Path, *, keep: int, scored: bool = False):
         """Opens or makes the folder (absolute: orbax insists)."""
-        self._folder = folder.absolute()
+        self._folder, self._scored = folder.absolute(), scored
         best = BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                best_fn=_rank,
-                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+                best_fn=_rank if scored else None,
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if scored else [])]),
                 cleanup_tmp_directories=True,  # what a killed run left half-written
                 enable_async_checkpointing=True,
             ),
@@ -46,12 +46,15 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the highest score, of equal ones the first; None where none has a score."""
-        return self._manager.best_step()
+        step = self._manager.best_step() if self._scored else None
+        metrics: Any = None if step is None else self._manager.metrics(step)
+        return None if metrics is None or metrics["score"] is None else step
 
     def save(self, state: TrainState, step: int, *, score: float | None = None) -> None:
         """Copies the state to the host and writes it in the background; an earlier failure surfaces here."""
         if step != self.latest:
-            metrics = None if score is None else {"score": score, "step": step}
+            # Without a score, too: orbax warns on the terminal of a checkpoint that has no metrics.
+            metrics = {"score": score, "step": step} if self._scored else None
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
     def restore(self, shapes: TrainState, shardings: TrainState, *, step: int | None = None) -> TrainState:
@@ -86,5 +89,6 @@ class Checkpoints:
 
 
 def _rank(metrics: Any) -> Any:
-    """Of equal scores the first is the best."""
-    return metrics["score"], -metrics["step"]
+    """Of equal scores the first is the best; those without one come last."""
+    score = metrics["score"]
+    return score is not None, score or 0.0, -metrics["step"]

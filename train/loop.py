@@ -64,7 +64,7 @@ def _run(config: Config, peers: Peers) -> Path:
     with (
         programs_kept(folder / "compiled" if config.run.keep_programs else None),
         compile_time() as compiling,
-        Checkpoints(folder / "checkpoints", keep=config.run.keep) as checkpoints,
+        Checkpoints(folder / "checkpoints", keep=config.run.keep, scored=config.run.best is not None) as checkpoints,
     ):
         shardings = state_shardings(model, optimizer, placement)
         first_step = checkpoints.latest or 0

@@ -31,8 +31,9 @@ def overfitting(classification, tmp_path):
     return with_run(classification, **SLOWLY)
 
 
-def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys, monkeypatch):
-    unbroken = run(with_run(overfitting, patience=2))
+def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys, caplog, monkeypatch):
+    unbroken = run(with_run(overfitting, patience=2, checkpoint_every=2))  # some of them without a score
+    assert "metric" not in caplog.text  # of which orbax would warn
     printed = capsys.readouterr().out
     *during, last = evaluations(unbroken)
     best = min(during, key=lambda found: found[1])
@@ -44,10 +45,10 @@ def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            run(with_run(overfitting, patience=2, folder=tmp_path / "broken"))
-    broken = run(with_run(overfitting, patience=2, folder=tmp_path / "broken"))
+            run(with_run(overfitting, patience=2, checkpoint_every=2, folder=tmp_path / "broken"))
+    broken = run(with_run(overfitting, patience=2, checkpoint_every=2, folder=tmp_path / "broken"))
     capsys.readouterr()
-    again = run(with_run(overfitting, patience=2, folder=tmp_path / "broken"))
+    again = run(with_run(overfitting, patience=2, checkpoint_every=2, folder=tmp_path / "broken"))
     assert "stops at step" in capsys.readouterr().out
     for folder in (broken, again):
         for name, values in weights(unbroken).items():
@@ -78,8 +79,9 @@ def test_what_makes_no_sense_is_told_before_anything_is_written(overfitting, cha
     assert not overfitting.run.folder.exists()
 
 
-def test_several_seeds(classification, tmp_path, capsys):
+def test_several_seeds(classification, tmp_path, capsys, caplog):
     folder = run_seeds(with_run(classification, seeds=(3, 5)))
+    assert "metric" not in caplog.text
     printed = capsys.readouterr().out
     finals = [evaluations(folder / f"seed-{seed}")[-1][1] for seed in (3, 5)]
     assert finals[0] != finals[1]
