@@ -4,6 +4,10 @@
     python -m train configs/cluener.py --task.train train.jsonl --task.tokenizer vocab.txt --optim.learning-rate 5e-4
 
 A tenth of the sentences, drawn at random, is held out; with a file for it: --task.dev dev.jsonl --task.dev-share None
+
+Reached with the second command and seed 0: entity F1 0.383 on the 1075 held out, 0.464 as seqeval's strict mode reads
+the same tags (each character's most frequent training tag: 0.051), in 443 s beside other work. 2 cores of an AMD EPYC,
+2026-11-23.
 """
 
 from pathlib import Path
