@@ -8,8 +8,8 @@ With one file alone, whole articles of it are held out, at least a fifth of its 
     python -m train configs/squad2.py --task.train dev-v2.0.cs224n-half.json
 
 Reached so with seed 0, on 1252 questions held out of 6078: exact match 53.3, F1 54.4, where never answering has 52.0.
-4826 questions teach these weights, which come from comparing sentences, little reading. 62 minutes beside other work on
-2 cores of an AMD EPYC, 2026-11-23.
+The best text has F1 59.3 on the 601 that have an answer: what 4826 questions teach less well is which have none. 62
+minutes beside other work on 2 cores of an AMD EPYC, 2026-11-23.
 """
 
 from pathlib import Path
