@@ -43,13 +43,13 @@ def test_regression(classification):
     with pytest.raises(ValueError, match="labels is .*but a regression has none"):
         run(with_task(classification, problem_type="regression", labels=("a",)))
     longer = dataclasses.replace(with_task(classification, problem_type="regression"), optim=Optim(learning_rate=3e-3))
-    folder = run(dataclasses.replace(longer, run=dataclasses.replace(longer.run, epochs=60)))
+    folder = run(dataclasses.replace(longer, run=dataclasses.replace(longer.run, epochs=45)))
     found = evaluated(folder)["dev"]
     assert found["spearman"] > 0.9 and found["pearson"] > 0.9
     predictions = [line.split("\t") for line in (folder / "predictions_dev.tsv").read_text().splitlines()[1:]]
     given, said = (np.array([float(line[i]) for line in predictions]) for i in (1, 2))
     assert spearman(given, said) == pytest.approx(found["spearman"], abs=1e-3)
-    assert np.mean((given - said) ** 2) == pytest.approx(found["loss"], rel=1e-3, abs=1e-5)  # four digits are written
+    assert np.mean((given - said) ** 2) == pytest.approx(found["loss"], rel=1e-3)
     # transformers reads a model of one number, whose loss is squared error.
     model = BertForSequenceClassification.from_pretrained(folder / "model")
     assert model.config.problem_type == "regression" and model.num_labels == 1

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.test_loop import with_task
 from train.data.held_out import held_out
 from train.tasks.multiple_choice import MultipleChoice
 from train.tasks.next_sentence import NextSentence
 from train.tasks.question_answering import QuestionAnswering
 from train.tasks.sequence_classification import SequenceClassification
 from train.tasks.token_classification import TokenClassification
-
-
-def with_task(config, **changes):
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
 
 
 @pytest.mark.parametrize(
