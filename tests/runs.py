@@ -9,8 +9,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from types import SimpleNamespace
 
+import jax
 import pytest
 from filelock import FileLock
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
@@ -43,6 +45,20 @@ def masked_lm_in(folder: Path) -> Config:
     )
     run = Run(folder=folder / "run", batch_size=8, steps=12, log_every=4, checkpoint_every=6)
     return Config(task, run, Model(sizes=SMALL), Optim(learning_rate=1e-3))
+
+
+@pytest.fixture
+def no_cache():
+    """Without the cache of the tests, which would be left in place."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (None, 0.0), strict=True):
+        jax.config.update(name, value)
+    reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 # Large blocks of memory in huge pages, and kept by the process when freed instead of handed back to the system.
@@ -31,6 +33,18 @@ def compile_quickly() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "--xla_backend_extra_options" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_XLA_OPTION}".strip()
+
+
+def without_false_alarm() -> None:
+    """Keeps jax from logging, where it has a CPU alone, that programs kept on this very machine may not suit it.
+
+    It compares preferences of the compiler with what the CPU can do (https://github.com/openxla/xla/issues/44565), on
+    every start that finds programs. Its other errors are raised, too; a level that is set already stays, and so does
+    what hosts log that wait for one another.
+    """
+    plugins = entry_points(group="jax_plugins") or find_spec("libtpu")
+    if (os.environ.get("JAX_PLATFORMS") == "cpu" or not plugins) and not any("--hosts" in flag for flag in sys.argv):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal ones
 
 
 def run_inline() -> None:

@@ -3,7 +3,6 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -80,8 +79,8 @@ def _run(config: Config, peers: Peers) -> Path:
             reporter.message(_opening(config, task, total_steps, first_step, placement))
             started = time.perf_counter()
             trainer = Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
-            how: dict[str, Any] = {"seed": config.run.seed, "micro_batches": config.run.micro_batches}
-            step = compile_step(trainer.loss, optimizer, placement, shardings, **how)
+            parts = config.run.micro_batches
+            step = compile_step(trainer.loss, optimizer, placement, shardings, micro_batches=parts)
             state, number = trainer.train(state, step, first_step)
             if checkpoints.best not in (None, number):
                 number = checkpoints.best

@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 from flaxbert.files import written_whole
+from train.compilation import programs_kept
 from train.config import Config
 from train.loop import run
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
@@ -25,13 +26,14 @@ def run_seeds(config: Config) -> Path:
             f"seeds is {seeds}, which one process runs one after another; on hosts start each by --run.seed"
         )
     figures: dict[tuple[str, str], list[float]] = {}
-    for seed in seeds:
-        own = dataclasses.replace(config.run, folder=folder / f"seed-{seed}", seed=seed, seeds=())
-        print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}", flush=True)
-        found = run(dataclasses.replace(config, run=own))
-        for name, line in last_evaluations(read_record(found / METRICS_FILE)).items():
-            for figure, value in line.items():
-                figures.setdefault((name, figure), []).append(value)
+    with programs_kept(folder / "compiled" if config.run.keep_programs else None):
+        for seed in seeds:
+            own = dataclasses.replace(config.run, folder=folder / f"seed-{seed}", seed=seed, seeds=())
+            print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}", flush=True)
+            found = run(dataclasses.replace(config, run=own))
+            for name, line in last_evaluations(read_record(found / METRICS_FILE)).items():
+                for figure, value in line.items():
+                    figures.setdefault((name, figure), []).append(value)
     head = ["data", "figure", "mean", "deviation", *(f"seed {seed}" for seed in seeds)]
     rows = [[*key, statistics.fmean(values), _deviation(values), *values] for key, values in figures.items()]
     lines = [f"# {folder.name}: {len(seeds)} seeds", "", *markdown_table(head, rows), ""]

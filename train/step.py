@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -27,6 +28,10 @@ class TrainState:
     step: Any  # arrays; in trees of shapes and shardings, those
     params: Params
     opt_state: optax.OptState
+
+
+# (state, batch, seed) -> the next state, and metrics of the step.
+Step = Callable[[TrainState, Batch, jax.Array | np.uint32], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation) -> TrainState:
@@ -81,10 +86,10 @@ def create_state(
 def train_step(
     state: TrainState,
     batch: Batch,
+    seed: jax.Array | np.uint32,
     *,
     loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
-    seed: int,
     micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update, as a pure function; `compile_step` is this with shardings, donation and jit.
@@ -144,19 +149,21 @@ def compile_step(
     placement: Placement,
     shardings: TrainState,
     *,
-    seed: int,
     micro_batches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step: state in and out where it lives (its memory reused), the rows of the batch divided."""
-    how: dict[str, Any] = {"loss_function": loss_function, "optimizer": optimizer, "seed": seed}
+) -> Step:
+    """The jitted step: state in and out where it lives (its memory reused), the rows of the batch divided.
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    The seed is an argument, not a constant, so that runs with several seeds share one program.
+    """
+    how: dict[str, Any] = {"loss_function": loss_function, "optimizer": optimizer}
+
+    def step(state: TrainState, batch: Batch, seed: jax.Array | np.uint32) -> tuple[TrainState, dict[str, jax.Array]]:
         with placement.tracing():
-            return train_step(state, batch, micro_batches=micro_batches, **how)
+            return train_step(state, batch, seed, micro_batches=micro_batches, **how)
 
     return jax.jit(
         step,
-        in_shardings=(shardings, placement.batch_sharding),
+        in_shardings=(shardings, placement.batch_sharding, placement.replicated),
         out_shardings=(shardings, placement.replicated),
         donate_argnums=0,
     )

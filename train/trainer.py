@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from flaxbert import PreTrainedModel
 from train.checkpoint import Checkpoints
@@ -16,7 +17,7 @@ from train.evaluate import Evaluation, compile_measure, evaluate
 from train.meter import Meter
 from train.optim import schedule
 from train.report import Reporter
-from train.step import Params, TrainState
+from train.step import Params, Step, TrainState
 from train.tasks.task import Task
 
 DEV = "dev"  # the set that is evaluated during training
@@ -45,19 +46,20 @@ class Trainer:
         """The task's loss for this run's model."""
         return self.task.loss(self.model, params, batch, key)
 
-    def train(self, state: TrainState, step: Any, first_step: int) -> tuple[TrainState, int]:
+    def train(self, state: TrainState, step: Step, first_step: int) -> tuple[TrainState, int]:
         """All steps from `first_step` on, fewer where evaluations get no better: the state, and the last step.
 
         Metrics of a step are fetched after the next one is under way. The last state is in a checkpoint.
         """
         settings = self.config.run
+        seed = np.uint32(settings.seed)
         meter = Meter(self.task.config, self.total_steps, fraction=self.placement.row_part.fraction)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         number = first_step
         numbered = enumerate(iterate(self.task.train, first_step, self.total_steps), first_step + 1)
         while not self._out_of_patience(number) and (following := next(numbered, None)) is not None:
             number, host_batch = following
-            state, metrics = step(state, self.placement.batch(host_batch))
+            state, metrics = step(state, self.placement.batch(host_batch), seed)
             meter.add(self.task.work(host_batch))
             if pending is not None:
                 self._report(*pending, meter)

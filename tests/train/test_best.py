@@ -79,7 +79,7 @@ def test_what_makes_no_sense_is_told_before_anything_is_written(overfitting, cha
     assert not overfitting.run.folder.exists()
 
 
-def test_several_seeds(classification, tmp_path, capsys, caplog):
+def test_several_seeds(no_cache, classification, tmp_path, capsys, caplog):
     folder = run_seeds(with_run(classification, seeds=(3, 5)))
     assert "metric" not in caplog.text
     printed = capsys.readouterr().out
@@ -91,6 +91,9 @@ def test_several_seeds(classification, tmp_path, capsys, caplog):
         f"| dev | loss | {mean:,.6g} | {deviation:,.6g} | {finals[0]:,.6g} | {finals[1]:,.6g} |"
         in (folder / "summary.md").read_text()
     )
+    # One step for all of them, and it is kept.
+    assert len(list((folder / "compiled").glob("jit_step-*-cache"))) == 1
+    assert not list(folder.glob("seed-*/compiled"))
     assert json.loads((folder / "seed-5" / "run.json").read_text())["run"]["seed"] == 5
     alone = run(with_run(classification, seed=3, folder=tmp_path / "alone"))
     for name, values in weights(alone).items():

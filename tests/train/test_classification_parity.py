@@ -16,6 +16,7 @@ from train.optim import make_optimizer
 from train.step import compile_step, create_state, state_shardings
 from train.trainer import DEV
 
+SEED = np.uint32(0)
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,10 +41,10 @@ def test_the_loss_curve_and_the_predictions_of_pytorch(data_dir, minilm, tmp_pat
     optimizer = make_optimizer(config.optim, total_steps)
     shardings = state_shardings(model, optimizer, placement)
     state = create_state(model, optimizer, shardings, seed=0, params=params)
-    step = compile_step(lambda p, b, key: task.loss(model, p, b, None), optimizer, placement, shardings, seed=0)
+    step = compile_step(lambda p, b, key: task.loss(model, p, b, None), optimizer, placement, shardings)
     ours = []
     for number in range(total_steps):
-        state, metrics = step(state, placement.batch(task.train[number]))
+        state, metrics = step(state, placement.batch(task.train[number]), SEED)
         ours.append(metrics["loss"])
     measure = jax.jit(lambda params, batch: task.measure(model, params, batch).outputs)
     dev = task.evaluations[DEV]

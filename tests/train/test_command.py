@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from train import environment
 from train.command import main, parse_flags
 from train.config import Config, Run
 from train.optim import Optim
@@ -179,6 +180,28 @@ def test_malloc_settings_restart_the_process_once_with_its_own_arguments():
     settings, arguments = shown().split(" ", 1)
     assert settings.startswith("glibc.malloc.hugetlb=1:") and arguments == "['a b', '--flag'] True\n"
     assert shown(GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--flag'] False\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "plugins", "arguments", "level"),
+    [
+        ({"JAX_PLATFORMS": "cpu"}, ["cuda"], [], "3"),
+        ({}, [], [], "3"),
+        ({}, ["cuda"], [], None),
+        ({}, [], ["--hosts.detect"], None),
+        ({"TF_CPP_MIN_LOG_LEVEL": "0"}, [], [], "0"),
+    ],
+)
+def test_what_xla_logs_is_silenced_only_where_there_is_a_cpu_alone(given, plugins, arguments, level, monkeypatch):
+    for name in ("JAX_PLATFORMS", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, given.get(name, ""))  # so that it is put back afterwards
+        if name not in given:
+            del os.environ[name]
+    monkeypatch.setattr(sys, "argv", ["train", "config.py", *arguments])
+    monkeypatch.setattr(environment, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    environment.without_false_alarm()
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
 
 
 def test_xla_flags_of_the_user_are_kept():

@@ -3,23 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from train.compilation import compile_time, no_programs_kept, programs_kept
-
-
-@pytest.fixture
-def no_cache():
-    """Without the cache of the tests, which would be left in place."""
-    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (None, 0.0), strict=True):
-        jax.config.update(name, value)
-    reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    reset_cache()
 
 
 def compiled_anew():

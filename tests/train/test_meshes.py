@@ -30,6 +30,7 @@ MESHES = {
     "4x1x2": MeshShape(tensor=2),
 }
 ROWS, LENGTH, STEPS = 16, 11, 20
+SEED = np.uint32(0)
 
 
 def pretraining_batch(generator):
@@ -83,12 +84,12 @@ def trained(task, placement, *, micro_batches=1, remat=Remat.NONE):
     shardings = state_shardings(model, optimizer, placement)
     state = create_state(model, optimizer, shardings, seed=0, params=fresh(architecture))
     batches = [placement.batch(make_batch(np.random.default_rng(number))) for number in range(STEPS)]
-    step = compile_step(loss_function, optimizer, placement, shardings, seed=0, micro_batches=micro_batches)
+    step = compile_step(loss_function, optimizer, placement, shardings, micro_batches=micro_batches)
     # Once, and it refuses a state that does not come back where it was; optimising it for 20 steps takes longer.
-    compiled = step.lower(state, batches[0]).compile()
+    compiled = step.lower(state, batches[0], SEED).compile()
     found, gradients = [], None
     for batch in batches:
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, SEED)
         found.append(float(metrics["loss"]))
         # Adam's first moment after one step is a tenth of the gradient.
         gradients = gradients or by_path(jax.device_get(moments(state)[0]))
@@ -200,8 +201,9 @@ def test_micro_batches_compute_no_row_twice():
             out = model.apply({"params": params}, batch["input_ids"])
             return pretraining_loss(out, batch)
 
-        step = compile_step(loss, optimizer, placement, shardings, seed=0, micro_batches=micro_batches)
-        return step.lower(state_shapes(model, optimizer), placement.batch(batch)).compile().as_text().count(" dot(")
+        step = compile_step(loss, optimizer, placement, shardings, micro_batches=micro_batches)
+        lowered = step.lower(state_shapes(model, optimizer), placement.batch(batch), SEED)
+        return lowered.compile().as_text().count(" dot(")
 
     assert products(2) == products(1) > 20
 

@@ -29,6 +29,7 @@ MODEL = BertForMaskedLM(
 )
 # The feed-forward and the vocabulary split over all devices, as no batch is.
 RULES = AxisRules(vocab="data", mlp="data")
+SEED = np.uint32(0)
 BATCH = {"target": np.linspace(-1, 1, 8, dtype=np.float32)}
 
 settings = pytest.mark.parametrize(
@@ -59,9 +60,9 @@ def stepped(settings, devices, steps=3):
     generator = np.random.default_rng(0)
     drawn = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), MODEL.parameter_shapes())
     state = create_state(MODEL, optimizer, shardings, seed=0, params=drawn)
-    step = compile_step(loss_function, optimizer, placement, shardings, seed=0)
+    step = compile_step(loss_function, optimizer, placement, shardings)
     for _ in range(steps):
-        state, _ = step(state, placement.batch(BATCH))
+        state, _ = step(state, placement.batch(BATCH), SEED)
     return state, shardings, optimizer
 
 

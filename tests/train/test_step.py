@@ -17,6 +17,7 @@ CONFIG = BertConfig(
     max_position_embeddings=16,
 )
 MODEL = BertForMaskedLM(CONFIG)
+SEED = np.uint32(0)
 
 
 def batch(seed):
@@ -45,9 +46,9 @@ def trained(steps, counted=loss_function):
     optimizer = make_optimizer(Optim(learning_rate=1e-3), steps)
     shardings = state_shardings(MODEL, optimizer, placement)
     state = create_state(MODEL, optimizer, shardings, seed=0)
-    step = compile_step(counted, optimizer, placement, shardings, seed=0)
+    step = compile_step(counted, optimizer, placement, shardings)
     for i in range(steps):
-        state, _ = step(state, placement.batch(batch(i)))
+        state, _ = step(state, placement.batch(batch(i)), SEED)
     return state, step, shardings
 
 
@@ -87,7 +88,7 @@ def test_the_old_state_is_donated():
     shardings = state_shardings(MODEL, optimizer, placement)
     state = create_state(MODEL, optimizer, shardings, seed=0)
     old = jax.tree.leaves(state.params)
-    compile_step(loss_function, optimizer, placement, shardings, seed=0)(state, placement.batch(batch(0)))
+    compile_step(loss_function, optimizer, placement, shardings)(state, placement.batch(batch(0)), SEED)
     assert all(leaf.is_deleted() for leaf in old)
 
 
@@ -99,20 +100,22 @@ def test_fresh_state_is_the_models_own_initialisation():
     chex.assert_trees_all_close(state.params, drawn["params"])
 
 
-def test_dropout_differs_from_step_to_step_and_not_from_run_to_run():
+def test_dropout_differs_from_step_to_step_and_seed_to_seed_and_not_from_run_to_run():
     placement = Placement(make_mesh())
     optimizer = make_optimizer(Optim(learning_rate=0.0), 3)
     shardings = state_shardings(MODEL, optimizer, placement)
-    step = compile_step(loss_function, optimizer, placement, shardings, seed=0)
+    step = compile_step(loss_function, optimizer, placement, shardings)
 
-    def history():
+    def history(seed):
         state = create_state(MODEL, optimizer, shardings, seed=0)
         found = []
         for _ in range(3):
-            state, metrics = step(state, placement.batch(batch(0)))
+            state, metrics = step(state, placement.batch(batch(0)), np.uint32(seed))
             found.append(float(metrics["loss"]))
         return found
 
-    first = history()
+    first = history(0)
     assert len(set(first)) == 3
-    assert history() == first
+    assert not set(history(2**32 - 1)) & set(first)
+    assert history(0) == first
+    assert step._cache_size() == 1  # the program is the same for every seed

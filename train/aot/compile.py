@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.errors import JaxRuntimeError
 
 from train.compilation import no_programs_kept
@@ -65,8 +66,8 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         return objective.loss(model, params, batch, key)
 
-    step: Any = compile_step(loss, optimizer, placement, shardings, seed=config.run.seed, micro_batches=parts)
-    lowered = step.lower(state, batch)
+    step: Any = compile_step(loss, optimizer, placement, shardings, micro_batches=parts)
+    lowered = step.lower(state, batch, np.uint32(config.run.seed))
     started = time.perf_counter()
     executable = compile_lowered(lowered)
     seconds = time.perf_counter() - started

@@ -173,11 +173,18 @@ class PreparedAnswering(Task):
     def finish(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
-        """Writes predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json for every evaluation."""
+        """Writes predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json for every evaluation.
+
+        Tells the threshold, which `flaxbert predict answer` wants to be given.
+        """
         for name in self.evaluations if jax.process_index() == 0 else ():
             answers = self._answers(name, results[name])
             self.sets[name].write(folder, name, answers, self._threshold(name, answers))
-        return [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
+        lines = [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
+        if any(found.taught_empty for found in self.sets.values()):
+            threshold = self._found.get("dev", 0.0) if self.null_threshold is None else self.null_threshold
+            lines.append(f"there is no answer where null odds exceed {threshold:.4f}: --null-threshold of predict")
+        return lines
 
     def _answers(self, name: str, found: Evaluation) -> dict[str, Answers]:
         return self.sets[name].answers(self.evaluations[name].by_example(found.outputs))
