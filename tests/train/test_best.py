@@ -4,6 +4,7 @@ import dataclasses
 import json
 import statistics
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -80,6 +81,7 @@ def test_what_makes_no_sense_is_told_before_anything_is_written(overfitting, cha
 
 
 def test_several_seeds(no_cache, classification, tmp_path, capsys, caplog):
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)  # `no_cache` puts it back
     folder = run_seeds(with_run(classification, seeds=(3, 5)))
     assert "metric" not in caplog.text
     printed = capsys.readouterr().out

@@ -276,11 +276,15 @@ def test_no_coordinator(masked_lm, tmp_path):
     assert errors.startswith(f"error: host 0 was not reached at {where[1]} within 1 s")
 
 
-def killed(config: Config, place: Path, count: int, victim: int, *, after: str):
-    """What the others of a run leave, when one is killed after this was printed; and how many seconds they took."""
+def killed(config: Config, place: Path, count: int, victim: int, *, after: str, kept: str = ""):
+    """What the others of a run leave, when one is killed; and how many seconds they took.
+
+    It is killed after this was printed, and when this checkpoint has been written, which goes on beside the steps.
+    """
     processes = launch(config, place, count, devices=4 // count)
     try:
-        while not re.search(after, (place / "out0").read_text()):
+        checkpoint = config.run.folder / "checkpoints" / kept
+        while not (re.search(after, (place / "out0").read_text()) and (not kept or checkpoint.is_dir())):
             assert all(process.poll() is None for process in processes), (place / "err0").read_text()
             time.sleep(0.1)
         processes[victim].kill()
@@ -368,7 +372,7 @@ def test_classification_by_several_processes(classification, tmp_path, count, pa
 @pytest.mark.parametrize(("before", "victim", "after"), [(1, 0, 4), (2, 0, 1), (4, 0, 2), (4, 3, 2), (2, 1, 4)])
 def test_a_killed_run_goes_on_with_any_number_of_processes(alone, tmp_path, before, victim, after):
     config = changed(alone.config, mesh=MeshShape(fsdp=4), run={"folder": tmp_path / "run"})
-    found, seconds = killed(config, tmp_path, before, victim, after=r"step +13/")
+    found, seconds = killed(config, tmp_path, before, victim, after=r"step +13/", kept="10")
     for code, _, errors in found:
         assert code == 3, errors
         assert f"stopped: host {victim} ({socket.gethostname()}) was lost: its connection closed;" in errors

@@ -18,6 +18,7 @@ from train.evaluate import Evaluation
 from train.loop import run
 from train.optim import Optim
 from train.tasks.pretraining import Pretraining, Segments
+from train.trainer import Trainer
 
 SIZES = BertConfig(
     vocab_size=205,
@@ -37,7 +38,8 @@ def config(tmp_path):
     store = tmp_path / "store"
     prepare(Preparation((str(text),), store, tokenizer=tmp_path / "words", workers=1, lines="sentences"))
     settings = Run(folder=tmp_path / "run", batch_size=8, steps=6, log_every=2)
-    return Config(Pretraining(str(store), max_length=32), settings, Model(sizes=SIZES), Optim(learning_rate=1e-3))
+    model = Model(sizes=SIZES, dropout=0.0)
+    return Config(Pretraining(str(store), max_length=32), settings, model, Optim(learning_rate=1e-3))
 
 
 def changed(config, **changes):
@@ -52,6 +54,7 @@ def parameters(task, **how):
 def per_example(scores, params, batch, segments):
     """{unmasked tokens: (masked-LM loss, next-sentence loss)} of each example."""
     words, pairs = scores(params, dict(batch))
+    of_words, of_pairs = jax.jit(losses.masked_lm), jax.jit(losses.next_sentence)
     found = {}
     for row in range(len(segments)):
         for slot in range(segments[row].max()):
@@ -59,11 +62,11 @@ def per_example(scores, params, batch, segments):
             ids, labels = batch["input_ids"][row].copy(), batch["masked_lm_labels"][row]
             mine = (labels != IGNORE) & here[batch["masked_lm_positions"][row]]
             ids[batch["masked_lm_positions"][row][mine]] = labels[mine]
-            loss = losses.masked_lm(words[row][None], np.where(mine, labels, IGNORE)[None])
+            loss = of_words(words[row][None], np.where(mine, labels, IGNORE)[None])
             assert mine.sum() == round(0.15 * here.sum()) or here.sum() < 10
             label, scores = (batch["next_sentence_labels"], pairs)
             label, scores = (label[row, slot], scores[row, slot]) if label.ndim == 2 else (label[row], scores[row])
-            pair = losses.next_sentence(scores[None], np.array([label]))
+            pair = of_pairs(scores[None], np.array([label]))
             found[ids[here].tobytes()] = np.array([loss.mean, pair.mean])
     return found
 
@@ -139,11 +142,13 @@ def test_what_an_evaluation_tells(config):
     task = config.task.prepare(config)
     model, params = parameters(task)
     batches = list(task.evaluations["dev"])
-    found = [task.measure(model, params, batch).metrics for batch in batches]
+    measure = jax.jit(lambda batch: task.measure(model, params, batch).metrics)
+    scores = jax.jit(lambda batch: task._scores(model, params, batch, None))
+    found = [measure(dict(batch)) for batch in batches]
     means = {n: sum(float(f[n].sum) for f in found) / sum(float(f[n].weight) for f in found) for n in found[0]}
     right = total = 0
     for batch in batches:
-        words, _ = task._scores(model, params, batch, None)
+        words, _ = scores(dict(batch))
         counted = batch["masked_lm_labels"] != IGNORE
         right += (np.argmax(words, axis=-1) == batch["masked_lm_labels"])[counted].sum()
         total += counted.sum()
@@ -238,19 +243,17 @@ def test_stages_of_shorter_examples_go_on_at_the_same_place(config):
 
 @pytest.mark.slow
 def test_a_run_in_stages_goes_on_as_it_would_have(config, monkeypatch):
-    from train.loop import _Trainer
-
     given = staged(config, Stage(2, batch_size=16, max_length=16), steps=5)
     given = dataclasses.replace(given, run=dataclasses.replace(given.run, checkpoint_every=1, log_every=1))
     whole = run(given)
-    real = _Trainer._report
+    real = Trainer._report
 
     def interrupted(self, number, *rest):
         if number == 4:
             raise KeyboardInterrupt
         real(self, number, *rest)
 
-    monkeypatch.setattr(_Trainer, "_report", interrupted)
+    monkeypatch.setattr(Trainer, "_report", interrupted)
     again = dataclasses.replace(given, run=dataclasses.replace(given.run, folder=given.run.folder.with_name("again")))
     with pytest.raises(KeyboardInterrupt):
         run(again)

@@ -1,5 +1,6 @@
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import BertConfig, BertForMaskedLM, losses
@@ -40,13 +41,21 @@ def loss_function(params, batch, key):
     return losses.masked_lm(out.logits, batch["labels"])
 
 
-def trained(steps, counted=loss_function):
-    """The state after some steps on all devices, dropout on; the step, and where the state is to live."""
+def begun(counted=loss_function):
+    """A fresh state on all devices; the step, dropout on; where the state is to live, and all else.
+
+    All tests have the same optimizer: they share a compiled step.
+    """
     placement = Placement(make_mesh())
-    optimizer = make_optimizer(Optim(learning_rate=1e-3), steps)
+    optimizer = make_optimizer(Optim(learning_rate=1e-3), 20)
     shardings = state_shardings(MODEL, optimizer, placement)
     state = create_state(MODEL, optimizer, shardings, seed=0)
-    step = compile_step(counted, optimizer, placement, shardings)
+    return state, compile_step(counted, optimizer, placement, shardings), shardings, placement
+
+
+def trained(steps, counted=loss_function):
+    """The state after some steps; the step, and where the state is to live."""
+    state, step, shardings, placement = begun(counted)
     for i in range(steps):
         state, _ = step(state, placement.batch(batch(i)), SEED)
     return state, step, shardings
@@ -83,12 +92,9 @@ def test_gradients_are_float32_under_bfloat16():
 
 
 def test_the_old_state_is_donated():
-    placement = Placement(make_mesh())
-    optimizer = make_optimizer(Optim(), 2)
-    shardings = state_shardings(MODEL, optimizer, placement)
-    state = create_state(MODEL, optimizer, shardings, seed=0)
+    state, step, _, placement = begun()
     old = jax.tree.leaves(state.params)
-    compile_step(loss_function, optimizer, placement, shardings)(state, placement.batch(batch(0)), SEED)
+    step(state, placement.batch(batch(0)), SEED)
     assert all(leaf.is_deleted() for leaf in old)
 
 
@@ -101,18 +107,14 @@ def test_fresh_state_is_the_models_own_initialisation():
 
 
 def test_dropout_differs_from_step_to_step_and_seed_to_seed_and_not_from_run_to_run():
-    placement = Placement(make_mesh())
-    optimizer = make_optimizer(Optim(learning_rate=0.0), 3)
-    shardings = state_shardings(MODEL, optimizer, placement)
-    step = compile_step(loss_function, optimizer, placement, shardings)
+    fresh, step, _, placement = begun()
+
+    def loss(number, seed):
+        state = jax.tree.map(jnp.copy, fresh).replace(step=jax.device_put(np.int32(number), placement.replicated))
+        return float(step(state, placement.batch(batch(0)), np.uint32(seed))[1]["loss"])
 
     def history(seed):
-        state = create_state(MODEL, optimizer, shardings, seed=0)
-        found = []
-        for _ in range(3):
-            state, metrics = step(state, placement.batch(batch(0)), np.uint32(seed))
-            found.append(float(metrics["loss"]))
-        return found
+        return [loss(number, seed) for number in range(3)]  # of the same parameters
 
     first = history(0)
     assert len(set(first)) == 3
