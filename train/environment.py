@@ -42,9 +42,11 @@ def without_false_alarm() -> None:
     every start that finds programs. Its other errors are raised, too; a level that is set already stays, and so does
     what hosts log that wait for one another.
     """
-    plugins = entry_points(group="jax_plugins") or find_spec("libtpu")
-    if (os.environ.get("JAX_PLATFORMS") == "cpu" or not plugins) and not any("--hosts" in flag for flag in sys.argv):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal ones
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or any("--hosts" in flag for flag in sys.argv):
+        return
+    # Looked up last: it reads the metadata of every installed package.
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not (entry_points(group="jax_plugins") or find_spec("libtpu")):
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # fatal ones
 
 
 def run_inline() -> None:

@@ -17,6 +17,7 @@ from train.optim import global_norm
 
 Params = Any
 Batch = Mapping[str, jax.Array]
+Seed = jax.Array | np.uint32  # an argument of the step, not a constant in it
 # (params, batch, dropout key) -> loss; a key of None switches dropout off.
 LossFunction = Callable[[Params, Batch, jax.Array | None], Loss]
 
@@ -31,7 +32,7 @@ class TrainState:
 
 
 # (state, batch, seed) -> the next state, and metrics of the step.
-Step = Callable[[TrainState, Batch, jax.Array | np.uint32], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, Batch, Seed], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation) -> TrainState:
@@ -86,7 +87,7 @@ def create_state(
 def train_step(
     state: TrainState,
     batch: Batch,
-    seed: jax.Array | np.uint32,
+    seed: Seed,
     *,
     loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
@@ -157,7 +158,7 @@ def compile_step(
     """
     how: dict[str, Any] = {"loss_function": loss_function, "optimizer": optimizer}
 
-    def step(state: TrainState, batch: Batch, seed: jax.Array | np.uint32) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, dict[str, jax.Array]]:
         with placement.tracing():
             return train_step(state, batch, seed, micro_batches=micro_batches, **how)
 

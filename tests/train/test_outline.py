@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxbert import BertConfig
+from tests.train.test_loop import with_task
 from train.command import load_config
 from train.config import Config, Model, Run
 from train.tasks.pretraining import Pretraining, Segments
@@ -26,10 +27,6 @@ def config(tmp_path):
         str(tmp_path / "text.txt"), segments=Segments.STREAM, tokenizer=tmp_path / "vocab.txt", max_length=48
     )
     return Config(task=task, model=Model(sizes=SIZES), run=Run(folder=tmp_path / "run", batch_size=6, steps=10))
-
-
-def with_task(config, **changes):
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
 
 
 def shapes(batch):

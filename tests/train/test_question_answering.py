@@ -14,6 +14,7 @@ import flaxbert
 from flaxbert import losses
 from flaxbert.tokenizer import SPECIAL_TOKENS
 from tests.runs import SMALL
+from tests.train.test_loop import with_task
 from train.config import Config, Model, Run
 from train.data.batches import EvaluationBatches
 from train.data.examples import Spans
@@ -63,10 +64,6 @@ def config_in(folder, *, impossible=True, **task):
         Model(sizes=SMALL, dropout=0.0),
         Optim(learning_rate=4e-3, warmup=0.1),
     )
-
-
-def with_task(config, **changes):
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
 
 
 def read(folder, name):

@@ -182,20 +182,22 @@ class PreparedAnswering(Task):
             self.sets[name].write(folder, name, answers, self._threshold(name, answers))
         lines = [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
         if any(found.taught_empty for found in self.sets.values()):
-            threshold = self._found.get("dev", 0.0) if self.null_threshold is None else self.null_threshold
-            lines.append(f"there is no answer where null odds exceed {threshold:.4f}: --null-threshold of predict")
+            lines.append(f"there is no answer where null odds exceed {self._limit:.4f}: --null-threshold of predict")
         return lines
 
     def _answers(self, name: str, found: Evaluation) -> dict[str, Answers]:
         return self.sets[name].answers(self.evaluations[name].by_example(found.outputs))
 
     def _threshold(self, name: str, answers: Mapping[str, Answers]) -> float:
-        """The one given, else that found on dev, whose answers are seen before those of test; else 0."""
-        if self.null_threshold is not None:
-            return self.null_threshold
-        if name == "dev":
+        """`_limit`, found first where these are the answers of dev, which come before those of other sets."""
+        if name == "dev" and self.null_threshold is None:
             self._found[name] = self.sets[name].best_threshold(answers)
-        return self._found.get("dev", 0.0)
+        return self._limit
+
+    @property
+    def _limit(self) -> float:
+        """The threshold given, else that found on dev, else 0."""
+        return self._found.get("dev", 0.0) if self.null_threshold is None else self.null_threshold
 
 
 def _article(question: Question) -> str:
