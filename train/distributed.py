@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from flaxbert import sharding
 from flaxbert.base import PreTrainedModel
 from flaxbert.sharding import AxisRules
-from train.data.part import RowPart
+from train.data.host_shard import HostShard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Placement:
         return cls(sharding.make_mesh(devices, data=shape.data, fsdp=shape.fsdp, tensor=shape.tensor))
 
     @property
-    def row_parts(self) -> int:
+    def data_parallel_size(self) -> int:
         """Among how many devices, or groups of them, the rows of a batch are divided."""
         return sharding.split(self.mesh, self.rules.batch)
 
@@ -61,9 +61,11 @@ class Placement:
         Raises:
             ValueError: names the setting, its value, and of what it must be a multiple.
         """
-        multiple = self.row_parts * micro_batches
+        multiple = self.data_parallel_size * micro_batches
         if rows % multiple:
-            parts = f"{self.row_parts} devices" + (f" and {micro_batches} micro-batches" if micro_batches > 1 else "")
+            parts = f"{self.data_parallel_size} devices" + (
+                f" and {micro_batches} micro-batches" if micro_batches > 1 else ""
+            )
             raise ValueError(f"{name} is {rows}, which does not divide over {parts}; use a multiple of {multiple}")
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -75,23 +77,25 @@ class Placement:
         sharding.check_divisible(self.mesh, self.rules, model.parameter_shapes(), model.logical_axes())
 
     @functools.cached_property
-    def row_part(self) -> RowPart:
+    def host_shard(self) -> HostShard:
         """Which rows of every batch this process builds: those that its devices take."""
-        held = self.batch_sharding.addressable_devices_indices_map((self.row_parts,)).values()
-        return RowPart(tuple(sorted({index[0].start or 0 for index in held if index is not None})), self.row_parts)
+        held = self.batch_sharding.addressable_devices_indices_map((self.data_parallel_size,)).values()
+        return HostShard(
+            tuple(sorted({index[0].start or 0 for index in held if index is not None})), self.data_parallel_size
+        )
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The rows of `row_part` as global arrays, split over the devices that take their own."""
+        """The rows of `host_shard` as global arrays, split over the devices that take their own."""
         return {name: self._global(values) for name, values in batch.items()}
 
     def _global(self, values: np.ndarray) -> jax.Array:
-        part = self.row_part
-        size = len(values) * part.count // len(part.numbers)
+        shard = self.host_shard
+        size = len(values) * shard.count // len(shard.shards)
 
         def rows(index: Any) -> np.ndarray:
             first, stop, _ = index[0].indices(size)
-            place = part.place(first, size)
-            return values[place : place + stop - first]
+            start = shard.local_index(first, size)
+            return values[start : start + stop - first]
 
         return jax.make_array_from_callback((size, *values.shape[1:]), self.batch_sharding, rows)
 

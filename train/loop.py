@@ -48,7 +48,7 @@ def _run(config: Config, peers: Peers) -> Path:
     placement.check_rows("batch_size", config.run.batch_size, micro_batches=config.run.micro_batches)
     placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
-    task: Task = config.task.prepare(config, part=placement.row_part, peers=peers)
+    task: Task = config.task.prepare(config, host_shard=placement.host_shard, peers=peers)
     check_best(config, task)
     model, pretrained = _model(config, task, placement)
     total_steps = config.run.total_steps(task.steps_per_epoch)

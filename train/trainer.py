@@ -53,7 +53,7 @@ class Trainer:
         """
         settings = self.config.run
         seed = np.uint32(settings.seed)
-        meter = Meter(self.task.config, self.total_steps, fraction=self.placement.row_part.fraction)
+        meter = Meter(self.task.config, self.total_steps, fraction=self.placement.host_shard.fraction)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         number = first_step
         numbered = enumerate(iterate(self.task.train, first_step, self.total_steps), first_step + 1)

@@ -7,7 +7,7 @@ import pytest
 from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.data.corpus.store import TokenStore
-from train.data.part import RowPart
+from train.data.host_shard import HostShard
 from train.data.pretraining import batches
 from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_parts
 from train.data.pretraining.masking import Masking
@@ -65,7 +65,7 @@ def test_a_batch_is_a_function_of_seed_and_number(packed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_parts_of_a_batch_put_together_are_the_batch(packed):
     whole = train(packed=packed)
-    parts = [train(packed=packed, part=RowPart(numbers, 4)) for numbers in ((0, 1), (2,), (3,))]
+    parts = [train(packed=packed, host_shard=HostShard(numbers, 4)) for numbers in ((0, 1), (2,), (3,))]
     for i in (0, 5, whole.rows_of_block // 8):
         found = [part[i] for part in parts]
         same(whole[i], {name: np.concatenate([part[name] for part in found]) for name in found[0]})
@@ -133,7 +133,7 @@ def test_held_out_examples_come_once_each_and_always_the_same():
             same(batch, again)
         count = sum((batch["next_sentence_labels"] != IGNORE).sum() for batch in found)
         assert count == len(held._all[0]) > 150
-        halves = [list(dataclasses.replace(held, part=RowPart((n,), 2))) for n in (0, 1)]
+        halves = [list(dataclasses.replace(held, host_shard=HostShard((n,), 2))) for n in (0, 1)]
         for batch, a, b in zip(found, *halves, strict=True):
             same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
         filling = (found[-1]["masked_lm_labels"] == IGNORE).all(axis=1)

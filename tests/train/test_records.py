@@ -12,7 +12,7 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.test_pretraining import SIZES
 from train.config import Config, Model, Run
-from train.data.part import RowPart
+from train.data.host_shard import HostShard
 from train.data.pretraining.records import RecordBatches, RecordFiles
 from train.loop import run
 from train.optim import Optim
@@ -133,7 +133,7 @@ def test_every_epoch_has_its_order_and_all_records(folder):
     first, second = keys(endless[0]), keys(endless[1])
     assert sorted(first) == sorted(second) == sorted(keys(batches(folder, seed=2, size=17)[0])) and first != second
     assert keys(batches(folder, seed=1, size=17)[1]) == second
-    parts = [batches(folder, seed=1, size=4, part=RowPart((n,), 2))[3] for n in (0, 1)]
+    parts = [batches(folder, seed=1, size=4, host_shard=HostShard((n,), 2))[3] for n in (0, 1)]
     whole = batches(folder, seed=1, size=4)[3]
     for name in whole:
         np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))

@@ -22,7 +22,7 @@ from train.data.corpus.lines import TextReader
 from train.data.corpus.preparation import Preparation, prepare
 from train.data.corpus.sentences import split_sentences
 from train.data.corpus.store import TokenStore
-from train.data.part import WHOLE
+from train.data.host_shard import WHOLE_BATCH
 from train.data.pretraining.batches import TrainBatches
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.next_sentence import NextSentence
@@ -91,7 +91,9 @@ def _batches(own: argparse.Namespace) -> list[str]:
     for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
         shape = RowShape.of(masking, max_length=length, row_length=row_length)
         make = NextSentence(store, every, max_length=length, short=0.1)
-        batches = TrainBatches(store, every, make, RowBuilder(store, masking, shape, True), 64, 0, part=WHOLE)
+        batches = TrainBatches(
+            store, every, make, RowBuilder(store, masking, shape, True), 64, 0, host_shard=WHOLE_BATCH
+        )
         place, real = 0, "attention_mask" if row_length is None else "segment_ids"
 
         def speed(batches: TrainBatches = batches, real: str = real) -> float:

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from train.data.examples import Batch, Examples, Labelled
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.packing import RowShape, choose_shape, first_fit, pack
 from train.data.padding import COMPILING, MULTIPLE, sizes_to_compile
-from train.data.part import WHOLE, RowPart
 
 # Rows are dealt by length within windows of this many batches, so that which rows meet still changes every epoch.
 _WINDOW = 64
@@ -29,7 +29,7 @@ class _TrainBatches(abc.ABC):
     max_length: int
     seed: int
     total_steps: Callable[[int], int]  # of the run, given those of an epoch
-    part: RowPart = dataclasses.field(default=WHOLE, kw_only=True)  # what is built of each batch
+    host_shard: HostShard = dataclasses.field(default=WHOLE_BATCH, kw_only=True)  # what is built of each batch
     _last_epoch: tuple[int, list[np.ndarray]] | None = dataclasses.field(default=None, init=False, repr=False)
 
     @property
@@ -84,7 +84,9 @@ class PaddedBatches(_TrainBatches):
         return [window[start : start + self.size] for start in range(0, len(window), self.size)]
 
     def _arrays(self, rows: np.ndarray) -> Batch:
-        return self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, part=self.part)
+        return self.examples.batch(
+            rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
+        )
 
 
 @dataclasses.dataclass
@@ -116,7 +118,7 @@ class PackedBatches(_TrainBatches):
         packed = first_fit(examples.lengths[rows].tolist(), shape)
         counts = (*counts, -(-len(packed) // self.multiple) * self.multiple)
         packed += [[]] * (next(count for count in counts if count >= len(packed)) - len(packed))
-        packed = [packed[row] for row in self.part.rows(len(packed))]  # only now is anything built
+        packed = [packed[row] for row in self.host_shard.rows(len(packed))]  # only now is anything built
         chosen = [examples.ids[row] for row in rows], [examples.types[row] for row in rows]
         batch = pack(*chosen, packed, shape, pad_id=self.pad_id)
         labels = examples.blank(batch["first_positions"].shape)
@@ -133,21 +135,23 @@ Kind = TypeVar("Kind", bound=Examples)
 class EvaluationBatches(Generic[Kind]):
     """Every example once, longest rows together; `rows` says which example each row of a batch is.
 
-    Of the arrays of a batch only `part` is built.
+    Of the arrays of a batch only `host_shard` is built.
     """
 
     examples: Kind
     size: int
     pad_id: int
     max_length: int
-    part: RowPart = WHOLE
+    host_shard: HostShard = WHOLE_BATCH
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.rows:
-            yield self.examples.batch(rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, part=self.part)
+            yield self.examples.batch(
+                rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
+            )
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:

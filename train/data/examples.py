@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from flaxbert.losses import IGNORE
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 
 Batch = dict[str, np.ndarray]
 
@@ -34,15 +34,15 @@ class Examples(abc.ABC):
         return np.array([self.lengths[rows].max() for rows in batches])
 
     def batch(
-        self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], part: RowPart = WHOLE
+        self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], host_shard: HostShard = WHOLE_BATCH
     ) -> Batch:
         """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
 
-        T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `part` is built.
+        T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `host_shard` is built.
         """
         (longest,) = self.longest([rows])
         length = next(length for length in lengths if length >= longest)
-        places = part.rows(size)
+        places = host_shard.rows(size)
         own = rows[places[places < len(rows)]]  # padding comes last, here too
         weight = np.zeros(len(places), np.float32)
         weight[: len(own)] = 1.0

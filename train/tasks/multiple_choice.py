@@ -15,8 +15,8 @@ from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.choices import ChoiceColumns, Question, read_questions
 from train.data.examples import Choices, token_arrays
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.messages import refuse
-from train.data.part import WHOLE, RowPart
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
@@ -38,7 +38,9 @@ class MultipleChoice(Supervised):
     first_label: int = 0
     """The number of the first choice in the files."""
 
-    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedMultipleChoice":
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+    ) -> "PreparedMultipleChoice":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         how = {"columns": self.columns, "first_label": self.first_label}
@@ -55,7 +57,7 @@ class MultipleChoice(Supervised):
             architecture=BertForMultipleChoice,
             questions=questions,
             facts={"choices": width, **{f"{name} questions": len(found) for name, found in questions.items()}},
-            **as_batches(examples, config, tokenizer, max_length=self.max_length, part=part),
+            **as_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard),
         )
 
     def outline(self, config: Config) -> Outline:

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from flaxbert import BertForNextSentencePrediction, PreTrainedModel
 from train.config import Config
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.messages import refuse
-from train.data.part import WHOLE, RowPart
 from train.peers import ALONE, Peers
 from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
 
@@ -30,9 +30,11 @@ class NextSentence(SequenceClassification):
         if len(self.labels) != 2:
             raise ValueError(f"labels is {self.labels}; give two: of a pair that follows, and of one that is random")
 
-    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> PreparedClassification:
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+    ) -> PreparedClassification:
         """As of classification; raises ValueError for rows without a second text, too."""
-        task = super().prepare(config, part=part, peers=peers)
+        task = super().prepare(config, host_shard=host_shard, peers=peers)
         for rows in task.rows.values():
             alone = [f"{row.source}: one text" for row in rows if row.text_pair is None]
             refuse(alone, len(rows), "Next sentences are pairs: name both columns, --task.columns.text-pair.")

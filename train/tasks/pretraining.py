@@ -12,7 +12,7 @@ from flaxbert.config import BertConfig
 from flaxbert.tokenizer import MASK
 from train.config import Config
 from train.data.corpus.store import TOKENIZER
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.rows import RowShape
 from train.data.pretraining.stages import Stage
@@ -72,9 +72,11 @@ class Pretraining:
         if any((stage.max_length or 0) > self.max_length for stage in self.stages):
             raise ValueError(f"a stage has longer examples than the run, whose max_length is {self.max_length}")
 
-    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> PreparedPretraining:
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+    ) -> PreparedPretraining:
         """Opens the store, or tokenises the text, and splits it by document; raises what `TaskSettings` says."""
-        data = prepare_data(self, config, part, peers)
+        data = prepare_data(self, config, host_shard, peers)
         tokenizer = data.tokenizer
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         for prompt in self.prompts:

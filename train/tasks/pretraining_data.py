@@ -14,7 +14,7 @@ from train.config import Config
 from train.data.corpus.lines import TextReader
 from train.data.corpus.store import RECORD, TokenStore, vocabulary_digest
 from train.data.corpus.tokens import SentenceTokenizer, pieces
-from train.data.part import RowPart
+from train.data.host_shard import HostShard
 from train.data.pretraining.batches import HeldOutBatches, Maker, TrainBatches
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.next_sentence import NextSentence
@@ -73,25 +73,27 @@ class Data:
         return float(-(shares * np.log(shares)).sum())
 
 
-def prepare_data(settings: "Pretraining", config: Config, part: RowPart, peers: Peers) -> Data:
+def prepare_data(settings: "Pretraining", config: Config, host_shard: HostShard, peers: Peers) -> Data:
     """What the settings name.
 
     Raises:
         FileNotFoundError, ValueError: what is wrong with it.
     """
     if settings.text.startswith(RECORDS):
-        return _of_records(settings, config, part)
+        return _of_records(settings, config, host_shard)
     store = _open(settings, config, peers)
     train, heldout = _split(settings, store.document_count, config.run.seed)
-    batches = _batches(settings, store, train, config, part)
-    begin = list(_first_batches(settings, store, train, config, part))
+    batches = _batches(settings, store, train, config, host_shard)
+    begin = list(_first_batches(settings, store, train, config, host_shard))
     size = config.run.evaluation_batch_size or config.run.batch_size
     tokens = np.diff(store.document_starts)
     return Data(
         tokenizer=store.tokenizer,
         train=StagedBatches([*begin, batches], [stage.steps for stage in settings.stages]) if begin else batches,
         steps_per_epoch=-(-batches.rows_of_epoch // config.run.batch_size),
-        heldout=HeldOutBatches(store, heldout, _maker(settings, store, heldout), _builder(settings, store), size, part),
+        heldout=HeldOutBatches(
+            store, heldout, _maker(settings, store, heldout), _builder(settings, store), size, host_shard
+        ),
         counts=np.bincount(np.concatenate(store.of_documents(heldout)), minlength=store.tokenizer.vocab_size),
         facts={
             "documents": f"{len(train):,} to train on, {len(heldout):,} held out",
@@ -158,14 +160,14 @@ def _maker(settings: "Pretraining", store: TokenStore, documents: np.ndarray) ->
 
 
 def _batches(
-    settings: "Pretraining", store: TokenStore, train: np.ndarray, config: Config, part: RowPart
+    settings: "Pretraining", store: TokenStore, train: np.ndarray, config: Config, host_shard: HostShard
 ) -> TrainBatches:
     run, how = config.run, (_maker(settings, store, train), _builder(settings, store))
-    return TrainBatches(store, train, *how, run.batch_size, run.seed, copies=settings.copies, part=part)
+    return TrainBatches(store, train, *how, run.batch_size, run.seed, copies=settings.copies, host_shard=host_shard)
 
 
 def _first_batches(
-    settings: "Pretraining", store: TokenStore, train: np.ndarray, config: Config, part: RowPart
+    settings: "Pretraining", store: TokenStore, train: np.ndarray, config: Config, host_shard: HostShard
 ) -> Iterator[TrainBatches]:
     """Those of each stage."""
     steps, run = [stage.steps for stage in settings.stages], config.run
@@ -178,10 +180,10 @@ def _first_batches(
         placement = Placement.of(config.mesh)
         placement.check_rows(f"batch_size of stage {number}", size, micro_batches=run.micro_batches)
         own = dataclasses.replace(config, run=dataclasses.replace(run, batch_size=size))
-        yield _batches(dataclasses.replace(settings, stages=(), **given), store, train, own, part)
+        yield _batches(dataclasses.replace(settings, stages=(), **given), store, train, own, host_shard)
 
 
-def _of_records(settings: "Pretraining", config: Config, part: RowPart) -> Data:
+def _of_records(settings: "Pretraining", config: Config, host_shard: HostShard) -> Data:
     records = RecordFiles.find(Path(settings.text.removeprefix(RECORDS)).expanduser())
     tokenizer = load_tokenizer(config, settings.tokenizer)
     if tokenizer is None:
@@ -193,7 +195,7 @@ def _of_records(settings: "Pretraining", config: Config, part: RowPart) -> Data:
     train, heldout = _split(settings, len(records), config.run.seed)
     run, masking = config.run, Masking.of(tokenizer, **settings.rule)
     how: dict[str, Any] = {"length": settings.max_length, "predictions": settings.shape(masking).predictions}
-    how |= {"vocab_size": tokenizer.vocab_size, "part": part}
+    how |= {"vocab_size": tokenizer.vocab_size, "host_shard": host_shard}
     batches = RecordBatches(records, train, size=run.batch_size, seed=run.seed, **how)
     dev = RecordBatches(records, heldout, size=run.evaluation_batch_size or run.batch_size, seed=None, **how)
     labels = np.concatenate([batch["masked_lm_labels"].reshape(-1) for batch in dev])

@@ -16,7 +16,7 @@ from flaxbert.losses import Loss
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import Spans
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.question_sets import trainable, without
 from train.data.questions import Question, Questions, WrongOffsets, read_questions
 from train.evaluate import Evaluation, Measured
@@ -74,7 +74,9 @@ class QuestionAnswering(Supervised):
         """How contexts are cut."""
         return Windowing(self.max_length, self.max_query, self.window_step, self.window_overlap)
 
-    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedAnswering":
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+    ) -> "PreparedAnswering":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
@@ -92,7 +94,7 @@ class QuestionAnswering(Supervised):
             architecture=BertForQuestionAnswering,
             sets={name: AnswerSet(rows, windows[name], *how) for name, rows in sets.items() if name != "train"},
             null_threshold=self.null_threshold,
-            **as_batches(spans, config, tokenizer, max_length=self.max_length, part=part),
+            **as_batches(spans, config, tokenizer, max_length=self.max_length, host_shard=host_shard),
             facts=facts | {f"{name} windows": len(found) for name, found in spans.items()},
         )
 

@@ -13,7 +13,7 @@ from flaxbert.losses import Loss
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import Labelled
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.table import Columns, Row, read_rows
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
@@ -47,7 +47,9 @@ class SequenceClassification(Supervised):
     """Let several short inputs share a row of a training batch: next to no padding, and a shape or two to
     compile instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
-    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedClassification":
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+    ) -> "PreparedClassification":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         several = self.separator if self.problem_type == SeveralLabels.kind else None
@@ -63,7 +65,9 @@ class SequenceClassification(Supervised):
         for name, found in rows.items():
             texts = [row.text for row in found], [row.text_pair for row in found]
             examples[name] = Labelled.of(tokenizer.encode(*texts, max_length=self.max_length), targets[name])
-        batches = as_batches(examples, config, tokenizer, max_length=self.max_length, part=part, packed=self.packed)
+        batches = as_batches(
+            examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard, packed=self.packed
+        )
         return PreparedClassification(
             tokenizer=tokenizer,
             config=sizes.replace(problem_type=problem.kind),

@@ -12,7 +12,7 @@ from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import Examples, Labelled
 from train.data.held_out import held_out
-from train.data.part import RowPart
+from train.data.host_shard import HostShard
 from train.distributed import Placement
 from train.tasks.start import load_tokenizer
 
@@ -93,7 +93,7 @@ def as_batches(
     tokenizer: WordPieceTokenizer,
     *,
     max_length: int,
-    part: RowPart,
+    host_shard: HostShard,
     packed: bool = False,
 ) -> dict[str, Any]:
     """The fields `train`, `steps_per_epoch` and `evaluations` of a `Task`.
@@ -103,7 +103,7 @@ def as_batches(
         config: of the run.
         tokenizer: whose padding is used.
         max_length: of all of them.
-        part: the rows of each batch that are built here.
+        host_shard: the rows of each batch that are built here.
         packed: whether several examples share a row of training; they are `Labelled`, then.
     """
     run, pad = config.run, tokenizer.special_ids[0]
@@ -113,13 +113,15 @@ def as_batches(
         if not isinstance(train, Labelled):
             raise TypeError(f"{type(train).__name__} cannot share rows")
         # To divide over devices and micro-batches.
-        multiple = Placement.of(config.mesh).row_parts * run.micro_batches
-        batches = PackedBatches(train, *how, multiple=multiple, part=part)
+        multiple = Placement.of(config.mesh).data_parallel_size * run.micro_batches
+        batches = PackedBatches(train, *how, multiple=multiple, host_shard=host_shard)
     else:
-        batches = PaddedBatches(train, *how, part=part)
+        batches = PaddedBatches(train, *how, host_shard=host_shard)
     size = run.evaluation_batch_size or run.batch_size
     evaluated = {name: found for name, found in examples.items() if name != "train"}
-    evaluations = {name: EvaluationBatches(found, size, pad, max_length, part) for name, found in evaluated.items()}
+    evaluations = {
+        name: EvaluationBatches(found, size, pad, max_length, host_shard) for name, found in evaluated.items()
+    }
     return {"train": batches, "steps_per_epoch": batches.per_epoch, "evaluations": evaluations}
 
 

@@ -14,7 +14,7 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import Evaluation, Measured
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
@@ -123,8 +123,8 @@ class Outline:
 class TaskSettings(Protocol):
     """A frozen dataclass of a task's settings."""
 
-    def prepare(self, config: "Config", *, part: RowPart = WHOLE, peers: Peers = ALONE) -> Task:
-        """Reads and checks the data; of each batch, training's and evaluation's, `part` will be built here.
+    def prepare(self, config: "Config", *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE) -> Task:
+        """Reads and checks the data; of each batch, training's and evaluation's, `host_shard` will be built here.
 
         What need not come out the same twice is made by one host for all (`peers.share`).
 

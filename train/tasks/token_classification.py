@@ -15,7 +15,7 @@ from flaxbert.losses import IGNORE, Loss
 from flaxbert.tagging import Scheme
 from train.config import Config
 from train.data.batches import EvaluationBatches
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.tag_labels import InvalidTags, in_scheme, infer_tags, tag_ids, written_in
 from train.data.tagged import Sentence, TagColumns, read_sentences
 from train.data.tagged_pieces import Cut, LabelledPieces, TaggedPieces, cut_sentences
@@ -55,7 +55,9 @@ class TokenClassification(Supervised):
         if self.overlap is not None and not 0 <= self.overlap < self.max_length - 2:
             raise ValueError(f"overlap is {self.overlap}; allowed: 0 to max_length - 3, {self.max_length - 3}")
 
-    def prepare(self, config: Config, *, part: RowPart = WHOLE, peers: Peers = ALONE) -> "PreparedTokenClassification":
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+    ) -> "PreparedTokenClassification":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         read = {n: read_sentences(file, columns=self.columns, split=split) for n, (file, split) in self.sources.items()}
@@ -79,7 +81,7 @@ class TokenClassification(Supervised):
         pieces = {name: cut_sentences(found, tokenizer, cut) for name, found in sentences.items()}
         facts |= _piece_facts(sentences, pieces)
         examples = {name: found.examples for name, found in pieces.items()}
-        batches = as_batches(examples, config, tokenizer, max_length=self.max_length, part=part)
+        batches = as_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
         evaluated = {name: found for name, found in sentences.items() if name != "train"}
         baseline = {name: _baseline(sentences["train"], found) for name, found in evaluated.items()}
         facts |= {f"{name} F1 of each word's most frequent tag": round(b.overall.f1, 4) for name, b in baseline.items()}

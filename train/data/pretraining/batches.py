@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from train.data.corpus.store import TokenStore
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.pretraining.examples import Examples
 from train.data.pretraining.next_sentence import Part
 from train.data.pretraining.numbers import key_of
@@ -50,7 +50,7 @@ class TrainBatches:
         copies: how many different epochs there are, which then come again (Google's dupe_factor, static masks); None
             for ever new ones.
         first_row: with which row of the first epoch batch 0 begins.
-        part: of the rows of a batch, those that are built.
+        host_shard: of the rows of a batch, those that are built.
     """
 
     store: TokenStore
@@ -61,7 +61,7 @@ class TrainBatches:
     seed: int
     first_row: int = dataclasses.field(default=0, kw_only=True)
     copies: int | None = None
-    part: RowPart = WHOLE
+    host_shard: HostShard = WHOLE_BATCH
 
     def __post_init__(self):
         self._parts = document_parts(self.store, self.documents)
@@ -83,7 +83,7 @@ class TrainBatches:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Batch `index`; its rows may be of two epochs."""
-        wanted = self.first_row + index * self.size + self.part.rows(self.size)
+        wanted = self.first_row + index * self.size + self.host_shard.rows(self.size)
         batches = []
         for number in np.unique(wanted // self.rows_of_block):
             own = wanted[wanted // self.rows_of_block == number] % self.rows_of_block
@@ -130,7 +130,7 @@ class HeldOutBatches:
     make: Maker
     build: RowBuilder
     size: int
-    part: RowPart = WHOLE
+    host_shard: HostShard = WHOLE_BATCH
 
     @functools.cached_property
     def _all(self) -> tuple[Examples, list[list[int]]]:
@@ -144,7 +144,7 @@ class HeldOutBatches:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         examples, rows = self._all
         for start in range(0, len(rows), self.size):
-            own = (start + self.part.rows(self.size)).tolist()
+            own = (start + self.host_shard.rows(self.size)).tolist()
             yield self.build(examples, [rows[i] if i < len(rows) else [] for i in own])
 
 

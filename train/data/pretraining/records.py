@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _MOST = 2**24  # bytes of a record; those of 512 tokens have 10,000
@@ -89,7 +89,7 @@ class RecordBatches:
         predictions: predicted positions of a row.
         vocab_size: of the model.
         seed: of the order; None for that of the files.
-        part: of the rows of a batch, those that are built.
+        host_shard: of the rows of a batch, those that are built.
     """
 
     records: RecordFiles
@@ -99,7 +99,7 @@ class RecordBatches:
     predictions: int
     vocab_size: int
     seed: int | None
-    part: RowPart = WHOLE
+    host_shard: HostShard = WHOLE_BATCH
 
     def __post_init__(self):
         self._last_order: tuple[int, np.ndarray] | None = None
@@ -109,13 +109,13 @@ class RecordBatches:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for index in range(len(self)):
-            rows = index * self.size + self.part.rows(self.size)
+            rows = index * self.size + self.host_shard.rows(self.size)
             yield self._batch([int(self.chosen[row]) if row < len(self.chosen) else None for row in rows])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Batch `index`; its rows may be of two epochs."""
         count = len(self.chosen)
-        rows = index * self.size + self.part.rows(self.size)
+        rows = index * self.size + self.host_shard.rows(self.size)
         return self._batch([int(self._order(epoch)[row]) for epoch, row in zip(*np.divmod(rows, count), strict=True)])
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -10,30 +10,30 @@ import pytest
 
 from tests.runs import SMALL
 from train.config import Model
-from train.data.part import WHOLE, RowPart
+from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.distributed import MeshShape, Placement
 
-PROCESSES = {count: [RowPart((index,), count) for index in range(count)] for count in (1, 2, 4)}
+PROCESSES = {count: [HostShard((index,), count) for index in range(count)] for count in (1, 2, 4)}
 
 
 def test_rows_of_a_part():
-    assert WHOLE.rows(6).tolist() == [0, 1, 2, 3, 4, 5] and WHOLE.fraction == 1
-    part = RowPart((0, 2), 4)
-    assert part.rows(8).tolist() == [0, 1, 4, 5] and part.fraction == 0.5
-    assert [part.place(row, 8) for row in (0, 4)] == [0, 2]
-    with pytest.raises(ValueError, match="a batch of 6 rows does not divide into 4 parts"):
-        part.rows(6)
+    assert WHOLE_BATCH.rows(6).tolist() == [0, 1, 2, 3, 4, 5] and WHOLE_BATCH.fraction == 1
+    shard = HostShard((0, 2), 4)
+    assert shard.rows(8).tolist() == [0, 1, 4, 5] and shard.fraction == 0.5
+    assert [shard.local_index(row, 8) for row in (0, 4)] == [0, 2]
+    with pytest.raises(ValueError, match="a batch of 6 rows does not divide into 4 shards"):
+        shard.rows(6)
 
 
 @pytest.mark.parametrize("numbers", [(), (1, 0), (0, 0), (4,)])
-def test_numbers_that_are_no_parts(numbers):
+def test_numbers_that_are_no_shards(numbers):
     with pytest.raises(ValueError, match="must be one or more of 0 to 3, ascending"):
-        RowPart(numbers, 4)
+        HostShard(numbers, 4)
 
 
-def joined(parts):
+def joined(shards):
     """Batches of several processes as one process would have built them."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 
 def digest(batches: Iterator) -> str:
@@ -46,7 +46,7 @@ def digest(batches: Iterator) -> str:
 
 def digests(prepare, count, batches=1000):
     """SHA-256 of the first training batches and of the evaluation, put together from `count` processes."""
-    tasks = [prepare(part) for part in PROCESSES[count]]
+    tasks = [prepare(shard) for shard in PROCESSES[count]]
     train = digest(joined([task.train[i] for task in tasks]) for i in range(batches))
     sets = [zip(*[task.evaluations[name] for task in tasks], strict=True) for name in sorted(tasks[0].evaluations)]
     return train, [digest(map(joined, batches)) for batches in sets]
@@ -54,7 +54,7 @@ def digests(prepare, count, batches=1000):
 
 def test_masked_lm_batches_do_not_depend_on_the_number_of_processes(masked_lm, finished):
     task = dataclasses.replace(masked_lm.task, tokenizer=finished.folder / "tokenizer")
-    prepare = lambda part: task.prepare(masked_lm, part=part)  # noqa: E731
+    prepare = lambda host_shard: task.prepare(masked_lm, host_shard=host_shard)  # noqa: E731
     found = [digests(prepare, count) for count in PROCESSES]
     assert found[0] == found[1] == found[2]
     assert prepare(PROCESSES[4][3]).train[0]["input_ids"].shape == (2, 32)
@@ -63,18 +63,18 @@ def test_masked_lm_batches_do_not_depend_on_the_number_of_processes(masked_lm, f
 @pytest.mark.parametrize("packed", [False, True])
 def test_classification_batches_do_not_depend_on_the_number_of_processes(classification, packed):
     task = dataclasses.replace(classification.task, packed=packed)
-    prepare = lambda part: task.prepare(classification, part=part)  # noqa: E731
+    prepare = lambda host_shard: task.prepare(classification, host_shard=host_shard)  # noqa: E731
     found = [digests(prepare, count) for count in PROCESSES]
     assert found[0] == found[1] == found[2]
     # Nothing but its own rows is built.
-    whole, quarter = prepare(WHOLE).train[0], prepare(PROCESSES[4][1]).train[0]
+    whole, quarter = prepare(WHOLE_BATCH).train[0], prepare(PROCESSES[4][1]).train[0]
     assert 4 * len(quarter["input_ids"]) == len(whole["input_ids"])
 
 
 @pytest.mark.parametrize("shape", [MeshShape(), MeshShape(fsdp=4), MeshShape(tensor=4), MeshShape(data=2, tensor=2)])
 def test_a_batch_arrives_at_the_devices_that_take_it(shape):
     placement = Placement.of(shape, jax.devices()[:4])
-    assert placement.row_part.rows(16).tolist() == list(range(16))  # of the only process
+    assert placement.host_shard.rows(16).tolist() == list(range(16))  # of the only process
     values = np.arange(32).reshape(16, 2)
     (arrived,) = placement.batch({"x": values}).values()
     assert arrived.sharding.is_equivalent_to(placement.batch_sharding, 2)
@@ -84,7 +84,7 @@ def test_a_batch_arrives_at_the_devices_that_take_it(shape):
 def test_rows_of_a_process_with_devices_here_and_there(monkeypatch):
     """Device 0 and 2 of a row of four: the process holds the first and the third part of a batch."""
     placement = Placement.of(MeshShape(), jax.devices()[:4])
-    vars(placement)["row_part"] = RowPart((0, 2), 4)
+    vars(placement)["host_shard"] = HostShard((0, 2), 4)
     made = {}
 
     def record(shape, sharding, rows):
