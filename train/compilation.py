@@ -12,7 +12,7 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @contextlib.contextmanager
-def programs_kept(folder: Path | None) -> Iterator[None]:
+def compilation_cache(folder: Path | None) -> Iterator[None]:
     """While it lasts, jax keeps compiled programs in a folder and takes them from there.
 
     A cache that is set already (JAX_COMPILATION_CACHE_DIR) is left in place; a folder of None changes nothing either.
@@ -28,7 +28,7 @@ def programs_kept(folder: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_programs_kept() -> Iterator[None]:
+def without_compilation_cache() -> Iterator[None]:
     """While it lasts, jax neither keeps compiled programs nor takes them from where they are kept.
 
     For devices that are not there: their programs can be kept, but not read again.

@@ -58,7 +58,7 @@ class Run:
     """Checkpoints, metrics, the trained model and the summary go here; a run found here is resumed."""
     batch_size: int = 32
     """Rows a step, over all devices."""
-    micro_batches: int = 1
+    gradient_accumulation_steps: int = 1
     """Parts of a batch that are computed one after another, to save memory; the gradients are those of the whole."""
     epochs: float | None = None
     """Passes over the data; give this or `steps`."""
@@ -74,7 +74,7 @@ class Run:
     """Steps between checkpoints; only at the end where None."""
     keep: int = 2
     """Checkpoints kept."""
-    keep_programs: bool = True
+    compilation_cache: bool = True
     """Keep compiled programs in the folder, so that the run goes on at once when it is started again."""
     best: str | None = None
     """A figure of evaluations on dev, such as "f1": the run ends with the model of the evaluation where it was best (of
@@ -91,7 +91,7 @@ class Run:
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
         for name in (
             "batch_size",
-            "micro_batches",
+            "gradient_accumulation_steps",
             "steps",
             "evaluation_batch_size",
             "log_every",
@@ -127,7 +127,7 @@ _FREE = (
     "run.evaluate_every",
     "run.checkpoint_every",
     "run.keep",
-    "run.keep_programs",
+    "run.compilation_cache",
     "run.evaluation_batch_size",
     "mesh.data",
     "mesh.fsdp",

@@ -55,16 +55,18 @@ class Placement:
         """Among how many devices, or groups of them, the rows of a batch are divided."""
         return sharding.split(self.mesh, self.rules.batch)
 
-    def check_rows(self, name: str, rows: int, *, micro_batches: int = 1) -> None:
+    def check_rows(self, name: str, rows: int, *, gradient_accumulation_steps: int = 1) -> None:
         """Raises where a batch does not divide evenly.
 
         Raises:
             ValueError: names the setting, its value, and of what it must be a multiple.
         """
-        multiple = self.data_parallel_size * micro_batches
+        multiple = self.data_parallel_size * gradient_accumulation_steps
         if rows % multiple:
             parts = f"{self.data_parallel_size} devices" + (
-                f" and {micro_batches} micro-batches" if micro_batches > 1 else ""
+                f" and {gradient_accumulation_steps} gradient accumulation steps"
+                if gradient_accumulation_steps > 1
+                else ""
             )
             raise ValueError(f"{name} is {rows}, which does not divide over {parts}; use a multiple of {multiple}")
 

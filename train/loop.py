@@ -9,7 +9,7 @@ import jax
 from flaxbert import PreTrainedModel, config_json, save_pretrained
 from flaxbert.files import written_whole
 from train.checkpoint import Checkpoints
-from train.compilation import compile_time, programs_kept
+from train.compilation import compilation_cache, compile_time
 from train.config import Config
 from train.data.corpus.store import vocabulary_digest
 from train.distributed import Placement
@@ -45,7 +45,9 @@ def run(config: Config) -> Path:
 def _run(config: Config, peers: Peers) -> Path:
     # Everything that can be wrong is found here, before the folder is touched.
     placement = Placement.of(config.mesh)
-    placement.check_rows("batch_size", config.run.batch_size, micro_batches=config.run.micro_batches)
+    placement.check_rows(
+        "batch_size", config.run.batch_size, gradient_accumulation_steps=config.run.gradient_accumulation_steps
+    )
     placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
     task: Task = config.task.prepare(config, host_shard=placement.host_shard, peers=peers)
@@ -61,7 +63,7 @@ def _run(config: Config, peers: Peers) -> Path:
     folder = config.run.folder
     make_shared(folder, peers)
     with (
-        programs_kept(folder / "compiled" if config.run.keep_programs else None),
+        compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
         compile_time() as compiling,
         Checkpoints(folder / "checkpoints", keep=config.run.keep, scored=config.run.best is not None) as checkpoints,
     ):
@@ -79,8 +81,8 @@ def _run(config: Config, peers: Peers) -> Path:
             reporter.message(_opening(config, task, total_steps, first_step, placement))
             started = time.perf_counter()
             trainer = Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
-            parts = config.run.micro_batches
-            step = compile_step(trainer.loss, optimizer, placement, shardings, micro_batches=parts)
+            parts = config.run.gradient_accumulation_steps
+            step = compile_step(trainer.loss, optimizer, placement, shardings, gradient_accumulation_steps=parts)
             state, number = trainer.train(state, step, first_step)
             if checkpoints.best not in (None, number):
                 number = checkpoints.best

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from flaxbert.files import written_whole
-from train.compilation import programs_kept
+from train.compilation import compilation_cache
 from train.config import Config
 from train.loop import run
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
@@ -26,7 +26,7 @@ def run_seeds(config: Config) -> Path:
             f"seeds is {seeds}, which one process runs one after another; on hosts start each by --run.seed"
         )
     figures: dict[tuple[str, str], list[float]] = {}
-    with programs_kept(folder / "compiled" if config.run.keep_programs else None):
+    with compilation_cache(folder / "compiled" if config.run.compilation_cache else None):
         for seed in seeds:
             own = dataclasses.replace(config.run, folder=folder / f"seed-{seed}", seed=seed, seeds=())
             print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}", flush=True)

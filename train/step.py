@@ -91,7 +91,7 @@ def train_step(
     *,
     loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
-    micro_batches: int = 1,
+    gradient_accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update, as a pure function; `compile_step` is this with shardings, donation and jit.
 
@@ -99,7 +99,9 @@ def train_step(
     """
     # 1: the parameters were drawn with the seed itself.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-    terms, gradients = terms_and_gradients(loss_function, state.params, batch, key, micro_batches=micro_batches)
+    terms, gradients = terms_and_gradients(
+        loss_function, state.params, batch, key, gradient_accumulation_steps=gradient_accumulation_steps
+    )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": jnp.sum(terms), "terms": terms, "gradient_norm": global_norm(gradients)}
@@ -107,17 +109,22 @@ def train_step(
 
 
 def terms_and_gradients(
-    loss_function: LossFunction, params: Params, batch: Batch, key: jax.Array | None, *, micro_batches: int = 1
+    loss_function: LossFunction,
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    gradient_accumulation_steps: int = 1,
 ) -> tuple[jax.Array, Params]:
     """The terms of a batch's mean loss, and its gradients, of all rows at once or of one micro-batch after another.
 
     Either way every term is a sum over the whole batch divided by the weight of the whole batch, so that the parts add
     up to the whole whatever each of them weighs. Only dropout differs: each micro-batch has a key of its own.
     """
-    if micro_batches == 1:
+    if gradient_accumulation_steps == 1:
         return _terms_and_gradients(lambda params: loss_function(params, batch, key), params)
-    parts = {name: _parts(values, micro_batches) for name, values in batch.items()}
-    keys = None if key is None else jax.random.split(key, micro_batches)
+    parts = {name: _parts(values, gradient_accumulation_steps) for name, values in batch.items()}
+    keys = None if key is None else jax.random.split(key, gradient_accumulation_steps)
     # Weights come from the labels alone: the compiler leaves the rest of this pass out.
     weight = jnp.sum(jax.lax.map(lambda part: loss_function(params, part, None).weight, parts), axis=0)
 
@@ -150,7 +157,7 @@ def compile_step(
     placement: Placement,
     shardings: TrainState,
     *,
-    micro_batches: int = 1,
+    gradient_accumulation_steps: int = 1,
 ) -> Step:
     """The jitted step: state in and out where it lives (its memory reused), the rows of the batch divided.
 
@@ -160,7 +167,7 @@ def compile_step(
 
     def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, dict[str, jax.Array]]:
         with placement.tracing():
-            return train_step(state, batch, seed, micro_batches=micro_batches, **how)
+            return train_step(state, batch, seed, gradient_accumulation_steps=gradient_accumulation_steps, **how)
 
     return jax.jit(
         step,

@@ -104,7 +104,10 @@ def test_flags_that_the_choice_does_not_have(wrong, near, capsys):
         (("--run.steps", "5"), "exactly one of epochs (1) and steps (5)"),
         (("--run.batch-size", "0"), "batch_size is 0"),
         (("--run.batch-size", "9"), "batch_size is 9, which does not divide over 8 devices"),
-        (("--run.micro-batches", "3"), "over 8 devices and 3 micro-batches; use a multiple of 24"),
+        (
+            ("--run.gradient-accumulation-steps", "3"),
+            "over 8 devices and 3 gradient accumulation steps; use a multiple of 24",
+        ),
         (("--mesh.fsdp", "3"), "fsdp 3 x tensor 1 does not fit: there are 8 devices"),
         (("--mesh.tensor", "8", "--run.batch-size", "8"), "heads of size 2 over 8 devices of tensor"),
         (("--model.sizes.hidden-size", "33"), "hidden_size 33 is not divisible by num_attention_heads 2"),

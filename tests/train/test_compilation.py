@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from train.compilation import compile_time, no_programs_kept, programs_kept
+from train.compilation import compilation_cache, compile_time, without_compilation_cache
 
 
 def compiled_anew():
@@ -25,40 +25,40 @@ def compiled_anew():
 
 def test_programs_are_kept_in_the_folder_and_found_again(no_cache, tmp_path):
     folder = tmp_path / "run" / "compiled"
-    with programs_kept(folder):
+    with compilation_cache(folder):
         assert compiled_anew()[0] == 0
     (kept,) = folder.glob("*-cache")
     assert compiled_anew()[0] == 0  # no more
-    with programs_kept(folder):
+    with compilation_cache(folder):
         hits, seconds = compiled_anew()
     assert hits == 1 and seconds > 0
-    with programs_kept(None):
+    with compilation_cache(None):
         assert compiled_anew()[0] == 0
 
 
 def test_a_program_that_was_cut_off_is_compiled_again(no_cache, tmp_path):
-    with programs_kept(tmp_path):
+    with compilation_cache(tmp_path):
         compiled_anew()
     (kept,) = tmp_path.glob("*-cache")
     kept.write_bytes(kept.read_bytes()[:100])
-    with programs_kept(tmp_path), pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
+    with compilation_cache(tmp_path), pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
         assert compiled_anew()[0] == 0
 
 
 def test_a_cache_that_is_set_already_stays(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    with programs_kept(tmp_path / "run"):
+    with compilation_cache(tmp_path / "run"):
         compiled_anew()
     assert list((tmp_path / "mine").glob("*-cache")) and not (tmp_path / "run").exists()
 
 
-def test_no_programs_kept(no_cache, tmp_path):
+def test_without_compilation_cache(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    with no_programs_kept():
+    with without_compilation_cache():
         compiled_anew()
     assert not list(tmp_path.glob("*-cache"))
     compiled_anew()
     assert list(tmp_path.glob("*-cache"))
-    with no_programs_kept():
+    with without_compilation_cache():
         assert compiled_anew()[0] == 0
     assert compiled_anew()[0] == 1

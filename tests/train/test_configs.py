@@ -22,8 +22,8 @@ def test_a_config(file):
     assert parse_flags(config, ["--run.seed", "7"]).run.seed == 7
     for name in ("batch_size", "evaluation_batch_size"):
         rows = getattr(config.run, name) or config.run.batch_size
-        micro = config.run.micro_batches if name == "batch_size" else 1
-        Placement.of(MeshShape()).check_rows(name, rows, micro_batches=micro)
+        micro = config.run.gradient_accumulation_steps if name == "batch_size" else 1
+        Placement.of(MeshShape()).check_rows(name, rows, gradient_accumulation_steps=micro)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def alone(finished, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "mesh", "micro_batches"),
+    ("count", "mesh", "gradient_accumulation_steps"),
     [
         (2, MeshShape(data=4), 1),
         (4, MeshShape(data=4), 1),
@@ -333,10 +333,14 @@ def alone(finished, tmp_path_factory):
         (2, MeshShape(tensor=4), 1),  # all do
     ],
 )
-def test_twenty_steps_of_two_and_four_processes(alone, tmp_path, count, mesh, micro_batches):
-    config = changed(alone.config, mesh=mesh, run={"folder": tmp_path / "run", "micro_batches": micro_batches})
+def test_twenty_steps_of_two_and_four_processes(alone, tmp_path, count, mesh, gradient_accumulation_steps):
+    config = changed(
+        alone.config,
+        mesh=mesh,
+        run={"folder": tmp_path / "run", "gradient_accumulation_steps": gradient_accumulation_steps},
+    )
     other = {}
-    if micro_batches > 1:  # dropout draws anew for each; so without it
+    if gradient_accumulation_steps > 1:  # dropout draws anew for each; so without it
         other = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if mesh.tensor > 2:
         other = {"num_attention_heads": mesh.tensor}
@@ -357,7 +361,7 @@ def test_twenty_steps_of_two_and_four_processes(alone, tmp_path, count, mesh, mi
 @pytest.mark.parametrize("packed", [False, True])
 def test_classification_by_several_processes(classification, tmp_path, count, packed):
     task = dataclasses.replace(classification.task, packed=packed)
-    how = {"log_every": 1, "micro_batches": 1}
+    how = {"log_every": 1, "gradient_accumulation_steps": 1}
     config = changed(classification, task=task, run=how | {"folder": tmp_path / "one" / "run"})
     train(config, tmp_path / "one", 1, devices=4)
     many = changed(config, mesh=MeshShape(data=2, fsdp=2), run={"folder": tmp_path / "many" / "run"})

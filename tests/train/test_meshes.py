@@ -71,7 +71,7 @@ TASKS = {
 }
 
 
-def trained(task, placement, *, micro_batches=1, remat=Remat.NONE):
+def trained(task, placement, *, gradient_accumulation_steps=1, remat=Remat.NONE):
     """The first step's gradients (clipped), the losses of all steps, and the last state."""
     architecture, make_batch, loss_of = TASKS[task]
     model = architecture(CONFIG, remat=remat)
@@ -84,7 +84,9 @@ def trained(task, placement, *, micro_batches=1, remat=Remat.NONE):
     shardings = state_shardings(model, optimizer, placement)
     state = create_state(model, optimizer, shardings, seed=0, params=fresh(architecture))
     batches = [placement.batch(make_batch(np.random.default_rng(number))) for number in range(STEPS)]
-    step = compile_step(loss_function, optimizer, placement, shardings, micro_batches=micro_batches)
+    step = compile_step(
+        loss_function, optimizer, placement, shardings, gradient_accumulation_steps=gradient_accumulation_steps
+    )
     # Once, and it refuses a state that does not come back where it was; optimising it for 20 steps takes longer.
     compiled = step.lower(state, batches[0], SEED).compile()
     found, gradients = [], None
@@ -118,7 +120,7 @@ def on_one_device(task):
 
 
 @pytest.mark.parametrize(
-    "task, mesh, micro_batches, remat",
+    "task, mesh, gradient_accumulation_steps, remat",
     [
         pytest.param("pretraining", "8x1x1", 2, Remat.NONE, marks=pytest.mark.slow),
         pytest.param("pretraining", "1x8x1", 1, Remat.FULL, marks=pytest.mark.slow),
@@ -132,9 +134,11 @@ def on_one_device(task):
         pytest.param("classification", "4x1x2", 1, Remat.DOTS, marks=pytest.mark.slow),
     ],
 )
-def test_every_mesh_trains_as_one_device_does(task, mesh, micro_batches, remat):
+def test_every_mesh_trains_as_one_device_does(task, mesh, gradient_accumulation_steps, remat):
     wanted, wanted_losses = on_one_device(task)
-    gradients, found, _ = trained(task, Placement.of(MESHES[mesh]), micro_batches=micro_batches, remat=remat)
+    gradients, found, _ = trained(
+        task, Placement.of(MESHES[mesh]), gradient_accumulation_steps=gradient_accumulation_steps, remat=remat
+    )
     np.testing.assert_allclose(found, wanted_losses, rtol=1e-5)
     assert gradients.keys() == wanted.keys()
     largest = max(np.abs(gradient).max() for gradient in wanted.values())
@@ -196,12 +200,14 @@ def test_micro_batches_compute_no_row_twice():
     shardings = state_shardings(model, optimizer, placement)
     batch = pretraining_batch(np.random.default_rng(0))
 
-    def products(micro_batches):
+    def products(gradient_accumulation_steps):
         def loss(params, batch, _):
             out = model.apply({"params": params}, batch["input_ids"])
             return pretraining_loss(out, batch)
 
-        step = compile_step(loss, optimizer, placement, shardings, micro_batches=micro_batches)
+        step = compile_step(
+            loss, optimizer, placement, shardings, gradient_accumulation_steps=gradient_accumulation_steps
+        )
         lowered = step.lower(state_shapes(model, optimizer), placement.batch(batch), SEED)
         return lowered.compile().as_text().count(" dot(")
 
@@ -209,16 +215,16 @@ def test_micro_batches_compute_no_row_twice():
 
 
 @pytest.mark.parametrize(
-    "shape, rows, micro_batches, said",
+    "shape, rows, gradient_accumulation_steps, said",
     [
         (MeshShape(), 12, 1, "batch_size is 12, which does not divide over 8 devices; use a multiple of 8"),
         (MeshShape(tensor=2), 18, 1, "batch_size is 18, which does not divide over 4 devices; use a multiple of 4"),
-        (MeshShape(fsdp=2, tensor=2), 24, 4, "over 4 devices and 4 micro-batches; use a multiple of 16"),
+        (MeshShape(fsdp=2, tensor=2), 24, 4, "over 4 devices and 4 gradient accumulation steps; use a multiple of 16"),
     ],
 )
-def test_batches_that_do_not_divide(shape, rows, micro_batches, said):
+def test_batches_that_do_not_divide(shape, rows, gradient_accumulation_steps, said):
     with pytest.raises(ValueError, match=said):
-        Placement.of(shape).check_rows("batch_size", rows, micro_batches=micro_batches)
+        Placement.of(shape).check_rows("batch_size", rows, gradient_accumulation_steps=gradient_accumulation_steps)
 
 
 def test_meshes_of_no_devices():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.errors import JaxRuntimeError
 
-from train.compilation import no_programs_kept
+from train.compilation import without_compilation_cache
 from train.config import Config
 from train.distributed import Placement
 from train.optim import make_optimizer
@@ -58,15 +58,15 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
     optimizer = make_optimizer(config.optim, config.run.total_steps(outline.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)
     batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in outline.batch.items()}
-    parts = config.run.micro_batches
+    parts = config.run.gradient_accumulation_steps
     rows = next(iter(batch.values())).shape[0]
-    placement.check_rows("batch_size", rows, micro_batches=parts)
+    placement.check_rows("batch_size", rows, gradient_accumulation_steps=parts)
     state = state_shapes(model, optimizer)
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         return objective.loss(model, params, batch, key)
 
-    step: Any = compile_step(loss, optimizer, placement, shardings, micro_batches=parts)
+    step: Any = compile_step(loss, optimizer, placement, shardings, gradient_accumulation_steps=parts)
     lowered = step.lower(state, batch, np.uint32(config.run.seed))
     started = time.perf_counter()
     executable = compile_lowered(lowered)
@@ -82,7 +82,7 @@ def compile_lowered(lowered: Any) -> Any:
         DoesNotFit: with the compiler's figures, and its largest arrays.
     """
     try:
-        with no_programs_kept():
+        with without_compilation_cache():
             return lowered.compile()
     except JaxRuntimeError as error:
         found = re.search(r"Used (\S+) of (\S+) hbm\. Exceeded hbm capacity by (\S+)\.\s", str(error))

@@ -178,7 +178,9 @@ def _first_batches(
         given = {name: value for name, value in lengths.items() if value is not None}
         size = stage.batch_size or run.batch_size
         placement = Placement.of(config.mesh)
-        placement.check_rows(f"batch_size of stage {number}", size, micro_batches=run.micro_batches)
+        placement.check_rows(
+            f"batch_size of stage {number}", size, gradient_accumulation_steps=run.gradient_accumulation_steps
+        )
         own = dataclasses.replace(config, run=dataclasses.replace(run, batch_size=size))
         yield _batches(dataclasses.replace(settings, stages=(), **given), store, train, own, host_shard)
 

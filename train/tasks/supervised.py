@@ -113,7 +113,7 @@ def as_batches(
         if not isinstance(train, Labelled):
             raise TypeError(f"{type(train).__name__} cannot share rows")
         # To divide over devices and micro-batches.
-        multiple = Placement.of(config.mesh).data_parallel_size * run.micro_batches
+        multiple = Placement.of(config.mesh).data_parallel_size * run.gradient_accumulation_steps
         batches = PackedBatches(train, *how, multiple=multiple, host_shard=host_shard)
     else:
         batches = PaddedBatches(train, *how, host_shard=host_shard)
