@@ -1,7 +1,7 @@
 """Chinese questions about Wikipedia (CMRC 2018), from any BERT checkpoint folder or from scratch.
 
     python -m train configs/cmrc.py --task.train cmrc2018_train.json --task.dev cmrc2018_dev.json \
-        --task.dev-share None --model.pretrained bert-base-chinese
+        --task.validation-split None --model.pretrained bert-base-chinese
     python -m train configs/cmrc.py --task.train cmrc2018_trial.squadstyle.json --task.tokenizer vocab.txt \
         --optim.learning-rate 5e-4
 
@@ -20,7 +20,7 @@ from train.tasks.question_answering import QuestionAnswering
 config = Config(
     task=QuestionAnswering(
         train="cmrc2018/cmrc2018_trial.squadstyle.json",
-        dev_share=0.2,
+        validation_split=0.2,
         # Answers are long: 30 tokens, which suit SQuAD, are enough for 66 % of the trial set's, 100 for 97 %.
         max_answer=100,
         rule=Rule.CMRC,

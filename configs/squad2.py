@@ -1,7 +1,7 @@
 """Questions about Wikipedia, some of them without an answer (SQuAD 2.0), from the real all-MiniLM-L6-v2 weights.
 
     pip install -e '.[minilm]'
-    python -m train configs/squad2.py --task.train train-v2.0.json --task.dev dev-v2.0.json --task.dev-share None
+    python -m train configs/squad2.py --task.train train-v2.0.json --task.dev dev-v2.0.json --task.validation-split None
 
 With one file alone, whole articles of it are held out, at least a fifth of its questions:
 
@@ -21,7 +21,7 @@ from train.tasks.question_answering import QuestionAnswering
 from train.tasks.start import minilm
 
 config = Config(
-    task=QuestionAnswering(train="squad/dev-v2.0.cs224n-half.json", dev_share=0.2),
+    task=QuestionAnswering(train="squad/dev-v2.0.cs224n-half.json", validation_split=0.2),
     # The weights come inside a wheel; --model.pretrained takes any other BERT folder.
     model=Model(pretrained=minilm(), scan=False),
     optim=Optim(learning_rate=3e-4, warmup=0.1),

@@ -12,7 +12,7 @@ from typing import NoReturn
 import jax
 import tyro
 
-from train.config import Config
+from train.config import RENAMED_SETTINGS, Config
 
 USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
 
@@ -39,7 +39,17 @@ def load_config(file: Path) -> Config:
 
 
 def parse_flags(default: Config, flags: Sequence[str]) -> Config:
-    """The config with flags applied; a wrong flag ends the process with a message and exit code 2."""
+    """Return the config with flags applied; a wrong flag ends the process with a message and exit code 2.
+
+    Raises:
+        ValueError: a flag has a former name; the message gives the new one.
+    """
+    for flag in flags:
+        option = flag.partition("=")[0]
+        section, _, name = option.removeprefix("--").replace("-", "_").rpartition(".")
+        renamed = RENAMED_SETTINGS.get(f"{section}.{name.removeprefix('no_')}")
+        if option.startswith("--") and renamed is not None:
+            raise ValueError(f"{option} is now called --{renamed.replace('_', '-')}")
     return tyro.cli(
         Config[type(default.task)],
         default=default,

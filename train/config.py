@@ -135,6 +135,16 @@ _FREE = (
 )
 
 
+# Settings by their former names. A former flag is refused with the new name; a run recorded with it can be resumed.
+RENAMED_SETTINGS = {
+    "run.keep_programs": "run.compilation_cache",
+    "run.micro_batches": "run.gradient_accumulation_steps",
+    "task.also": "task.extra_eval",
+    "task.also_splits": "task.extra_eval_splits",
+    "task.dev_share": "task.validation_split",
+}
+
+
 Task = TypeVar("Task", bound="TaskSettings")
 
 
@@ -166,7 +176,8 @@ class Config(Generic[Task]):
 
 
 def _shared(record: str) -> dict[str, Any]:
-    return {name: value for name, value in _flat(json.loads(record)).items() if not name.startswith("hosts.")}
+    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in _flat(json.loads(record)).items()}
+    return {name: value for name, value in settings.items() if not name.startswith("hosts.")}
 
 
 def _plain(value: Any) -> Any:

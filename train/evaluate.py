@@ -14,7 +14,7 @@ from train.step import Batch, Params
 
 
 @struct.dataclass
-class Measured:
+class EvalStepOutput:
     """What an evaluation finds out about a batch: sums and weights by metric name, and outputs to keep."""
 
     metrics: dict[str, Loss]
@@ -29,28 +29,28 @@ class Evaluation:
     outputs: list[Any]
 
 
-Measure = Callable[[Params, Batch], Measured]
+EvalStep = Callable[[Params, Batch], EvalStepOutput]
 
 
-def compile_measure(measure: Measure, placement: Placement) -> Measure:
-    """The jitted measure, its results on every device."""
+def compile_eval_step(eval_step: EvalStep, placement: Placement) -> EvalStep:
+    """The jitted eval step, its results on every device."""
 
-    def placed(params: Params, batch: Batch) -> Measured:
+    def placed(params: Params, batch: Batch) -> EvalStepOutput:
         with placement.tracing():
-            return measure(params, batch)
+            return eval_step(params, batch)
 
     return jax.jit(placed, out_shardings=placement.replicated)
 
 
 def evaluate(
-    measure: Measure, params: Params, batches: Iterable[Mapping[str, np.ndarray]], placement: Placement
+    eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, np.ndarray]], placement: Placement
 ) -> Evaluation:
-    """Runs a compiled measure over all batches.
+    """Runs a compiled eval step over all batches.
 
     Rows that only fill up the last batch carry weight 0 and count nowhere, so the batch size does not change the
     means; a metric that nothing counts in has none. Sums over batches are taken in float64.
     """
-    pending = [measure(params, placement.batch(batch)) for batch in batches]
+    pending = [eval_step(params, placement.batch(batch)) for batch in batches]
     totals: dict[str, list[float]] = {}
     outputs = []
     for measured in jax.device_get(pending):

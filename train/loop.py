@@ -98,7 +98,7 @@ def _run(config: Config, peers: Peers) -> Path:
             if writes:
                 task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
-            for line in task.finish(model, state.params, folder, results):
+            for line in task.write_predictions(model, state.params, folder, results):
                 reporter.message(line)
             facts = _facts(config, task, state.params, total_steps, seconds, compiling.seconds)
             if writes:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from flaxbert.config import BertConfig
 from train.flops import peak_flops, train_flops
 from train.report import Progress
-from train.tasks.task import Work
+from train.tasks.task import TokenCounts
 
 
 class Meter:
-    """Work done and time spent between two reports."""
+    """Tokens processed and time spent between two reports."""
 
     def __init__(self, config: BertConfig, total_steps: int, *, fraction: float = 1.0):
         """Starts the clock for a model of these sizes.
@@ -25,10 +25,10 @@ class Meter:
         self._compiled = False
         self._restart()
 
-    def add(self, work: Work) -> None:
+    def add(self, token_counts: TokenCounts) -> None:
         """Counts a step."""
         self._steps += 1
-        self._work = self._work + work
+        self._token_counts = self._token_counts + token_counts
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -43,12 +43,12 @@ class Meter:
         # The first step's time is its compilation: it says nothing of the steps to come.
         left = seconds / max(self._steps, 1) * (self._total_steps - number) if self._compiled else math.inf
         self._compiled = True
-        flops = train_flops(self._config, **dataclasses.asdict(self._work)) / self._fraction
+        flops = train_flops(self._config, **dataclasses.asdict(self._token_counts)) / self._fraction
         report = Progress(
             step=number,
             total_steps=self._total_steps,
             metrics=metrics,
-            tokens_per_second=self._work.tokens / self._fraction / seconds,
+            tokens_per_second=self._token_counts.tokens / self._fraction / seconds,
             mfu=None if self._peak is None else flops / seconds / self._peak,
             eta_seconds=left,
         )
@@ -56,4 +56,4 @@ class Meter:
         return report
 
     def _restart(self) -> None:
-        self._steps, self._work, self._since = 0, Work(), time.perf_counter()
+        self._steps, self._token_counts, self._since = 0, TokenCounts(), time.perf_counter()

@@ -13,7 +13,7 @@ from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data.loader import iterate
 from train.distributed import Placement
-from train.evaluate import Evaluation, compile_measure, evaluate
+from train.evaluate import Evaluation, compile_eval_step, evaluate
 from train.meter import Meter
 from train.optim import schedule
 from train.report import Reporter
@@ -38,8 +38,8 @@ class Trainer:
     def __post_init__(self):
         self._learning_rate = schedule(self.config.optim, self.total_steps)
         self._evaluated: tuple[int, dict[str, Evaluation]] = -1, {}  # at which step, and what was found
-        self._measure = compile_measure(
-            lambda params, batch: self.task.measure(self.model, params, batch), self.placement
+        self._eval_step = compile_eval_step(
+            lambda params, batch: self.task.eval_step(self.model, params, batch), self.placement
         )
 
     def loss(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Any:
@@ -60,7 +60,7 @@ class Trainer:
         while not self._out_of_patience(number) and (following := next(numbered, None)) is not None:
             number, host_batch = following
             state, metrics = step(state, self.placement.batch(host_batch), seed)
-            meter.add(self.task.work(host_batch))
+            meter.add(self.task.token_counts(host_batch))
             if pending is not None:
                 self._report(*pending, meter)
             pending = (number, metrics)
@@ -86,8 +86,10 @@ class Trainer:
                 results[name] = known[1][name]
             elif name in self.task.evaluations:
                 batches = self.task.evaluations[name]
-                found = evaluate(self._measure, params, batches, self.placement)
-                results[name] = dataclasses.replace(found, means={**found.means, **self.task.scores(name, found)})
+                found = evaluate(self._eval_step, params, batches, self.placement)
+                results[name] = dataclasses.replace(
+                    found, means={**found.means, **self.task.compute_metrics(name, found)}
+                )
                 self.reporter.evaluation(number, name, results[name].means)
         return results
 
@@ -136,8 +138,8 @@ def check_best(config: Config, task: Task) -> None:
         return
     if DEV not in task.evaluations:
         raise ValueError(f"best is {wanted!r}, a figure of dev, but there is no dev set: give --task.dev")
-    if wanted not in task.figures:
-        raise ValueError(f"best is {wanted!r}; figures of this task: {', '.join(task.figures)}")
+    if wanted not in task.metric_names:
+        raise ValueError(f"best is {wanted!r}; metrics of this task: {', '.join(task.metric_names)}")
 
 
 def _due(number: int, every: int | None) -> bool:

@@ -121,7 +121,7 @@ def test_the_programs_products_are_the_models(compiled, estimated):
     per_device = estimated.model_flops / 4
     assert 1.0 <= estimated.cost.flops / per_device < 1.05
     assert estimated.cost.unknown_loops == []
-    assert compiled.work.tokens == estimated.tokens
+    assert compiled.token_counts.tokens == estimated.tokens
 
 
 def test_the_compiled_step_took_the_branches_of_the_tpu(compiled):

@@ -57,13 +57,13 @@ def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys
     # What was evaluated is what the task had announced.
     task = overfitting.task.prepare(overfitting)
     line = records(unbroken, "eval")[-1]
-    assert line.keys() - {"kind", "step", "name", "time"} == set(task.figures)
+    assert line.keys() - {"kind", "step", "name", "time"} == set(task.metric_names)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"best": "f2"}, "best is 'f2'; figures of this task: loss, accuracy, macro_f1, f1, matthews"),
+        ({"best": "f2"}, "best is 'f2'; metrics of this task: loss, accuracy, macro_f1, f1, matthews"),
         ({"dev": None}, "best is 'loss', a figure of dev, but there is no dev set"),
         ({"evaluate_every": None}, "best is 'loss', but only the end is evaluated: give evaluate_every"),
         ({"best": None, "patience": 2}, "patience is 2, but best does not say of which figure"),

@@ -46,7 +46,7 @@ def test_the_loss_curve_and_the_predictions_of_pytorch(data_dir, minilm, tmp_pat
     for number in range(total_steps):
         state, metrics = step(state, placement.batch(task.train[number]), SEED)
         ours.append(metrics["loss"])
-    measure = jax.jit(lambda params, batch: task.measure(model, params, batch).outputs)
+    measure = jax.jit(lambda params, batch: task.eval_step(model, params, batch).outputs)
     dev = task.evaluations[DEV]
     probabilities = dev.by_example([np.asarray(measure(state.params, batch)) for batch in dev])
 

@@ -16,6 +16,7 @@ from train.optim import Optim
 from train.optim.lamb import Lamb
 from train.optim.schedules import Polynomial
 from train.tasks.pretraining import Pretraining
+from train.tasks.sequence_classification import SequenceClassification
 
 CONFIG = """
 from pathlib import Path
@@ -224,3 +225,22 @@ def test_xla_flags_of_the_user_are_kept():
     assert flags(devices) == [devices, ours]
     theirs = "--xla_backend_extra_options=xla_cpu_disable_slp_vectorizer"
     assert flags(theirs) == [theirs]
+
+
+def test_a_former_flag_names_the_new_one(tmp_path):
+    config = Config(task=SequenceClassification("train.tsv"), run=Run(folder=tmp_path, steps=1))
+    for former, new in [
+        (["--task.dev-share", "0.1"], "--task.dev-share is now called --task.validation-split"),
+        (["--task.also_splits=a"], "--task.also_splits is now called --task.extra-eval-splits"),
+    ]:
+        with pytest.raises(ValueError, match=new):
+            parse_flags(config, former)
+
+
+def test_a_record_with_a_former_name_can_be_resumed(tmp_path):
+    config = Config(task=SequenceClassification("train.tsv", validation_split=0.1), run=Run(folder=tmp_path, steps=1))
+    stored = json.loads(config.to_json())
+    stored["task"] = {{"validation_split": "dev_share"}.get(name, name): v for name, v in stored["task"].items()}
+    assert config.differences(json.dumps(stored)) == []
+    stored["task"]["dev_share"] = 0.2
+    assert config.differences(json.dumps(stored)) == ["task.validation_split: 0.2 -> 0.1"]

@@ -31,8 +31,8 @@ def test_a_config(file):
 )
 def test_what_a_config_of_pretraining_would_compile(file):
     config = load_config(file)
-    outline = config.task.outline(config)
-    task, batch = config.task, outline.batch
+    spec = config.task.train_spec(config)
+    task, batch = config.task, spec.batch
     assert batch["input_ids"].shape == (config.run.batch_size, task.row_length or task.max_length)
     assert ("next_sentence_labels" in batch) == task.pairs
-    assert outline.objective.work(batch).predictions <= batch["masked_lm_labels"].size
+    assert spec.objective.token_counts(batch).predictions <= batch["masked_lm_labels"].size

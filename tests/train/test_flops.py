@@ -7,7 +7,7 @@ import pytest
 import flaxbert
 from flaxbert import BertConfig
 from train.flops import device_peak, train_flops
-from train.tasks.task import Work
+from train.tasks.task import TokenCounts
 
 CONFIG = BertConfig(
     vocab_size=600,
@@ -21,8 +21,8 @@ CONFIG = BertConfig(
 
 def work(name, mask):
     if name == "BertForMaskedLM":
-        return Work.of(mask, predictions=mask.size)
-    return Work.of(mask, pooled=name != "BertForTokenClassification")
+        return TokenCounts.of(mask, predictions=mask.size)
+    return TokenCounts.of(mask, pooled=name != "BertForTokenClassification")
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,10 @@ def test_the_formula_is_what_xla_counts(name):
 
 def test_padding_is_no_work():
     mask = (np.arange(6) < np.array([[6], [2], [0]])).astype(np.int32)
-    assert Work.of(mask, predictions=3) == Work(tokens=8, squares=40, predictions=3, pooled=0)
-    assert Work.of(mask, pooled=True) + Work.of(mask) == Work(tokens=16, squares=80, predictions=0, pooled=2)
+    assert TokenCounts.of(mask, predictions=3) == TokenCounts(tokens=8, squares=40, predictions=3, pooled=0)
+    assert TokenCounts.of(mask, pooled=True) + TokenCounts.of(mask) == TokenCounts(
+        tokens=16, squares=80, predictions=0, pooled=2
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import flaxbert
 from train.distributed import MeshShape
 from train.loop import run
 from train.report import Reporter
-from train.tasks.task import Work
+from train.tasks.task import TokenCounts
 
 
 def with_run(config, **changes):
@@ -163,7 +163,7 @@ def test_an_epoch_of_packed_batches_is_one_of_padded_ones(classification):
         loss = jax.jit(functools.partial(task.loss, model, key=None))
         batches = [task.train[i] for i in range(task.steps_per_epoch)]
         sums.append(jax.tree.map(lambda *x: sum(x), *[loss(params, batch) for batch in batches]))
-        work.append(sum(map(task.work, batches), start=Work()))
+        work.append(sum(map(task.token_counts, batches), start=TokenCounts()))
     assert sums[0].weight == sums[1].weight == 22
     assert float(sums[1].sum) == pytest.approx(float(sums[0].sum), rel=1e-6)
     assert work[0] == work[1]

@@ -126,7 +126,7 @@ def test_what_is_not_there_and_filling_changes_nothing(config):
     whole = examples.batch(np.arange(30), size=40, pad_id=0, lengths=(16,))
     shorter = examples.batch(np.arange(30), size=30, pad_id=0, lengths=tuple(range(1, 17)))
     assert shorter["input_ids"].shape < (30, 3, 16)
-    measure = jax.jit(lambda batch: task.measure(model, params, batch))
+    measure = jax.jit(lambda batch: task.eval_step(model, params, batch))
     found = [measure(batch) for batch in (whole, shorter)]
     losses = [measured.metrics["loss"] for measured in found]
     np.testing.assert_allclose(losses[0].mean, losses[1].mean, atol=1e-6)

@@ -105,21 +105,21 @@ def test_work_counts_examples_not_rows(config):
         batch = task.train[0]
         segments = batch["attention_mask"] if row_length is None else batch["segment_ids"]
         sizes = [(row == s).sum() for row in segments for s in range(1, row.max() + 1)]
-        work = task.work(batch)
+        work = task.token_counts(batch)
         assert (work.tokens, work.squares) == (sum(sizes), sum(n * n for n in sizes))
         assert work.predictions == (batch["masked_lm_labels"] != IGNORE).sum() and work.pooled == 0
 
 
 @pytest.mark.parametrize("segments", list(Segments))
 @pytest.mark.parametrize("row_length", [None, 64])
-def test_an_outline_is_what_the_data_would_say(config, segments, row_length):
+def test_a_train_spec_is_what_the_data_would_say(config, segments, row_length):
     given = changed(config, segments=segments, row_length=row_length, whole_words=True)
-    outline, task = given.task.outline(given), given.task.prepare(given)
+    spec, task = given.task.train_spec(given), given.task.prepare(given)
     batch = task.train[0]
-    shapes = [{name: (v.shape, v.dtype) for name, v in given.items()} for given in (outline.batch, batch)]
+    shapes = [{name: (v.shape, v.dtype) for name, v in given.items()} for given in (spec.batch, batch)]
     assert shapes[0] == shapes[1]
-    assert outline.objective.config == task.config
-    assert task.architecture is outline.objective.architecture
+    assert spec.objective.config == task.config
+    assert task.architecture is spec.objective.architecture
     assert task.architecture is (BertForPreTraining if segments is Segments.NEXT_SENTENCE else BertForMaskedLM)
 
 
@@ -142,7 +142,7 @@ def test_what_an_evaluation_tells(config):
     task = config.task.prepare(config)
     model, params = parameters(task)
     batches = list(task.evaluations["dev"])
-    measure = jax.jit(lambda batch: task.measure(model, params, batch).metrics)
+    measure = jax.jit(lambda batch: task.eval_step(model, params, batch).metrics)
     scores = jax.jit(lambda batch: task._scores(model, params, batch, None))
     found = [measure(dict(batch)) for batch in batches]
     means = {n: sum(float(f[n].sum) for f in found) / sum(float(f[n].weight) for f in found) for n in found[0]}
@@ -154,7 +154,7 @@ def test_what_an_evaluation_tells(config):
         total += counted.sum()
     assert means["masked_lm_accuracy"] == pytest.approx(right / total)
     assert means["masked_lm_loss"] == pytest.approx(math.log(205), abs=0.1)  # nothing is learnt yet
-    derived = task.scores("dev", Evaluation(means, []))
+    derived = task.compute_metrics("dev", Evaluation(means, []))
     assert derived["perplexity"] == pytest.approx(math.exp(means["masked_lm_loss"]))
     assert derived["loss"] == pytest.approx(means["masked_lm_loss"] + means["next_sentence_loss"])
 

@@ -19,7 +19,7 @@ from train.config import Config, Model, Run
 from train.data.batches import EvaluationBatches
 from train.data.examples import Spans
 from train.distributed import Placement
-from train.evaluate import compile_measure, evaluate
+from train.evaluate import compile_eval_step, evaluate
 from train.loop import run
 from train.metrics.squad import squad1, squad2
 from train.optim import Optim
@@ -124,12 +124,12 @@ def logits_of(task, sizes):
     model = task.architecture(task.config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     placement = Placement.of(Config.mesh)
-    measure = compile_measure(lambda params, batch: task.measure(model, params, batch), placement)
+    eval_step = compile_eval_step(lambda params, batch: task.eval_step(model, params, batch), placement)
     for size in sizes:
         batches = dataclasses.replace(task.evaluations["dev"], size=size)
         sized = dataclasses.replace(task, evaluations={"dev": batches})
-        found = evaluate(measure, params, batches, placement)
-        yield found, sized.scores("dev", found), sized
+        found = evaluate(eval_step, params, batches, placement)
+        yield found, sized.compute_metrics("dev", found), sized
 
 
 def test_evaluation_does_not_depend_on_the_size_of_its_batches(tmp_path):
@@ -154,7 +154,7 @@ def test_loss_and_logits_equal_pytorch(tmp_path):
         expected = reference(**given)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     np.testing.assert_allclose(task.loss(model, params, arrays, None).mean, expected.loss.item(), rtol=1e-5)
-    measured = task.measure(model, params, arrays)
+    measured = task.eval_step(model, params, arrays)
     np.testing.assert_allclose(measured.metrics["loss"].mean, expected.loss.item(), rtol=1e-5)
     np.testing.assert_allclose(measured.outputs[:, 0], expected.start_logits.numpy(), atol=1e-5)
     np.testing.assert_allclose(measured.outputs[:, 1], expected.end_logits.numpy(), atol=1e-5)
@@ -199,12 +199,12 @@ def test_a_test_set_without_answers_is_predicted_and_not_scored(tmp_path):
     task = config.task.prepare(config)
     ((found, scores, sized),) = logits_of(task, (8,))
     assert scores == {} and found.means == {}
-    sized.finish(None, None, tmp_path, {"dev": found})
+    sized.write_predictions(None, None, tmp_path, {"dev": found})
     assert len(read(tmp_path, "predictions_dev.json")) == len(read(tmp_path, "null_odds_dev.json")) == 24
 
 
 def test_held_out_articles_and_excluded_questions(tmp_path):
-    config = config_in(tmp_path, dev=None, dev_share=0.3, exclude=str(tmp_path / "train.json"))
+    config = config_in(tmp_path, dev=None, validation_split=0.3, exclude=str(tmp_path / "train.json"))
     with pytest.raises(ValueError, match="no question is left to train on"):
         config.task.prepare(config)
     task = with_task(config, exclude=str(tmp_path / "test.json")).task.prepare(config)
@@ -241,7 +241,7 @@ def test_chinese_is_answered_in_characters(data_dir, tmp_path):
         dataclasses.replace(config, model=Model(sizes=SMALL.replace(max_position_embeddings=256))),
         train=str(data_dir / "tasks/cmrc2018/cmrc2018_trial.squadstyle.json"),
         dev=None,
-        dev_share=0.1,
+        validation_split=0.1,
         tokenizer=data_dir / "vocab/bert-base-chinese-vocab.txt",
         max_length=256,
         max_query=64,
@@ -262,6 +262,6 @@ def test_chinese_is_answered_in_characters(data_dir, tmp_path):
             if places is not None:
                 scores[[0, 1], places] = 10.0
             logits.append(scores)
-    found = asked.scores(asked.answers(logits), 0.0)
+    found = asked.compute_metrics(asked.answers(logits), 0.0)
     assert found["exact"] > 95 and found["f1"] > found["exact"] and set(found) == {"exact", "f1", "average"}
     assert isinstance(task.evaluations["dev"], EvaluationBatches)

@@ -186,8 +186,8 @@ def test_a_run(config):
 
 def test_a_task_of_records(config, tmp_path):
     task = config.task
-    outline, prepared = task.outline(config), task.prepare(config)
-    assert {n: v.shape for n, v in outline.batch.items()} == {n: v.shape for n, v in prepared.train[0].items()}
+    spec, prepared = task.train_spec(config), task.prepare(config)
+    assert {n: v.shape for n, v in spec.batch.items()} == {n: v.shape for n, v in prepared.train[0].items()}
     assert prepared.facts["examples"] == "12 to train on, 5 held out"
     assert len(list(prepared.evaluations["dev"])) == 1 and prepared.unigram_entropy > 0
     with pytest.raises(ValueError, match="holds no vocabulary: give that with which it was made"):

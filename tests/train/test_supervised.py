@@ -20,19 +20,22 @@ from train.tasks.token_classification import TokenClassification
 )
 def test_settings_that_contradict_each_other(kind):
     for settings, message in [
-        ({"dev": "a", "dev_share": 0.2}, "dev_share is 0.2, dev a; .* only where dev is not given; else None"),
-        ({"dev_share": 1.0}, "between 0 and 1"),
-        ({"dev_share": 0.0}, "between 0 and 1"),
-        ({"also": ("a", "b"), "also_splits": ("c",)}, "one for each of also"),
+        (
+            {"dev": "a", "validation_split": 0.2},
+            "validation_split is 0.2, dev a; .* only where dev is not given; else None",
+        ),
+        ({"validation_split": 1.0}, "between 0 and 1"),
+        ({"validation_split": 0.0}, "between 0 and 1"),
+        ({"extra_eval": ("a", "b"), "extra_eval_splits": ("c",)}, "one for each of extra_eval"),
     ]:
         with pytest.raises(ValueError, match=message):
             kind("train", **settings)
 
 
 def test_further_sets_are_called_by_their_names():
-    also = ("mnli/dev_mismatched.tsv", "other/dev.tsv", "more/dev.tsv", "datasets:glue:mnli", "a strange/näme?.csv")
+    extra = ("mnli/dev_mismatched.tsv", "other/dev.tsv", "more/dev.tsv", "datasets:glue:mnli", "a strange/näme?.csv")
     splits = ("", "", "", "validation_mismatched[:10%]", "")
-    task = SequenceClassification("train.tsv", "dev.tsv", also=also, also_splits=splits)
+    task = SequenceClassification("train.tsv", "dev.tsv", extra_eval=extra, extra_eval_splits=splits)
     assert list(task.sources.items())[2:] == [
         ("dev_mismatched", ("mnli/dev_mismatched.tsv", None)),
         ("dev-2", ("other/dev.tsv", None)),
@@ -40,7 +43,7 @@ def test_further_sets_are_called_by_their_names():
         ("validation_mismatched_10_", ("datasets:glue:mnli", "validation_mismatched[:10%]")),
         ("näme_", ("a strange/näme?.csv", None)),
     ]
-    assert [*SequenceClassification("a", also=("b/test.tsv", "c/test.tsv"), test="d").sources] == [
+    assert [*SequenceClassification("a", extra_eval=("b/test.tsv", "c/test.tsv"), test="d").sources] == [
         "train",
         "test",
         "test-2",
@@ -50,7 +53,7 @@ def test_further_sets_are_called_by_their_names():
 
 def test_further_sets_are_evaluated(classification, tmp_path):
     shutil.copy(classification.task.dev, tmp_path / "matched.tsv")
-    task = with_task(classification, also=(str(tmp_path / "matched.tsv"),)).task.prepare(classification)
+    task = with_task(classification, extra_eval=(str(tmp_path / "matched.tsv"),)).task.prepare(classification)
     assert [*task.evaluations] == ["dev", "test", "matched"]
     assert task.rows["matched"][0].label == task.rows["dev"][0].label
     assert task.facts["matched rows"] == task.facts["dev rows"] == len(task.rows["dev"])
@@ -61,7 +64,7 @@ def test_rows_of_one_text_are_held_out_together(classification):
     head, *lines = path.read_text().splitlines()
     lines = [*lines, *lines[:20]]
     path.write_text("\n".join([head, *lines]) + "\n")
-    config = with_task(classification, dev=None, dev_share=0.25)
+    config = with_task(classification, dev=None, validation_split=0.25)
     task = config.task.prepare(config)
     train, dev = task.rows["train"], task.rows["dev"]
     assert [*task.rows] == ["train", "dev", "test"] and [*task.evaluations] == ["dev", "test"]
@@ -77,7 +80,7 @@ def test_a_label_of_one_row_is_known_wherever_that_row_goes(classification):
     path = Path(classification.task.train)
     path.write_text(path.read_text() + "one of its kind\trare\n")
     for seed in range(4):
-        config = with_task(classification, dev=None, dev_share=0.5)
+        config = with_task(classification, dev=None, validation_split=0.5)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
         assert "rare" in config.task.prepare(config).config.id2label
 

@@ -19,7 +19,7 @@ from train.data.tag_labels import infer_tags, tag_ids
 from train.data.tagged import Sentence, read_sentences
 from train.data.tagged_pieces import Cut, LabelledPieces, cut_sentences
 from train.distributed import Placement
-from train.evaluate import compile_measure, evaluate
+from train.evaluate import compile_eval_step, evaluate
 from train.loop import run
 from train.metrics.entities import entity_scores
 from train.optim import Optim
@@ -197,11 +197,11 @@ def test_evaluation_does_not_depend_on_the_batch_size(config):
         model = task.architecture(task.config)
         params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
         params["classifier"]["kernel"] *= 50.0  # or every word would have the same tag
-        measure = compile_measure(
-            lambda params, batch, task=task, model=model: task.measure(model, params, batch), placement
+        eval_step = compile_eval_step(
+            lambda params, batch, task=task, model=model: task.eval_step(model, params, batch), placement
         )
-        result = evaluate(measure, params, task.evaluations["dev"], placement)
-        found.append({**result.means, **task.scores("dev", result)})
+        result = evaluate(eval_step, params, task.evaluations["dev"], placement)
+        found.append({**result.means, **task.compute_metrics("dev", result)})
         tags.append(task._predicted("dev", result))
     assert found[0].keys() == {"loss", "token_accuracy", "precision", "recall", "f1"}
     assert len({tag for row in tags[0] for tag in row}) > 2
@@ -218,7 +218,7 @@ def test_facts(config):
 
 
 def test_a_share_is_held_out_by_the_seed(config):
-    how = {"dev": None, "dev_share": 0.25}
+    how = {"dev": None, "validation_split": 0.25}
     first, again = prepared(config, **how), prepared(config, **how)
     assert first.sentences == again.sentences and len(first.sentences["dev"]) == 40
     assert first.facts["train sentences"] == 120

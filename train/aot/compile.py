@@ -14,7 +14,7 @@ from train.config import Config
 from train.distributed import Placement
 from train.optim import make_optimizer
 from train.step import TrainState, compile_step, state_shapes, state_shardings
-from train.tasks.task import Objective, Outline, Work
+from train.tasks.task import Objective, TokenCounts, TrainSpec
 
 
 class DoesNotFit(RuntimeError):
@@ -36,7 +36,7 @@ class Compiled:
     """Of the batch, or of one of its micro-batches: what all devices compute at once."""
     placement: Placement
     objective: Objective
-    work: Work
+    token_counts: TokenCounts
     """Of the batch, over all devices."""
     seconds: float
     """That the compiler took."""
@@ -51,13 +51,13 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
         FileNotFoundError, ValueError: what is wrong with the settings or the data.
         DoesNotFit: a device has too little memory; says how much is missing.
     """
-    outline: Outline = config.task.outline(config)
-    objective = outline.objective
+    spec: TrainSpec = config.task.train_spec(config)
+    objective = spec.objective
     model = objective.architecture(objective.config, **config.model.attributes)
     placement.check_model(model)
-    optimizer = make_optimizer(config.optim, config.run.total_steps(outline.steps_per_epoch))
+    optimizer = make_optimizer(config.optim, config.run.total_steps(spec.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)
-    batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in outline.batch.items()}
+    batch = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in spec.batch.items()}
     parts = config.run.gradient_accumulation_steps
     rows = next(iter(batch.values())).shape[0]
     placement.check_rows("batch_size", rows, gradient_accumulation_steps=parts)
@@ -71,8 +71,8 @@ def compile_config(config: Config, placement: Placement) -> Compiled:
     started = time.perf_counter()
     executable = compile_lowered(lowered)
     seconds = time.perf_counter() - started
-    work = objective.work(outline.batch)
-    return Compiled(executable, state, shardings, batch, rows // parts, placement, objective, work, seconds)
+    token_counts = objective.token_counts(spec.batch)
+    return Compiled(executable, state, shardings, batch, rows // parts, placement, objective, token_counts, seconds)
 
 
 def compile_lowered(lowered: Any) -> Any:

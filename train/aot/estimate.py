@@ -64,7 +64,7 @@ def estimate(compiled: Compiled, topology: str, chip: Chip) -> Estimate:
         memory=memory,
         cost=cost.estimate(program, where),
         layout=Layout.of(program, where, rows=compiled.rows, parameters=compiled.state.params, batch=compiled.batch),
-        tokens=compiled.work.tokens,
-        model_flops=train_flops(compiled.objective.config, **dataclasses.asdict(compiled.work)),
+        tokens=compiled.token_counts.tokens,
+        model_flops=train_flops(compiled.objective.config, **dataclasses.asdict(compiled.token_counts)),
         compile_seconds=compiled.seconds,
     )

@@ -12,7 +12,7 @@ from flaxbert import Attention, BertForPreTraining, Remat, save_pretrained
 from train.benchmark.contestant import Contestant
 from train.benchmark.workload import Workload
 from train.distributed import MeshShape, Placement
-from train.evaluate import compile_measure
+from train.evaluate import compile_eval_step
 from train.optim import Optim, make_optimizer
 from train.step import compile_step, create_state, state_shardings
 from train.tasks.pretraining_objective import PretrainingObjective
@@ -37,11 +37,11 @@ class Ours(Contestant):
         def loss(params: Any, batch: Any, key: Any) -> Any:
             return objective.loss(self._model, params, batch, key)
 
-        def measure(params: Any, batch: Any) -> Any:
+        def eval_step(params: Any, batch: Any) -> Any:
             return objective.loss(self._model, params, batch, None).mean
 
         self._step = compile_step(loss, optimizer, placement, shardings)
-        self._measure = compile_measure(measure, placement)
+        self._eval_step = compile_eval_step(eval_step, placement)
         self._compiled: dict[str, Any] = {}
 
     def save(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class Ours(Contestant):
             if kind == "train":
                 lowered = cast(Any, self._step).lower(self._state, self._batch, self._seed)
             else:
-                lowered = cast(Any, self._measure).lower(self._state.params, self._batch)
+                lowered = cast(Any, self._eval_step).lower(self._state.params, self._batch)
             self._compiled[kind] = lowered.compile()
             self.compile_seconds[kind] = time.perf_counter() - start
         return self._compiled[kind]

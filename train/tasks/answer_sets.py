@@ -85,7 +85,7 @@ class AnswerSet:
             return 0.0
         return best_threshold(_best(answers), self.gold, _null_odds(answers))
 
-    def scores(self, answers: Mapping[str, Answers], threshold: float) -> dict[str, float]:
+    def compute_metrics(self, answers: Mapping[str, Answers], threshold: float) -> dict[str, float]:
         """Exact match and F1, by the rule that fits; nothing where the answers are not known."""
         if not self.labelled:
             return {}

@@ -17,13 +17,13 @@ from train.data.choices import ChoiceColumns, Question, read_questions
 from train.data.examples import Choices, token_arrays
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.messages import refuse
-from train.evaluate import Evaluation, Measured
+from train.evaluate import EvalStepOutput, Evaluation
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
 from train.tasks.classification_report import write_predictions
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, padded_outputs
+from train.tasks.task import HostBatch, Task, TokenCounts, TrainSpec, padded_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,9 @@ class MultipleChoice(Supervised):
             **as_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard),
         )
 
-    def outline(self, config: Config) -> Outline:
+    def train_spec(self, config: Config) -> TrainSpec:
         """From the data: the length of a batch is that of its longest choice."""
-        return Outline.of(self.prepare(config))
+        return TrainSpec.of(self.prepare(config))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,24 +77,24 @@ class PreparedMultipleChoice(Task):
         return losses.multiple_choice(_logits(model, params, batch, key), batch["labels"])
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Loss and accuracy."""
         return ("loss", "accuracy")
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Loss and accuracy; the outputs are probabilities [B, C]."""
         logits = _logits(model, params, batch, None)
         right = jnp.argmax(logits, axis=-1) == batch["labels"]  # never so at -100
         metrics = {"loss": losses.multiple_choice(logits, batch["labels"])}
         metrics["accuracy"] = Loss(jnp.sum(right * 1.0), jnp.sum(batch["weight"]))
-        return Measured(metrics, jax.nn.softmax(logits))
+        return EvalStepOutput(metrics, jax.nn.softmax(logits))
 
-    def work(self, batch: HostBatch) -> Work:
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
         """The tokens of all choices."""
         mask = batch["attention_mask"]
-        return Work.of(mask.reshape(-1, mask.shape[-1]), pooled=True)
+        return TokenCounts.of(mask.reshape(-1, mask.shape[-1]), pooled=True)
 
-    def finish(
+    def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Writes predictions_NAME.tsv (row, given and predicted choice from 0, probability) for every evaluation."""

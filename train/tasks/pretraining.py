@@ -20,7 +20,7 @@ from train.peers import ALONE, Peers
 from train.tasks.pretraining_data import RECORDS, Segments, prepare_data
 from train.tasks.pretraining_objective import PreparedPretraining, PretrainingObjective
 from train.tasks.start import model_config, outlined_config
-from train.tasks.task import Outline
+from train.tasks.task import TrainSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Pretraining:
             facts={**data.facts, **more},
         )
 
-    def outline(self, config: Config) -> Outline:
+    def train_spec(self, config: Config) -> TrainSpec:
         """Rows without padding, as long as the settings let them be; the text is not read."""
         tokenizer, store = self.tokenizer, Path(self.text) / TOKENIZER
         # A store that is yet to be made has the vocabulary that the model's sizes speak of, text that is there a learnt
@@ -118,7 +118,7 @@ class Pretraining:
             batch["attention_mask"] = ones
         else:
             batch |= {"segment_ids": ones, "position_ids": ones, "first_positions": slots}
-        return Outline(objective=PretrainingObjective(**self._objective(sizes)), batch=batch)
+        return TrainSpec(objective=PretrainingObjective(**self._objective(sizes)), batch=batch)
 
     @property
     def pairs(self) -> bool:

@@ -14,9 +14,9 @@ from flaxbert import BertForPreTraining, PreTrainedModel, functional, losses
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.sharding import fetch, spread
 from flaxbert.tokenizer import MASK
-from train.evaluate import Evaluation, Measured
+from train.evaluate import EvalStepOutput, Evaluation
 from train.step import Batch, Params
-from train.tasks.task import HostBatch, Objective, Task, Work, outputs
+from train.tasks.task import HostBatch, Objective, Task, TokenCounts, outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ class PretrainingObjective(Objective):
             return losses.masked_lm(words, batch["masked_lm_labels"])
         return losses.pretraining(words, pairs, batch["masked_lm_labels"], batch["next_sentence_labels"])
 
-    def work(self, batch: HostBatch) -> Work:
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Its tokens, and the positions scored."""
         predictions = int((batch["masked_lm_labels"] != IGNORE).sum())
         if "attention_mask" in batch:
-            return Work.of(batch["attention_mask"], predictions=predictions)
-        return Work.of_segments(batch["segment_ids"], batch["first_positions"].shape[1], predictions=predictions)
+            return TokenCounts.of(batch["attention_mask"], predictions=predictions)
+        return TokenCounts.of_segments(batch["segment_ids"], batch["first_positions"].shape[1], predictions=predictions)
 
     def _scores(
         self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None
@@ -68,12 +68,12 @@ class PreparedPretraining(PretrainingObjective, Task):
     unigram_entropy: float
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Loss and accuracy of words, and of pairs where there are pairs; the loss that is trained on; perplexity."""
         names = ["masked_lm", "next_sentence"][: 2 if self.terms else 1]
         return (*(f"{name}_{what}" for name in names for what in ("loss", "accuracy")), "loss", "perplexity")
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Loss and accuracy at the masked positions, and of next sentences."""
         words, pairs = self._scores(model, params, batch, None)
         found = {"masked_lm": (words, batch["masked_lm_labels"], losses.masked_lm)}
@@ -84,15 +84,15 @@ class PreparedPretraining(PretrainingObjective, Task):
             right = jnp.sum(jnp.argmax(scores, axis=-1) == labels)  # never so at -100
             metrics[f"{name}_loss"] = loss(scores, labels)
             metrics[f"{name}_accuracy"] = Loss(right * 1.0, jnp.sum(labels != IGNORE) * 1.0)
-        return Measured(metrics)
+        return EvalStepOutput(metrics)
 
-    def scores(self, name: str, found: Evaluation) -> dict[str, float]:
+    def compute_metrics(self, name: str, found: Evaluation) -> dict[str, float]:
         """The loss that is trained on, and the perplexity of masked words."""
         means = found.means
         loss = means["masked_lm_loss"] + means.get("next_sentence_loss", 0.0)
         return {"loss": loss, "perplexity": math.exp(min(means["masked_lm_loss"], 700.0))}
 
-    def finish(
+    def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Sets the loss beside the unigram baseline, and fills the prompts, each with the five likeliest tokens."""

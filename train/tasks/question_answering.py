@@ -19,13 +19,13 @@ from train.data.examples import Spans
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.question_sets import trainable, without
 from train.data.questions import Question, Questions, WrongOffsets, read_questions
-from train.evaluate import Evaluation, Measured
+from train.evaluate import EvalStepOutput, Evaluation
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
 from train.tasks.answer_sets import AnswerSet, Rule
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, padded_outputs
+from train.tasks.task import HostBatch, Task, TokenCounts, TrainSpec, padded_outputs
 
 # A position beyond every sequence, which no loss counts.
 _NOWHERE = np.iinfo(np.int32).max
@@ -98,9 +98,9 @@ class QuestionAnswering(Supervised):
             facts=facts | {f"{name} windows": len(found) for name, found in spans.items()},
         )
 
-    def outline(self, config: Config) -> Outline:
+    def train_spec(self, config: Config) -> TrainSpec:
         """From the data: the length of a batch is that of its longest window."""
-        return Outline.of(self.prepare(config))
+        return TrainSpec.of(self.prepare(config))
 
     def _sets(self, seed: int) -> tuple[dict[str, Sequence[Question]], dict[str, int]]:
         """The questions to train on and those of each set to evaluate; in figures, what was done to the files' own."""
@@ -120,7 +120,9 @@ class QuestionAnswering(Supervised):
             facts["train questions excluded"] = given - len(train)
         usable = trainable(train, impossible=self.impossible)
         if not usable:
-            raise ValueError(f"{self.train}: no question is left to train on; look at exclude, impossible, dev_share")
+            raise ValueError(
+                f"{self.train}: no question is left to train on; look at exclude, impossible, validation_split"
+            )
         if len(usable) < len(train):
             facts["train questions not used"] = len(train) - len(usable)
         sets["train"] = usable
@@ -152,27 +154,27 @@ class PreparedAnswering(Task):
         return _loss(_logits(model, params, batch, key), batch)
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Those that all rules have."""
         return ("loss", "exact", "f1")
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """The loss; the outputs are scores of every position as start and as end [B, 2, T]."""
         scores = _logits(model, params, batch, None)
         loss = _loss(scores, batch)
         # A row counts in both terms or in none, so their weights are the same.
-        return Measured({"loss": Loss(jnp.sum(loss.sum), loss.weight[0])}, scores)
+        return EvalStepOutput({"loss": Loss(jnp.sum(loss.sum), loss.weight[0])}, scores)
 
-    def work(self, batch: HostBatch) -> Work:
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Its tokens."""
-        return Work.of(batch["attention_mask"])
+        return TokenCounts.of(batch["attention_mask"])
 
-    def scores(self, name: str, found: Evaluation) -> dict[str, float]:
+    def compute_metrics(self, name: str, found: Evaluation) -> dict[str, float]:
         """Exact match and F1, by the rule that fits the set; none where its answers are not known."""
         answers = self._answers(name, found)
-        return self.sets[name].scores(answers, self._threshold(name, answers))
+        return self.sets[name].compute_metrics(answers, self._threshold(name, answers))
 
-    def finish(
+    def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Writes predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json for every evaluation.

@@ -15,14 +15,14 @@ from train.data.batches import EvaluationBatches
 from train.data.examples import Labelled
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.table import Columns, Row, read_rows
-from train.evaluate import Evaluation, Measured
+from train.evaluate import EvalStepOutput, Evaluation
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
 from train.tasks.classification_report import write_results
 from train.tasks.problems import Number, OneLabel, Problem, SeveralLabels, targets_of
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, outputs, padded_outputs
+from train.tasks.task import HostBatch, Task, TokenCounts, TrainSpec, outputs, padded_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,9 @@ class SequenceClassification(Supervised):
             **batches,
         )
 
-    def outline(self, config: Config) -> Outline:
+    def train_spec(self, config: Config) -> TrainSpec:
         """From the data: the length of a batch is that of its longest text."""
-        return Outline.of(self.prepare(config))
+        return TrainSpec.of(self.prepare(config))
 
     def _problem(self, rows: Sequence[Row]) -> Problem:
         if self.problem_type == Number.kind:
@@ -107,29 +107,29 @@ class PreparedClassification(Task):
         return self._loss(_logits(model, params, batch, key), batch)
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """The loss, and those of the problem."""
         return ("loss", *self.problem.names)
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """The loss; the outputs are probabilities [B, N], of a regression the numbers."""
         logits = _logits(model, params, batch, None)
-        return Measured({"loss": self._loss(logits, batch)}, self.problem.probabilities(logits))
+        return EvalStepOutput({"loss": self._loss(logits, batch)}, self.problem.probabilities(logits))
 
-    def scores(self, name: str, found: Evaluation) -> dict[str, float]:
+    def compute_metrics(self, name: str, found: Evaluation) -> dict[str, float]:
         """Those of the problem, where the rows have labels."""
         batches = self.evaluations[name]
         if not batches.examples.labelled.all():
             return {}
         return self.problem.figures(batches.examples.labels, np.array(batches.by_example(found.outputs)))
 
-    def work(self, batch: HostBatch) -> Work:
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Its tokens."""
         if "segment_ids" not in batch:
-            return Work.of(batch["attention_mask"], pooled=True)
-        return Work.of_segments(batch["segment_ids"], batch["first_positions"].shape[1], pooled=True)
+            return TokenCounts.of(batch["attention_mask"], pooled=True)
+        return TokenCounts.of_segments(batch["segment_ids"], batch["first_positions"].shape[1], pooled=True)
 
-    def finish(
+    def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Writes predictions_NAME.tsv, report_NAME.md and confusion_NAME.png for every evaluation."""

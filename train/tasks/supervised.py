@@ -35,22 +35,26 @@ class Supervised:
     test_split: str | None = None
     tokenizer: Path | None = None
     """A folder or vocab.txt; by default the pretrained model's."""
-    also: tuple[str, ...] = ()
+    extra_eval: tuple[str, ...] = ()
     """Further files or data sets, evaluated once, at the end (MNLI's mismatched ones), and called by their names."""
-    also_splits: tuple[str, ...] = ()
+    extra_eval_splits: tuple[str, ...] = ()
     """The split of each of them, "" for a file."""
-    dev_share: float | None = None
+    validation_split: float | None = None
     """Where there is no dev file: hold out at least this share of the training rows, drawn by the run's seed; those
     with the same text (the same article or context, if they are about one) stay together."""
     max_length: int = 128
     """Tokens of an example."""
 
     def __post_init__(self):
-        if self.also_splits and len(self.also_splits) != len(self.also):
-            raise ValueError(f"also_splits is {self.also_splits}; there must be one for each of also, {self.also}")
-        if self.dev_share is not None and (self.dev is not None or not 0 < self.dev_share < 1):
+        if self.extra_eval_splits and len(self.extra_eval_splits) != len(self.extra_eval):
             raise ValueError(
-                f"dev_share is {self.dev_share}, dev {self.dev}; allowed: between 0 and 1, and only where dev is not "
+                f"extra_eval_splits is {self.extra_eval_splits}; there must be one for each of extra_eval, "
+                f"{self.extra_eval}"
+            )
+        split = self.validation_split
+        if split is not None and (self.dev is not None or not 0 < split < 1):
+            raise ValueError(
+                f"validation_split is {split}, dev {self.dev}; allowed: between 0 and 1, and only where dev is not "
                 "given; else None"
             )
 
@@ -59,7 +63,7 @@ class Supervised:
         """File, or data set, and split of "train", "dev", "test" and those beyond, of those that are given."""
         given = {"train": (self.train, self.train_split), "dev": (self.dev, self.dev_split)}
         given["test"] = (self.test, self.test_split)
-        for source, split in zip(self.also, self.also_splits or [""] * len(self.also), strict=True):
+        for source, split in zip(self.extra_eval, self.extra_eval_splits or [""] * len(self.extra_eval), strict=True):
             given[_name(source, split, taken=given)] = (source, split or None)
         return {name: (source, split) for name, (source, split) in given.items() if source is not None}
 
@@ -74,9 +78,9 @@ class Supervised:
             seed: of what is drawn.
         """
         rest = {name: found for name, found in rows.items() if name != "train"}
-        if self.dev_share is None:
+        if self.validation_split is None:
             return {"train": rows["train"], **rest}
-        train, dev = held_out(rows["train"], [group(row) for row in rows["train"]], self.dev_share, seed=seed)
+        train, dev = held_out(rows["train"], [group(row) for row in rows["train"]], self.validation_split, seed=seed)
         return {"train": train, "dev": dev, **rest}
 
     def load_tokenizer(self, config: Config) -> WordPieceTokenizer:

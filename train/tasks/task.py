@@ -15,7 +15,7 @@ from flaxbert.config import BertConfig
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.evaluate import Evaluation, Measured
+from train.evaluate import EvalStepOutput, Evaluation
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
 
@@ -55,7 +55,7 @@ class Objective(abc.ABC):
         """The loss to train on; dropout where `key` is not None."""
 
     @abc.abstractmethod
-    def work(self, batch: HostBatch) -> "Work":
+    def token_counts(self, batch: HostBatch) -> "TokenCounts":
         """How much a batch holds."""
 
 
@@ -79,19 +79,19 @@ class Task(Objective):
 
     @property
     @abc.abstractmethod
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Names of figures that every evaluation of labelled data reports."""
 
     @abc.abstractmethod
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
-        """What an evaluation reports, and the outputs that `finish` wants."""
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
+        """What an evaluation reports, and the outputs that `write_predictions` wants."""
 
-    def scores(self, name: str, found: Evaluation) -> Mapping[str, float]:
+    def compute_metrics(self, name: str, found: Evaluation) -> Mapping[str, float]:
         """What follows from the means and outputs of an evaluation of the set `name`, to be reported with them."""
         return {}
 
     @abc.abstractmethod
-    def finish(
+    def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Writes predictions into the folder, and returns lines to show at the end of the run.
@@ -101,7 +101,7 @@ class Task(Objective):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outline:
+class TrainSpec:
     """All of a task that a compiled train step depends on.
 
     Attributes:
@@ -115,7 +115,7 @@ class Outline:
     steps_per_epoch: int = 1000
 
     @classmethod
-    def of(cls, task: Task) -> "Outline":
+    def of(cls, task: Task) -> "TrainSpec":
         """Of a task whose shapes are those of its data."""
         return cls(objective=task, batch=task.train[0], steps_per_epoch=task.steps_per_epoch)
 
@@ -133,13 +133,13 @@ class TaskSettings(Protocol):
         """
         ...
 
-    def outline(self, config: "Config") -> Outline:
+    def train_spec(self, config: "Config") -> TrainSpec:
         """What is compiled, from the settings alone where they say it all, else from the data."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class TokenCounts:
     """The size of a batch in the terms of `flops.train_flops`."""
 
     tokens: int = 0
@@ -147,11 +147,11 @@ class Work:
     predictions: int = 0
     pooled: int = 0
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
+    def __add__(self, other: "TokenCounts") -> "TokenCounts":
+        return TokenCounts(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
     @classmethod
-    def of(cls, attention_mask: np.ndarray, *, predictions: int = 0, pooled: bool = False) -> "Work":
+    def of(cls, attention_mask: np.ndarray, *, predictions: int = 0, pooled: bool = False) -> "TokenCounts":
         """From a mask [B, T]; `pooled` says that the model's head looks at the pooled vector alone."""
         lengths = attention_mask.sum(axis=1, dtype=np.int64)
         return cls(
@@ -162,7 +162,7 @@ class Work:
         )
 
     @classmethod
-    def of_segments(cls, segment_ids: np.ndarray, slots: int, **how) -> "Work":
+    def of_segments(cls, segment_ids: np.ndarray, slots: int, **how) -> "TokenCounts":
         """From rows [B, T] that several texts share: ids from 1 to `slots`, 0 is padding; the rest as of `of`."""
         masks = segment_ids[:, None] == np.arange(1, slots + 1)[:, None]
         return cls.of(masks.reshape(-1, segment_ids.shape[1]), **how)

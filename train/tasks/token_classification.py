@@ -19,14 +19,14 @@ from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.tag_labels import InvalidTags, in_scheme, infer_tags, tag_ids, written_in
 from train.data.tagged import Sentence, TagColumns, read_sentences
 from train.data.tagged_pieces import Cut, LabelledPieces, TaggedPieces, cut_sentences
-from train.evaluate import Evaluation, Measured
+from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
 from train.peers import ALONE, Peers
 from train.step import Batch, Params
 from train.tasks.entity_report import entity_report, most_frequent_tags
 from train.tasks.start import model_config
 from train.tasks.supervised import Supervised, as_batches
-from train.tasks.task import HostBatch, Outline, Task, Work, padded_outputs
+from train.tasks.task import HostBatch, Task, TokenCounts, TrainSpec, padded_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +97,9 @@ class TokenClassification(Supervised):
             facts={"labels": len(labels), "scheme": scheme.name, **facts},
         )
 
-    def outline(self, config: Config) -> Outline:
+    def train_spec(self, config: Config) -> TrainSpec:
         """From the data: the length of a batch is that of its longest sentence."""
-        return Outline.of(self.prepare(config))
+        return TrainSpec.of(self.prepare(config))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,11 +124,11 @@ class PreparedTokenClassification(Task):
         return losses.token_classification(_logits(model, params, batch, key), batch["labels"])
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Of pieces, and of entities."""
         return ("loss", "token_accuracy", "precision", "recall", "f1")
 
-    def measure(self, model: PreTrainedModel, params: Params, batch: Batch) -> Measured:
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Loss, and accuracy over the pieces that have a label; the outputs are the likeliest label ids [B, T]."""
         scores = _logits(model, params, batch, None)
         labelled = (batch["labels"] != IGNORE).astype(jnp.float32)
@@ -136,18 +136,18 @@ class PreparedTokenClassification(Task):
         accuracy = Loss(jnp.sum((best == batch["labels"]) * labelled), jnp.sum(labelled))
         loss = losses.token_classification(scores, batch["labels"])
         # Outputs of a whole set are kept until its end: a label's number needs no more.
-        return Measured({"loss": loss, "token_accuracy": accuracy}, best.astype(jnp.int16))
+        return EvalStepOutput({"loss": loss, "token_accuracy": accuracy}, best.astype(jnp.int16))
 
-    def scores(self, name: str, found: Evaluation) -> Mapping[str, float]:
+    def compute_metrics(self, name: str, found: Evaluation) -> Mapping[str, float]:
         """Precision, recall and F1 of entities, over all sentences, as seqeval and conlleval give them."""
         overall = entity_scores(self._given(name), self._predicted(name, found)).overall
         return {"precision": overall.precision, "recall": overall.recall, "f1": overall.f1}
 
-    def work(self, batch: HostBatch) -> Work:
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Its tokens."""
-        return Work.of(batch["attention_mask"])
+        return TokenCounts.of(batch["attention_mask"])
 
-    def finish(
+    def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Writes predictions_NAME.conll (word, given tag, predicted tag) and report_NAME.md for every evaluation."""

@@ -33,28 +33,28 @@ def shapes(batch):
     return {name: (values.shape, values.dtype) for name, values in batch.items()}
 
 
-def test_an_outline_is_what_the_data_would_say(config):
-    outline, task = config.task.outline(config), config.task.prepare(config)
-    assert shapes(outline.batch) == shapes(task.train[0])
-    assert outline.objective.config == task.config
-    assert outline.objective.architecture is task.architecture
+def test_a_train_spec_is_what_the_data_would_say(config):
+    spec, task = config.task.train_spec(config), config.task.prepare(config)
+    assert shapes(spec.batch) == shapes(task.train[0])
+    assert spec.objective.config == task.config
+    assert spec.objective.architecture is task.architecture
     # None of the rows of this batch is the short one at the end of the text.
     assert task.train[0]["attention_mask"].all()
-    assert outline.objective.work(outline.batch) == task.work(task.train[0])
+    assert spec.objective.token_counts(spec.batch) == task.token_counts(task.train[0])
 
 
-def test_an_outline_needs_neither_text_nor_vocabulary(config):
+def test_a_train_spec_needs_neither_text_nor_vocabulary(config):
     away = with_task(config, text="nothing.txt", tokenizer=Path("nothing"))
-    assert away.task.outline(away).objective.config == SIZES
+    assert away.task.train_spec(away).objective.config == SIZES
     to_come = with_task(config, text="nothing", tokenizer=None, vocab_size=77)
-    assert to_come.task.outline(to_come).objective.config == SIZES
+    assert to_come.task.train_spec(to_come).objective.config == SIZES
     learnt = with_task(config, tokenizer=None, vocab_size=77)
-    assert learnt.task.outline(learnt).objective.config == SIZES.replace(vocab_size=77)
+    assert learnt.task.train_spec(learnt).objective.config == SIZES.replace(vocab_size=77)
 
 
 def test_a_model_that_is_yet_to_be_trained_has_the_sizes_of_the_config(config, caplog):
     second = dataclasses.replace(config, model=Model(pretrained=Path("nowhere/model"), sizes=SIZES))
-    assert second.task.outline(second).objective.config.hidden_size == SIZES.hidden_size
+    assert second.task.train_spec(second).objective.config.hidden_size == SIZES.hidden_size
     assert caplog.messages == ["nowhere/model is not there: the model's sizes are taken to be those of the config"]
 
 
@@ -69,19 +69,19 @@ def test_dropout_is_the_runs_or_the_models(config, tmp_path):
         model_config(Model(sizes=own, dropout=1.5), None, max_length=48)
 
 
-def test_an_outline_is_checked_as_the_data_would_be(config):
+def test_a_train_spec_is_checked_as_the_data_would_be(config):
     long = with_task(config, max_length=49)
     with pytest.raises(ValueError, match="max_length is 49; allowed: 3 to the model's max_position_embeddings, 48"):
-        long.task.outline(long)
+        long.task.train_spec(long)
     rate = with_task(config, masking_rate=1.5)
     with pytest.raises(ValueError, match=r"the masking rate is 1\.5"):
-        rate.task.outline(rate)
+        rate.task.train_spec(rate)
 
 
-def test_batches_trimmed_to_their_texts_are_outlined_by_the_data(config, tmp_path):
+def test_batches_trimmed_to_their_texts_have_the_train_spec_of_their_data(config, tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "".join(f"w1 w2 w{i}\t{i % 2}\n" for i in range(12)))
     task = SequenceClassification(train=str(tmp_path / "train.tsv"), tokenizer=tmp_path / "vocab.txt", max_length=32)
-    found = task.outline(dataclasses.replace(config, task=task))
+    found = task.train_spec(dataclasses.replace(config, task=task))
     assert shapes(found.batch) == shapes(task.prepare(dataclasses.replace(config, task=task)).train[0])
     assert found.batch["input_ids"].shape == (6, 8)  # five tokens; lengths are multiples of 8
     assert found.steps_per_epoch == 2
@@ -91,10 +91,10 @@ def test_batches_trimmed_to_their_texts_are_outlined_by_the_data(config, tmp_pat
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_the_configs_of_pretraining_have_googles_sizes(size, length):
     config = load_config(ROOT / f"configs/pretrain_{size}_{length}.py")
-    outline = config.task.outline(config)
-    assert outline.objective.config == {"base": BertConfig.base(), "large": BertConfig.large()}[size]
-    work = outline.objective.work(outline.batch)
-    assert (work.tokens, work.predictions) == (256 * length, 256 * round(0.15 * length))
+    spec = config.task.train_spec(config)
+    assert spec.objective.config == {"base": BertConfig.base(), "large": BertConfig.large()}[size]
+    counts = spec.objective.token_counts(spec.batch)
+    assert (counts.tokens, counts.predictions) == (256 * length, 256 * round(0.15 * length))
     # 10,000 steps of warmup in all, as create_pretraining's default.
     assert config.run.steps is not None
     assert round(config.optim.warmup * config.run.steps) == 10_000
