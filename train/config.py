@@ -11,7 +11,7 @@ import tyro
 
 from flaxbert import Attention, BertConfig, Remat
 from train.distributed import MeshShape
-from train.hosts import Hosts
+from train.multihost.hosts import Hosts
 from train.optim import Optim
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from train.compilation import compilation_cache, compile_time
 from train.config import Config
 from train.data.corpus.store import vocabulary_digest
 from train.distributed import Placement
-from train.hosts import join, make_shared
+from train.multihost.host_group import HostGroup
+from train.multihost.hosts import join_hosts, make_shared_folder
 from train.optim import make_optimizer
-from train.peers import Peers
 from train.report import Reporter
 from train.step import Params, compile_step, create_state, state_shapes, state_shardings
 from train.summary import write_summary
@@ -33,16 +33,16 @@ def run(config: Config) -> Path:
         FileNotFoundError, ValueError: what is wrong with the settings, data or weights, or which host did not come;
             before anything is written.
     """
-    with join(config.hosts) as peers:
-        if jax.process_count() != len(peers.names):
+    with join_hosts(config.hosts) as host_group:
+        if jax.process_count() != len(host_group.names):
             raise ValueError(
                 f"jax sees {jax.process_count()} processes, and this one was not told to join them: give --hosts.detect"
             )
-        peers.check_same("settings", config.shared | {"the version of jax": jax.__version__})
-        return _run(config, peers)
+        host_group.check_same("settings", config.shared | {"the version of jax": jax.__version__})
+        return _run(config, host_group)
 
 
-def _run(config: Config, peers: Peers) -> Path:
+def _run(config: Config, host_group: HostGroup) -> Path:
     # Everything that can be wrong is found here, before the folder is touched.
     placement = Placement.of(config.mesh)
     placement.check_rows(
@@ -50,18 +50,18 @@ def _run(config: Config, peers: Peers) -> Path:
     )
     placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
     _check_record(config)
-    task: Task = config.task.prepare(config, host_shard=placement.host_shard, peers=peers)
+    task: Task = config.task.prepare(config, host_shard=placement.host_shard, host_group=host_group)
     check_best(config, task)
     model, pretrained = _model(config, task, placement)
     total_steps = config.run.total_steps(task.steps_per_epoch)
     optimizer = make_optimizer(config.optim, total_steps)
     state_shapes(model, optimizer)  # finds frozen paths that the model lacks
-    peers.check_same("data", _digest(task))  # all have read what was in the folder
-    writes = peers.index == 0
+    host_group.check_same("data", _digest(task))  # all have read what was in the folder
+    writes = host_group.index == 0
 
     # Where the state comes from: the run's own checkpoint, else a pretrained folder, else fresh weights.
     folder = config.run.folder
-    make_shared(folder, peers)
+    make_shared_folder(folder, host_group)
     with (
         compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
         compile_time() as compiling,
@@ -69,7 +69,7 @@ def _run(config: Config, peers: Peers) -> Path:
     ):
         shardings = state_shardings(model, optimizer, placement)
         first_step = checkpoints.latest or 0
-        peers.check_same("checkpoints in the folder of the run", {"the newest": first_step})
+        host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
         if first_step:
             state = checkpoints.restore(state_shapes(model, optimizer), shardings)
         else:

@@ -106,6 +106,6 @@ def test_a_learnt_vocabulary_is_the_first_hosts(masked_lm):
         def share(self, make):
             return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b"]
 
-    task = masked_lm.task.prepare(dataclasses.replace(masked_lm, model=Model(sizes=SMALL)), peers=Second())
+    task = masked_lm.task.prepare(dataclasses.replace(masked_lm, model=Model(sizes=SMALL)), host_group=Second())
     assert task.tokenizer.vocab_size == 8 and task.tokenizer.lowercase
     assert task.tokenizer.tokens(task.tokenizer.pieces(["Abb"])[0]) == ["a", "##b", "##b"]

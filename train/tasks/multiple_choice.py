@@ -18,7 +18,7 @@ from train.data.examples import Choices, token_arrays
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.messages import refuse
 from train.evaluate import EvalStepOutput, Evaluation
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
 from train.tasks.classification_report import write_predictions
 from train.tasks.start import model_config
@@ -39,7 +39,7 @@ class MultipleChoice(Supervised):
     """The number of the first choice in the files."""
 
     def prepare(
-        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "PreparedMultipleChoice":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)

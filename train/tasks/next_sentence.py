@@ -7,7 +7,7 @@ from flaxbert import BertForNextSentencePrediction, PreTrainedModel
 from train.config import Config
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.messages import refuse
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
 
 
@@ -31,10 +31,10 @@ class NextSentence(SequenceClassification):
             raise ValueError(f"labels is {self.labels}; give two: of a pair that follows, and of one that is random")
 
     def prepare(
-        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> PreparedClassification:
         """As of classification; raises ValueError for rows without a second text, too."""
-        task = super().prepare(config, host_shard=host_shard, peers=peers)
+        task = super().prepare(config, host_shard=host_shard, host_group=host_group)
         for rows in task.rows.values():
             alone = [f"{row.source}: one text" for row in rows if row.text_pair is None]
             refuse(alone, len(rows), "Next sentences are pairs: name both columns, --task.columns.text-pair.")

@@ -16,7 +16,7 @@ from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.rows import RowShape
 from train.data.pretraining.stages import Stage
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.tasks.pretraining_data import RECORDS, Segments, prepare_data
 from train.tasks.pretraining_objective import PreparedPretraining, PretrainingObjective
 from train.tasks.start import model_config, outlined_config
@@ -73,10 +73,10 @@ class Pretraining:
             raise ValueError(f"a stage has longer examples than the run, whose max_length is {self.max_length}")
 
     def prepare(
-        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> PreparedPretraining:
         """Opens the store, or tokenises the text, and splits it by document; raises what `TaskSettings` says."""
-        data = prepare_data(self, config, host_shard, peers)
+        data = prepare_data(self, config, host_shard, host_group)
         tokenizer = data.tokenizer
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         for prompt in self.prompts:

@@ -23,7 +23,7 @@ from train.data.pretraining.rows import RowBuilder
 from train.data.pretraining.single import FullSentences, Stream
 from train.data.pretraining.stages import StagedBatches
 from train.distributed import Placement
-from train.peers import Peers
+from train.multihost.host_group import HostGroup
 from train.tasks.start import load_tokenizer
 from train.tasks.task import HostBatch, TrainSet
 
@@ -73,7 +73,7 @@ class Data:
         return float(-(shares * np.log(shares)).sum())
 
 
-def prepare_data(settings: "Pretraining", config: Config, host_shard: HostShard, peers: Peers) -> Data:
+def prepare_data(settings: "Pretraining", config: Config, host_shard: HostShard, host_group: HostGroup) -> Data:
     """What the settings name.
 
     Raises:
@@ -81,7 +81,7 @@ def prepare_data(settings: "Pretraining", config: Config, host_shard: HostShard,
     """
     if settings.text.startswith(RECORDS):
         return _of_records(settings, config, host_shard)
-    store = _open(settings, config, peers)
+    store = _open(settings, config, host_group)
     train, heldout = _split(settings, store.document_count, config.run.seed)
     batches = _batches(settings, store, train, config, host_shard)
     begin = list(_first_batches(settings, store, train, config, host_shard))
@@ -103,7 +103,7 @@ def prepare_data(settings: "Pretraining", config: Config, host_shard: HostShard,
     )
 
 
-def _open(settings: "Pretraining", config: Config, peers: Peers) -> TokenStore:
+def _open(settings: "Pretraining", config: Config, host_group: HostGroup) -> TokenStore:
     """The store, or one made of the text in memory."""
     wanted = load_tokenizer(config, settings.tokenizer)
     folder = Path(settings.text).expanduser()
@@ -117,7 +117,7 @@ def _open(settings: "Pretraining", config: Config, peers: Peers) -> TokenStore:
             )
     else:
         lines = list(TextReader([settings.text]))
-        tokenizer = wanted or _learn(settings, lines, peers)
+        tokenizer = wanted or _learn(settings, lines, host_group)
         tokenise = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
         store = TokenStore.of(map(tokenise, pieces(iter(lines))), tokenizer)
     if not len(store.tokens):
@@ -125,10 +125,10 @@ def _open(settings: "Pretraining", config: Config, peers: Peers) -> TokenStore:
     return store
 
 
-def _learn(settings: "Pretraining", lines: Sequence[str], peers: Peers) -> WordPieceTokenizer:
+def _learn(settings: "Pretraining", lines: Sequence[str], host_group: HostGroup) -> WordPieceTokenizer:
     # By one host for all: what is learnt twice may differ in a few tokens.
     how: dict[str, Any] = {"lowercase": settings.lowercase}
-    tokens = peers.share(lambda: WordPieceTokenizer.train(lines, vocab_size=settings.vocab_size, **how).vocabulary)
+    tokens = host_group.share(lambda: WordPieceTokenizer.train(lines, vocab_size=settings.vocab_size, **how).vocabulary)
     return WordPieceTokenizer.of(tokens, **how)
 
 

@@ -20,7 +20,7 @@ from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.question_sets import trainable, without
 from train.data.questions import Question, Questions, WrongOffsets, read_questions
 from train.evaluate import EvalStepOutput, Evaluation
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
 from train.tasks.answer_sets import AnswerSet, Rule
 from train.tasks.start import model_config
@@ -75,7 +75,7 @@ class QuestionAnswering(Supervised):
         return Windowing(self.max_length, self.max_query, self.window_step, self.window_overlap)
 
     def prepare(
-        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "PreparedAnswering":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)

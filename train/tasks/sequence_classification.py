@@ -16,7 +16,7 @@ from train.data.examples import Labelled
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.table import Columns, Row, read_rows
 from train.evaluate import EvalStepOutput, Evaluation
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
 from train.tasks.classification_report import write_results
 from train.tasks.problems import Number, OneLabel, Problem, SeveralLabels, targets_of
@@ -48,7 +48,7 @@ class SequenceClassification(Supervised):
     compile instead of one for every length. Without it rows of a batch are alike in length; the loss is the same."""
 
     def prepare(
-        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "PreparedClassification":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)

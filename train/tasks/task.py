@@ -16,7 +16,7 @@ from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
 
 if TYPE_CHECKING:
@@ -123,10 +123,12 @@ class TrainSpec:
 class TaskSettings(Protocol):
     """A frozen dataclass of a task's settings."""
 
-    def prepare(self, config: "Config", *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE) -> Task:
+    def prepare(
+        self, config: "Config", *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
+    ) -> Task:
         """Reads and checks the data; of each batch, training's and evaluation's, `host_shard` will be built here.
 
-        What need not come out the same twice is made by one host for all (`peers.share`).
+        What need not come out the same twice is made by one host for all (`host_group.share`).
 
         Raises:
             FileNotFoundError, ValueError: what is wrong with it, before anything is trained.

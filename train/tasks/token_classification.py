@@ -21,7 +21,7 @@ from train.data.tagged import Sentence, TagColumns, read_sentences
 from train.data.tagged_pieces import Cut, LabelledPieces, TaggedPieces, cut_sentences
 from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
-from train.peers import ALONE, Peers
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
 from train.tasks.entity_report import entity_report, most_frequent_tags
 from train.tasks.start import model_config
@@ -56,7 +56,7 @@ class TokenClassification(Supervised):
             raise ValueError(f"overlap is {self.overlap}; allowed: 0 to max_length - 3, {self.max_length - 3}")
 
     def prepare(
-        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, peers: Peers = ALONE
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "PreparedTokenClassification":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-class Peers:
-    """The hosts of a run; as it stands here, a single one, which agrees with itself. `links.Linked` are many.
+class HostGroup:
+    """The hosts of a run; as it stands here, a single one, which agrees with itself. `tcp_group.TcpHostGroup` are many.
 
     All methods are called by all hosts, in the same order; one that fails ends the others, so none waits for ever.
 
@@ -17,7 +17,7 @@ class Peers:
     index: int = 0
     names: tuple[str, ...] = ("",)
 
-    def __enter__(self) -> "Peers":
+    def __enter__(self) -> "HostGroup":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,4 +56,4 @@ class Peers:
         return f"host {index} ({self.names[index]})"
 
 
-ALONE = Peers()
+SINGLE_HOST = HostGroup()

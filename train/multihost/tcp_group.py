@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from train.peers import Peers
+from train.multihost.host_group import HostGroup
 
 HOST_LOST = 3  # exit code
 SILENCE = 15.0  # seconds after which a host that says nothing is lost
@@ -27,7 +27,7 @@ _LINE = 2**28  # bytes
 _VERSION = 1
 
 
-class Link:
+class Connection:
     """A connection to another host."""
 
     def __init__(self, connection: socket.socket):
@@ -56,7 +56,7 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        """Whether the other side has left, of a link on which nothing is to come."""
+        """Whether the other side has left, of a connection on which nothing is to come."""
         self._socket.setblocking(False)
         try:
             return not self._socket.recv(1, socket.MSG_PEEK)
@@ -73,26 +73,26 @@ class Link:
         self._socket.close()
 
 
-class Linked(Peers):
+class TcpHostGroup(HostGroup):
     """The hosts of a run, host 0 linked to all others and those to it."""
 
-    def __init__(self, index: int, names: Sequence[str], links: Mapping[int, Link]):
-        """Begins to watch the links, by the index of the host at the other end."""
-        self.index, self.names, self._links = index, tuple(names), links
-        self._inbox = {other: queue.SimpleQueue() for other in links}
+    def __init__(self, index: int, names: Sequence[str], connections: Mapping[int, Connection]):
+        """Begins to watch the connections, by the index of the host at the other end."""
+        self.index, self.names, self._connections = index, tuple(names), connections
+        self._inbox = {other: queue.SimpleQueue() for other in connections}
         self._leaving, self._ending = threading.Event(), threading.Lock()
-        for other in links:
+        for other in connections:
             threading.Thread(target=self._watch, args=(other,), name=f"host {other}", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def exchange(self, value: Any) -> list[Any]:
         """The value of every host; whoever is lost meanwhile ends this process."""
         if self.index:
-            self._links[0].send({"value": value})
+            self._connections[0].send({"value": value})
             return self._inbox[0].get()
-        values = [value] + [self._inbox[other].get() for other in sorted(self._links)]
-        for link in self._links.values():
-            link.send({"value": values})
+        values = [value] + [self._inbox[other].get() for other in sorted(self._connections)]
+        for connection in self._connections.values():
+            connection.send({"value": values})
         return values
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -111,10 +111,10 @@ class Linked(Peers):
         self._tell({"leaving": True})
 
     def _tell(self, message: Mapping[str, Any], *, without: int | None = None) -> None:
-        for other, link in self._links.items():
+        for other, connection in self._connections.items():
             if other != without:
                 with contextlib.suppress(OSError):  # whoever is gone need not be told
-                    link.send(message)
+                    connection.send(message)
 
     def _beat(self) -> None:
         while not self._leaving.wait(_BEAT):
@@ -123,7 +123,7 @@ class Linked(Peers):
     def _watch(self, other: int) -> None:
         try:
             while True:
-                message = self._links[other].receive(SILENCE)
+                message = self._connections[other].receive(SILENCE)
                 if self._leaving.is_set():
                     return
                 if "value" in message:
@@ -150,54 +150,54 @@ class Linked(Peers):
         os._exit(code)
 
 
-def lead(listener: socket.socket, count: int, *, seconds: float) -> Linked:
+def accept_hosts(listener: socket.socket, count: int, *, seconds: float) -> TcpHostGroup:
     """Host 0 of `count`, when all others have come to `listener`, which is closed then.
 
     Raises:
         ValueError: who did not come in time, or came twice, or counts the hosts otherwise.
     """
     deadline = time.monotonic() + seconds
-    links: dict[int, Link] = {}
+    connections: dict[int, Connection] = {}
     names = {0: socket.gethostname()}
     try:
         with listener:
-            while _present(links, names) < count:
+            while _drop_closed(connections, names) < count:
                 listener.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
-                    link = Link(listener.accept()[0])
+                    connection = Connection(listener.accept()[0])
                 except TimeoutError:
                     missing = ", ".join(str(index) for index in range(count) if index not in names)
                     came = f"{len(names)} of {count} hosts came within {seconds:.0f} s"
                     raise ValueError(f"{came}; not so: {missing}. Were they started with this coordinator?") from None
                 with contextlib.suppress(OSError):  # a stranger
-                    _welcome(link, count, links, names)
+                    _admit(connection, count, connections, names)
     except ValueError as error:
-        for link in links.values():
+        for connection in connections.values():
             with contextlib.suppress(OSError):
-                link.send({"refused": str(error)})
-                link.close()
+                connection.send({"refused": str(error)})
+                connection.close()
         raise
     ordered = [names[index] for index in range(count)]
-    for link in links.values():
-        link.send({"names": ordered})
-    return Linked(0, ordered, links)
+    for connection in connections.values():
+        connection.send({"names": ordered})
+    return TcpHostGroup(0, ordered, connections)
 
 
-def _present(links: dict[int, Link], names: dict[int, str]) -> int:
+def _drop_closed(connections: dict[int, Connection], names: dict[int, str]) -> int:
     """How many hosts are here, those left out that have gone again."""
-    for index in [index for index, link in links.items() if link.closed]:
-        del links[index], names[index]
+    for index in [index for index, connection in connections.items() if connection.closed]:
+        del connections[index], names[index]
     return len(names)
 
 
-def _welcome(link: Link, count: int, links: dict[int, Link], names: dict[int, str]) -> None:
+def _admit(connection: Connection, count: int, connections: dict[int, Connection], names: dict[int, str]) -> None:
     """Takes a host in."""
-    greeting = link.receive(_GREETING)
+    greeting = connection.receive(_GREETING)
     index, others, name = (greeting.get(key) for key in ("index", "count", "name"))
     if greeting.get("flaxbert") != _VERSION or not isinstance(index, int) or not isinstance(name, str):
         raise ConnectionError("not one of ours")
-    earlier = links.pop(index, None)
-    links[index] = link
+    earlier = connections.pop(index, None)
+    connections[index] = connection
     problem = None
     if others != count:
         problem = f"{name} was started with --hosts.count {others}, {names[0]} with {count}"
@@ -211,7 +211,9 @@ def _welcome(link: Link, count: int, links: dict[int, Link], names: dict[int, st
     names[index] = name
 
 
-def follow(addresses: Sequence[tuple[str, int]], index: int, count: int, *, seconds: float) -> Linked:
+def connect_to_first_host(
+    addresses: Sequence[tuple[str, int]], index: int, count: int, *, seconds: float
+) -> TcpHostGroup:
     """Host `index` of `count`, when all have come to host 0, which is at one of the addresses.
 
     Raises:
@@ -225,14 +227,14 @@ def follow(addresses: Sequence[tuple[str, int]], index: int, count: int, *, seco
         for address in addresses:
             left = deadline - time.monotonic()
             try:
-                link = Link(socket.create_connection(address, timeout=min(5.0, max(0.1, left))))
-                link.send(greeting)
-                answer = link.receive(left + _GREETING)  # host 0's own time ends later, if it began to wait later
+                connection = Connection(socket.create_connection(address, timeout=min(5.0, max(0.1, left))))
+                connection.send(greeting)
+                answer = connection.receive(left + _GREETING)  # host 0's own time ends later, if it began to wait later
             except OSError as error:
                 why = str(error)
                 continue
             if "refused" in answer:
                 raise ValueError(f"host 0 at {where}: {answer['refused']}")
-            return Linked(index, answer["names"], {0: link})
+            return TcpHostGroup(index, answer["names"], {0: connection})
         time.sleep(0.3)
     raise ValueError(f"host 0 was not reached at {where} within {seconds:.0f} s ({why}), or not all hosts came to it")

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from train import links
-from train.peers import ALONE
+from train.multihost import tcp_group
+from train.multihost.host_group import SINGLE_HOST
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOST = """
 import socket, sys, time
-from train import links
+from train.multihost import tcp_group
 index, count, port, seconds = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 try:
     if index:
-        peers = links.follow([("127.0.0.1", port)], index, count, seconds=seconds)
+        host_group = tcp_group.connect_to_first_host([("127.0.0.1", port)], index, count, seconds=seconds)
     else:
-        peers = links.lead(socket.create_server(("127.0.0.1", port)), count, seconds=seconds)
+        host_group = tcp_group.accept_hosts(socket.create_server(("127.0.0.1", port)), count, seconds=seconds)
 except ValueError as error:
     sys.exit(f"error: {error}")
-with peers:
+with host_group:
     print("joined", flush=True)
 """
 
@@ -53,17 +53,18 @@ def all_joined(processes):
 
 
 def test_one_host_agrees_with_itself():
-    with ALONE as peers:
-        assert peers.exchange(3) == [3] and peers.share(lambda: "x") == "x" and peers.wait() is None
-        peers.check_same("things", {"a": 1})
+    with SINGLE_HOST as host_group:
+        assert host_group.exchange(3) == [3] and host_group.share(lambda: "x") == "x" and host_group.wait() is None
+        host_group.check_same("things", {"a": 1})
 
 
 def test_what_hosts_tell_each_other():
     body = """
-    made = lambda: f"by {peers.index}"
-    print(peers.exchange({"from": peers.index}), peers.share(made), len(set(peers.names)), peers.index, flush=True)
-    peers.wait()
-    peers.check_same("things", {"a": 1, "b": [2.5, None]})
+    made = lambda: f"by {host_group.index}"
+    values = host_group.exchange({"from": host_group.index})
+    print(values, host_group.share(made), len(set(host_group.names)), host_group.index, flush=True)
+    host_group.wait()
+    host_group.check_same("things", {"a": 1, "b": [2.5, None]})
 """
     port = free_port()
     found = ended([start(index, 3, port, body) for index in (2, 0, 1)])
@@ -74,8 +75,8 @@ def test_what_hosts_tell_each_other():
 def test_what_differs_is_named_on_all_hosts():
     body = """
     try:
-        more = {"more": 0} if peers.index == 1 else {}
-        peers.check_same("settings", {"rate": 1 + (peers.index == 2), "steps": 5} | more)
+        more = {"more": 0} if host_group.index == 1 else {}
+        host_group.check_same("settings", {"rate": 1 + (host_group.index == 2), "steps": 5} | more)
     except ValueError as error:
         print(error)
 """
@@ -97,27 +98,27 @@ def test_a_killed_host_is_named_by_the_others(victim):
     lost = f"host {victim} ({socket.gethostname()}) was lost: its connection closed; start the run again"
     for index, (code, _, errors) in enumerate(ended(processes)):
         if index != victim:
-            assert code == links.HOST_LOST and lost in errors, errors
+            assert code == tcp_group.HOST_LOST and lost in errors, errors
 
 
 def test_a_host_that_waits_for_a_lost_one_ends_too():
     port = free_port()
-    processes = [start(0, 2, port, "    peers.exchange(1)"), start(1, 2, port, "    time.sleep(60)")]
+    processes = [start(0, 2, port, "    host_group.exchange(1)"), start(1, 2, port, "    time.sleep(60)")]
     all_joined(processes)
     processes[1].kill()
-    assert [code for code, *_ in ended(processes)] == [links.HOST_LOST, -signal.SIGKILL]
+    assert [code for code, *_ in ended(processes)] == [tcp_group.HOST_LOST, -signal.SIGKILL]
 
 
 def test_a_frozen_host_is_lost():
     port = free_port()
-    body = "    links.SILENCE = 3.0\n    peers.wait()\n    time.sleep(60)"
+    body = "    tcp_group.SILENCE = 3.0\n    host_group.wait()\n    time.sleep(60)"
     processes = [start(index, 3, port, body) for index in range(3)]
     all_joined(processes)
     time.sleep(4)  # the first message after that was waited for as long as before
     processes[2].send_signal(signal.SIGSTOP)
     try:
         for code, _, errors in ended(processes[:2]):
-            assert code == links.HOST_LOST and "host 2" in errors and "was lost: silent for 3 s" in errors
+            assert code == tcp_group.HOST_LOST and "host 2" in errors and "was lost: silent for 3 s" in errors
     finally:
         processes[2].kill()
         ended(processes[2:])
@@ -136,7 +137,7 @@ def test_a_frozen_host_is_lost():
 def test_an_error_on_one_host_ends_all_with_its_words(failing, raised, code, said):
     port = free_port()
     bodies = {failing: f"    raise {raised}"}
-    found = ended([start(index, 3, port, bodies.get(index, "    peers.wait()")) for index in range(3)])
+    found = ended([start(index, 3, port, bodies.get(index, "    host_group.wait()")) for index in range(3)])
     for index, (found_code, _, errors) in enumerate(found):
         if index != failing:
             assert found_code == code and f"stopped: host {failing} ({socket.gethostname()}) {said}\n" in errors
@@ -209,7 +210,7 @@ def test_strangers_are_not_let_in(said):
 
 def test_what_is_no_message_ends_the_link():
     ours, theirs = socket.socketpair()
-    link = links.Link.__new__(links.Link)
+    link = tcp_group.Connection.__new__(tcp_group.Connection)
     link._socket, link._reader = ours, ours.makefile("rb")
     for line in (b"nonsense\n", b"[1]\n", b"9" * 5000 + b"\n"):
         theirs.sendall(line)

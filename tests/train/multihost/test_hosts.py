@@ -22,11 +22,11 @@ from tests.flags import with_devices
 from tests.runs import made_once
 from train.config import Config
 from train.distributed import MeshShape
-from train.hosts import Hosts, join
 from train.loop import run
-from train.peers import ALONE
+from train.multihost.host_group import SINGLE_HOST
+from train.multihost.hosts import Hosts, join_hosts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CACHE = (
     "jax_compilation_cache_dir",
     "jax_compilation_cache_max_size",
@@ -74,7 +74,7 @@ def test_numbers_out_of_range(count, index, words):
 def test_one_process_is_alone(monkeypatch):
     monkeypatch.setattr(socket, "socket", None)  # no network is touched
     for hosts in (Hosts(), Hosts(count=1), Hosts(coordinator="a:1", count=1, index=0)):
-        assert join(hosts) is ALONE
+        assert join_hosts(hosts) is SINGLE_HOST
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_one_process_is_alone(monkeypatch):
 def test_processes_launched_together_that_were_not_told_to_join(monkeypatch, variable, value, words):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"{words}.*give --hosts.detect.*or --hosts.count 1"):
-        join(Hosts())
-    assert join(Hosts(count=1)) is ALONE
+        join_hosts(Hosts())
+    assert join_hosts(Hosts(count=1)) is SINGLE_HOST
     for alone in ("1", "", "localhost"):
         monkeypatch.setenv(variable, alone)
-        assert join(Hosts()) is ALONE
+        assert join_hosts(Hosts()) is SINGLE_HOST
 
 
 def test_a_record_does_not_depend_on_the_hosts(masked_lm):

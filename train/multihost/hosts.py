@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import links
-from train.peers import ALONE, Peers
+from train.multihost import tcp_group
+from train.multihost.host_group import SINGLE_HOST, HostGroup
 
 # jax's own watch comes after ours, which names the host.
-_HEARTBEAT = round(links.SILENCE) + 10
+_HEARTBEAT = round(tcp_group.SILENCE) + 10
 _SHARED = 10.0  # seconds until what one host wrote is seen by all; NFS takes up to three
 
 
@@ -63,7 +63,7 @@ class Hosts:
         return int(port) if host and port.isascii() and port.isdecimal() and len(port) < 6 else 0
 
 
-def join(hosts: Hosts) -> Peers:
+def join_hosts(hosts: Hosts) -> HostGroup:
     """The hosts of this run, all come; before anything is computed, as jax then counts the devices of all.
 
     Raises:
@@ -74,13 +74,13 @@ def join(hosts: Hosts) -> Peers:
     if hosts.count is None:
         _check_alone()
     if hosts.count in (None, 1):
-        return ALONE
+        return SINGLE_HOST
     assert hosts.count is not None and hosts.index is not None
     # First by ourselves: jax ends the process with a trace where a host is missing.
     if hosts.index == 0:
-        peers = links.lead(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
+        host_group = tcp_group.accept_hosts(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
     else:
-        peers = links.follow([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
+        host_group = tcp_group.connect_to_first_host([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
     _initialize(
         hosts,
         coordinator_address=hosts.coordinator,
@@ -88,32 +88,32 @@ def join(hosts: Hosts) -> Peers:
         process_id=hosts.index,
         cluster_detection_method="deactivate",
     )
-    return peers
+    return host_group
 
 
-def make_shared(folder: Path, peers: Peers) -> None:
+def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
     """Makes the folder, which all hosts must see.
 
     Raises:
         ValueError: on a host it is another one, or not there.
     """
-    if peers.index == 0:
+    if host_group.index == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    if len(peers.names) == 1:
+    if len(host_group.names) == 1:
         return
-    mark = folder / peers.share(lambda: f".shared-{secrets.token_hex(8)}")
+    mark = folder / host_group.share(lambda: f".shared-{secrets.token_hex(8)}")
     try:
-        if peers.index == 0:
+        if host_group.index == 0:
             mark.touch()
-        peers.wait()
+        host_group.wait()
         deadline = time.monotonic() + _SHARED
         while not (seen := mark.exists()) and time.monotonic() < deadline:
             time.sleep(0.2)
             if folder.is_dir():
                 os.listdir(folder)  # network file systems look anew then
-        blind = [peers.name(index) for index, sees in enumerate(peers.exchange(seen)) if not sees]
+        blind = [host_group.name(index) for index, sees in enumerate(host_group.exchange(seen)) if not sees]
     finally:
-        if peers.index == 0:
+        if host_group.index == 0:
             mark.unlink(missing_ok=True)
     if blind:
         raise ValueError(
@@ -121,7 +121,7 @@ def make_shared(folder: Path, peers: Peers) -> None:
         )
 
 
-def _detected(hosts: Hosts) -> Peers:
+def _detected(hosts: Hosts) -> HostGroup:
     """The hosts as jax finds them in the environment; ours are linked when it has connected them."""
 
     def give_up() -> None:
@@ -142,7 +142,7 @@ def _detected(hosts: Hosts) -> Peers:
         timer.cancel()
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
-        return ALONE
+        return SINGLE_HOST
     from jax.experimental import multihost_utils
 
     listener = _listener(0) if index == 0 else None
@@ -153,9 +153,11 @@ def _detected(hosts: Hosts) -> Peers:
         told[: len(text)] = np.frombuffer(text, np.uint8)
     told = np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8)
     if listener is not None:
-        return links.lead(listener, count, seconds=hosts.timeout)
+        return tcp_group.accept_hosts(listener, count, seconds=hosts.timeout)
     pairs = [pair.split("|") for pair in told.tobytes().rstrip(b"\0").decode().split(" ")]
-    return links.follow([(address, int(port)) for address, port in pairs], index, count, seconds=hosts.timeout)
+    return tcp_group.connect_to_first_host(
+        [(address, int(port)) for address, port in pairs], index, count, seconds=hosts.timeout
+    )
 
 
 def _initialize(hosts: Hosts, **where: Any) -> None:
