@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flaxbert.files import inside, read_json, written_whole
-from flaxbert.weights import safetensors, torch_bin
-from flaxbert.weights.safetensors import Spec
+from flaxbert.files import atomic_write, path_inside, read_json
+from flaxbert.weights.formats.safetensors import safetensors_order, write_safetensors
+from flaxbert.weights.formats.torch_bin import open_torch_bin
+from flaxbert.weights.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from flaxbert.tokenizer import WordPieceTokenizer
@@ -35,14 +36,16 @@ def carry(home: Path, target: Path, *, sentences: bool) -> list[str]:
     Raises:
         ValueError: a file is a link out of its folder, or pickled weights that cannot be read.
     """
-    tokenizer = inside(home, "tokenizer") if (home / "tokenizer").is_dir() else home  # of a training run
-    wanted = [(inside(tokenizer, name), target / name) for name in TOKENIZER]
+    tokenizer = path_inside(home, "tokenizer") if (home / "tokenizer").is_dir() else home  # of a training run
+    wanted = [(path_inside(tokenizer, name), target / name) for name in TOKENIZER]
     if sentences:
-        wanted += [(inside(home, name), target / name) for name in SENTENCES]
+        wanted += [(path_inside(home, name), target / name) for name in SENTENCES]
         for module in sorted(path for path in home.iterdir() if _MODULE.fullmatch(path.name)):
-            folder = inside(home, module.name)
+            folder = path_inside(home, module.name)
             if folder.is_dir():
-                wanted += [(inside(folder, name), target / module.name / name) for name in ("config.json", *_DENSE)]
+                wanted += [
+                    (path_inside(folder, name), target / module.name / name) for name in ("config.json", *_DENSE)
+                ]
     copied = []
     for file, copy in wanted:
         if not file.is_file():
@@ -51,7 +54,7 @@ def carry(home: Path, target: Path, *, sentences: bool) -> list[str]:
             copied += _without_pickle(file, copy.with_name(_DENSE[1]), target)
         elif not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(copy) as aside:
+            with atomic_write(copy) as aside:
                 shutil.copyfile(file, aside)
             copied.append(copy.relative_to(target).as_posix())
     return copied
@@ -60,11 +63,11 @@ def carry(home: Path, target: Path, *, sentences: bool) -> list[str]:
 def _without_pickle(file: Path, copy: Path, target: Path) -> Iterator[str]:
     if copy.exists() or file.with_name(copy.name).exists():
         return
-    tensors = torch_bin.read(file)
-    specs = safetensors.ordered(Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
+    tensors = open_torch_bin(file)
+    specs = safetensors_order(TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(copy) as aside:
-        safetensors.write(aside, specs, (tensors[spec.name] for spec in specs), metadata={"format": "pt"})
+    with atomic_write(copy) as aside:
+        write_safetensors(aside, specs, (tensors[spec.name] for spec in specs), metadata={"format": "pt"})
     yield copy.relative_to(target).as_posix()
 
 
@@ -94,7 +97,7 @@ def complete(folder: Path, *, max_length: int) -> list[str]:
         del contents["vocab.txt"]
     lacking = {name: text for name, text in contents.items() if not (folder / name).exists()}
     for name, text in lacking.items():
-        with written_whole(folder / name) as aside:
+        with atomic_write(folder / name) as aside:
             aside.write_text(text, encoding="utf-8", newline="\n")
     return list(lacking)
 

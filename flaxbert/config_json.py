@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxbert.config import BertConfig
-from flaxbert.files import inside, read_json
+from flaxbert.files import path_inside, read_json
 
 _log = logging.getLogger("flaxbert")
 
@@ -77,7 +77,7 @@ def _content(path: str | Path) -> tuple[Path, dict[str, Any]]:
     file = Path(path)
     if file.is_dir():
         google = (file / GOOGLE).exists() and not (file / "config.json").exists()
-        file = inside(file, GOOGLE if google else "config.json")
+        file = path_inside(file, GOOGLE if google else "config.json")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
     values = read_json(file)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 _MAX_JSON = 64 * 2**20
+_LONGEST, _END = 100_000, 2000
 
 
-def inside(folder: Path, name: str) -> Path:
+def path_inside(folder: Path, name: str) -> Path:
     """The file of this name in a folder, which a file there names; it need not exist.
 
     Links are followed within the folder, and from a snapshot of huggingface_hub's cache to the files it links to.
@@ -53,7 +55,7 @@ def read_json(file: Path) -> Any:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Gives a path beside `target` to write to; renames it on success and removes it on failure."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
@@ -67,14 +69,14 @@ def written_whole(target: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def check_new(target: Path) -> None:
+def require_absent(target: Path) -> None:
     """Raises FileExistsError where a folder to be made is there already."""
     if target.exists() or target.is_symlink():
         raise FileExistsError(f"{target}: is there already; choose a folder that is not")
 
 
 @contextlib.contextmanager
-def folder_made_whole(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Gives a folder beside `target`, which is not there yet; renames it on success and removes it on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -110,3 +112,23 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def escape_control_characters(text: str, *, lines: bool = True) -> str:
+    """Text with all that is not printable as in Python's literals, and without its middle where it is endless.
+
+    Args:
+        text: whatever a file, or an error about it, says.
+        lines: leave line ends as they are.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}\n... ({len(text):,} characters) ...\n{text[-_END:]}"
+    return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
+
+
+class EscapingFormatter(logging.Formatter):
+    """Of log messages that are plain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, plain."""
+        return escape_control_characters(super().format(record))

@@ -12,7 +12,7 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.heads import ARCHITECTURES
 from flaxbert.sharding import spread
-from flaxbert.weights import source
+from flaxbert.weights.checkpoint_files import open_checkpoint
 
 _log = logging.getLogger("flaxbert")
 
@@ -56,7 +56,7 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel
 
 
 def _has_pooler(path: Path) -> bool:
-    found = any(name.endswith("pooler.dense.weight") for name in source.read(path).tensors)
+    found = any(name.endswith("pooler.dense.weight") for name in open_checkpoint(path).tensors)
     if not found:
         _log.warning("%s: the checkpoint has no pooler, and neither has the model that is loaded", path)
     return found

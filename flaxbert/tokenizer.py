@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from flaxbert.files import read_json, written_whole
+from flaxbert.files import atomic_write, read_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT
@@ -138,7 +138,7 @@ class WordPieceTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files(max_length=max_length).items():
-            with written_whole(folder / name) as aside:
+            with atomic_write(folder / name) as aside:
                 aside.write_text(text, encoding="utf-8", newline="\n")
 
     def files(self, *, max_length: int) -> dict[str, str]:

@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from train.summary import METRICS_FILE, read_record
 
 _SHOWN = {
@@ -158,7 +158,7 @@ def _open_record(path: Path, start_step: int) -> TextIO:
     if not start_step or not path.exists():
         return path.open("w", encoding="utf-8")
     kept = [line for line in read_record(path) if line["step"] <= start_step]
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
 

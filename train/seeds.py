@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from train.compilation import compilation_cache
 from train.config import Config
 from train.loop import run
@@ -37,7 +37,7 @@ def run_seeds(config: Config) -> Path:
     head = ["data", "figure", "mean", "deviation", *(f"seed {seed}" for seed in seeds)]
     rows = [[*key, statistics.fmean(values), _deviation(values), *values] for key, values in figures.items()]
     lines = [f"# {folder.name}: {len(seeds)} seeds", "", *markdown_table(head, rows), ""]
-    with written_whole(folder / "summary.md") as aside:
+    with atomic_write(folder / "summary.md") as aside:
         aside.write_text("\n".join(lines), encoding="utf-8")
     for name, figure, mean, deviation, *_ in rows:
         print(f"{name} {figure}: {mean:.4f}, deviation {deviation:.4f}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -20,7 +20,7 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
     `loss_unit` labels the axis. Raises FileNotFoundError without a record, ValueError where it is damaged.
     """
     lines = read_record(folder / METRICS_FILE)
-    with written_whole(folder / "loss.png") as aside:
+    with atomic_write(folder / "loss.png") as aside:
         _draw(aside, lines, title, loss_unit)
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}
     names = list(dict.fromkeys(key for found in last_evaluations(lines).values() for key in found))
@@ -29,7 +29,7 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
         rows = ([name, line["step"], *(line.get(key, "") for key in names)] for name, line in last.items())
         text += ["## Last evaluation", "", *markdown_table(["data", "step", *names], rows), ""]
     text += ["![Training loss, evaluation loss and learning rate by step](loss.png)", ""]
-    with written_whole(folder / "summary.md") as aside:
+    with atomic_write(folder / "summary.md") as aside:
         aside.write_text("\n".join(text), encoding="utf-8")
     return folder / "summary.md"
 

@@ -18,7 +18,7 @@ from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import located
 from flaxbert.conversion.verify import Verification, verify
-from flaxbert.terminal import plain
+from flaxbert.files import escape_control_characters
 
 _BAR_FROM = 2**26  # bytes; less is done before one could read it
 Head = Literal[
@@ -206,12 +206,12 @@ def _print_inspection(found: Inspection) -> None:
     print(f"{found.path}: {found.format}, {found.head}")
     print(f"  {found.parameters:,} numbers in {len(found.tensors)} tensors ({kinds})")
     for name, (dtype, shape) in found.tensors.items():
-        print(f"  {plain(name, lines=False):60} {dtype:9} {shape}")
+        print(f"  {escape_control_characters(name, lines=False):60} {dtype:9} {shape}")
     _list("no weights, left out", found.left_out)
     for key, value in (found.config or {}).items():
-        print(plain(f"  {key}: {json.dumps(value, ensure_ascii=False)}"))
+        print(escape_control_characters(f"  {key}: {json.dumps(value, ensure_ascii=False)}"))
     print(f"  checksums: {'match' if found.checksums else 'none' if found.checksums is None else 'DIFFER'}")
-    print(plain(f"  loading: {found.report or 'without a word'}"))
+    print(escape_control_characters(f"  loading: {found.report or 'without a word'}"))
 
 
 def _print_verification(found: Verification, same: bool) -> None:
@@ -223,7 +223,7 @@ def _print_verification(found: Verification, same: bool) -> None:
         ("largest difference", found.differing),
     ):
         for name, value in differences.items():
-            print(plain(f"  {what} {name}: {value}", lines=False))
+            print(escape_control_characters(f"  {what} {name}: {value}", lines=False))
     outputs = "not compared" if found.outputs is None else f"{found.outputs:.3g} apart"
     print(f"  {found.compared} tensors, at most {found.tensors:.3g} apart; outputs on random input {outputs}")
     print("same" if same else "different")
@@ -231,4 +231,8 @@ def _print_verification(found: Verification, same: bool) -> None:
 
 def _list(what: str, found: list[str]) -> None:
     if found:
-        print(plain(f"  {len(found)} {what}: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}", lines=False))
+        print(
+            escape_control_characters(
+                f"  {len(found)} {what}: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}", lines=False
+            )
+        )

@@ -13,7 +13,7 @@ import tyro
 from flaxbert.cli.checkpoints import Average, Convert, Inspect, Verify
 from flaxbert.cli.export import Export
 from flaxbert.cli.predict import Predict
-from flaxbert.terminal import Formatter, plain
+from flaxbert.files import EscapingFormatter, escape_control_characters
 
 Command = (
     Annotated[Convert, tyro.conf.subcommand("convert", prefix_name=False)]
@@ -28,7 +28,7 @@ Command = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; the exit code."""
     told = logging.StreamHandler()
-    told.setFormatter(Formatter("%(message)s"))
+    told.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[told])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale: a name that it lacks is no failure
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         return 0
     except (OSError, ValueError) as error:
-        print(plain(f"error: {error}"), file=sys.stderr)
+        print(escape_control_characters(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from flaxbert.conversion.origin import located
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 
 if TYPE_CHECKING:  # brings the tokenizers, which no other word needs
     from flaxbert.cli.prediction_tasks import PredictionTask
@@ -157,7 +157,7 @@ class Predict:
 
     def _write(self, output: Path, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> int:
         count = 0
-        with written_whole(output) as aside:
+        with atomic_write(output) as aside:
             if output.suffix == _VECTORS:
                 return _write_vectors(aside, (answer for _, answer in answers))
             with aside.open("w", encoding="utf-8", newline="\n") as lines:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.cli.text_rows import Shape
+from flaxbert.files import escape_control_characters
 from flaxbert.pipelines import (
     Answer,
     Choice,
@@ -23,7 +24,6 @@ from flaxbert.pipelines import (
     TaggedText,
     TextClassification,
 )
-from flaxbert.terminal import plain
 from flaxbert.tokenizer import MASK
 
 
@@ -137,4 +137,4 @@ OPTIONS = {name for task in TASKS.values() for name in task.options}
 
 def told(task: PredictionTask, texts: Sequence[str], answer: Any) -> str:
     """A row and its answer, for a terminal."""
-    return "\n".join(plain(line, lines=False) for line in task.lines(texts, answer))
+    return "\n".join(escape_control_characters(line, lines=False) for line in task.lines(texts, answer))

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from flaxbert import companions
-from flaxbert.conversion.checkpoint import Checkpoint
-from flaxbert.files import check_new, folder_made_whole
-from flaxbert.weights import folder, orbax_params
-from flaxbert.weights.source import ORBAX
-from flaxbert.weights.tensors import Tensor
+from flaxbert.conversion.checkpoint import LoadedModel
+from flaxbert.files import atomic_folder, require_absent
+from flaxbert.weights import folder
+from flaxbert.weights.checkpoint_files import ORBAX
+from flaxbert.weights.formats.orbax_params import orbax_steps
+from flaxbert.weights.tensors import LazyTensor
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mean:
     """The mean of tensors of one shape, in the type of the first."""
 
-    tensors: Sequence[Tensor]
+    tensors: Sequence[LazyTensor]
 
     @property
     def dtype(self) -> np.dtype:
@@ -29,8 +30,8 @@ class _Mean:
         return self.tensors[0].shape
 
     @property
-    def rowwise(self) -> bool:
-        return all(tensor.rowwise for tensor in self.tensors)
+    def supports_row_reads(self) -> bool:
+        return all(tensor.supports_row_reads for tensor in self.tensors)
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         total = self.tensors[0].read(rows).astype(np.float64)
@@ -56,11 +57,11 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
         FileNotFoundError, FileExistsError, ValueError: what is wrong; checkpoints that are not of one model.
     """
     target = Path(target)
-    check_new(target)
+    require_absent(target)
     found = _newest(paths, last) if last is not None else [Path(path) for path in paths]
     if len(found) < 2:
         raise ValueError(f"{len(found)} checkpoint given; an average takes two or more, or a run's folder and last=N")
-    checkpoints = [Checkpoint.open(path) for path in found]
+    checkpoints = [LoadedModel.open(path) for path in found]
     model, first = checkpoints[0].fit()
     fitted = [first, *(checkpoint.fit(type(model).__name__)[1] for checkpoint in checkpoints[1:])]
     for path, one in zip(found, fitted, strict=True):
@@ -70,12 +71,12 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
                 f"{path}: lacks {', '.join(lacking[:5])}, which {found[0]} has; average one model's checkpoints"
             )
     for checkpoint in checkpoints:
-        checkpoint.source.check()
+        checkpoint.source.verify_checksums()
     tensors = {name: _Mean([one.tensors[name] for one in fitted]) for name in first.tensors}
-    with folder_made_whole(target) as aside:
+    with atomic_folder(target) as aside:
         in_order = any(checkpoint.source.format == ORBAX for checkpoint in checkpoints)
         folder.write(aside, model, tensors, in_order=in_order)
-        companions.carry(checkpoints[0].source.home, aside, sentences=type(model).__name__ == "BertModel")
+        companions.carry(checkpoints[0].source.config_folder, aside, sentences=type(model).__name__ == "BertModel")
         companions.complete(aside, max_length=model.config.max_position_embeddings)
     return found
 
@@ -85,7 +86,7 @@ def _newest(paths: Sequence[str | Path], last: int) -> list[Path]:
         raise ValueError(
             f"last={last} and {len(paths)} paths; it takes the folder of one run, and at least 2 checkpoints"
         )
-    steps = orbax_params.steps(Path(paths[0]))
+    steps = orbax_steps(Path(paths[0]))
     if len(steps) < last:
         raise ValueError(f"{paths[0]}: holds {len(steps)} checkpoints ({list(steps)}), asked for the last {last}")
     return list(steps.values())[-last:]

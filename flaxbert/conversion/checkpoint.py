@@ -9,27 +9,27 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.encoder import BertModel
 from flaxbert.heads import ARCHITECTURES
-from flaxbert.weights import names, source
+from flaxbert.weights import names
+from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
 from flaxbert.weights.load import Fitted, fit
-from flaxbert.weights.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class LoadedModel:
     """What lies at a path; of the tensors only names, types and shapes have been read."""
 
-    source: Source
+    source: Checkpoint
     config: BertConfig
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
+    def open(cls, path: Path) -> "LoadedModel":
         """Reads names and config.
 
         Raises:
             FileNotFoundError, ValueError: what is missing or wrong, and in which file.
         """
-        found = source.read(path)
-        return cls(found, BertConfig.from_pretrained(found.home))
+        found = open_checkpoint(path)
+        return cls(found, BertConfig.from_pretrained(found.config_folder))
 
     @property
     def named(self) -> str | None:

@@ -13,17 +13,18 @@ from flaxbert import companions, config_json
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.conversion import unchanged
-from flaxbert.conversion.checkpoint import Checkpoint
-from flaxbert.files import check_new, folder_made_whole, written_whole
-from flaxbert.weights import folder, orbax_params, source, sums
+from flaxbert.conversion.checkpoint import LoadedModel
+from flaxbert.files import atomic_folder, atomic_write, require_absent
+from flaxbert.weights import checksums, folder
+from flaxbert.weights.checkpoint_files import ORBAX, Checkpoint, open_checkpoint
+from flaxbert.weights.file_format import FILE_FORMATS, FileFormat
 from flaxbert.weights.folder import DTYPES
-from flaxbert.weights.layout import LAYOUTS, Layout
+from flaxbert.weights.formats import orbax_params
+from flaxbert.weights.formats.orbax_params import ParameterTensor
 from flaxbert.weights.load import Fitted, draw, fit
-from flaxbert.weights.orbax_params import Parameter
-from flaxbert.weights.source import ORBAX, Source
-from flaxbert.weights.tensors import Cast, Tensor, Watched, equal
+from flaxbert.weights.tensors import CastTensor, LazyTensor, ObservedTensor, tensors_equal
 
-FORMATS = (*(layout.format for layout in LAYOUTS), ORBAX)
+FORMATS = (*(file_format.name for file_format in FILE_FORMATS), ORBAX)
 
 Progress = Callable[[int, int], None]
 """Is told, after each tensor, how many bytes are written, and of how many."""
@@ -91,26 +92,26 @@ def convert(
     """
     target = Path(target)
     _check_arguments(target, format, dtype, max_shard_size)
-    found = source.read(Path(path))
-    kind = config_json.model_type(found.home)
+    found = open_checkpoint(Path(path))
+    kind = config_json.model_type(found.config_folder)
     if kind != config_json.BERT:
-        layout = unchanged.layout_of(found, kind, format, head=head, hidden_act=hidden_act)
-        return _unchanged(found, target, layout, dtype, max_shard_size, verify, progress)
-    checkpoint = Checkpoint(found, BertConfig.from_pretrained(found.home))
+        file_format = unchanged.file_format_of(found, kind, format, head=head, hidden_act=hidden_act)
+        return _unchanged(found, target, file_format, dtype, max_shard_size, verify, progress)
+    checkpoint = LoadedModel(found, BertConfig.from_pretrained(found.config_folder))
     if hidden_act is not None:
         checkpoint = dataclasses.replace(checkpoint, config=checkpoint.config.replace(hidden_act=hidden_act))
     model, fitted = checkpoint.fit(head)
-    checkpoint.source.check()
+    checkpoint.source.verify_checksums()
     tensors = _tensors(model, fitted, key)
     if dtype is not None:
-        tensors = {name: Cast(tensor, name, np.dtype(dtype)) for name, tensor in tensors.items()}
+        tensors = {name: CastTensor(tensor, name, np.dtype(dtype)) for name, tensor in tensors.items()}
     total = sum(_size(tensor) for tensor in tensors.values())
-    with folder_made_whole(target) as aside:
+    with atomic_folder(target) as aside:
         in_order = found.format == ORBAX
         _write(aside, model, fitted, _watched(tensors, total, progress), format, max_shard_size, in_order)
         if verify:
             _verify(aside, model, tensors)
-        home, positions = checkpoint.source.home, model.config.max_position_embeddings
+        home, positions = checkpoint.source.config_folder, model.config.max_position_embeddings
         files = companions.carry(home, aside, sentences=type(model).__name__ == "BertModel")
         files += companions.complete(aside, max_length=positions)
     return Conversion(
@@ -120,45 +121,45 @@ def convert(
         tensors=len(tensors),
         bytes=total,
         drawn=sorted(fitted.afresh),
-        left_out=sorted([*fitted.left_out, *checkpoint.source.left_out]),
-        files=["config.json", sums.NAME, *files],
+        left_out=sorted([*fitted.left_out, *checkpoint.source.skipped_names]),
+        files=["config.json", checksums.CHECKSUMS_FILE, *files],
     )
 
 
 def _unchanged(
-    found: Source,
+    found: Checkpoint,
     target: Path,
-    layout: Layout,
+    file_format: FileFormat,
     dtype: str | None,
     max_shard_size: int | None,
     verify: bool,
     progress: Progress | None,
 ) -> Conversion:
     """Converts a model that has no class here."""
-    found.check()
+    found.verify_checksums()
     tensors = unchanged.tensors_of(found, dtype)
     total = sum(_size(tensor) for tensor in tensors.values())
-    with folder_made_whole(target) as aside:
-        text = unchanged.config_text(found.home, dtype)
+    with atomic_folder(target) as aside:
+        text = unchanged.config_text(found.config_folder, dtype)
         watched = _watched(tensors, total, progress)
-        folder.write_files(aside, text, watched, layout=layout, max_shard_size=max_shard_size)
+        folder.write_files(aside, text, watched, file_format=file_format, max_shard_size=max_shard_size)
         if verify:
-            _compare(aside, tensors, source.read(aside).tensors)
-        files = companions.carry(found.home, aside, sentences=True)
+            _compare(aside, tensors, open_checkpoint(aside).tensors)
+        files = companions.carry(found.config_folder, aside, sentences=True)
     return Conversion(
         read=found.format,
-        written=layout.format,
-        head=config_json.architecture(json.loads(text)) or config_json.model_type(found.home),
+        written=file_format.name,
+        head=config_json.architecture(json.loads(text)) or config_json.model_type(found.config_folder),
         tensors=len(tensors),
         bytes=total,
         drawn=[],
         left_out=sorted(found.tensors.keys() - tensors.keys()),
-        files=["config.json", sums.NAME, *files],
+        files=["config.json", checksums.CHECKSUMS_FILE, *files],
     )
 
 
 def _check_arguments(target: Path, format: str, dtype: str | None, max_shard_size: int | None) -> None:
-    check_new(target)
+    require_absent(target)
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
     if dtype not in (None, *DTYPES):
@@ -169,7 +170,7 @@ def _check_arguments(target: Path, format: str, dtype: str | None, max_shard_siz
         raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
 
 
-def _tensors(model: PreTrainedModel, fitted: Fitted, key: jax.Array | None) -> dict[str, Tensor]:
+def _tensors(model: PreTrainedModel, fitted: Fitted, key: jax.Array | None) -> dict[str, LazyTensor]:
     """All tensors of the model by name, in the order of its table: the checkpoint's, and what is drawn."""
     drawn = draw(fitted, model, key)
 
@@ -177,7 +178,7 @@ def _tensors(model: PreTrainedModel, fitted: Fitted, key: jax.Array | None) -> d
         return lambda: drawn[path]
 
     return {
-        name: Parameter(entry, np.dtype(np.float32), parameter(entry.path))
+        name: ParameterTensor(entry, np.dtype(np.float32), parameter(entry.path))
         if name in fitted.afresh
         else fitted.tensors[name]
         for name, entry in fitted.table.items()
@@ -188,37 +189,44 @@ def _write(
     aside: Path,
     model: PreTrainedModel,
     fitted: Fitted,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     format: str,
     max_shard_size: int | None,
     in_order: bool,
 ) -> None:
-    for layout in LAYOUTS:
-        if layout.format == format:
-            folder.write(aside, model, tensors, layout=layout, max_shard_size=max_shard_size, in_order=in_order)
+    for file_format in FILE_FORMATS:
+        if file_format.name == format:
+            folder.write(
+                aside, model, tensors, file_format=file_format, max_shard_size=max_shard_size, in_order=in_order
+            )
             return
-    digests = orbax_params.write(aside, fitted.table, tensors)
-    for name, text in {"config.json": folder.config_text(model, tensors), sums.NAME: sums.text(digests)}.items():
-        with written_whole(aside / name) as file:
+    digests = orbax_params.write_orbax_params(aside, fitted.table, tensors)
+    for name, text in {
+        "config.json": folder.config_text(model, tensors),
+        checksums.CHECKSUMS_FILE: checksums.format_checksums(digests),
+    }.items():
+        with atomic_write(aside / name) as file:
             file.write_text(text, encoding="utf-8")
 
 
-def _verify(aside: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def _verify(aside: Path, model: PreTrainedModel, tensors: Mapping[str, LazyTensor]) -> None:
     """Reads the folder that was written as anyone would, and compares every tensor."""
-    written = source.read(aside)
-    written.check()
+    written = open_checkpoint(aside)
+    written.verify_checksums()
     _compare(aside, tensors, fit(written, model).tensors)
 
 
-def _compare(aside: Path, tensors: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    differing = [name for name, tensor in tensors.items() if name not in found or not equal(tensor, found[name])]
+def _compare(aside: Path, tensors: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor]) -> None:
+    differing = [
+        name for name, tensor in tensors.items() if name not in found or not tensors_equal(tensor, found[name])
+    ]
     if differing:
         raise ValueError(
             f"{aside}: {len(differing)} tensors are not what was to be written: {', '.join(differing[:5])}"
         )
 
 
-def _watched(tensors: Mapping[str, Tensor], total: int, progress: Progress | None) -> Mapping[str, Tensor]:
+def _watched(tensors: Mapping[str, LazyTensor], total: int, progress: Progress | None) -> Mapping[str, LazyTensor]:
     if progress is None:
         return tensors
     done = 0
@@ -228,8 +236,8 @@ def _watched(tensors: Mapping[str, Tensor], total: int, progress: Progress | Non
         done = min(done + size, total)  # a tensor may have two names in the files, and is read for both
         progress(done, total)
 
-    return {name: Watched(tensor, told) for name, tensor in tensors.items()}
+    return {name: ObservedTensor(tensor, told) for name, tensor in tensors.items()}
 
 
-def _size(tensor: Tensor) -> int:
+def _size(tensor: LazyTensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize

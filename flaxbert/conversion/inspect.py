@@ -9,9 +9,9 @@ from typing import Any
 
 from flaxbert import config_json
 from flaxbert.config import BertConfig
-from flaxbert.conversion.checkpoint import Checkpoint, architecture_of
+from flaxbert.conversion.checkpoint import LoadedModel, architecture_of
 from flaxbert.heads import ARCHITECTURES
-from flaxbert.weights import source
+from flaxbert.weights.checkpoint_files import open_checkpoint
 from flaxbert.weights.load import fit
 
 _log = logging.getLogger("flaxbert")
@@ -61,17 +61,17 @@ def inspect(path: str | Path, *, checksums: bool = True) -> Inspection:
     Raises:
         FileNotFoundError, ValueError: no weights there, or a file that cannot be read.
     """
-    found = source.read(Path(path))
-    config, report = _config(found.home)
+    found = open_checkpoint(Path(path))
+    config, report = _config(found.config_folder)
     head = architecture_of(found.tensors)
     if config is not None:
-        checkpoint = Checkpoint(found, config)
+        checkpoint = LoadedModel(found, config)
         head = checkpoint.named or head
         report = _report(checkpoint, head)
     matching = None
     if checksums:
         try:
-            matching = found.check() or None
+            matching = found.verify_checksums() or None
         except ValueError as error:
             matching, report = False, f"{report}\n{error}" if report else str(error)
     return Inspection(
@@ -82,7 +82,7 @@ def inspect(path: str | Path, *, checksums: bool = True) -> Inspection:
         tensors={name: (tensor.dtype.name, list(tensor.shape)) for name, tensor in sorted(found.tensors.items())},
         parameters=sum(math.prod(tensor.shape) for tensor in found.tensors.values()),
         dtypes=dict(Counter(tensor.dtype.name for tensor in found.tensors.values())),
-        left_out=sorted(found.left_out),
+        left_out=sorted(found.skipped_names),
         report=report,
         checksums=matching,
     )
@@ -95,7 +95,7 @@ def _config(home: Path) -> tuple[BertConfig | None, str | None]:
         return None, str(error)
 
 
-def _report(checkpoint: Checkpoint, head: str) -> str | None:
+def _report(checkpoint: LoadedModel, head: str) -> str | None:
     try:
         model = checkpoint.model(head) if head == "BertModel" else ARCHITECTURES[head](checkpoint.config)
         fit(checkpoint.source, model)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flaxbert.companions import SENTENCES, TOKENIZER
-from flaxbert.weights.layout import LAYOUTS
+from flaxbert.weights.file_format import FILE_FORMATS
 
 # org/name or name, as the hub allows them.
 _HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -62,7 +62,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_BESIDE, *_SAFE]))
-        if not LAYOUTS[0].is_in(folder):
+        if not FILE_FORMATS[0].is_in(folder):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_BESIDE, *_OTHER]))
     except Exception as error:  # the hub's own, requests', the file system's
         said = str(error).strip().split("\n")[0][:300] or type(error).__name__
@@ -117,5 +117,5 @@ def _base(member: zipfile.ZipInfo) -> str:
 
 def _is_of_a_checkpoint(name: str) -> bool:
     plain = len(name) < 200 and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
-    known = name in _BESIDE or any(form.owns(name) for form in LAYOUTS)
+    known = name in _BESIDE or any(form.owns(name) for form in FILE_FORMATS)
     return plain and (known or re.fullmatch(r".*\.(index|data-\d{5}-of-\d{5})", name) is not None)

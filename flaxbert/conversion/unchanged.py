@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.files import inside, read_json
-from flaxbert.weights.layout import FLAX, LAYOUTS, Layout
-from flaxbert.weights.source import Source
-from flaxbert.weights.tensors import Cast, Tensor
+from flaxbert.files import path_inside, read_json
+from flaxbert.weights.checkpoint_files import Checkpoint
+from flaxbert.weights.file_format import FILE_FORMATS, FLAX, FileFormat
+from flaxbert.weights.tensors import CastTensor, LazyTensor
 
 _log = logging.getLogger("flaxbert")
 
@@ -19,28 +19,34 @@ _log = logging.getLogger("flaxbert")
 _IN_FLAX = ("distilbert",)
 
 
-def layout_of(source: Source, kind: str, format: str, **unusable: Any) -> Layout:
-    """The layout to write.
+def file_format_of(source: Checkpoint, kind: str, format: str, **unusable: Any) -> FileFormat:
+    """The file_format to write.
 
     Raises:
         ValueError: what can only be done with BERT: another head, another activation, other formats.
     """
     for name, value in unusable.items():
         if value is not None:
-            raise ValueError(f"{source.home}: {name} is {value!r}; that takes a BERT, but model_type is {kind!r}")
-    layout = next((layout for layout in LAYOUTS if layout.format == format), None)
-    if layout is None or (FLAX.format in (format, source.format) and kind not in _IN_FLAX and format != source.format):
-        raise ValueError(f"{source.home}: {kind!r} cannot be converted from {source.format} to {format}, only BERT")
-    _log.warning("%s: model_type is %r; its tensors are carried over as they are", source.home, kind)
-    return layout
+            raise ValueError(
+                f"{source.config_folder}: {name} is {value!r}; that takes a BERT, but model_type is {kind!r}"
+            )
+    file_format = next((file_format for file_format in FILE_FORMATS if file_format.name == format), None)
+    if file_format is None or (
+        FLAX.name in (format, source.format) and kind not in _IN_FLAX and format != source.format
+    ):
+        raise ValueError(
+            f"{source.config_folder}: {kind!r} cannot be converted from {source.format} to {format}, only BERT"
+        )
+    _log.warning("%s: model_type is %r; its tensors are carried over as they are", source.config_folder, kind)
+    return file_format
 
 
-def tensors_of(source: Source, dtype: str | None = None) -> dict[str, Tensor]:
+def tensors_of(source: Checkpoint, dtype: str | None = None) -> dict[str, LazyTensor]:
     """All tensors but the numbers of positions, which old files hold; floating-point ones in the type asked for."""
 
-    def wanted(name: str, tensor: Tensor) -> Tensor:
+    def wanted(name: str, tensor: LazyTensor) -> LazyTensor:
         floating = np.dtype(tensor.dtype).kind in "fV"  # V: bfloat16
-        return Cast(tensor, name, np.dtype(dtype)) if dtype is not None and floating else tensor
+        return CastTensor(tensor, name, np.dtype(dtype)) if dtype is not None and floating else tensor
 
     kept = {name: tensor for name, tensor in source.tensors.items() if not name.endswith("embeddings.position_ids")}
     return {name: wanted(name, tensor) for name, tensor in kept.items()}
@@ -48,7 +54,7 @@ def tensors_of(source: Source, dtype: str | None = None) -> dict[str, Tensor]:
 
 def config_text(home: Path, dtype: str | None) -> str:
     """The content of config.json as it is, but for its dtype and for what would name code to run."""
-    values: Mapping[str, Any] = read_json(inside(home, "config.json"))
+    values: Mapping[str, Any] = read_json(path_inside(home, "config.json"))
     dropped = ("auto_map", "torch_dtype", "trust_remote_code")
     kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in dropped}
     if dtype is not None or "torch_dtype" in values:

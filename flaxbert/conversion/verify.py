@@ -12,10 +12,10 @@ from flaxbert import config_json
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.conversion import unchanged
-from flaxbert.conversion.checkpoint import Checkpoint
-from flaxbert.weights import source
+from flaxbert.conversion.checkpoint import LoadedModel
+from flaxbert.weights.checkpoint_files import open_checkpoint
 from flaxbert.weights.load import Fitted, assemble
-from flaxbert.weights.tensors import Tensor, parts
+from flaxbert.weights.tensors import LazyTensor, row_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,26 +88,26 @@ def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0)
 class _Side:
     """One of the two; without a model where this library has no class for it."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, LazyTensor]
     settings: Mapping[str, Any]
     model: PreTrainedModel | None = None
     fitted: Fitted | None = None
 
     @classmethod
     def open(cls, path: Path) -> "_Side":
-        found = source.read(path)
-        kind = config_json.model_type(found.home)
+        found = open_checkpoint(path)
+        kind = config_json.model_type(found.config_folder)
         if kind != config_json.BERT:
-            found.check()
+            found.verify_checksums()
             return cls(unchanged.tensors_of(found), {"model_type": kind})
-        model, fitted = Checkpoint(found, BertConfig.from_pretrained(found.home)).fit()
-        found.check()
+        model, fitted = LoadedModel(found, BertConfig.from_pretrained(found.config_folder)).fit()
+        found.verify_checksums()
         return cls(fitted.tensors, config_json.to_dict(model.config, architecture=type(model).__name__), model, fitted)
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
+def _apart(one: LazyTensor, other: LazyTensor) -> float:
     """The largest difference of two numbers of the tensors."""
-    return max((_numbers_apart(one.read(part), other.read(part)) for part in parts(one, other)), default=0.0)
+    return max((_numbers_apart(one.read(part), other.read(part)) for part in row_slices(one, other)), default=0.0)
 
 
 def _numbers_apart(left: np.ndarray, right: np.ndarray) -> float:

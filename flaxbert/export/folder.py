@@ -13,7 +13,7 @@ import numpy as np
 
 from flaxbert import companions
 from flaxbert.base import PreTrainedModel
-from flaxbert.files import folder_made_whole
+from flaxbert.files import atomic_folder
 
 ABOUT = "export.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -69,7 +69,7 @@ def written(
 
     `described` are the inputs, outputs, platforms and versions of `Exported`.
     """
-    with folder_made_whole(target) as folder:
+    with atomic_folder(target) as folder:
         parity = _parity(model, params, write(folder), length)
         if model.origin is not None:
             companions.carry(model.origin, folder, sentences=False)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from flaxbert.export.folder import Exported, Run, checked_length, require, versions, written
-from flaxbert.files import check_new
+from flaxbert.files import require_absent
 from flaxbert.pretrained import from_pretrained
 
 GRAPH = "model.onnx"
@@ -26,7 +26,7 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
         require(name, "onnx")
     from flaxbert.export import onnx_graph
 
-    check_new(Path(target))
+    require_absent(Path(target))
     model, params = from_pretrained(source)
     graph = onnx_graph.graph(model, jax.device_get(params), length=checked_length(model, length))
     described = {

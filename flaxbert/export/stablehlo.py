@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from flaxbert.base import PreTrainedModel
 from flaxbert.export.folder import ABOUT, INPUTS, Exported, Run, checked_length, outputs_of, require, versions, written
-from flaxbert.files import check_new, read_json
+from flaxbert.files import read_json, require_absent
 from flaxbert.pretrained import from_pretrained
 
 PROGRAM, WEIGHTS = "program.stablehlo", "weights.safetensors"
@@ -44,7 +44,7 @@ def export_stablehlo(
         FileNotFoundError, ValueError: `source` cannot be read, `length` is impossible, or an extra is missing.
     """
     require("flatbuffers", "export")
-    check_new(Path(target))
+    require_absent(Path(target))
     model, params = from_pretrained(source, dtype=dtype)
     shapes = _symbolic(model, checked_length(model, length))
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}

@@ -5,7 +5,7 @@ import enum
 from pathlib import Path
 from typing import Any
 
-from flaxbert.files import inside, read_json
+from flaxbert.files import path_inside, read_json
 
 
 class Pooling(enum.Enum):
@@ -52,7 +52,7 @@ def read(folder: Path) -> SentenceSettings:
     pooling, normalize, prompt = Pooling.MEAN, False, _prompt(folder)
     for kind, path in _modules(folder):
         if kind == "Pooling":
-            pooling = _pooling(inside(folder, path) / "config.json", prompt)
+            pooling = _pooling(path_inside(folder, path) / "config.json", prompt)
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -65,7 +65,7 @@ def read(folder: Path) -> SentenceSettings:
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """The last name of each module's type, and its folder."""
-    file = inside(folder, "modules.json")
+    file = path_inside(folder, "modules.json")
     modules = read_json(file)
     found = (
         [(m.get("type"), m.get("path")) for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
@@ -91,7 +91,7 @@ def _pooling(file: Path, prompt: str) -> Pooling:
 def _max_length(folder: Path) -> int | None:
     """Of the transformer's own file, or of its tokenizer's, where newer folders keep it."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        file = inside(folder, name)
+        file = path_inside(folder, name)
         value = _object(file).get(key) if file.is_file() else None
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
@@ -100,7 +100,7 @@ def _max_length(folder: Path) -> int | None:
 
 def _prompt(folder: Path) -> str:
     """What stands before every text unless another prompt is asked for."""
-    file = inside(folder, "config_sentence_transformers.json")
+    file = path_inside(folder, "config_sentence_transformers.json")
     values = _object(file) if file.is_file() else {}
     name, prompts = values.get("default_prompt_name"), values.get("prompts")
     if name is None:

@@ -1,9 +1,8 @@
 """Weights between this library's parameter tree and files.
 
-`names` is the table of names. `source` finds out what lies at a path, and gives its tensors under those names: a
-Hugging Face folder (`layout`: safetensors, pytorch_model.bin, flax_model.msgpack), a TensorFlow 1 checkpoint (`tf1`, in
-the format of `tensor_bundle`), parameters that orbax wrote (`orbax_params`). `load` fits them to a model; `folder`
-writes them. `sums` are the checksums beside them.
+`names` is the table of names. `checkpoint_files` detects the format at a path and lists its tensors under those names;
+each format has a module in `formats`. `file_format` describes the formats of Hugging Face folders. `load` matches the
+tensors to a model; `folder` writes them. `checksums` reads and writes SHA256SUMS.
 """
 
 from flaxbert.weights.folder import save

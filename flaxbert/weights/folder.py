@@ -12,13 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flaxbert import config_json
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from flaxbert.sharding import spread
-from flaxbert.weights import names, sums
-from flaxbert.weights.layout import FLAX, SAFETENSORS, Layout, index_text, shards
-from flaxbert.weights.orbax_params import Parameter
-from flaxbert.weights.safetensors import Spec
-from flaxbert.weights.tensors import Tensor
+from flaxbert.weights import names
+from flaxbert.weights.checksums import CHECKSUMS_FILE, format_checksums
+from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat, assign_to_files, index_text
+from flaxbert.weights.formats.orbax_params import ParameterTensor
+from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -56,7 +56,7 @@ def save(
     if target.name not in DTYPES:
         raise ValueError(f"dtype is {target.name}; allowed: {', '.join(DTYPES)}")
     table = names.entries(params, vocab_size=model.config.vocab_size)
-    tensors = {entry.name: Parameter(entry, target, _leaf(params, entry)) for entry in table}
+    tensors = {entry.name: ParameterTensor(entry, target, _leaf(params, entry)) for entry in table}
     elsewhere = spread(params) and jax.process_index() > 0
     write(path, model, tensors, max_shard_size=max_shard_size, checksums=checksums, elsewhere=elsewhere)
 
@@ -68,9 +68,9 @@ def _leaf(params: Mapping[str, Any], entry: names.Entry) -> Callable[[], Any]:
 def write(
     path: str | Path,
     model: Any,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     *,
-    layout: Layout = SAFETENSORS,
+    file_format: FileFormat = SAFETENSORS,
     max_shard_size: int | None = None,
     checksums: bool = True,
     in_order: bool = False,
@@ -81,70 +81,70 @@ def write(
     With `in_order` they are read in the order in which they are given, where the format leaves a choice: for a source
     that keeps the layers of a parameter together. `elsewhere`: another process writes what this one helps to gather.
     """
-    tensors = _spelled(type(model).__name__, tensors, layout)
+    tensors = _spelled(type(model).__name__, tensors, file_format)
     text = config_text(model, tensors)
-    how: dict[str, Any] = {"layout": layout, "max_shard_size": max_shard_size, "checksums": checksums}
+    how: dict[str, Any] = {"file_format": file_format, "max_shard_size": max_shard_size, "checksums": checksums}
     write_files(path, text, tensors, in_order=in_order, elsewhere=elsewhere, **how)
 
 
 def write_files(
     path: str | Path,
     config: str,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     *,
-    layout: Layout = SAFETENSORS,
+    file_format: FileFormat = SAFETENSORS,
     max_shard_size: int | None = None,
     checksums: bool = True,
     in_order: bool = False,
     elsewhere: bool = False,
 ) -> None:
     """Writes a folder as `save` does, from the content of config.json and tensors under the names of the file."""
-    specs = [Spec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    parts = shards(specs, layout, max_shard_size)
-    if in_order and layout is not FLAX:
+    specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    parts = assign_to_files(specs, file_format, max_shard_size)
+    if in_order and file_format is not FLAX:
         aligned = {name: sorted(part, key=lambda spec: -spec.dtype.itemsize) for name, part in parts.items()}
     else:
-        aligned = {name: layout.ordered(part) for name, part in parts.items()}
+        aligned = {name: file_format.order(part) for name, part in parts.items()}
     if elsewhere:
         for spec in (spec for part in aligned.values() for spec in part):
-            tensors[spec.name].read()  # in the writer's order, and as often: none is `rowwise`
+            tensors[spec.name].read()  # in the writer's order, and as often: none is `supports_row_reads`
         return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {*parts, *([layout.index] if len(parts) > 1 else [])}
+    written = {*parts, *([file_format.index] if len(parts) > 1 else [])}
     with contextlib.ExitStack() as files:  # left in the opposite order: the config is renamed last
-        config_file = files.enter_context(written_whole(folder / "config.json"))
-        sums_file = files.enter_context(written_whole(folder / sums.NAME)) if checksums else None
+        config_file = files.enter_context(atomic_write(folder / "config.json"))
+        sums_file = files.enter_context(atomic_write(folder / CHECKSUMS_FILE)) if checksums else None
         if len(parts) > 1:
-            files.enter_context(written_whole(folder / layout.index)).write_text(
-                index_text(parts, layout), encoding="utf-8"
+            files.enter_context(atomic_write(folder / file_format.index)).write_text(
+                index_text(parts, file_format), encoding="utf-8"
             )
         digests = {}
         for name, part in aligned.items():
-            file = files.enter_context(written_whole(folder / name))
-            digests[name] = layout.write(file, part, (tensors[spec.name] for spec in part))
+            file = files.enter_context(atomic_write(folder / name))
+            digests[name] = file_format.write(file, part, (tensors[spec.name] for spec in part))
         config_file.write_text(config, encoding="utf-8")
         if sums_file is not None:
-            sums_file.write_text(sums.text(digests), encoding="utf-8")
-        (folder / sums.NAME).unlink(missing_ok=True)  # those of the files that are replaced now
+            sums_file.write_text(format_checksums(digests), encoding="utf-8")
+        (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # those of the files that are replaced now
     for file in folder.iterdir():  # of another number of files: a reader could not tell which are meant
-        if file.name not in written and layout.owns(file.name):
+        if file.name not in written and file_format.owns(file.name):
             file.unlink()
 
 
-def _spelled(architecture: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def _spelled(architecture: str, tensors: Mapping[str, LazyTensor], file_format: FileFormat) -> dict[str, LazyTensor]:
     """The tensors under the names of a file."""
     found = dict(tensors)
     if names.UNTIED_BIAS in found:
         found[names.SPARE_BIAS] = found[names.UNTIED_BIAS]  # transformers 5 misses it otherwise
-    if layout is FLAX:
+    if file_format is FLAX:
         found.pop(names.UNTIED_BIAS, None)  # its decoder has none, and adds the other one
     if architecture == "BertModel":
         found = {name.removeprefix("bert."): tensor for name, tensor in found.items()}
     return found
 
 
-def config_text(model: Any, tensors: Mapping[str, Tensor]) -> str:
+def config_text(model: Any, tensors: Mapping[str, LazyTensor]) -> str:
     """The content of config.json."""
     config = model.config
     if "qa_outputs.weight" in tensors and config.num_labels != 2:

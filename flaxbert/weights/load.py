@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from flaxbert.sharding import AxisRules, tree_shardings
-from flaxbert.weights import names, source
-from flaxbert.weights.orbax_params import Parameter
-from flaxbert.weights.source import Source
-from flaxbert.weights.tensors import Tensor, equal
+from flaxbert.weights import names
+from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
+from flaxbert.weights.formats.orbax_params import ParameterTensor
+from flaxbert.weights.tensors import LazyTensor, tensors_equal
 
 _log = logging.getLogger("flaxbert")
 
@@ -37,9 +37,9 @@ def load(
     The host holds one layer, or one other tensor, at a time; with a mesh, each process only what its devices need.
     The arguments and errors are those of `PreTrainedModel.from_pretrained`.
     """
-    checkpoint = source.read(Path(path))
+    checkpoint = open_checkpoint(Path(path))
     fitted = fit(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
-    checkpoint.check()
+    checkpoint.verify_checksums()
     shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
     return assemble(fitted, draw(fitted, model, key, shardings), shardings)
 
@@ -56,12 +56,12 @@ class Fitted:
     """
 
     table: Mapping[str, names.Entry]
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, LazyTensor]
     afresh: frozenset[str]
     left_out: tuple[str, ...]
 
 
-def fit(source: Source, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
+def fit(source: Checkpoint, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
     """Which tensors of a checkpoint a model takes; raises, or warns, of the rest as `from_pretrained` says."""
     file, tensors = source.file, source.tensors
     entries = names.entries(model.parameter_shapes(), vocab_size=model.config.vocab_size)
@@ -75,7 +75,7 @@ def fit(source: Source, model: Any, *, strict: bool = True, ignore_mismatched_si
     return Fitted(table, taken, frozenset(afresh), tuple(sorted(left_out)))
 
 
-def _canonical_names(tensors: Mapping[str, Tensor], file: Path) -> dict[str, str]:
+def _canonical_names(tensors: Mapping[str, LazyTensor], file: Path) -> dict[str, str]:
     """Canonical name -> name in the file."""
     bare = not any(name.startswith("bert.") for name in tensors)
     stored: dict[str, str] = {}
@@ -88,7 +88,7 @@ def _canonical_names(tensors: Mapping[str, Tensor], file: Path) -> dict[str, str
 
 
 def _resolve_ties(
-    stored: dict[str, str], tensors: Mapping[str, Tensor], table: Mapping[str, names.Entry], file: Path
+    stored: dict[str, str], tensors: Mapping[str, LazyTensor], table: Mapping[str, names.Entry], file: Path
 ) -> None:
     """Takes the aliases of tied weights out of `stored`, after a look that they agree with what they alias."""
     if names.UNTIED_BIAS in table and names.SPARE_BIAS in stored:
@@ -99,7 +99,7 @@ def _resolve_ties(
             continue
         if name not in stored:
             stored[name] = stored.pop(alias)
-        elif equal(tensors[stored[alias]], tensors[stored[name]]):
+        elif tensors_equal(tensors[stored[alias]], tensors[stored[name]]):
             del stored[alias]
         else:
             raise ValueError(
@@ -111,7 +111,7 @@ def _report(
     file: Path,
     model: Any,
     table: Mapping[str, names.Entry],
-    found: Mapping[str, Tensor],
+    found: Mapping[str, LazyTensor],
     *,
     strict: bool,
     ignore_mismatched_sizes: bool,
@@ -183,10 +183,10 @@ def assemble(
     """The tree of parameters: what was drawn and, over it, what is stored."""
     table = fitted.table
     leaves: dict[names.Path, jax.Array] = dict(drawn or {})
-    layers: dict[int, dict[names.Path, tuple[names.Entry, Tensor]]] = {}
+    layers: dict[int, dict[names.Path, tuple[names.Entry, LazyTensor]]] = {}
     for name, tensor in fitted.tensors.items():
         entry = table[name]
-        if isinstance(tensor, Parameter) and entry.words is tensor.entry.words is None:
+        if isinstance(tensor, ParameterTensor) and entry.words is tensor.entry.words is None:
             # All layers of it are read at once, and once.
             if entry.layer in (None, 0):
                 whole = names.leaf(shardings, entry.path) if shardings else None
@@ -209,7 +209,7 @@ def assemble(
     return names.tree(leaves)
 
 
-def _placed(entry: names.Entry, tensor: Tensor, sharding: NamedSharding | None) -> jax.Array:
+def _placed(entry: names.Entry, tensor: LazyTensor, sharding: NamedSharding | None) -> jax.Array:
     """The tensor in our layout, in float32, where it is to live: each device reads its own part."""
 
     def part(index: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxbert.weights.tensors import Tensor
+from flaxbert.weights.tensors import LazyTensor
 
 Path = tuple[str, ...]
 
@@ -81,7 +81,7 @@ class Entry:
             return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
         return self.shape if self.path[-1] == "embedding" else (math.prod(self.shape),)
 
-    def read(self, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, tensor: LazyTensor, index: tuple[slice, ...]) -> np.ndarray:
         """A part of our slice, `index` in our layout, read from the file: of its rows only those that are needed."""
         axis = self.inputs or 0  # which of our axes the file's rows begin with; those after it are flattened into it
         start, stop, _ = index[axis].indices(self.shape[axis])

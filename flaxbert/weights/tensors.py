@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +12,7 @@ _PART = 2**22  # bytes; larger ones are taken from and given back to the system 
 
 
 @runtime_checkable
-class Tensor(Protocol):
+class LazyTensor(Protocol):
     """A tensor in a file, whatever the format: what it is, and how to read it."""
 
     @property
@@ -25,7 +26,7 @@ class Tensor(Protocol):
         ...
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """Whether reading some rows costs no more than these: no checksum or transposition asks for all of it."""
         ...
 
@@ -39,7 +40,51 @@ class Tensor(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class InMemory:
+class TensorSpec:
+    """What a tensor is."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTensor(TensorSpec):
+    """A tensor that lies in a file."""
+
+    file: Path
+    offset: int
+
+    @property
+    def supports_row_reads(self) -> bool:
+        """Rows lie one after the other."""
+        return True
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or consecutive rows of it (of its first axis).
+
+        Raises:
+            ValueError: the file ends within the tensor.
+        """
+        start, count, shape = 0, self.size, self.shape
+        if self.shape:
+            first, stop, _ = rows.indices(self.shape[0])
+            row = math.prod(self.shape[1:]) * self.dtype.itemsize
+            shape = (max(0, stop - first), *self.shape[1:])
+            start, count = first * row, shape[0] * row
+        content = np.fromfile(self.file, np.uint8, count, offset=self.offset + start)
+        if len(content) < count:
+            raise ValueError(f"{self.file}: ends within {self.name!r}")
+        return content.view(self.dtype).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayTensor:
     """An array as a tensor."""
 
     array: np.ndarray
@@ -55,7 +100,7 @@ class InMemory:
         return self.array.shape
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """Rows lie one after the other."""
         return True
 
@@ -65,10 +110,10 @@ class InMemory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Transposed:
+class TransposedTensor:
     """A matrix with its axes exchanged."""
 
-    tensor: Tensor
+    tensor: LazyTensor
 
     @property
     def dtype(self) -> np.dtype:
@@ -81,7 +126,7 @@ class Transposed:
         return self.tensor.shape[::-1]
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """All of it is read for some rows."""
         return False
 
@@ -94,7 +139,7 @@ class Transposed:
 class _Alike:
     """What another tensor's shape and rows are those of."""
 
-    tensor: Tensor
+    tensor: LazyTensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,13 +147,13 @@ class _Alike:
         return self.tensor.shape
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """As the tensor it is made of."""
-        return self.tensor.rowwise
+        return self.tensor.supports_row_reads
 
 
 @dataclasses.dataclass(frozen=True)
-class Cast(_Alike):
+class CastTensor(_Alike):
     """A tensor in another floating-point type."""
 
     name: str
@@ -129,7 +174,7 @@ class Cast(_Alike):
 
 
 @dataclasses.dataclass(frozen=True)
-class Watched(_Alike):
+class ObservedTensor(_Alike):
     """A tensor that tells how many bytes of it were read, each time."""
 
     told: Callable[[int], None]
@@ -146,17 +191,17 @@ class Watched(_Alike):
         return numbers
 
 
-def equal(one: Tensor, other: Tensor) -> bool:
+def tensors_equal(one: LazyTensor, other: LazyTensor) -> bool:
     """Whether two tensors hold the same numbers, or none (NaN) in the same places; in parts, where that is possible."""
     if one.shape != other.shape:
         return False
-    return all(np.array_equal(one.read(part), other.read(part), equal_nan=True) for part in parts(one, other))
+    return all(np.array_equal(one.read(part), other.read(part), equal_nan=True) for part in row_slices(one, other))
 
 
-def parts(*tensors: Tensor) -> list[slice]:
-    """The rows of tensors of one shape, in parts of some megabytes; all at once where one is not `rowwise`."""
+def row_slices(*tensors: LazyTensor) -> list[slice]:
+    """The rows of tensors of one shape, in parts of some megabytes; all at once unless all are `supports_row_reads`."""
     shape, width = tensors[0].shape, max(tensor.dtype.itemsize for tensor in tensors)
-    if not shape or not all(tensor.rowwise for tensor in tensors):
+    if not shape or not all(tensor.supports_row_reads for tensor in tensors):
         return [slice(None)]
     rows = max(1, _PART // max(1, math.prod(shape[1:]) * width))
     return [slice(start, start + rows) for start in range(0, shape[0], rows)]

@@ -20,6 +20,8 @@ import warnings
 import zipfile
 from pathlib import Path
 
+from flaxbert.weights.checkpoint_files import open_checkpoint
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])  # so that it runs as a script, too
@@ -34,7 +36,6 @@ import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.origin import located
 from flaxbert.tokenizer import WordPieceTokenizer
-from flaxbert.weights import source
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=11, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5, type_vocab_size=1,
@@ -127,7 +128,7 @@ def load(folder):
 
 
 def look(folder):
-    for tensor in source.read(folder).tensors.values():
+    for tensor in open_checkpoint(folder).tensors.values():
         tensor.read()
 
 
@@ -145,7 +146,7 @@ def configure(folder):
 
 
 def compare(folder):
-    source.read(folder).check()
+    open_checkpoint(folder).verify_checksums()
 
 
 def tokenizer(folder):
@@ -166,7 +167,7 @@ def checked_again(folder, random):
 
 
 def _first_block(content, footer):
-    from flaxbert.weights import tensor_bundle
+    from flaxbert.weights.formats import tensor_bundle
 
     _, at = tensor_bundle._handle(footer, 0)
     handle, _ = tensor_bundle._handle(footer, at)

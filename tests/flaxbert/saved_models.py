@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 import flaxbert
-from flaxbert.weights import source
+from flaxbert.weights.checkpoint_files import open_checkpoint
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
@@ -28,7 +28,7 @@ def folder_of(name, folder, dtype=np.float32, config=CONFIG, **arguments):
 
 
 def tensors_of(path):
-    return {name: tensor.read() for name, tensor in source.read(path).tensors.items()}
+    return {name: tensor.read() for name, tensor in open_checkpoint(path).tensors.items()}
 
 
 def assert_bit_equal(left, right):

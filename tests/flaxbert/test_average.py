@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import flaxbert
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import convert
-from flaxbert.weights import orbax_params
+from flaxbert.weights.formats.orbax_params import orbax_steps
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=23, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
@@ -49,7 +49,7 @@ def test_the_newest_checkpoints_of_a_run_are_taken_by_number(tmp_path):
         shutil.rmtree(tmp_path / "orbax")
     shutil.copy(tmp_path / "model" / "config.json", tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "20" / "default").mkdir(parents=True)  # being written
-    assert list(orbax_params.steps(tmp_path / "run")) == [3, 6, 12]
+    assert list(orbax_steps(tmp_path / "run")) == [3, 6, 12]
     found = average([tmp_path / "run"], tmp_path / "mean", last=2)
     assert [path.parent.name for path in found] == ["6", "12"]
     assert values_of(tmp_path / "mean") == {("float32", 9.0)}

@@ -21,7 +21,8 @@ from flaxbert import cli, companions
 from flaxbert.cli import checkpoints
 from flaxbert.conversion.origin import located
 from flaxbert.conversion.verify import Verification
-from flaxbert.weights import source, tensors
+from flaxbert.weights import tensors
+from flaxbert.weights.checkpoint_files import open_checkpoint
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=23, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
@@ -206,7 +207,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
     (tmp_path / "other" / "SHA256SUMS").unlink()
     code, out, _ = run(capsys, "average", folder, tmp_path / "other", folder, "--output", tmp_path / "mean", "--json")
     assert code == 0 and len(json.loads(out)["averaged"]) == 3
-    mean, one = (source.read(path).tensors for path in (tmp_path / "mean", folder))
+    mean, one = (open_checkpoint(path).tensors for path in (tmp_path / "mean", folder))
     for name in one:
         wanted = one[name].read() + (np.float32(1 / 3) if name == "cls.predictions.bias" else 0)
         np.testing.assert_allclose(mean[name].read(), wanted, rtol=1e-6, atol=1e-7)

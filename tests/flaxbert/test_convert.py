@@ -22,8 +22,12 @@ import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
-from flaxbert.files import folder_made_whole
-from flaxbert.weights import digested, source, sums, tensors
+from flaxbert.files import atomic_folder
+from flaxbert.weights import checksums
+from flaxbert.weights import folder as folder_writer
+from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checksums import verify_checksums
+from flaxbert.weights.tensors import ArrayTensor, tensors_equal
 from tests.flaxbert.saved_models import CONFIG, assert_bit_equal, files_in, folder_of, tensors_of
 
 CLASSES = sorted(flaxbert.ARCHITECTURES)
@@ -61,7 +65,7 @@ def test_every_pair_of_formats_is_a_round_trip_bit_for_bit(tmp_path, dtype, tied
         done = convert(folder, tmp_path / str(i), format=after, max_shard_size=None if whole else 4000, verify=True)
         assert (done.read, done.written, done.drawn) == (before, after, [])
         folder = tmp_path / str(i)
-        assert source.read(folder).format == after
+        assert open_checkpoint(folder).format == after
     assert_bit_equal(tensors_of(folder), wanted)
     assert files_in(folder) == sorted([*names, "SHA256SUMS"])
     assert (folder / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
@@ -282,7 +286,7 @@ def test_distilbert_is_carried_over_as_it_is(tmp_path, name):
             tmp_path / str(i - 1), tmp_path / str(i), format=form, max_shard_size=i % 2 * 900 or None, verify=True
         )
         assert (done.head, done.written, done.drawn, done.left_out) == (name, form, [], [])
-        assert source.read(tmp_path / str(i)).format == form
+        assert open_checkpoint(tmp_path / str(i)).format == form
     assert_bit_equal(tensors_of(tmp_path / "6"), wanted)
     back, report = getattr(transformers, name).from_pretrained(tmp_path / "6", output_loading_info=True)
     assert {kind: list(found) for kind, found in report.items() if found} == {}
@@ -387,7 +391,7 @@ def test_a_failure_leaves_nothing_that_is_still_being_written(tmp_path, monkeypa
             remove(path, **arguments)
 
     monkeypatch.setattr(shutil, "rmtree", too_early)
-    with pytest.raises(OSError, match="full"), folder_made_whole(tmp_path / "out"):
+    with pytest.raises(OSError, match="full"), atomic_folder(tmp_path / "out"):
         raise OSError("full")
     assert len(tried) == 2 and not list(tmp_path.iterdir())
 
@@ -420,7 +424,7 @@ def test_a_disk_that_fails_behind_the_writing_is_told(tmp_path, monkeypatch, par
         raise OSError(errno.EIO, "Input/output error")
 
     folder_of("BertModel", tmp_path / "a")
-    monkeypatch.setattr(digested, "_AHEAD", part * (tmp_path / "a" / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(checksums, "_AHEAD", part * (tmp_path / "a" / "model.safetensors").stat().st_size)
     monkeypatch.setattr(os, "fdatasync", failing)
     with pytest.raises(OSError, match="Input/output error"):
         convert(tmp_path / "a", tmp_path / "b")
@@ -459,11 +463,11 @@ def test_sums_beside_a_tf1_checkpoint_are_of_its_index_and_data(tmp_path):
 
 
 def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
-    from flaxbert.weights import orbax_params
+    from flaxbert.weights.formats import orbax_params
 
-    written = orbax_params.write
+    written = orbax_params.write_orbax_params
     zeros = lambda folder, table, tensors: written(folder, table, {k: _Zeros(t) for k, t in tensors.items()})  # noqa: E731
-    monkeypatch.setattr(orbax_params, "write", zeros)
+    monkeypatch.setattr(orbax_params, "write_orbax_params", zeros)
     folder = folder_of("BertModel", tmp_path / "a")
     with pytest.raises(ValueError, match="39 tensors are not what was to be written"):
         convert(folder, tmp_path / "b", format="orbax", verify=True)
@@ -472,14 +476,14 @@ def test_verification_finds_what_was_written_wrongly(tmp_path, monkeypatch):
 
 
 def test_equal_tensors_are_equal_in_every_part_and_as_long(monkeypatch):
-    monkeypatch.setattr(tensors, "_PART", 32)  # two rows of four numbers
+    monkeypatch.setattr("flaxbert.weights.tensors._PART", 32)  # two rows of four numbers
     one = np.arange(20, dtype=np.float32).reshape(5, 4)
-    assert tensors.equal(tensors.InMemory(one), tensors.InMemory(one.copy()))
+    assert tensors_equal(ArrayTensor(one), ArrayTensor(one.copy()))
     for row in range(5):
         other = one + (np.arange(5) == row)[:, None].astype(np.float32)
-        assert not tensors.equal(tensors.InMemory(one), tensors.InMemory(other))
-    assert not tensors.equal(tensors.InMemory(one[:4]), tensors.InMemory(one))
-    assert not tensors.equal(tensors.InMemory(one[:0]), tensors.InMemory(one))
+        assert not tensors_equal(ArrayTensor(one), ArrayTensor(other))
+    assert not tensors_equal(ArrayTensor(one[:4]), ArrayTensor(one))
+    assert not tensors_equal(ArrayTensor(one[:0]), ArrayTensor(one))
 
 
 def test_saving_again_without_sums_takes_the_old_ones_away(tmp_path):
@@ -490,8 +494,9 @@ def test_saving_again_without_sums_takes_the_old_ones_away(tmp_path):
 
 
 def test_verification_looks_at_the_sums_too(tmp_path, monkeypatch):
-    text = sums.text
-    monkeypatch.setattr(sums, "text", lambda digests: text(dict.fromkeys(digests, "0" * 64)))
+    text = checksums.format_checksums
+    for module in (checksums, folder_writer):
+        monkeypatch.setattr(module, "format_checksums", lambda digests: text(dict.fromkeys(digests, "0" * 64)))
     for format in FORMATS:
         with pytest.raises(ValueError, match="does not match SHA256SUMS"):
             convert(folder_of("BertModel", tmp_path / "a"), tmp_path / "b", format=format, verify=True)
@@ -508,7 +513,7 @@ def test_verification_takes_no_number_for_what_it_is(tmp_path):
 
 
 class _Zeros:
-    rowwise = True
+    supports_row_reads = True
 
     def __init__(self, tensor):
         self.dtype, self.shape = tensor.dtype, tensor.shape
@@ -520,16 +525,16 @@ class _Zeros:
 def test_a_pipe_is_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "bert_model.ckpt.index")
     with pytest.raises(FileNotFoundError, match="bert_model.ckpt.index: no such file"):
-        source.read(tmp_path)
+        open_checkpoint(tmp_path)
     convert(folder_of("BertModel", tmp_path / "a"), tmp_path / "orbax", format="orbax")
     (tmp_path / "orbax" / "params" / "manifest.ocdbt").unlink()
     os.mkfifo(tmp_path / "orbax" / "params" / "manifest.ocdbt")
     with pytest.raises(ValueError, match="manifest.ocdbt: a link, or no plain file"):
-        source.read(tmp_path / "orbax")
+        open_checkpoint(tmp_path / "orbax")
     os.mkfifo(tmp_path / "listed")
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  listed\n")
     with pytest.raises(ValueError, match="listed: is listed in SHA256SUMS, but no plain file"):
-        sums.check(tmp_path, [tmp_path / "listed"])
+        verify_checksums(tmp_path, [tmp_path / "listed"])
 
 
 def test_inspection_says_what_a_load_would(tmp_path):

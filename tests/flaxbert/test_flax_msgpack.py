@@ -15,9 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flaxbert
-from flaxbert.weights import flax_msgpack, msgpack_tokens, names
-from flaxbert.weights.safetensors import Spec
-from flaxbert.weights.tensors import InMemory
+from flaxbert.weights import names
+from flaxbert.weights.formats import flax_msgpack, msgpack_tokens
+from flaxbert.weights.formats.flax_msgpack import (
+    flax_msgpack_order,
+    from_flax_name,
+    open_flax_msgpack,
+    to_flax_name,
+    write_flax_msgpack,
+)
+from flaxbert.weights.tensors import ArrayTensor, LazyTensor, TensorSpec
 
 FIXTURES = Path(__file__).with_name("fixtures") / "flax"
 DTYPES = ["?", "u1", "i1", "<i2", "<u2", "<f2", "bfloat16", "<i4", "<u4", "<f4", "<f8", "<i8", "<u8"]
@@ -42,7 +49,7 @@ def some_arrays():
 def as_stored(arrays):
     """The same as Hugging Face has them."""
     return {
-        flax_msgpack.hugging_face_name(name): array.T if name.endswith("/kernel") and array.ndim == 2 else array
+        from_flax_name(name): array.T if name.endswith("/kernel") and array.ndim == 2 else array
         for name, array in arrays.items()
     }
 
@@ -54,8 +61,8 @@ def by_flax(arrays):
 
 
 def written(path, tensors):
-    specs = flax_msgpack.ordered(Spec(name, t.dtype, t.shape) for name, t in tensors.items())
-    return flax_msgpack.write(path, specs, (InMemory(tensors[spec.name]) for spec in specs))
+    specs = flax_msgpack_order(TensorSpec(name, t.dtype, t.shape) for name, t in tensors.items())
+    return write_flax_msgpack(path, specs, (ArrayTensor(tensors[spec.name]) for spec in specs))
 
 
 @pytest.fixture(params=[2**30, 48, 3])
@@ -85,7 +92,7 @@ def test_lengths_of_every_width(tmp_path, monkeypatch, limit):
     arrays |= {f"map/{i}/bias": np.zeros((), np.uint8) for i in range(300)}
     written(tmp_path / "ours", as_stored(arrays))
     assert (tmp_path / "ours").read_bytes() == by_flax(arrays)
-    found = flax_msgpack.read(tmp_path / "ours")
+    found = open_flax_msgpack(tmp_path / "ours")
     for name, array in as_stored(arrays).items():
         np.testing.assert_array_equal(found[name].read(), array, strict=True)
     for size in (0, 15, 16, 2**16 - 1, 2**16, 2**32 - 1):  # too many to be made
@@ -94,8 +101,8 @@ def test_lengths_of_every_width(tmp_path, monkeypatch, limit):
 
 def test_an_order_other_than_ours(tmp_path):
     arrays = {name: np.zeros(2, np.float32) for name in ("b/z/bias", "b/c/bias", "a/bias")}
-    specs = [Spec(flax_msgpack.hugging_face_name(name), a.dtype, a.shape) for name, a in arrays.items()]
-    flax_msgpack.write(tmp_path / "ours", specs, map(InMemory, arrays.values()))
+    specs = [TensorSpec(from_flax_name(name), a.dtype, a.shape) for name, a in arrays.items()]
+    write_flax_msgpack(tmp_path / "ours", specs, map(ArrayTensor, arrays.values()))
     tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
     assert list(tree) == ["b", "a"]
     assert (tmp_path / "ours").read_bytes() == flax.serialization.to_bytes(tree) != by_flax(arrays)
@@ -103,11 +110,11 @@ def test_an_order_other_than_ours(tmp_path):
 
 def test_what_flax_wrote_is_read_whole_and_in_rows(tmp_path, chunks):
     (tmp_path / "file").write_bytes(by_flax(some_arrays()))
-    found, tensors = flax_msgpack.read(tmp_path / "file"), as_stored(some_arrays())
+    found, tensors = open_flax_msgpack(tmp_path / "file"), as_stored(some_arrays())
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         stored = found[name]
-        assert isinstance(stored, names.Tensor)
+        assert isinstance(stored, LazyTensor)
         assert (stored.dtype, stored.shape) == (tensor.dtype, tensor.shape)
         np.testing.assert_array_equal(stored.read(), tensor, strict=True)
         if tensor.ndim:
@@ -122,7 +129,7 @@ def test_every_type_comes_back_bit_for_bit(tmp_path, code, name, chunks):
     bits = np.random.default_rng(1).integers(0, 2 if code == "?" else 256, 30 * dtype.itemsize, np.uint8)
     array = bits.view(dtype).reshape(6, 5)  # also numbers that are none
     (tmp_path / "theirs").write_bytes(by_flax({name: array}))
-    (stored,) = flax_msgpack.read(tmp_path / "theirs").values()
+    (stored,) = open_flax_msgpack(tmp_path / "theirs").values()
     assert stored.dtype == dtype
     content = stored.read().T if name == "a/kernel" else stored.read()
     np.testing.assert_array_equal(np.ascontiguousarray(content).reshape(-1).view(np.uint8), bits)
@@ -137,7 +144,7 @@ def test_rows_are_all_that_is_read_of_a_tensor(tmp_path, monkeypatch):
     counts, fromfile = [], np.fromfile
     monkeypatch.setattr(np, "fromfile", lambda *a, **k: counts.append(a[2]) or fromfile(*a, **k))
     for file in ("file", "chunked"):
-        stored = flax_msgpack.read(tmp_path / file)["a.weight"]
+        stored = open_flax_msgpack(tmp_path / file)["a.weight"]
         assert not counts
         stored.read(slice(90, 110))
         assert sum(counts) == 20 * 4 * 4
@@ -146,12 +153,12 @@ def test_rows_are_all_that_is_read_of_a_tensor(tmp_path, monkeypatch):
 
 def test_a_numpy_scalar_and_nothing_at_all(tmp_path):
     (tmp_path / "scalar").write_bytes(flax.serialization.to_bytes({"a": np.float32(1.5)}))
-    (stored,) = flax_msgpack.read(tmp_path / "scalar").values()
+    (stored,) = open_flax_msgpack(tmp_path / "scalar").values()
     np.testing.assert_array_equal(stored.read(), np.array(1.5, np.float32), strict=True)
     # The first of several files is so where the first tensor alone is larger than a file may be.
-    flax_msgpack.write(tmp_path / "empty", [], [])
+    write_flax_msgpack(tmp_path / "empty", [], [])
     assert (tmp_path / "empty").read_bytes() == flax.serialization.to_bytes({})
-    assert flax_msgpack.read(tmp_path / "empty") == {}
+    assert open_flax_msgpack(tmp_path / "empty") == {}
 
 
 # -- names -----------------------------------------------------------------------------------------------
@@ -179,8 +186,8 @@ def test_a_numpy_scalar_and_nothing_at_all(tmp_path):
     ],
 )
 def test_names_both_ways(ours, theirs):
-    assert flax_msgpack.hugging_face_name(ours) == theirs
-    assert flax_msgpack.flax_name(theirs) == ours
+    assert from_flax_name(ours) == theirs
+    assert to_flax_name(theirs) == ours
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -198,8 +205,8 @@ def test_names_of_every_head(architecture, tied):
     entries = names.entries(model.parameter_shapes())
     assert entries
     for entry in entries:
-        name = flax_msgpack.flax_name(entry.name)
-        assert flax_msgpack.hugging_face_name(name) == entry.name
+        name = to_flax_name(entry.name)
+        assert from_flax_name(name) == entry.name
         assert name.rpartition("/")[2] == entry.path[-1]  # ours are called as Flax calls them
 
 
@@ -309,7 +316,7 @@ NESTED = b"\x81\xa1a" * 100_000 + b"\x80"
 def test_a_file_that_breaks_the_rules(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        flax_msgpack.read(tmp_path / "file")
+        open_flax_msgpack(tmp_path / "file")
     assert str(error.value).startswith(f"{tmp_path / 'file'}: not a readable flax_model.msgpack: ")
 
 
@@ -318,13 +325,13 @@ def test_lengths_in_longer_forms_than_need_be(tmp_path):
     array += b"\xdb" + struct.pack(">I", 7) + b"float32\xc6" + struct.pack(">I", 4) + ONE.tobytes()
     content = b"\xdf" + struct.pack(">I", 1) + b"\xd9\1a\xc9" + struct.pack(">IB", len(array), 1) + array
     (tmp_path / "file").write_bytes(content)
-    np.testing.assert_array_equal(flax_msgpack.read(tmp_path / "file")["a"].read(), ONE)
+    np.testing.assert_array_equal(open_flax_msgpack(tmp_path / "file")["a"].read(), ONE)
     assert flax.serialization.msgpack_restore(content) == {"a": ONE}
 
 
 def test_a_tensor_that_is_cut_after_its_head_was_read(tmp_path, chunks):
     (tmp_path / "file").write_bytes(by_flax({"a/kernel": np.ones((9, 8), np.float32)}))
-    stored = flax_msgpack.read(tmp_path / "file")["a.weight"]
+    stored = open_flax_msgpack(tmp_path / "file")["a.weight"]
     with (tmp_path / "file").open("r+b") as file:
         file.truncate(150)
     with pytest.raises(ValueError, match="file: ends within 'a/kernel"):
@@ -348,30 +355,30 @@ def test_a_tensor_that_is_cut_after_its_head_was_read(tmp_path, chunks):
     ],
 )
 def test_names_that_the_format_does_not_take(tmp_path, specs, message):
-    specs = [Spec(name, np.dtype(np.float32), (3,)) for name in specs]
+    specs = [TensorSpec(name, np.dtype(np.float32), (3,)) for name in specs]
     with pytest.raises(ValueError, match=message):
-        flax_msgpack.write(tmp_path / "file", specs, [InMemory(np.zeros(3, np.float32))] * len(specs))
+        write_flax_msgpack(tmp_path / "file", specs, [ArrayTensor(np.zeros(3, np.float32))] * len(specs))
     assert not (tmp_path / "file").exists()
 
 
 def test_the_deepest_names_are_read_again(tmp_path):
     tensors = {".".join("a" * 64): ONE, "b" * 1024: ONE}
     written(tmp_path / "file", tensors)
-    assert flax_msgpack.read(tmp_path / "file").keys() == tensors.keys()
+    assert open_flax_msgpack(tmp_path / "file").keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("code", ["c8", ">f4", "U1", "float8_e4m3"])
 def test_types_that_the_format_does_not_take(tmp_path, code):
     dtype = np.dtype(code)
     with pytest.raises(ValueError, match="'a' is of type .*; known: bool"):
-        flax_msgpack.write(tmp_path / "file", [Spec("a", dtype, (3,))], [InMemory(np.zeros(3, dtype))])
+        write_flax_msgpack(tmp_path / "file", [TensorSpec("a", dtype, (3,))], [ArrayTensor(np.zeros(3, dtype))])
 
 
 def test_tensors_must_be_what_was_announced(tmp_path):
-    spec = Spec("a", np.dtype(np.float32), (3,))
+    spec = TensorSpec("a", np.dtype(np.float32), (3,))
     for wrong in (np.zeros(4, np.float32), np.zeros(3, np.float64)):
         with pytest.raises(ValueError, match="announced as"):
-            flax_msgpack.write(tmp_path / "file", [spec], [InMemory(wrong)])
+            write_flax_msgpack(tmp_path / "file", [spec], [ArrayTensor(wrong)])
 
 
 @settings(
@@ -388,16 +395,16 @@ def test_mutated_files_are_read_or_refused(tmp_path, monkeypatch, changes, lengt
     mutated = tmp_path / "mutated"
     mutated.write_bytes(content[: length if length < len(content) else None])
     try:
-        found = flax_msgpack.read(mutated)
+        found = open_flax_msgpack(mutated)
     except ValueError as error:
         assert str(error).startswith(f"{mutated}: not a readable flax_model.msgpack: ")
     else:
         assert sum(tensor.read().nbytes for tensor in found.values()) <= len(content)
         # what is accepted here flax accepts, too
         theirs = flax.traverse_util.flatten_dict(flax.serialization.msgpack_restore(bytes(content)), sep="/")
-        assert {flax_msgpack.hugging_face_name(name) for name in theirs} == found.keys()
+        assert {from_flax_name(name) for name in theirs} == found.keys()
         for name, array in theirs.items():
-            tensor = found[flax_msgpack.hugging_face_name(name)].read()
+            tensor = found[from_flax_name(name)].read()
             kernel = array.ndim == 2 and name.endswith("kernel")
             np.testing.assert_array_equal(tensor, array.T if kernel else array, strict=True)
 
@@ -420,5 +427,5 @@ def test_models_that_flax_classes_saved_compute_the_same(name):
     "file", sorted(FIXTURES.glob("*/*.msgpack")), ids=lambda file: f"{file.parent.name}-{file.name}"
 )
 def test_files_that_flax_classes_saved_are_written_again_as_they_are(tmp_path, file):
-    written(tmp_path / "file", {name: tensor.read() for name, tensor in flax_msgpack.read(file).items()})
+    written(tmp_path / "file", {name: tensor.read() for name, tensor in open_flax_msgpack(file).items()})
     assert (tmp_path / "file").read_bytes() == file.read_bytes()

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from flaxbert.weights import safetensors
-from flaxbert.weights.safetensors import Spec
-from flaxbert.weights.tensors import InMemory
+from flaxbert.weights.formats.safetensors import read_safetensors_header, safetensors_order, write_safetensors
+from flaxbert.weights.tensors import ArrayTensor, TensorSpec
 
 
 def some_tensors():
@@ -29,8 +28,8 @@ def some_tensors():
 
 
 def written(path, tensors, metadata):
-    specs = safetensors.ordered(Spec(name, t.dtype, t.shape) for name, t in tensors.items())
-    return safetensors.write(path, specs, (InMemory(tensors[spec.name]) for spec in specs), metadata=metadata)
+    specs = safetensors_order(TensorSpec(name, t.dtype, t.shape) for name, t in tensors.items())
+    return write_safetensors(path, specs, (ArrayTensor(tensors[spec.name]) for spec in specs), metadata=metadata)
 
 
 def header(entries, data=b"", length=None):
@@ -50,7 +49,7 @@ def test_the_same_bytes_as_the_library(tmp_path, metadata):
 def test_what_the_library_wrote_is_read_whole_and_in_rows(tmp_path):
     tensors = some_tensors()
     save_file(tensors, tmp_path / "file", metadata={"format": "pt"})
-    found, metadata = safetensors.read_header(tmp_path / "file")
+    found, metadata = read_safetensors_header(tmp_path / "file")
     assert metadata == {"format": "pt"} and found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         stored = found[name]
@@ -94,13 +93,13 @@ def test_what_the_library_wrote_is_read_whole_and_in_rows(tmp_path):
 def test_a_header_that_breaks_the_rules(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        safetensors.read_header(tmp_path / "file")
+        read_safetensors_header(tmp_path / "file")
     assert str(tmp_path / "file") in str(error.value)
 
 
 def test_a_tensor_that_is_cut_after_its_header_was_read(tmp_path):
     written(tmp_path / "file", some_tensors(), {})
-    found, _ = safetensors.read_header(tmp_path / "file")
+    found, _ = read_safetensors_header(tmp_path / "file")
     with (tmp_path / "file").open("r+b") as file:
         file.truncate(found["whole"].offset + 3)
     with pytest.raises(ValueError, match="ends within 'whole'"):
@@ -108,10 +107,10 @@ def test_a_tensor_that_is_cut_after_its_header_was_read(tmp_path):
 
 
 def test_tensors_must_be_what_was_announced(tmp_path):
-    spec = Spec("a", np.dtype(np.float32), (3,))
+    spec = TensorSpec("a", np.dtype(np.float32), (3,))
     for wrong in (np.zeros(4, np.float32), np.zeros(3, np.float64)):
         with pytest.raises(ValueError, match="announced as"):
-            safetensors.write(tmp_path / "file", [spec], [InMemory(wrong)], metadata={})
+            write_safetensors(tmp_path / "file", [spec], [ArrayTensor(wrong)], metadata={})
 
 
 @settings(
@@ -128,7 +127,7 @@ def test_mutated_files_are_read_or_refused(tmp_path, changes, length):
     mutated = tmp_path / "mutated"
     mutated.write_bytes(content[: length if length < len(content) else None])
     try:
-        found, _ = safetensors.read_header(mutated)
+        found, _ = read_safetensors_header(mutated)
     except ValueError as error:
         assert str(mutated) in str(error)
     else:

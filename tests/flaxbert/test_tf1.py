@@ -11,7 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flaxbert
-from flaxbert.weights import names, tensor_bundle, tf1
+from flaxbert.weights import names
+from flaxbert.weights.formats import tensor_bundle, tf1
+from flaxbert.weights.formats.tensor_bundle import read_bundle_index
+from flaxbert.weights.formats.tf1 import open_tf1
 from tests.flaxbert.tf1_files import block, entry, index, message
 
 
@@ -24,8 +27,8 @@ def checkpoint(data_dir, tmp_path):
 
 
 def test_every_variable_of_a_real_checkpoint(checkpoint):
-    variables = tensor_bundle.read_index(checkpoint)
-    tensors, skipped = tf1.read(checkpoint)
+    variables = read_bundle_index(checkpoint)
+    tensors, skipped = open_tf1(checkpoint)
     assert len(variables) == len(tensors) + len(skipped) == 139
     assert {name.rsplit("/", 1)[-1] for name in skipped} == {"adam_m", "adam_v", "global_step"}
     kernel = variables["bert/encoder/layer_1/intermediate/dense/kernel"].read()
@@ -78,9 +81,7 @@ def numpy_forward(v, ids, types, mask, layers, heads):
 def test_a_real_checkpoint_computes_what_numpy_does(checkpoint):
     model, params = flaxbert.BertForPreTraining.from_pretrained(checkpoint.parent)
     assert model.config.hidden_act == "gelu_new"
-    variables = {
-        name: variable.read().astype(np.float64) for name, variable in tensor_bundle.read_index(checkpoint).items()
-    }
+    variables = {name: variable.read().astype(np.float64) for name, variable in read_bundle_index(checkpoint).items()}
     rng = np.random.default_rng(0)
     ids, types = rng.integers(0, 15, (3, 11)), rng.integers(0, 2, (3, 11))
     mask = (np.arange(11) < np.array([[11], [6], [9]])).astype(np.int32)
@@ -124,30 +125,30 @@ def test_names_of_every_head():
         "output_bias": "classifier.bias",
         "some/thing_else": "some/thing_else",
     }.items():
-        assert tf1.hugging_face_name(name) == expected
+        assert tf1.from_tf1_name(name) == expected
 
 
 def with_variables(monkeypatch, *more):
     """The real index with some variables added to it."""
-    real = tensor_bundle.read_index
+    real = read_bundle_index
 
     def read_index(prefix):
         found = real(prefix)
         return found | {name: found["bert/pooler/dense/bias"] for name in more}
 
-    monkeypatch.setattr(tf1, "read_index", read_index)
+    monkeypatch.setattr(tf1, "read_bundle_index", read_index)
 
 
 def test_slots_are_known_by_the_names_that_tensorflow_gives_them(checkpoint, monkeypatch):
-    before = tf1.read(checkpoint)
+    before = open_tf1(checkpoint)
     slots = [f"bert/pooler/dense/kernel/{name}" for name in ("Adam", "Adam_1", "AdamWeightDecayOptimizer")]
     slots += ["output_bias/AdamWeightDecayOptimizer_1", "beta1_power", "beta2_power"]
     with_variables(monkeypatch, *slots)
-    tensors, skipped = tf1.read(checkpoint)
+    tensors, skipped = open_tf1(checkpoint)
     assert tensors.keys() == before[0].keys()
     assert skipped == [*before[1], *slots]
     with_variables(monkeypatch, "bert/pooler/dense/kernel/Adamant")
-    assert "bert/pooler/dense/kernel/Adamant" in tf1.read(checkpoint)[0]
+    assert "bert/pooler/dense/kernel/Adamant" in open_tf1(checkpoint)[0]
 
 
 def test_a_checkpoint_of_tensorflow_2_is_told(checkpoint, monkeypatch):
@@ -203,7 +204,7 @@ def flips(content, count=100):
 
 def test_any_flipped_bit_of_the_tensors_is_found(checkpoint):
     file = checkpoint.with_name("bert_model.ckpt.data-00000-of-00001")
-    variables = tensor_bundle.read_index(checkpoint).values()
+    variables = read_bundle_index(checkpoint).values()
     for changed in flips(file.read_bytes()):
         file.write_bytes(changed)
         with pytest.raises(ValueError, match="do not match their checksum; the file is damaged") as error:
@@ -213,12 +214,12 @@ def test_any_flipped_bit_of_the_tensors_is_found(checkpoint):
 
 def test_a_flipped_bit_of_the_index_is_found_or_means_nothing(checkpoint):
     file = checkpoint.with_name("bert_model.ckpt.index")
-    before = tensor_bundle.read_index(checkpoint)
+    before = read_bundle_index(checkpoint)
     harmless = 0
     for changed in flips(file.read_bytes()):
         file.write_bytes(changed)
         try:
-            found = tensor_bundle.read_index(checkpoint)
+            found = read_bundle_index(checkpoint)
         except (ValueError, FileNotFoundError):
             continue
         harmless += 1  # some bytes mean nothing: those of an empty block, those that fill up the footer
@@ -251,7 +252,7 @@ def test_a_mutated_index_is_read_or_refused(original, changes, length, checked):
             patch.setattr(tensor_bundle, "_matches", lambda *_: True)
         prefix.with_name("x.index").write_bytes(content[:length])
         try:
-            for variable in tensor_bundle.read_index(prefix).values():
+            for variable in read_bundle_index(prefix).values():
                 assert variable.read().nbytes <= 8420
         except (ValueError, FileNotFoundError) as error:
             assert str(prefix.parent) in str(error)
@@ -268,7 +269,7 @@ def test_a_written_index_is_read(tmp_path):
         index(block([HEADER]), block([(b"a", entry(DATA)), (b"text", entry(b"", dtype=7))]))
     )
     (tmp_path / "x.data-00000-of-00001").write_bytes(DATA)
-    found = tensor_bundle.read_index(tmp_path / "x")
+    found = read_bundle_index(tmp_path / "x")
     assert found.keys() == {"a"}
     np.testing.assert_array_equal(found["a"].read(), NUMBERS)
 
@@ -306,7 +307,7 @@ def test_an_index_that_breaks_the_rules(tmp_path, content, said):
     (tmp_path / "x.index").write_bytes(index(content))
     (tmp_path / "x.data-00000-of-00001").write_bytes(DATA)
     with pytest.raises(ValueError, match=said) as error:
-        tensor_bundle.read_index(tmp_path / "x")
+        read_bundle_index(tmp_path / "x")
     assert str(tmp_path / "x.index") in str(error.value)
 
 
@@ -323,4 +324,4 @@ def test_an_index_that_breaks_the_rules(tmp_path, content, said):
 def test_a_table_that_breaks_the_rules(tmp_path, content, said):
     (tmp_path / "x.index").write_bytes(content)
     with pytest.raises(ValueError, match=said):
-        tensor_bundle.read_index(tmp_path / "x")
+        read_bundle_index(tmp_path / "x")

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 import flaxbert
-from flaxbert.weights import tensor_bundle, tf1
-from flaxbert.weights.tensors import Transposed
+from flaxbert.weights.formats.tensor_bundle import read_bundle_index
+from flaxbert.weights.formats.tf1 import open_tf1
+from flaxbert.weights.tensors import TransposedTensor
 
 FIXTURES = Path(__file__).parent / "fixtures" / "tf1"  # made by make_tf1_fixtures.py
 CLASSES = {
@@ -90,17 +91,17 @@ def test_transformers_computes_the_same_from_what_is_saved(name, tmp_path):
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_variable_is_a_weight_or_known_not_to_be_one(name):
     prefix = FIXTURES / name / PREFIXES[name]
-    variables = tensor_bundle.read_index(prefix)
-    tensors, skipped = tf1.read(prefix)
+    variables = read_bundle_index(prefix)
+    tensors, skipped = open_tf1(prefix)
     assert skipped == expected(name)["others"]
-    taken = [tensor.tensor if isinstance(tensor, Transposed) else tensor for tensor in tensors.values()]
+    taken = [tensor.tensor if isinstance(tensor, TransposedTensor) else tensor for tensor in tensors.values()]
     assert sorted(variable.name for variable in taken) == expected(name)["weights"]
     assert len(variables) == len(tensors) + len(skipped)
     assert {slot.rpartition("/")[2] for slot in skipped} == SKIPPED[name]
 
 
 def test_answers_of_squad_are_in_qa_outputs():
-    variables = tensor_bundle.read_index(FIXTURES / "squad" / PREFIXES["squad"])
+    variables = read_bundle_index(FIXTURES / "squad" / PREFIXES["squad"])
     _, params = load("squad")
     weights, bias = (variables[f"cls/squad/output_{part}"].read() for part in ("weights", "bias"))
     assert weights.shape == (2, 8)
@@ -121,14 +122,12 @@ def test_labels_of_another_number_are_refused():
 
 
 def test_two_data_files_hold_what_one_does():
-    one, two = (tf1.read(FIXTURES / name / "bert_model.ckpt") for name in ("encoder", "two_shards"))
+    one, two = (open_tf1(FIXTURES / name / "bert_model.ckpt") for name in ("encoder", "two_shards"))
     assert one[1] == two[1] == []
     assert one[0].keys() == two[0].keys()
     for name, tensor in one[0].items():
         np.testing.assert_array_equal(two[0][name].read(), tensor.read(), err_msg=name, strict=True)
-    files = {
-        variable.file.name for variable in tensor_bundle.read_index(FIXTURES / "two_shards/bert_model.ckpt").values()
-    }
+    files = {variable.file.name for variable in read_bundle_index(FIXTURES / "two_shards/bert_model.ckpt").values()}
     assert files == {f"bert_model.ckpt.data-0000{shard}-of-00002" for shard in (0, 1)}
 
 

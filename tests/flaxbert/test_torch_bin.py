@@ -19,11 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flaxbert.weights import torch_bin
-from flaxbert.weights.digested import Digested
-from flaxbert.weights.names import Tensor
-from flaxbert.weights.safetensors import Spec
-from flaxbert.weights.tensors import InMemory
+from flaxbert.weights.checksums import HashingFileWriter
+from flaxbert.weights.formats.torch_bin import open_torch_bin, write_torch_bin
+from flaxbert.weights.names import LazyTensor
+from flaxbert.weights.tensors import ArrayTensor, TensorSpec
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -67,7 +66,7 @@ def saved(path, content, zipped=True):
 
 def refused(path, message):
     with pytest.raises(ValueError, match=message) as error:
-        torch_bin.read(path)
+        open_torch_bin(path)
     text = str(error.value)
     assert text.startswith(f"{path}: not a readable PyTorch file: ") and "\n" not in text and "weights_only" not in text
 
@@ -113,10 +112,10 @@ def storage_place(path):
 @FORMATS
 def test_what_torch_wrote_is_read_whole_and_in_rows(tmp_path, zipped):
     arrays = some_arrays()
-    found = torch_bin.read(saved(tmp_path / "file", {name: as_torch(a) for name, a in arrays.items()}, zipped))
+    found = open_torch_bin(saved(tmp_path / "file", {name: as_torch(a) for name, a in arrays.items()}, zipped))
     assert list(found) == list(arrays)
     for name, array in arrays.items():
-        assert isinstance(found[name], Tensor)
+        assert isinstance(found[name], LazyTensor)
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         same_bits(found[name].read(), array)
         if array.ndim:
@@ -137,7 +136,7 @@ def test_views_parameters_and_tied_tensors(tmp_path, zipped):
         "tied": base,
     }
     assert tensors["negative"].is_neg()
-    found = torch_bin.read(saved(tmp_path / "file", collections.OrderedDict(tensors), zipped))
+    found = open_torch_bin(saved(tmp_path / "file", collections.OrderedDict(tensors), zipped))
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(
             found[name].read().astype(np.float32), tensor.detach().resolve_neg().float().numpy()
@@ -150,7 +149,7 @@ def test_views_parameters_and_tied_tensors(tmp_path, zipped):
 @FORMATS
 def test_the_state_dict_of_a_model(tmp_path, zipped):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    found = torch_bin.read(saved(tmp_path / "file", model.state_dict(), zipped))
+    found = open_torch_bin(saved(tmp_path / "file", model.state_dict(), zipped))
     for name, tensor in model.state_dict().items():
         same_bits(found[name].read(), tensor.numpy())
 
@@ -158,7 +157,7 @@ def test_the_state_dict_of_a_model(tmp_path, zipped):
 def test_a_part_of_a_tensor_is_read_without_the_rest(tmp_path):
     tensor = torch.zeros(2**14, 2**12, dtype=torch.uint8)  # 64 MiB
     for zipped in (True, False):
-        found = torch_bin.read(saved(tmp_path / "file", {"a": tensor}, zipped))["a"]
+        found = open_torch_bin(saved(tmp_path / "file", {"a": tensor}, zipped))["a"]
         part = found.read(slice(5, 7))
         assert np.shares_memory(part, found.read())
 
@@ -169,7 +168,7 @@ def test_a_file_without_checksums_is_read(tmp_path):
         saved(tmp_path / "file", {"a": torch.ones(3)})
     finally:
         torch.serialization.set_crc32_options(True)
-    np.testing.assert_array_equal(torch_bin.read(tmp_path / "file")["a"].read(), np.ones(3))
+    np.testing.assert_array_equal(open_torch_bin(tmp_path / "file")["a"].read(), np.ones(3))
 
 
 @pytest.mark.parametrize("version", [None, "2.9.1"])
@@ -179,7 +178,7 @@ def test_without_a_torch_that_is_safe(tmp_path, monkeypatch, version):
         monkeypatch.setitem(sys.modules, "torch", None)
     else:
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
-    for use in (torch_bin.read, lambda file: torch_bin.write(file, [], [])):
+    for use in (open_torch_bin, lambda file: write_torch_bin(file, [], [])):
         with pytest.raises(ValueError, match=r"torch 2.10 or newer.*pip install 'flaxbert\[torch\]'") as error:
             use(tmp_path / "file")
         assert str(tmp_path / "file") in str(error.value)
@@ -187,15 +186,15 @@ def test_without_a_torch_that_is_safe(tmp_path, monkeypatch, version):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
-        torch_bin.read(tmp_path / "file")
+        open_torch_bin(tmp_path / "file")
 
 
 # -- writing ---------------------------------------------------------------------------------------------
 
 
 def written(path, arrays):
-    specs = [Spec(name, array.dtype, array.shape) for name, array in arrays.items()]
-    return torch_bin.write(path, specs, map(InMemory, arrays.values()))
+    specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
+    return write_torch_bin(path, specs, map(ArrayTensor, arrays.values()))
 
 
 def test_what_is_written_torch_reads(tmp_path):
@@ -204,7 +203,7 @@ def test_what_is_written_torch_reads(tmp_path):
     assert digest == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     found = torch.load(tmp_path / "file", weights_only=True)
-    ours = torch_bin.read(tmp_path / "file")
+    ours = open_torch_bin(tmp_path / "file")
     assert list(found) == list(ours) == list(arrays)
     for name, array in arrays.items():
         assert torch.equal(
@@ -222,18 +221,18 @@ def test_the_same_tensors_give_the_same_file_wherever_it_lies(tmp_path):
 
 def test_no_tensors(tmp_path):
     written(tmp_path / "file", {})
-    assert torch_bin.read(tmp_path / "file") == {}
+    assert open_torch_bin(tmp_path / "file") == {}
 
 
 def test_tensors_must_be_what_was_announced(tmp_path):
-    spec = Spec("a", np.dtype(np.float32), (3,))
+    spec = TensorSpec("a", np.dtype(np.float32), (3,))
     for wrong in (np.zeros(4, np.float32), np.zeros(3, np.float64)):
         with pytest.raises(ValueError, match="announced as"):
-            torch_bin.write(tmp_path / "file", [spec], [InMemory(wrong)])
+            write_torch_bin(tmp_path / "file", [spec], [ArrayTensor(wrong)])
     with pytest.raises(ValueError, match="announced as"):
-        torch_bin.write(tmp_path / "file", [Spec("a", np.dtype("u4"), (3,))], [InMemory(np.zeros(3, "u4"))])
+        write_torch_bin(tmp_path / "file", [TensorSpec("a", np.dtype("u4"), (3,))], [ArrayTensor(np.zeros(3, "u4"))])
     with pytest.raises(ValueError, match="shorter"):
-        torch_bin.write(tmp_path / "file", [spec], [])
+        write_torch_bin(tmp_path / "file", [spec], [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -484,7 +483,7 @@ def test_mutated_files_are_read_or_refused(tmp_path, zipped):
             content[place % len(content)] = value
         mutated.write_bytes(content[: length if length < len(content) else None])
         try:
-            found = torch_bin.read(mutated)
+            found = open_torch_bin(mutated)
         except ValueError as error:
             assert str(mutated) in str(error)
         else:
@@ -516,7 +515,7 @@ def test_mutated_pickles_are_read_or_refused(tmp_path, zipped):
         else:
             mutated.write_bytes(content)
         try:
-            found = torch_bin.read(mutated)
+            found = open_torch_bin(mutated)
         except ValueError as error:
             assert str(mutated) in str(error)
         else:
@@ -530,7 +529,7 @@ def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
         if len(view) > 1000:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Digested, "_write_all", full)
-    spec = Spec("a", np.dtype(np.float32), (1000,))
+    monkeypatch.setattr(HashingFileWriter, "_write_all", full)
+    spec = TensorSpec("a", np.dtype(np.float32), (1000,))
     with pytest.raises(OSError, match="No space left on device"):
-        torch_bin.write(tmp_path / "a.bin", [spec], [InMemory(np.zeros(1000, np.float32))])
+        write_torch_bin(tmp_path / "a.bin", [spec], [ArrayTensor(np.zeros(1000, np.float32))])

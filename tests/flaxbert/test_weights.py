@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 import flaxbert
 from flaxbert.sharding import AxisRules
-from flaxbert.weights import names, safetensors
+from flaxbert.weights import names
+from flaxbert.weights.formats import safetensors
 from tests.flaxbert.saved_models import CONFIG
 
 CLASSES = sorted(flaxbert.ARCHITECTURES)
@@ -532,7 +533,7 @@ def test_each_device_reads_its_own_part(tmp_path, rules, monkeypatch):
     model, params = model_and_params("BertForMaskedLM", config)
     flaxbert.save_pretrained(tmp_path, model, params)
     mesh = flaxbert.sharding.make_mesh()
-    read, whole = 0, safetensors.Stored.read
+    read, whole = 0, safetensors.FileTensor.read
 
     def counted(self, rows=slice(None)):
         nonlocal read
@@ -540,7 +541,7 @@ def test_each_device_reads_its_own_part(tmp_path, rules, monkeypatch):
         read += part.nbytes
         return part
 
-    monkeypatch.setattr(safetensors.Stored, "read", counted)
+    monkeypatch.setattr(safetensors.FileTensor, "read", counted)
     _, placed = flaxbert.from_pretrained(tmp_path, mesh=mesh, rules=rules)
     assert_bit_equal(placed, params)
     wanted = flaxbert.sharding.tree_shardings(mesh, rules, model.logical_axes())
@@ -643,7 +644,7 @@ def test_failing_save_leaves_the_old_files_as_they_were(saved, step, monkeypatch
         raise OSError("disk full")
 
     if step == "weights":
-        monkeypatch.setattr(safetensors, "write", half)
+        monkeypatch.setattr(safetensors, "write_safetensors", half)
     else:
         monkeypatch.setattr(pathlib.Path, "write_text", no_text)
     with pytest.raises(OSError, match="disk full"):

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 import flaxbert
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import convert
-from flaxbert.weights import orbax_params, source
+from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.formats import orbax_params
 
 EXPORTED = "model/model.safetensors"
 
@@ -91,30 +92,30 @@ def test_a_link_in_a_checkpoint_is_refused(step, tmp_path):
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"manifest.ocdbt: a link"):
-        source.read(step)
+        open_checkpoint(step)
 
 
 def test_a_damaged_checkpoint_is_named(step):
     (step / "_METADATA").write_text("{")
     with pytest.raises(ValueError, match=r"default: not a readable orbax checkpoint"):
-        source.read(step)
+        open_checkpoint(step)
     (step / "_METADATA").unlink()
     with pytest.raises(FileNotFoundError, match="nor other weights"):
-        source.read(step)
+        open_checkpoint(step)
 
 
 def test_parameters_of_another_library_are_told(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", {"dense": {"kernel": np.zeros((2, 2), np.float32)}})
     with pytest.raises(ValueError, match="not the parameters of a model of this library.*dense/kernel"):
-        source.read(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_parameters_that_claim_more_than_the_files_hold(step, monkeypatch):
     monkeypatch.setattr(orbax_params, "_SMALL", 10)
     monkeypatch.setattr(orbax_params, "_COMPRESSION", 0.01)
     with pytest.raises(ValueError, match=r"says that it holds \d+ bytes of parameters, in files of \d+ bytes"):
-        source.read(step)
+        open_checkpoint(step)
 
 
 def test_a_finished_run_says_what_model_it_is(finished):

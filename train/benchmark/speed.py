@@ -23,7 +23,7 @@ import jax
 import tyro
 
 from flaxbert import BertConfig
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from train.benchmark.contestant import Contestant
 from train.benchmark.ours import Ours
 from train.benchmark.workload import Workload
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
             print("\n".join(table(found)[2:]), flush=True)
             if settings.json is not None:
                 record = {"environment": environment(), "results": [dataclasses.asdict(result) for result in results]}
-                with written_whole(settings.json) as aside:
+                with atomic_write(settings.json) as aside:
                     aside.write_text(json.dumps(record, indent=2) + "\n")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.answers import Answers, Window, decode
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from train.data.questions import Question
 from train.metrics.cmrc import cmrc
 from train.metrics.squad import best_threshold, squad1, squad2
@@ -124,6 +124,6 @@ def _candidates(answers: Answers) -> list[dict[str, str | float]]:
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         text = json.dumps(content, indent=2, ensure_ascii=False)
         aside.write_text(text + "\n", encoding="utf-8", newline="\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from train.data.table import Row
 from train.metrics.classification import PerClass
 from train.summary import markdown_table
@@ -40,9 +40,9 @@ def write_results(
     counts = problem.confusion(given, found)
     picture = f"confusion_{name}.png" if counts is not None and len(counts) <= _READABLE else None
     if counts is not None and picture is not None:
-        with written_whole(folder / picture) as aside:
+        with atomic_write(folder / picture) as aside:
             _draw(aside, counts, problem.labels, name)
-    with written_whole(folder / f"report_{name}.md") as aside:
+    with atomic_write(folder / f"report_{name}.md") as aside:
         aside.write_text(_report(name, problem.labels, each, picture), encoding="utf-8", newline="\n")
     return [*shown, f"each label: {folder / f'report_{name}.md'}"]
 
@@ -55,7 +55,7 @@ def write_predictions(folder: Path, name: str, rows: Iterable[tuple[str, str, st
     path = folder / f"predictions_{name}.tsv"
     lines = ["row\tgiven\tpredicted\tprobability"]
     lines += [f"{source}\t{given}\t{answer}\t{probability:.4f}" for source, given, answer, probability in rows]
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     return f"predictions: {path}"
 

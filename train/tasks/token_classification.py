@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import tyro
 
 from flaxbert import BertForTokenClassification, PreTrainedModel, losses
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.tagging import Scheme
 from train.config import Config
@@ -160,7 +160,7 @@ class PreparedTokenClassification(Task):
                 report = entity_report(name, scores, strict=strict, scheme=self.scheme, baseline=baseline)
                 texts = {"predictions": ("conll", self._predictions(name, predicted)), "report": ("md", report)}
                 for what, (ending, text) in texts.items():
-                    with written_whole(folder / f"{what}_{name}.{ending}") as aside:
+                    with atomic_write(folder / f"{what}_{name}.{ending}") as aside:
                         aside.write_text(text, encoding="utf-8", newline="\n")
             beside = f"each word's most frequent training tag: {baseline.overall.f1:.4f}"
             lines.append(f"{name}: F1 {scores.overall.f1:.4f}, {beside}; {folder / f'report_{name}.md'}")

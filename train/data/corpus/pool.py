@@ -17,7 +17,7 @@ import google_crc32c
 import rich.console
 import rich.progress
 
-from flaxbert.files import written_whole
+from flaxbert.files import atomic_write
 from train.data.corpus import worker
 from train.data.corpus.lines import TextReader
 from train.data.corpus.store import StoreWriter
@@ -50,7 +50,7 @@ class Progress:
         """Puts what was written on the disk, then says so."""
         self.counts = writer.save()
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "file"}
-        with written_whole(self.file) as aside:
+        with atomic_write(self.file) as aside:
             aside.write_text(json.dumps(fields), encoding="utf-8")
 
 

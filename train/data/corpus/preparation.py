@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from flaxbert.files import check_new, folder_made_whole, read_json
+from flaxbert.files import atomic_folder, read_json, require_absent
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.corpus.lines import TextReader
 from train.data.corpus.pool import Progress, tokenise
@@ -98,7 +98,7 @@ def prepare(settings: Preparation) -> dict[str, int]:
         FileExistsError: the store is there already.
         FileNotFoundError, ValueError: what is wrong with the text, the tokenizer, or an interrupted preparation.
     """
-    check_new(settings.output)
+    require_absent(settings.output)
     reader = TextReader(settings.text, column=settings.column, split=settings.split)
     words = _words(settings.words)
     given = None if settings.tokenizer is None else WordPieceTokenizer.load(settings.tokenizer)
@@ -148,7 +148,7 @@ def _tokenizer(
             lowercase=settings.lowercase,
             chinese_characters=settings.chinese_characters,
         )
-    with folder_made_whole(folder) as made:
+    with atomic_folder(folder) as made:
         given.save(made, max_length=512)
     return given
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from flaxbert.files import read_json, written_whole
+from flaxbert.files import atomic_write, read_json
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.corpus.tokens import Tokens
 
@@ -254,7 +254,7 @@ class StoreWriter:
             "made": about,
             "files": files,
         }
-        with written_whole(self._folder / RECORD) as aside:
+        with atomic_write(self._folder / RECORD) as aside:
             aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _write(self, name: str, values: np.ndarray) -> None:

@@ -1,16 +1,78 @@
-"""A file that is written, and its SHA-256."""
+"""SHA256SUMS beside weights, by which a flipped bit is found; `sha256sum -c SHA256SUMS` reads it too."""
 
 import concurrent.futures
 import hashlib
 import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flaxbert.files import path_inside
+
+CHECKSUMS_FILE = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\0\n]+)")
+_MAX_SIZE = 2**20
+_CHUNK = 2**22
 _PIECE = 2**16  # bytes a system call writes: as many megabytes take four times as long, measured on ext4
 _AHEAD = 2**26  # bytes after which the disk is set to work, so that little is left to wait for in the end
 
 
-class Digested:
+def format_checksums(digests: Mapping[str, str]) -> str:
+    """The file's content, from digests in hex by file name."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def verify_checksums(folder: Path, files: Iterable[Path]) -> bool:
+    """Compares files in a folder with its SHA256SUMS; whether there was a sum of one of them.
+
+    Raises:
+        ValueError: a file is not the one that was written, or SHA256SUMS is malformed.
+    """
+    file = path_inside(folder, CHECKSUMS_FILE)
+    if not file.is_file():
+        return False
+    digests = read_checksums(file)
+    listed = {one: digests[name] for one in files if (name := one.relative_to(folder).as_posix()) in digests}
+    for one, digest in listed.items():
+        if not one.is_file():
+            raise ValueError(f"{one}: is listed in {CHECKSUMS_FILE}, but no plain file")
+        if file_sha256(one) != digest:
+            raise ValueError(
+                f"{one}: does not match {CHECKSUMS_FILE} beside it: the file is damaged, "
+                f"or it was replaced after {CHECKSUMS_FILE} was written (then delete {CHECKSUMS_FILE})"
+            )
+    return bool(listed)
+
+
+def read_checksums(file: Path) -> dict[str, str]:
+    """Digests by file name.
+
+    Raises:
+        ValueError: what is wrong with the file.
+    """
+    if file.stat().st_size > _MAX_SIZE:
+        raise ValueError(f"{file}: {file.stat().st_size} bytes; at most {_MAX_SIZE} are read")
+    try:
+        lines = file.read_bytes().decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error})") from None
+    matches = [_LINE.fullmatch(line) for line in lines if line]
+    if not all(matches):
+        raise ValueError(f"{file}: its lines are not those of sha256sum")
+    return {match[2]: match[1] for match in matches if match}
+
+
+def file_sha256(file: Path) -> str:
+    """The digest of a file in hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class HashingFileWriter:
     """Writes a file from its start; meanwhile a thread takes the digest, about as much work; one waits for the disk."""
 
     def __init__(self, file: Path):
@@ -26,7 +88,7 @@ class Digested:
         self._syncing: concurrent.futures.Future[None] | None = None
         self._unsynced = 0
 
-    def __enter__(self) -> "Digested":
+    def __enter__(self) -> "HashingFileWriter":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ import google_crc32c
 import ml_dtypes
 import numpy as np
 
-from flaxbert.files import inside
+from flaxbert.files import path_inside
 
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _FOOTER = 48
@@ -38,7 +38,7 @@ _DTYPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Variable:
+class BundleTensor:
     """A tensor of a checkpoint: its type, and where its bytes are."""
 
     name: str
@@ -50,7 +50,7 @@ class Variable:
     checksum: int
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """All of it is read for some rows."""
         return False
 
@@ -71,7 +71,7 @@ class Variable:
         return tensor[rows] if self.shape else tensor
 
 
-def read_index(prefix: Path) -> dict[str, Variable]:
+def read_bundle_index(prefix: Path) -> dict[str, BundleTensor]:
     """The variables of the checkpoint PREFIX, by name; strings and other types without numbers are left out.
 
     Raises:
@@ -94,14 +94,14 @@ class _Damaged(Exception):
     """What is wrong with the bytes at hand; turned into a ValueError that names the file."""
 
 
-def _variables(prefix: Path, records: dict[bytes, bytes]) -> dict[str, Variable]:
+def _variables(prefix: Path, records: dict[bytes, bytes]) -> dict[str, BundleTensor]:
     header = _message(records.pop(b"", b""))
     shards, big_endian = _integer(header, 1, 0), _integer(header, 2, 0)
     if not 1 <= shards <= 99999:
         raise _Damaged(f"it says that there are {shards} data files")
     if big_endian:
         raise _Damaged("big-endian numbers are not supported")
-    found: dict[str, Variable] = {}
+    found: dict[str, BundleTensor] = {}
     left: dict[Path, int] = {}  # bytes of each data file beyond those of the variables before
     for key, value in records.items():
         if key.startswith(b"\0"):  # a slice of a variable, whose own entry comes later and is refused
@@ -118,9 +118,9 @@ def _variables(prefix: Path, records: dict[bytes, bytes]) -> dict[str, Variable]
             raise _Damaged(f"{name!r} is stored in slices (a partitioned variable), which is not supported")
         if shard >= shards:
             raise _Damaged(f"{name!r} is in data file {shard} of {shards}")
-        file = inside(prefix.parent, f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
+        file = path_inside(prefix.parent, f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
         offset, size, checksum = (_integer(entry, field, 0) for field in (4, 5, 6))
-        variable = Variable(name, dtype, _shape(entry, name), file, offset, size, checksum)
+        variable = BundleTensor(name, dtype, _shape(entry, name), file, offset, size, checksum)
         if math.prod(variable.shape) * dtype.itemsize != size:
             raise _Damaged(f"{name!r} of shape {list(variable.shape)} and type {dtype} has {size} bytes")
         file_size = file.stat().st_size

@@ -14,31 +14,32 @@ import numpy as np
 
 from flaxbert.files import read_json
 from flaxbert.sharding import fetch
-from flaxbert.weights import names, sums
-from flaxbert.weights.tensors import Tensor
+from flaxbert.weights import names
+from flaxbert.weights.checksums import file_sha256
+from flaxbert.weights.tensors import LazyTensor
 
-FOLDER = "params"
+PARAMS_FOLDER = "params"
 _METADATA = "_METADATA"
 # How much larger the parameters may be than the files, which are compressed: equal numbers take next to no space.
 _COMPRESSION, _SMALL = 100, 2**28
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "float16", "bfloat16", "float64")}
 
 
-def find(path: Path) -> Path | None:
+def find_orbax_params(path: Path) -> Path | None:
     """The folder that orbax wrote, for a path at or above it: a run, its checkpoints, one of them, or parameters alone.
 
     Of several checkpoints the newest.
     """
     if (path / _METADATA).is_file():
         return path
-    for inner in (path / FOLDER, path / "default"):
+    for inner in (path / PARAMS_FOLDER, path / "default"):
         if (inner / _METADATA).is_file():
             return inner
-    found = steps(path)
+    found = orbax_steps(path)
     return found[max(found)] if found else None
 
 
-def steps(path: Path) -> dict[int, Path]:
+def orbax_steps(path: Path) -> dict[int, Path]:
     """The checkpoints of a run by step, for the run's folder or that of its checkpoints."""
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not folder.is_dir():
@@ -47,14 +48,14 @@ def steps(path: Path) -> dict[int, Path]:
     return {step: item for step, item in sorted(items.items()) if (item / _METADATA).is_file()}
 
 
-def home(item: Path) -> Path:
+def find_config_folder(item: Path) -> Path:
     """The folder with config.json that parameters belong to: theirs, or one above (of a run: three)."""
     above = [item, *item.absolute().parents[:3]]
     return next((folder for folder in above if (folder / "config.json").is_file()), item.parent)
 
 
-def read(item: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """The parameters of what `find` found, by Hugging Face's names; and the files there.
+def open_orbax_params(item: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """The parameters of what `find_orbax_params` found, by Hugging Face's names; and the files there.
 
     Raises:
         ValueError: what is wrong with the checkpoint.
@@ -72,23 +73,23 @@ def read(item: Path) -> tuple[dict[str, Tensor], list[Path]]:
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{item}: not the parameters of a model of this library ({error})") from None
     restored = _Restored(item)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for entry in table:
         leaf = leaves[entry.path]
-        tensors[entry.name] = Parameter(entry, leaf.dtype, restored.leaf(leaf))
+        tensors[entry.name] = ParameterTensor(entry, leaf.dtype, restored.leaf(leaf))
     return tensors, files
 
 
 def _vocab_size(item: Path) -> int | None:
     """Of the config: a training run's vocabulary may be padded."""
-    config = home(item) / "config.json"
+    config = find_config_folder(item) / "config.json"
     found = read_json(config) if config.is_file() else None
     size = found.get("vocab_size") if isinstance(found, dict) else None
     return size if isinstance(size, int) and size > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class ParameterTensor:
     """A tensor in Hugging Face's layout, made from a parameter when it is asked for."""
 
     entry: names.Entry
@@ -101,7 +102,7 @@ class Parameter:
         return self.entry.foreign_shape
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """All of it is read for some rows."""
         return False
 
@@ -192,7 +193,9 @@ class _Told:
             raise ValueError(f"{self._item}: not a readable orbax checkpoint ({said})") from None
 
 
-def write(folder: Path, table: Mapping[str, names.Entry], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def write_orbax_params(
+    folder: Path, table: Mapping[str, names.Entry], tensors: Mapping[str, LazyTensor]
+) -> dict[str, str]:
     """Writes the parameters into `folder`/params; the SHA-256 of each file there, by its name from `folder`.
 
     All of the parameters are in memory at once, as orbax wants them.
@@ -213,6 +216,6 @@ def write(folder: Path, table: Mapping[str, names.Entry], tensors: Mapping[str, 
             leaves[entry.path] = stack = stack.astype(np.promote_types(stack.dtype, part.dtype))
         stack[entry.layer] = part
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / FOLDER).absolute(), names.tree(leaves))
-    files = sorted(file for file in (folder / FOLDER).rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): sums.of(file) for file in files}
+        checkpointer.save((folder / PARAMS_FOLDER).absolute(), names.tree(leaves))
+    files = sorted(file for file in (folder / PARAMS_FOLDER).rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

@@ -25,10 +25,9 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.digested import Digested
-from flaxbert.weights.safetensors import Spec
-from flaxbert.weights.tensors import Tensor, parts
-from flaxbert.weights.torch_pickle import STORAGES, follow
+from flaxbert.weights.checksums import HashingFileWriter
+from flaxbert.weights.formats.torch_pickle import STORAGES, follow
+from flaxbert.weights.tensors import LazyTensor, TensorSpec, row_slices
 
 _OLDEST = "2.10"
 _MAX_PICKLE = 4 * 2**20  # bytes; also of a zip file's directory. A BERT's is some tens of kilobytes
@@ -48,7 +47,7 @@ _ERRORS = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Loaded:
+class TorchTensor:
     """A tensor of a file that torch has opened: of a zip file it is only mapped, of the old format in memory."""
 
     name: str
@@ -57,7 +56,7 @@ class Loaded:
     tensor: Any  # a torch.Tensor
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """Rows lie one after the other."""
         return True
 
@@ -71,7 +70,7 @@ class Loaded:
         return part.view(torch.int16).numpy().view(self.dtype)  # numpy has no such type of its own
 
 
-def read(file: Path) -> dict[str, Loaded]:
+def open_torch_bin(file: Path) -> dict[str, TorchTensor]:
     """The tensors of a file by name; those of a zip file are not read yet, but compared with its checksums.
 
     Raises:
@@ -114,7 +113,7 @@ def _torch(file: Path) -> Any:
     )
 
 
-def _tensors(content: Any, torch: Any, room: int) -> dict[str, Loaded]:
+def _tensors(content: Any, torch: Any, room: int) -> dict[str, TorchTensor]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, no dict of tensors")
     found = {}
@@ -128,11 +127,11 @@ def _tensors(content: Any, torch: Any, room: int) -> dict[str, Loaded]:
         room -= tensor.numel() * dtype.itemsize
         if room < 0:
             raise ValueError("its tensors take more than twice the size of the file")
-        found[name] = Loaded(name, dtype, tuple(tensor.shape), tensor)
+        found[name] = TorchTensor(name, dtype, tuple(tensor.shape), tensor)
     return found
 
 
-def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
+def write_torch_bin(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> str:
     """Writes a file from its tensors, each in turn and in the order of `specs`; the SHA-256 of it in hex.
 
     torch.save wants all tensors at once. So they are written into a file without a name first, beside `file`, and
@@ -149,12 +148,12 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
             aside.seek(-aside.tell() % _ALIGNED, 1)
             offsets.append(aside.tell())
-            for part in parts(tensor):
+            for part in row_slices(tensor):
                 aside.write(np.ascontiguousarray(tensor.read(part)).reshape(-1).view(np.uint8).data)
         aside.truncate(aside.tell() + 1)  # nothing at all cannot be mapped
         mapped = mmap.mmap(aside.fileno(), 0, access=mmap.ACCESS_COPY)
         state = {spec.name: _mapped(torch, mapped, offset, spec) for offset, spec in zip(offsets, specs, strict=True)}
-        with Digested(file) as digested:
+        with HashingFileWriter(file) as digested:
             saving = _Saving(digested)
             try:
                 torch.save(state, saving)
@@ -163,7 +162,7 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
             return digested.hexdigest()
 
 
-def _mapped(torch: Any, mapped: mmap.mmap, offset: int, spec: Spec) -> Any:
+def _mapped(torch: Any, mapped: mmap.mmap, offset: int, spec: TensorSpec) -> Any:
     """The tensor that lies there, with a storage of its own."""
     dtype = getattr(torch, spec.dtype.name)
     if not spec.size:
@@ -174,7 +173,7 @@ def _mapped(torch: Any, mapped: mmap.mmap, offset: int, spec: Spec) -> Any:
 class _Saving:
     """What torch.save writes to, which needs its buffers again as soon as they are written."""
 
-    def __init__(self, digested: Digested):
+    def __init__(self, digested: HashingFileWriter):
         self._digested = digested
         self.error: OSError | None = None  # torch raises one of its own over it
 

@@ -5,9 +5,7 @@ The layout (huggingface/safetensors): eight bytes with the header's length, a JS
 whole files into memory and writes only what is in memory already; the files are the same, byte for byte.
 """
 
-import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.digested import Digested
-from flaxbert.weights.tensors import Tensor, parts
+from flaxbert.weights.checksums import HashingFileWriter
+from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, row_slices
 
 _MAX_HEADER = 100_000_000  # bytes; the library's own limit
 # In the library's order, by which it places tensors in a file: the last first, so that all are aligned.
@@ -38,51 +36,7 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What a tensor is."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored(Spec):
-    """A tensor that lies in a file."""
-
-    file: Path
-    offset: int
-
-    @property
-    def rowwise(self) -> bool:
-        """Rows lie one after the other."""
-        return True
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """The tensor, or consecutive rows of it (of its first axis).
-
-        Raises:
-            ValueError: the file ends within the tensor.
-        """
-        start, count, shape = 0, self.size, self.shape
-        if self.shape:
-            first, stop, _ = rows.indices(self.shape[0])
-            row = math.prod(self.shape[1:]) * self.dtype.itemsize
-            shape = (max(0, stop - first), *self.shape[1:])
-            start, count = first * row, shape[0] * row
-        content = np.fromfile(self.file, np.uint8, count, offset=self.offset + start)
-        if len(content) < count:
-            raise ValueError(f"{self.file}: ends within {self.name!r}")
-        return content.view(self.dtype).reshape(shape)
-
-
-def read_header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+def read_safetensors_header(file: Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """The tensors of a file by name, and its metadata; no tensor is read.
 
     Raises:
@@ -122,7 +76,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _stored(name: str, entry: Any, file: Path, start: int) -> Stored:
+def _stored(name: str, entry: Any, file: Path, start: int) -> FileTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} is {str(entry)[:80]}")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -133,16 +87,18 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> Stored:
             raise ValueError(f"{name!r} has shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
     if len(shape) > 32 or len(offsets) != 2:  # 32: numpy's own limit was so until its version 2
         raise ValueError(f"{name!r} has {len(shape)} axes and {len(offsets)} offsets")
-    tensor = Stored(name, _DTYPES[code], tuple(shape), file, start + offsets[0])
+    tensor = FileTensor(name, _DTYPES[code], tuple(shape), file, start + offsets[0])
     if tensor.size != offsets[1] - offsets[0]:
         raise ValueError(f"{name!r} of shape {shape} and type {code} has {offsets[1] - offsets[0]} bytes")
     return tensor
 
 
-def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor], *, metadata: Mapping[str, str]) -> str:
+def write_safetensors(
+    file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor], *, metadata: Mapping[str, str]
+) -> str:
     """Writes a file from its tensors, each in turn and in the order of `specs`; the SHA-256 of it in hex.
 
-    In the order of `ordered` every tensor is aligned.
+    In the order of `safetensors_order` every tensor is aligned.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -151,17 +107,17 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor], *, metad
         entries[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    with Digested(file) as digested:
+    with HashingFileWriter(file) as digested:
         digested.write(len(header).to_bytes(8, "little") + header)
         for spec, tensor in zip(specs, tensors, strict=True):
             if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
-            for part in parts(tensor):
+            for part in row_slices(tensor):
                 digested.write(np.ascontiguousarray(tensor.read(part)).reshape(-1).view(np.uint8).data)
         return digested.hexdigest()
 
 
-def ordered(specs: Iterable[Spec]) -> list[Spec]:
+def safetensors_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
     """The library's order: by type, then by name."""
     rank = {dtype: i for i, dtype in enumerate(_CODES)}
     return sorted(specs, key=lambda spec: (-rank[spec.dtype], spec.name))

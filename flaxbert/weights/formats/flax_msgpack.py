@@ -20,10 +20,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.digested import Digested
-from flaxbert.weights.msgpack_tokens import MAX_KEY, TRUE, Tokens, string, token
-from flaxbert.weights.safetensors import Spec, Stored
-from flaxbert.weights.tensors import Tensor, Transposed
+from flaxbert.weights.checksums import HashingFileWriter
+from flaxbert.weights.formats.msgpack_tokens import MAX_KEY, TRUE, Tokens, string, token
+from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, TransposedTensor
 
 _MAX_CHUNK_SIZE = 2**30  # bytes; flax's own
 _MAX_DEPTH = 64  # of dicts; a BERT's is 8
@@ -40,13 +39,13 @@ _NORMS = ("LayerNorm", "layer_norm")  # with all that ends so
 # -- names -----------------------------------------------------------------------------------------------
 
 
-def hugging_face_name(name: str) -> str:
+def from_flax_name(name: str) -> str:
     """Hugging Face's name of an array, given its keys joined by "/"."""
     path, slash, ending = name.rpartition("/")
     return f"{path}{slash}{'weight' if ending in ('kernel', 'scale', 'embedding') else ending}".replace("/", ".")
 
 
-def flax_name(name: str) -> str:
+def to_flax_name(name: str) -> str:
     """The keys, joined by "/", of a tensor of Hugging Face's."""
     path, dot, ending = name.rpartition(".")
     if ending == "weight":
@@ -69,13 +68,13 @@ def _check_key(key: str, where: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunked(Spec):
+class ChunkedTensor(TensorSpec):
     """A tensor that lies in a file in several pieces of its flattened self."""
 
-    chunks: tuple[Stored, ...]
+    chunks: tuple[FileTensor, ...]
 
     @property
-    def rowwise(self) -> bool:
+    def supports_row_reads(self) -> bool:
         """Rows lie one after the other."""
         return True
 
@@ -103,22 +102,22 @@ class Chunked(Spec):
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def read(file: Path) -> dict[str, Tensor]:
+def open_flax_msgpack(file: Path) -> dict[str, LazyTensor]:
     """The tensors of a file by Hugging Face's names and in its layout; no tensor is read.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: in what the file breaks the format's rules.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, LazyTensor] = {}
     try:
         with file.open("rb") as opened:
             tokens = Tokens(file, opened)
             for name, tensor in _leaves(tokens, (), tokens.expect("map", "the content")):
-                renamed = hugging_face_name(name)
+                renamed = from_flax_name(name)
                 if renamed in found:
                     raise ValueError(f"{name!r} and another array are both {renamed!r}")
-                found[renamed] = Transposed(tensor) if _is_linear(name, tensor.shape) else tensor
+                found[renamed] = TransposedTensor(tensor) if _is_linear(name, tensor.shape) else tensor
             if tokens.left:
                 raise ValueError(f"{tokens.left} bytes follow the content")
     except ValueError as error:  # also bad UTF-8
@@ -126,7 +125,7 @@ def read(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _leaves(tokens: Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple[str, Stored | Chunked]]:
+def _leaves(tokens: Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple[str, FileTensor | ChunkedTensor]]:
     """The arrays of a dict of so many entries, and their keys joined by "/"; the dict's head has been read."""
     where = repr("/".join(path)) if path else "the outermost dict"
     if len(path) >= _MAX_DEPTH:
@@ -150,7 +149,7 @@ def _leaves(tokens: Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple
             raise ValueError(f"{name!r} is {kind}, neither dict nor array")
 
 
-def _array(tokens: Tokens, name: str, length: int) -> Stored:
+def _array(tokens: Tokens, name: str, length: int) -> FileTensor:
     """An array, of which the extension's length has been read; the content is passed over."""
     code = tokens.take(1)[0]
     end = tokens.at + length
@@ -168,7 +167,7 @@ def _array(tokens: Tokens, name: str, length: int) -> Stored:
     if dtype not in _DTYPES:
         raise ValueError(f"{name!r} is of type {dtype[:80]!r}; known: {', '.join(_DTYPES)}")
     size = tokens.expect("bytes", f"what {name!r} holds")
-    tensor = Stored(name, _DTYPES[dtype], shape, tokens.file, tokens.at)
+    tensor = FileTensor(name, _DTYPES[dtype], shape, tokens.file, tokens.at)
     if tensor.size != size or not _fits_numpy(tensor):
         raise ValueError(f"{name!r} of shape {list(shape)} and type {dtype} has {size} bytes")
     tokens.skip(size)
@@ -177,12 +176,12 @@ def _array(tokens: Tokens, name: str, length: int) -> Stored:
     return tensor
 
 
-def _fits_numpy(spec: Spec) -> bool:
+def _fits_numpy(spec: TensorSpec) -> bool:
     """Whether numpy takes the shape, which it may refuse although an axis is 0 and nothing is stored."""
     return math.prod(max(1, axis) for axis in spec.shape) * spec.dtype.itemsize < 2**63
 
 
-def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, Chunked]:
+def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, ChunkedTensor]:
     """An array in pieces, of which the first key has been read."""
 
     def numbered(what: str) -> Iterator[str]:
@@ -201,7 +200,7 @@ def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, Chunked]:
         raise ValueError(f"{name!r} has {len(shape)} axes")
     if not chunks or any(len(chunk.shape) != 1 or chunk.dtype != chunks[0].dtype for chunk in chunks):
         raise ValueError(f"the chunks of {name!r} are not all flat and of one type")
-    tensor = Chunked(name, chunks[0].dtype, shape, chunks)
+    tensor = ChunkedTensor(name, chunks[0].dtype, shape, chunks)
     if tensor.size != sum(chunk.size for chunk in chunks) or not _fits_numpy(tensor):
         raise ValueError(f"{name!r} of shape {list(shape)} has chunks of {sum(chunk.size for chunk in chunks)} bytes")
     return name, tensor
@@ -210,18 +209,18 @@ def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, Chunked]:
 # -- writing ---------------------------------------------------------------------------------------------
 
 
-def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
+def write_flax_msgpack(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> str:
     """Writes a file from its tensors, named and laid out as Hugging Face's; the SHA-256 of it in hex.
 
-    The tensors come in the order of `specs`, in which those of one dict must follow each other: that of `ordered` does.
+    The tensors come in the order of `specs`, in which those of one dict must follow each other: `flax_msgpack_order`.
 
     Raises:
         ValueError: a name or type that the format does not take, another order, a tensor that was announced otherwise.
     """
     heads = list(_heads(_tree(specs)))
     if [spec for _, spec in heads] != list(specs):
-        raise ValueError(f"{file}: the tensors of one dict do not follow each other; `ordered` puts them so")
-    with Digested(file) as digested:
+        raise ValueError(f"{file}: the tensors of one dict do not follow each other; `flax_msgpack_order` puts them so")
+    with HashingFileWriter(file) as digested:
         if not heads:
             digested.write(token("map", 0))
         for (head, spec), tensor in zip(heads, tensors, strict=True):
@@ -229,30 +228,30 @@ def write(file: Path, specs: Sequence[Spec], tensors: Iterable[Tensor]) -> str:
                 raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
             digested.write(head)
             numbers = tensor.read()
-            for part in _packed(numbers.T if _is_linear(flax_name(spec.name), spec.shape) else numbers):
+            for part in _packed(numbers.T if _is_linear(to_flax_name(spec.name), spec.shape) else numbers):
                 digested.write(part)
         return digested.hexdigest()
 
 
-def ordered(specs: Iterable[Spec]) -> list[Spec]:
+def flax_msgpack_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
     """The order in which JAX keeps nested dicts: by key."""
-    return sorted(specs, key=lambda spec: flax_name(spec.name).split("/"))
+    return sorted(specs, key=lambda spec: to_flax_name(spec.name).split("/"))
 
 
-def _tree(specs: Sequence[Spec]) -> dict[str, Any]:
+def _tree(specs: Sequence[TensorSpec]) -> dict[str, Any]:
     """The nested dicts of a file, with what each array is in its place."""
     tree: dict[str, Any] = {}
     for spec in specs:
-        name = flax_name(spec.name)
+        name = to_flax_name(spec.name)
         *path, last = name.split("/")
-        if hugging_face_name(name) != spec.name or len(path) >= _MAX_DEPTH:
+        if from_flax_name(name) != spec.name or len(path) >= _MAX_DEPTH:
             raise ValueError(f"{spec.name!r} cannot be written as nested keys")
         if _DTYPES.get(spec.dtype.name) != spec.dtype:
             raise ValueError(f"{spec.name!r} is of type {spec.dtype}; known: {', '.join(_DTYPES)}")
         node = tree
         for key in path:
             node = node.setdefault(_check_key(key, repr(spec.name)), {})
-            if isinstance(node, Spec):
+            if isinstance(node, TensorSpec):
                 raise ValueError(f"{node.name!r} cannot hold {spec.name!r}")
         if last in node:
             raise ValueError(f"{spec.name!r} is there twice, or holds another tensor")
@@ -260,12 +259,12 @@ def _tree(specs: Sequence[Spec]) -> dict[str, Any]:
     return tree
 
 
-def _heads(node: dict[str, Any], before: bytes = b"") -> Iterator[tuple[bytes, Spec]]:
+def _heads(node: dict[str, Any], before: bytes = b"") -> Iterator[tuple[bytes, TensorSpec]]:
     """Each array of a tree, and what stands before it: its key, and heads and keys of the dicts it is first in."""
     before += token("map", len(node))
     for key, child in node.items():
         before += string(key)
-        if isinstance(child, Spec):
+        if isinstance(child, TensorSpec):
             yield before, child
         else:
             yield from _heads(child, before)

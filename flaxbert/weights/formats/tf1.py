@@ -13,8 +13,8 @@ cls/squad/output_weights [2, D] (run_squad.py)            qa_outputs.weight
 import re
 from pathlib import Path
 
-from flaxbert.weights.tensor_bundle import read_index
-from flaxbert.weights.tensors import Tensor, Transposed
+from flaxbert.weights.formats.tensor_bundle import read_bundle_index
+from flaxbert.weights.tensors import LazyTensor, TransposedTensor
 
 # Of the optimizers of google-research/bert (Adam) and of NVIDIA's copy of it (LAMB, loss scaling), and what TensorFlow
 # itself calls the slots of an optimizer: VARIABLE/OPTIMIZER, VARIABLE/OPTIMIZER_1.
@@ -34,7 +34,7 @@ _HEADS = {
 _ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
 
 
-def read(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
+def open_tf1(prefix: Path) -> tuple[dict[str, LazyTensor], list[str]]:
     """The weights of the checkpoint PREFIX by Hugging Face's names, and the variables that are none.
 
     A name that is not known stays as it is, so that whoever loads the weights reports it.
@@ -43,27 +43,27 @@ def read(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
         FileNotFoundError: the index or a data file is missing.
         ValueError: what is damaged, and where; a checkpoint of TensorFlow 2.
     """
-    variables = read_index(prefix)
+    variables = read_bundle_index(prefix)
     if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in variables):
         raise ValueError(
             f"{prefix}: a checkpoint of TensorFlow 2 (objects, not names), which is not read; "
             "only those of google-research/bert are. Export it to safetensors first"
         )
     skipped: list[str] = []
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, variable in variables.items():
         if _NOT_WEIGHTS.fullmatch(name):
             skipped.append(name)
             continue
-        renamed = hugging_face_name(name)
+        renamed = from_tf1_name(name)
         if renamed in tensors:
             raise ValueError(f"{prefix}.index: {name!r} and another variable are both {renamed!r}")
         kernel = name.endswith("/kernel") and len(variable.shape) == 2
-        tensors[renamed] = Transposed(variable) if kernel else variable
+        tensors[renamed] = TransposedTensor(variable) if kernel else variable
     return tensors, skipped
 
 
-def hugging_face_name(name: str) -> str:
+def from_tf1_name(name: str) -> str:
     """Hugging Face's name of a variable."""
     if name in _HEADS:
         return _HEADS[name]
