@@ -89,7 +89,7 @@ def complete(folder: Path, *, max_length: int) -> list[str]:
     except ValueError as error:
         _log.warning("%s; the tokenizer's files are carried over as they are", error)
         return []
-    contents = tokenizer.files(max_length=max_length)
+    contents = tokenizer.file_contents(max_length=max_length)
     if (folder / "tokenizer.json").is_file():
         # Whatever its normalizer is, it stays: transformers would build BERT's own for the class BertTokenizer.
         contents["tokenizer_config.json"] = _config(folder, tokenizer, max_length)
@@ -103,7 +103,7 @@ def complete(folder: Path, *, max_length: int) -> list[str]:
 
 
 def _config(folder: Path, tokenizer: "WordPieceTokenizer", max_length: int) -> str:
-    values = tokenizer.settings(max_length=max_length) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    values = tokenizer.tokenizer_config(max_length=max_length) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     del values["do_lower_case"]
     if (folder / "special_tokens_map.json").is_file():
         told = read_json(folder / "special_tokens_map.json")

@@ -103,7 +103,7 @@ class WordPieceTokenizer:
         )
 
     @classmethod
-    def of(cls, tokens: Sequence[str], *, lowercase: bool) -> "WordPieceTokenizer":
+    def from_tokens(cls, tokens: Sequence[str], *, lowercase: bool) -> "WordPieceTokenizer":
         """The tokenizer of this vocabulary: the tokens in the order of their ids, special ones among them."""
         tokenizer = cls._build({token: i for i, token in enumerate(tokens)}, lowercase)
         tokenizer._require_special_tokens("the tokens")
@@ -137,19 +137,19 @@ class WordPieceTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self.files(max_length=max_length).items():
+        for name, text in self.file_contents(max_length=max_length).items():
             with atomic_write(folder / name) as aside:
                 aside.write_text(text, encoding="utf-8", newline="\n")
 
-    def files(self, *, max_length: int) -> dict[str, str]:
+    def file_contents(self, *, max_length: int) -> dict[str, str]:
         """The contents of the files that `save` writes, by name."""
         return {
             "vocab.txt": "".join(f"{token}\n" for token in self.vocabulary),
             "tokenizer.json": self.backend.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(self.settings(max_length=max_length), indent=2) + "\n",
+            "tokenizer_config.json": json.dumps(self.tokenizer_config(max_length=max_length), indent=2) + "\n",
         }
 
-    def settings(self, *, max_length: int) -> dict[str, str | bool | int]:
+    def tokenizer_config(self, *, max_length: int) -> dict[str, str | bool | int]:
         """The content of tokenizer_config.json."""
         return {
             "tokenizer_class": "BertTokenizer",
@@ -169,7 +169,7 @@ class WordPieceTokenizer:
         """One more than the largest id."""
         return max(self.backend.get_vocab().values()) + 1
 
-    def id(self, token: str) -> int:
+    def token_id(self, token: str) -> int:
         """The id of a token of the vocabulary."""
         found = self.backend.token_to_id(token)
         if found is None:
@@ -179,13 +179,13 @@ class WordPieceTokenizer:
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
-        return tuple(self.id(token) for token in SPECIAL_TOKENS)
+        return tuple(self.token_id(token) for token in SPECIAL_TOKENS)
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+    def piece_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, nothing added and nothing cut."""
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_alone(self, texts: Sequence[str]) -> list[Encoding]:
+    def encode_pieces(self, texts: Sequence[str]) -> list[Encoding]:
         """The pieces of each text, nothing added and nothing cut.
 
         The encodings carry `ids` and `offsets`: from which character of the text to which each piece comes.

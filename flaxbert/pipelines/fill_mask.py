@@ -41,7 +41,7 @@ class FilledText:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FillMask(Pipeline[str, FilledText]):
+class FillMaskPipeline(Pipeline[str, FilledText]):
     """The likeliest words for every [MASK] of a text.
 
     Probabilities are of the whole vocabulary, and equal to those of transformers' pipeline "fill-mask".
@@ -75,9 +75,9 @@ class FillMask(Pipeline[str, FilledText]):
         """The ids of the targets [N], none twice."""
         assert self.targets is not None
         ids = []
-        for word, pieces in zip(self.targets, self.tokenizer.pieces(self.targets), strict=True):
+        for word, pieces in zip(self.targets, self.tokenizer.piece_ids(self.targets), strict=True):
             whole = self.tokenizer.backend.token_to_id(word)  # "##ing", say, which is three pieces as a text
-            if whole is None and (len(pieces) != 1 or pieces == [self.tokenizer.id(UNK)]):
+            if whole is None and (len(pieces) != 1 or pieces == [self.tokenizer.token_id(UNK)]):
                 said = ", ".join(self.tokenizer.tokens(pieces)) or "nothing"
                 raise ValueError(f"targets: {word!r} is no token of the vocabulary but {said}; a mask takes one token")
             ids.append(pieces[0] if whole is None else whole)
@@ -90,7 +90,7 @@ class FillMask(Pipeline[str, FilledText]):
         return text
 
     def _rows(self, items: Sequence[str], places: Sequence[str]) -> list[list[Row]]:
-        mask, found = self.tokenizer.id(MASK), []
+        mask, found = self.tokenizer.token_id(MASK), []
         for text, place, row in zip(items, places, self._encoded(items, [None] * len(items)), strict=True):
             positions = [position for position, token in enumerate(row.ids) if token == mask]
             if len(positions) != text.count(MASK):

@@ -22,7 +22,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MultipleChoice(Pipeline[Question, Choice]):
+class MultipleChoicePipeline(Pipeline[Question, Choice]):
     """Which of its choices a prompt goes with; prompts may differ in how many they have.
 
     Every choice is a row of its own, `[CLS] prompt [SEP] choice [SEP]`: the model scores each by itself, so nothing is

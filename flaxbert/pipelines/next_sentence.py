@@ -25,7 +25,7 @@ class Following:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NextSentence(Pipeline[tuple[str, str], Following]):
+class NextSentencePipeline(Pipeline[tuple[str, str], Following]):
     """The probability that the second of two texts follows the first (Devlin et al., 2018, section 3.1)."""
 
     architectures: ClassVar = ("BertForNextSentencePrediction", "BertForPreTraining")

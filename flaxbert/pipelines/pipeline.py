@@ -171,7 +171,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     @functools.cached_property
     def _shapes(self) -> dict[str, Any]:
-        return {"size": self.batch_size, "lengths": ladder(self._longest), "pad_id": self.tokenizer.id(PAD)}
+        return {"size": self.batch_size, "lengths": ladder(self._longest), "pad_id": self.tokenizer.token_id(PAD)}
 
     @functools.cached_property
     def _computed(self) -> Callable[[Batch], Any]:

@@ -18,7 +18,7 @@ from flaxbert.pipelines.sentence_folder import Pooling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SentenceEmbedding(Pipeline[str, np.ndarray]):
+class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
     """Texts as vectors, equal to those of sentence-transformers' `encode`.
 
     `from_pretrained` takes what is not given from the folder's modules.json and the files beside it.

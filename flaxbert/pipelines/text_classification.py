@@ -33,7 +33,7 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextClassification(Pipeline[Text, Classification]):
+class TextClassificationPipeline(Pipeline[Text, Classification]):
     """The labels of a text, or of a pair of texts, with their scores.
 
     The config's `problem_type` says what scores are: of one label among several a softmax, of several labels each a

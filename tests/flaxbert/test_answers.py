@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from flaxbert.answers import Window, Windowing, decode, make_windows
+from flaxbert.text.answers import rank_answers
+from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -15,7 +16,7 @@ CONTEXT = " ".join(WORDS)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return WordPieceTokenizer.of([*SPECIAL_TOKENS, *WORDS], lowercase=True)
+    return WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, *WORDS], lowercase=True)
 
 
 def starts(windows):
@@ -45,8 +46,8 @@ def test_windows_of_an_overlap_are_those_of_transformers(data_dir, language, set
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    windowing = Windowing(max_length=length, max_query=length // 2, overlap=overlap)
-    found = [w for ws in make_windows(WordPieceTokenizer.load(folder), questions, contexts, windowing) for w in ws]
+    windowing = WindowingOptions(max_length=length, max_query=length // 2, overlap=overlap)
+    found = [w for ws in question_windows(WordPieceTokenizer.load(folder), questions, contexts, windowing) for w in ws]
     assert len(found) > len(keep) or length == 384
     assert [w.ids.tolist() for w in found] == expected["input_ids"]
     assert [w.types.tolist() for w in found] == expected["token_type_ids"]
@@ -57,7 +58,7 @@ def test_windows_of_an_overlap_are_those_of_transformers(data_dir, language, set
 @pytest.mark.parametrize(("question", "room"), [("w1", 8), ("w1 w2 w3", 6), ("w1 w2 w3 w4 w5 w6", 5)])
 def test_a_step_is_what_an_overlap_leaves_of_the_room(tokenizer, question, room):
     def cut(**how):
-        return make_windows(tokenizer, [question], [CONTEXT], Windowing(12, 4, **how))[0]
+        return question_windows(tokenizer, [question], [CONTEXT], WindowingOptions(12, 4, **how))[0]
 
     assert starts(cut(step=2)) == [*range(0, 40 - room, 2), -(-(40 - room) // 2) * 2]
     overlaps, steps = cut(overlap=4), cut(step=room - 4)
@@ -68,10 +69,10 @@ def test_a_step_is_what_an_overlap_leaves_of_the_room(tokenizer, question, room)
 
 
 def test_what_a_window_holds(tokenizer):
-    (windows,) = make_windows(tokenizer, ["w1 w2 w3 w4 w5"], [CONTEXT], Windowing(12, 4, step=3))
-    cls, sep = tokenizer.id("[CLS]"), tokenizer.id("[SEP]")
-    question = [tokenizer.id(f"w{i}") for i in (1, 2, 3, 4)]  # w5 is cut off
-    words = [tokenizer.id(word) for word in WORDS[3:8]]
+    (windows,) = question_windows(tokenizer, ["w1 w2 w3 w4 w5"], [CONTEXT], WindowingOptions(12, 4, step=3))
+    cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
+    question = [tokenizer.token_id(f"w{i}") for i in (1, 2, 3, 4)]  # w5 is cut off
+    words = [tokenizer.token_id(word) for word in WORDS[3:8]]
     assert windows[1].ids.tolist() == [cls, *question, sep, *words, sep] and windows[1].first == 6
     assert windows[1].types.tolist() == [0] * 6 + [1] * 6
     assert [CONTEXT[start:end] for start, end in windows[1].offsets] == WORDS[3:8]
@@ -86,7 +87,7 @@ def test_what_a_window_holds(tokenizer):
 @pytest.mark.parametrize(("length", "words", "step"), [(12, 40, 2), (300, 400, 120)])
 def test_maximum_of_context_is_in_one_window(tokenizer, length, words, step):
     context = " ".join(WORDS[i % 40] for i in range(words))
-    (windows,) = make_windows(tokenizer, ["w1 w2"], [context], Windowing(length, 4, step=step))
+    (windows,) = question_windows(tokenizer, ["w1 w2"], [context], WindowingOptions(length, 4, step=step))
     # run_squad's rule, word by word: the smaller of left and right, and a hundredth of the length.
     for word in range(words):
         shown = {}
@@ -100,11 +101,11 @@ def test_maximum_of_context_is_in_one_window(tokenizer, length, words, step):
 
 
 def test_a_context_without_tokens_has_a_window_and_no_answer(tokenizer):
-    (windows,) = make_windows(tokenizer, ["w1"], ["\u200b"], Windowing(12, 4, step=2))
+    (windows,) = question_windows(tokenizer, ["w1"], ["\u200b"], WindowingOptions(12, 4, step=2))
     assert len(windows) == 1 and len(windows[0].offsets) == 0 and len(windows[0].ids) == 4
     logits = [np.array([1.0, 2.0, 3.0, 4.0])]
     for may_be_empty in (False, True):
-        found = decode("\u200b", windows, logits, logits, may_be_empty=may_be_empty)
+        found = rank_answers("\u200b", windows, logits, logits, may_be_empty=may_be_empty)
         assert found.best == "" and found.text(0.0) == "" and found.null_odds == 2.0
         assert len(found.candidates) == may_be_empty
 
@@ -121,7 +122,7 @@ def test_a_context_without_tokens_has_a_window_and_no_answer(tokenizer):
 )
 def test_settings_that_make_no_windows(settings, message):
     with pytest.raises(ValueError, match=message):
-        Windowing(**{"max_length": 12, "max_query": 4, **settings})
+        WindowingOptions(**{"max_length": 12, "max_query": 4, **settings})
 
 
 def reference(context, windows, starts, ends, n_best, max_answer, may_be_empty):
@@ -156,13 +157,17 @@ def test_decoding_equals_a_search_pair_by_pair(tokenizer, seed, may_be_empty):
     random = np.random.default_rng(seed)
     # Few words, so that many answers have the same text.
     context = " ".join(random.choice(WORDS[:4], size=int(random.integers(1, 60))))
-    (windows,) = make_windows(tokenizer, ["w1 w2"], [context], Windowing(24, 4, step=int(random.integers(1, 20))))
+    (windows,) = question_windows(
+        tokenizer, ["w1 w2"], [context], WindowingOptions(24, 4, step=int(random.integers(1, 20)))
+    )
     # Rounded, so that some scores are the same; padded, as outputs of a batch are, with scores that must not count.
     starts, ends = (
         [np.append(np.round(random.normal(size=len(w.ids)), 1), [99.0] * 3) for w in windows] for _ in range(2)
     )
     n_best, max_answer = int(random.integers(2, 12)), int(random.integers(1, 8))
-    found = decode(context, windows, starts, ends, n_best=n_best, max_answer=max_answer, may_be_empty=may_be_empty)
+    found = rank_answers(
+        context, windows, starts, ends, n_best=n_best, max_answer=max_answer, may_be_empty=may_be_empty
+    )
     expected, odds = reference(context, windows, starts, ends, n_best, max_answer, may_be_empty)
     assert [c.text for c in found.candidates] == [text for text, _, _ in expected]
     np.testing.assert_allclose([c.score for c in found.candidates], [score for _, score, _ in expected])
@@ -174,7 +179,7 @@ def test_decoding_equals_a_search_pair_by_pair(tokenizer, seed, may_be_empty):
 def window_of(text):
     ids = np.arange(len(text) + 4, dtype=np.int32)
     offsets = np.array([[i, i + 1] for i in range(len(text))])
-    return Window(ids, ids * 0, 3, offsets, np.ones(len(text), bool))
+    return QuestionWindow(ids, ids * 0, 3, offsets, np.ones(len(text), bool))
 
 
 def test_an_answer_by_hand():
@@ -182,7 +187,7 @@ def test_an_answer_by_hand():
     assert window.positions(2, 3) == (5, 5)
     start, end = np.zeros(9), np.zeros(9)
     start[3], end[4], start[0], end[0] = 5.0, 4.0, 1.0, 2.0
-    found = decode("东京是首都", [window], [start], [end], n_best=3, may_be_empty=True)
+    found = rank_answers("东京是首都", [window], [start], [end], n_best=3, may_be_empty=True)
     assert (found.best, found.null_odds) == ("东京", 3.0 - 9.0)
     # The other best starts and ends are [CLS] and the token after it.
     assert [c.text for c in found.candidates] == ["东京", ""]
@@ -193,8 +198,8 @@ def test_an_answer_by_hand():
 def test_scores_that_cannot_be_decoded():
     window = window_of("abc")
     with pytest.raises(ValueError, match="5 scores for a window of 7"):
-        decode("abc", [window], [np.zeros(5)], [np.zeros(7)])
+        rank_answers("abc", [window], [np.zeros(5)], [np.zeros(7)])
     with pytest.raises(ValueError, match="no windows"):
-        decode("abc", [], [], [])
+        rank_answers("abc", [], [], [])
     with pytest.raises(ValueError, match="at least 1, or 2"):
-        decode("abc", [window], [np.zeros(7)], [np.zeros(7)], n_best=1, may_be_empty=True)
+        rank_answers("abc", [window], [np.zeros(7)], [np.zeros(7)], n_best=1, may_be_empty=True)

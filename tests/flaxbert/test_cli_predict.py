@@ -13,11 +13,11 @@ import pytest
 from flaxbert import cli
 from flaxbert.pipelines import (
     Aggregation,
-    EntityRecognition,
-    FillMask,
+    EntityRecognitionPipeline,
+    FillMaskPipeline,
     Pooling,
-    QuestionAnswering,
-    SentenceEmbedding,
+    QuestionAnsweringPipeline,
+    SentenceEmbeddingPipeline,
 )
 from tests.flaxbert.reference_folders import saved
 
@@ -56,7 +56,7 @@ def predict(folders, capsys, monkeypatch):
 
 def test_fill_mask_of_arguments(predict, folders):
     text = "The capital of [MASK] is [MASK]."
-    (wanted,) = FillMask.from_pretrained(folders["fill-mask"], top_k=2)([text])
+    (wanted,) = FillMaskPipeline.from_pretrained(folders["fill-mask"], top_k=2)([text])
     code, out, err = predict("fill-mask", "--top-k", 2, "--", text)
     lines = out.splitlines()
     assert (code, err) == (0, "") and lines[0] == text and len(lines) == 5
@@ -102,7 +102,7 @@ def test_pairs_and_choices_are_arguments_or_lines_with_tabs(predict):
 
 def test_tag_reads_lines_of_any_length(predict, folders, tmp_path):
     texts = ["Ann met the antidisestablishmentarians of Gelsenkirchen.", "word and another " * 20]
-    tag = EntityRecognition.from_pretrained(folders["tag"], aggregation=Aggregation.SIMPLE)
+    tag = EntityRecognitionPipeline.from_pretrained(folders["tag"], aggregation=Aggregation.SIMPLE)
     wanted = [[dataclasses.asdict(entity) for entity in answer.entities] for answer in tag(texts)]
     # Parts of words, which no other aggregation has.
     assert any(texts[0][entity["end"] : entity["end"] + 1].isalpha() for entity in wanted[0])
@@ -121,7 +121,7 @@ def test_tag_reads_lines_of_any_length(predict, folders, tmp_path):
 
 def test_answer_takes_arguments_lines_and_tables_alike(predict, folders, tmp_path):
     question, context = "Where is it?", "It is here, or there. " * 6
-    answer = QuestionAnswering.from_pretrained(folders["answer"], top_k=3)
+    answer = QuestionAnsweringPipeline.from_pretrained(folders["answer"], top_k=3)
     (wanted,) = answer([(question, context)])
     code, out, err = predict("answer", question, context, "--json", "--top-k", 3)
     found = json.loads(out)
@@ -141,7 +141,7 @@ def test_windows_and_answers_are_as_the_flags_say(predict, folders):
     """That each flag changes what is found shows that it arrives."""
     question, context = "Where is it, and who has seen it there?", "It is here, or there; nobody knows but Ann. " * 4
     flags = {"step": 4, "max_answer": 6, "max_query": 3, "n_best": 9, "top_k": 9}
-    answer = QuestionAnswering.from_pretrained(folders["answer"], **flags)
+    answer = QuestionAnsweringPipeline.from_pretrained(folders["answer"], **flags)
     (wanted,) = answer([(question, context)])
     arguments = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
     found = json.loads(predict("answer", question, context, "--json", *arguments)[1])
@@ -153,7 +153,7 @@ def test_windows_and_answers_are_as_the_flags_say(predict, folders):
         assert changed.candidates != wanted.candidates
     texts = ["word and another " * 20]
     entities = {n: json.loads(predict("tag", *texts, "--json", "--overlap", n)[1])["entities"] for n in (0, 15)}
-    tag = EntityRecognition.from_pretrained(folders["tag"], overlap=15)
+    tag = EntityRecognitionPipeline.from_pretrained(folders["tag"], overlap=15)
     assert entities[15] == [pytest.approx(dataclasses.asdict(entity), abs=1e-5) for entity in tag(texts)[0].entities]
     assert entities[15] != entities[0]
 
@@ -164,7 +164,7 @@ def test_vectors_are_written_as_one_array(predict, folders, tmp_path):
     flags = ("--file", tmp_path / "a.txt", "--normalize", "--pooling", "cls", "--batch-size", "4")
     code, out, err = predict("embed", *flags, "--output", tmp_path / "a.npy")
     assert (code, out, err) == (0, f"{tmp_path / 'a.npy'}: 11 answers\n", "")
-    embed = SentenceEmbedding.from_pretrained(folders["embed"], normalize=True, batch_size=4)
+    embed = SentenceEmbeddingPipeline.from_pretrained(folders["embed"], normalize=True, batch_size=4)
     assert not np.allclose(embed(texts), np.load(tmp_path / "a.npy"))
     wanted = dataclasses.replace(embed, pooling=Pooling.CLS)(texts)
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), wanted, atol=1e-6)
@@ -208,7 +208,7 @@ def test_errors_are_a_line_and_code_2(predict, task, arguments, said):
 
 def test_another_models_folder(folders, capsys):
     assert cli.main(["predict", "classify", "--model", str(folders["embed"]), "a"]) == 2
-    assert "holds a BertModel, good for embed; TextClassification needs" in capsys.readouterr().err
+    assert "holds a BertModel, good for embed; TextClassificationPipeline needs" in capsys.readouterr().err
     assert cli.main(["predict", "embed", "--model", "./nowhere", "a"]) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from flaxbert.pipelines import Aggregation, EntityRecognition
-from flaxbert.tagging import aggregate
+from flaxbert.pipelines import Aggregation, EntityRecognitionPipeline
+from flaxbert.text.aggregation import aggregate_entities
 from tests.flaxbert.reference_folders import loaded, saved
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -40,7 +40,7 @@ def reference(model, tokenizer, strategy, text):
 def small(data_dir, tmp_path_factory):
     """24 positions: transformers' model and tokenizer, and ours."""
     folder = tmp_path_factory.mktemp("small")
-    return *tagger(data_dir, folder, 24), EntityRecognition.from_pretrained(folder, batch_size=2)
+    return *tagger(data_dir, folder, 24), EntityRecognitionPipeline.from_pretrained(folder, batch_size=2)
 
 
 @pytest.mark.parametrize("strategy", Aggregation)
@@ -60,22 +60,22 @@ def test_windows_are_one_text_again(data_dir, tmp_path):
         model.bert.embeddings.position_embeddings.weight.zero_()
         model.bert.encoder.layer[0].attention.output.dense.weight.zero_()
     model.save_pretrained(tmp_path)
-    whole = EntityRecognition.from_pretrained(tmp_path, batch_size=3, aggregation=Aggregation.AVERAGE)
+    whole = EntityRecognitionPipeline.from_pretrained(tmp_path, batch_size=3, aggregation=Aggregation.AVERAGE)
     wanted = reference(model, tokenizer, Aggregation.AVERAGE, LONG)
     for tag in (whole, dataclasses.replace(whole, max_length=13)):
         (answer,) = tag([LONG])
         assert told(answer.entities) == wanted and answer.entities[-1].end > len(LONG) - 20
-    assert len(whole.tokenizer.pieces([LONG])[0]) > 50
+    assert len(whole.tokenizer.piece_ids([LONG])[0]) > 50
 
 
 @pytest.mark.parametrize(("max_length", "overlap"), [(24, 0), (24, 21), (15, None)])
 def test_a_piece_is_judged_where_it_has_most_context(small, max_length, overlap):
     model, _, tag = small
     tag = dataclasses.replace(tag, max_length=max_length, overlap=overlap)
-    (encoding,) = tag.tokenizer.encode_alone([LONG])
+    (encoding,) = tag.tokenizer.encode_pieces([LONG])
     ids, room = encoding.ids, max_length - 2
     starts = [*range(0, len(ids) - room, room - (room // 4 if overlap is None else overlap)), len(ids) - room]
-    cls, sep = tag.tokenizer.id("[CLS]"), tag.tokenizer.id("[SEP]")
+    cls, sep = tag.tokenizer.token_id("[CLS]"), tag.tokenizer.token_id("[SEP]")
     with torch.no_grad():
         rows = torch.tensor([[cls, *ids[start : start + room], sep] for start in starts])
         scores = model(rows).logits.softmax(-1).numpy()[:, 1:-1]
@@ -85,7 +85,7 @@ def test_a_piece_is_judged_where_it_has_most_context(small, max_length, overlap)
         best = context.index(max(context))
         pieces.append(scores[best, place - starts[best]])
     how = {"labels": LABELS, "tokenizer": tag.tokenizer, "strategy": Aggregation.FIRST}
-    wanted, sure = told(aggregate(np.stack(pieces), text=LONG, encoding=encoding, **how))
+    wanted, sure = told(aggregate_entities(np.stack(pieces), text=LONG, encoding=encoding, **how))
     (answer,) = tag([LONG])
     assert told(answer.entities) == (wanted, pytest.approx(sure, abs=2e-5)) and len(wanted) > 5
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
-from flaxbert.pipelines import FillMask
+from flaxbert.pipelines import FillMaskPipeline
 from tests.flaxbert.reference_folders import loaded, saved
 
 TEXTS = [
@@ -24,7 +24,7 @@ def folder(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fill(folder):
-    return FillMask.from_pretrained(folder, batch_size=2)
+    return FillMaskPipeline.from_pretrained(folder, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_pretrained_models_words(data_dir, tmp_path):
     saved("BertForPreTraining", tmp_path, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForMaskedLM", tmp_path)
     reference = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
-    assert_same(FillMask.from_pretrained(tmp_path)(TEXTS[:2]), reference(TEXTS[:2]))
+    assert_same(FillMaskPipeline.from_pretrained(tmp_path)(TEXTS[:2]), reference(TEXTS[:2]))
 
 
 def test_targets_equal_transformers(fill, reference):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flaxbert.pipelines import MultipleChoice
+from flaxbert.pipelines import MultipleChoicePipeline
 from tests.flaxbert.reference_folders import loaded, saved
 
 QUESTIONS = [
@@ -18,7 +18,7 @@ QUESTIONS = [
 def test_probabilities_are_among_a_questions_own_choices(data_dir, tmp_path):
     saved("BertForMultipleChoice", tmp_path, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForMultipleChoice", tmp_path)
-    choose = MultipleChoice.from_pretrained(tmp_path, batch_size=3)
+    choose = MultipleChoicePipeline.from_pretrained(tmp_path, batch_size=3)
     found = choose(QUESTIONS)
     for (prompt, choices), answer in zip(QUESTIONS, found, strict=True):
         pairs = [prompt] * len(choices), list(choices)

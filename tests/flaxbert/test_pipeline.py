@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 import flaxbert
-from flaxbert.pipelines import FillMask, MultipleChoice, NextSentence, SentenceEmbedding, TextClassification
+from flaxbert.pipelines import (
+    FillMaskPipeline,
+    MultipleChoicePipeline,
+    NextSentencePipeline,
+    SentenceEmbeddingPipeline,
+    TextClassificationPipeline,
+)
 from flaxbert.pipelines.batching import ladder
 from tests.flaxbert.reference_folders import saved
 
@@ -22,11 +28,11 @@ def folder(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classify(folder):
-    return TextClassification.from_pretrained(folder, batch_size=4, window=10)
+    return TextClassificationPipeline.from_pretrained(folder, batch_size=4, window=10)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Counted(TextClassification):
+class Counted(TextClassificationPipeline):
     """Says how often it is traced, which is how often it is compiled."""
 
     traced: list = dataclasses.field(default_factory=list)
@@ -104,21 +110,23 @@ def test_wrong_texts_are_named(classify, texts, error, said):
 def test_a_folder_of_another_task_says_what_it_is_good_for(folder, tmp_path):
     holds = "holds a BertForSequenceClassification, good for classify; "
     for pipeline, wanted in (
-        (FillMask, "FillMask needs a BertForMaskedLM or BertForPreTraining"),
-        (NextSentence, "NextSentence needs a BertForNextSentencePrediction or BertForPreTraining"),
-        (MultipleChoice, "MultipleChoice needs a BertForMultipleChoice"),
-        (SentenceEmbedding, "SentenceEmbedding needs a BertModel"),
+        (FillMaskPipeline, "FillMask needs a BertForMaskedLM or BertForPreTraining"),
+        (NextSentencePipeline, "NextSentence needs a BertForNextSentencePrediction or BertForPreTraining"),
+        (MultipleChoicePipeline, "MultipleChoice needs a BertForMultipleChoice"),
+        (SentenceEmbeddingPipeline, "SentenceEmbedding needs a BertModel"),
     ):
         with pytest.raises(ValueError, match=holds + wanted):
             pipeline.from_pretrained(folder)
     config = flaxbert.BertConfig.tiny(vocab_size=7)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="names no architecture.*--head BertForMaskedLM"):
-        FillMask.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a BertForMaskedLM, good for fill-mask; TextClassification needs"):
-        TextClassification(flaxbert.BertForMaskedLM(config), {}, None)
+        FillMaskPipeline.from_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="holds a BertForMaskedLM, good for fill-mask; TextClassificationPipeline needs"
+    ):
+        TextClassificationPipeline(flaxbert.BertForMaskedLM(config), {}, None)
     with pytest.raises(ValueError, match="BertLMHeadModel, which no pipeline here takes"):
-        TextClassification(flaxbert.BertLMHeadModel(config.replace(is_decoder=True)), {}, None)
+        TextClassificationPipeline(flaxbert.BertLMHeadModel(config.replace(is_decoder=True)), {}, None)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +147,13 @@ def test_impossible_options(classify, options, said):
 def test_a_tokenizer_of_another_model(classify):
     model = flaxbert.BertForSequenceClassification(classify.model.config.replace(vocab_size=99))
     with pytest.raises(ValueError, match="30522 tokens and the model 99"):
-        TextClassification(model, {}, classify.tokenizer)
+        TextClassificationPipeline(model, {}, classify.tokenizer)
 
 
 def test_pairs_need_two_token_types(classify):
     model = flaxbert.BertForSequenceClassification(classify.model.config.replace(type_vocab_size=1))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.parameter_shapes())
-    one_type = TextClassification(model, params, classify.tokenizer)
+    one_type = TextClassificationPipeline(model, params, classify.tokenizer)
     with pytest.raises(ValueError, match="one token type; it takes single texts"):
         one_type([("a", "b")])
     assert one_type(["a"])[0].best.score == pytest.approx(1 / 3)

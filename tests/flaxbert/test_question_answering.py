@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import flaxbert
-from flaxbert.pipelines import QuestionAnswering
+from flaxbert.pipelines import QuestionAnsweringPipeline
 from tests.flaxbert.reference_folders import loaded, saved
 
 QUESTION = "Where is it?"
@@ -21,7 +21,7 @@ def models(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     saved("BertForQuestionAnswering", folder, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForQuestionAnswering", folder)
-    return model, tokenizer, QuestionAnswering.from_pretrained(folder, batch_size=3)
+    return model, tokenizer, QuestionAnsweringPipeline.from_pretrained(folder, batch_size=3)
 
 
 def searched(model, tokenizer, context, overlap, max_answer=30):
@@ -145,5 +145,5 @@ def test_what_is_no_question(models):
         answer([(QUESTION, " ")])
     model = flaxbert.BertForQuestionAnswering(answer.model.config.replace(type_vocab_size=1))
     with pytest.raises(ValueError, match="one token type; questions and their contexts need two"):
-        QuestionAnswering(model, {}, answer.tokenizer)
+        QuestionAnsweringPipeline(model, {}, answer.tokenizer)
     assert dataclasses.replace(answer, max_length=5)([(QUESTION, SHORT)])[0].text in SHORT

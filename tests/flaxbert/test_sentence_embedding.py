@@ -9,7 +9,7 @@ import sentence_transformers
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling as Pool
 
-from flaxbert.pipelines import Pooling, SentenceEmbedding, sentence_folder
+from flaxbert.pipelines import Pooling, SentenceEmbeddingPipeline, sentence_folder
 from tests.flaxbert.reference_folders import saved
 
 SENTENCES = [
@@ -21,7 +21,7 @@ SENTENCES = [
 
 
 def test_minilm_equals_sentence_transformers(minilm):
-    embed = SentenceEmbedding.from_pretrained(minilm, batch_size=2)
+    embed = SentenceEmbeddingPipeline.from_pretrained(minilm, batch_size=2)
     assert (embed.pooling, embed.normalize, embed.max_length, embed.prompt) == (Pooling.MEAN, True, 256, "")
     wanted = sentence_transformers.SentenceTransformer(str(minilm), device="cpu").encode(SENTENCES)
     found = embed(SENTENCES)
@@ -43,15 +43,15 @@ def test_folders_of_sentence_transformers_as_they_are_written_today(plain, tmp_p
         modules=[Transformer(str(plain)), *after], device="cpu", **prompts
     )
     reference.save(str(tmp_path))
-    embed = SentenceEmbedding.from_pretrained(tmp_path, batch_size=4)
+    embed = SentenceEmbeddingPipeline.from_pretrained(tmp_path, batch_size=4)
     assert (embed.pooling.value, embed.normalize) == (pooling, normalize)
     assert (embed.prompt, embed.max_length) == ("Search for: " if normalize else "", 24)
     np.testing.assert_allclose(embed(SENTENCES), reference.encode(SENTENCES), rtol=0, atol=1e-5)
 
 
 def test_options_go_before_the_folder(plain, minilm):
-    assert SentenceEmbedding.from_pretrained(plain).pooling is Pooling.MEAN  # which says nothing
-    embed = SentenceEmbedding.from_pretrained(minilm, pooling=Pooling.CLS, normalize=False, max_length=32)
+    assert SentenceEmbeddingPipeline.from_pretrained(plain).pooling is Pooling.MEAN  # which says nothing
+    embed = SentenceEmbeddingPipeline.from_pretrained(minilm, pooling=Pooling.CLS, normalize=False, max_length=32)
     assert (embed.pooling, embed.normalize, embed.max_length) == (Pooling.CLS, False, 32)
 
 

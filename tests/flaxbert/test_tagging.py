@@ -7,20 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertForTokenClassification, pipeline
 
-from flaxbert.tagging import (
-    Aggregation,
-    Scheme,
-    Span,
-    aggregate,
-    detect,
-    encode,
-    parse,
-    repaired,
-    spans,
-    strict_spans,
+from flaxbert.text.aggregation import Aggregation, aggregate_entities
+from flaxbert.text.tags import (
+    EntitySpan,
+    TagScheme,
+    detect_scheme,
+    encode_tags,
+    entity_spans,
+    parse_tag,
+    repair_tags,
+    strict_entity_spans,
 )
+from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import WordPieceTokenizer
-from flaxbert.windows import owners, windows
 
 KINDS = ("PER", "LOC", "creative-work")
 
@@ -30,7 +29,7 @@ def sentences(draw):
     """Entities of a sentence, and its length."""
     found, place = [], 0
     for gap, length, kind in draw(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from(KINDS)))):
-        found.append(Span(place + gap, place + gap + length, kind))
+        found.append(EntitySpan(place + gap, place + gap + length, kind))
         place = found[-1].end
     return found, place + draw(st.integers(0, 2))
 
@@ -38,67 +37,67 @@ def sentences(draw):
 any_tags = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in KINDS[:2])]))
 
 
-@given(sentences(), st.sampled_from(Scheme))
+@given(sentences(), st.sampled_from(TagScheme))
 @settings(deadline=None)
 def test_entities_come_back_from_their_tags(sentence, scheme):
     found, length = sentence
-    tags = encode(found, length, scheme)
+    tags = encode_tags(found, length, scheme)
     assert len(tags) == length
-    assert spans(tags) == found
-    assert strict_spans(tags, scheme) == found
-    assert repaired(tags, scheme) == tags
+    assert entity_spans(tags) == found
+    assert strict_entity_spans(tags, scheme) == found
+    assert repair_tags(tags, scheme) == tags
 
 
-@given(any_tags, st.sampled_from(Scheme))
+@given(any_tags, st.sampled_from(TagScheme))
 @settings(deadline=None)
 def test_repaired_tags_are_valid_and_mean_the_same(tags, scheme):
-    valid = repaired(tags, scheme)
-    assert spans(valid) == spans(tags) == strict_spans(valid, scheme)
+    valid = repair_tags(tags, scheme)
+    assert entity_spans(valid) == entity_spans(tags) == strict_entity_spans(valid, scheme)
 
 
-@given(st.lists(sentences(), min_size=1), st.sampled_from(Scheme))
+@given(st.lists(sentences(), min_size=1), st.sampled_from(TagScheme))
 @settings(deadline=None)
 def test_a_scheme_is_detected(found, scheme):
-    tags = [encode(*sentence, scheme) for sentence in found]
+    tags = [encode_tags(*sentence, scheme) for sentence in found]
     # Without any entity nothing tells.
-    assert detect(tags) is (scheme if any(entities for entities, _ in found) else Scheme.IOB2)
+    assert detect_scheme(tags) is (scheme if any(entities for entities, _ in found) else TagScheme.IOB2)
 
 
 def test_what_is_lenient_and_what_is_strict():
     stray = ["I-PER", "O", "B-LOC", "I-PER"]
-    assert spans(stray) == [Span(0, 1, "PER"), Span(2, 3, "LOC"), Span(3, 4, "PER")]
-    assert strict_spans(stray, Scheme.IOB2) == [Span(2, 3, "LOC")]
-    assert strict_spans(["I-PER", "I-PER", "B-PER", "I-LOC"], Scheme.IOB1) == [
-        Span(0, 2, "PER"),
-        Span(2, 3, "PER"),
-        Span(3, 4, "LOC"),
+    assert entity_spans(stray) == [EntitySpan(0, 1, "PER"), EntitySpan(2, 3, "LOC"), EntitySpan(3, 4, "PER")]
+    assert strict_entity_spans(stray, TagScheme.IOB2) == [EntitySpan(2, 3, "LOC")]
+    assert strict_entity_spans(["I-PER", "I-PER", "B-PER", "I-LOC"], TagScheme.IOB1) == [
+        EntitySpan(0, 2, "PER"),
+        EntitySpan(2, 3, "PER"),
+        EntitySpan(3, 4, "LOC"),
     ]
     unfinished = ["B-PER", "I-PER", "O", "S-LOC"]
-    assert strict_spans(unfinished, Scheme.BIOES) == [Span(3, 4, "LOC")]
-    assert repaired(unfinished, Scheme.BIOES) == ["B-PER", "E-PER", "O", "S-LOC"]
-    assert detect([["B-PER", "O"], ["I-PER"]]) is Scheme.IOB2  # its I- is an error
+    assert strict_entity_spans(unfinished, TagScheme.BIOES) == [EntitySpan(3, 4, "LOC")]
+    assert repair_tags(unfinished, TagScheme.BIOES) == ["B-PER", "E-PER", "O", "S-LOC"]
+    assert detect_scheme([["B-PER", "O"], ["I-PER"]]) is TagScheme.IOB2  # its I- is an error
     with pytest.raises(ValueError, match="a tag with E-, which IOB2 does not have: B-PER E-PER"):
-        strict_spans(["B-PER", "E-PER"], Scheme.IOB2)
+        strict_entity_spans(["B-PER", "E-PER"], TagScheme.IOB2)
 
 
 @pytest.mark.parametrize("tag", ["", "o", "PER", "B", "B-", "X-PER", "L-PER", "b-PER", "B-a b", "-100"])
 def test_what_is_no_tag(tag):
     with pytest.raises(ValueError, match="is no tag; allowed: O, and B-"):
-        parse(tag)
+        parse_tag(tag)
 
 
 def test_entities_that_no_tags_can_have():
-    for found in ([Span(0, 2, "A"), Span(1, 3, "A")], [Span(1, 1, "A")], [Span(2, 4, "A")]):
+    for found in ([EntitySpan(0, 2, "A"), EntitySpan(1, 3, "A")], [EntitySpan(1, 1, "A")], [EntitySpan(2, 4, "A")]):
         with pytest.raises(ValueError, match="does not fit into 3 words"):
-            encode(found, 3, Scheme.IOB2)
+            encode_tags(found, 3, TagScheme.IOB2)
 
 
 @given(st.integers(1, 100), st.integers(1, 30), st.data())
 @settings(deadline=None)
 def test_windows_cover_a_text_and_the_one_with_most_context_owns_a_place(length, size, data):
     overlap = data.draw(st.integers(0, size - 1))
-    places = windows(length, size, overlap)
-    owner = owners(places, length)
+    places = sliding_windows(length, size, overlap)
+    owner = max_context_windows(places, length)
     assert all(end - start == min(size, length) for start, end in places)
     assert all(before[1] - after[0] >= overlap for before, after in zip(places, places[1:], strict=False))
     context = np.array([[min(i - a, b - 1 - i) for a, b in places] for i in range(length)])
@@ -108,7 +107,7 @@ def test_windows_cover_a_text_and_the_one_with_most_context_owns_a_place(length,
 
 def test_windows_that_never_arrive():
     with pytest.raises(ValueError, match="windows of 4 positions can't share 4; allowed: 0 to 3"):
-        windows(9, 4, 4)
+        sliding_windows(9, 4, 4)
 
 
 # Against transformers' pipeline.
@@ -152,10 +151,10 @@ def test_entities_of_probabilities_equal_transformers(saved, kind, strategy):
     for text in TEXTS:
         with torch.no_grad():
             logits = reference.model(**reference.tokenizer(text, return_tensors="pt")).logits[0, 1:-1]
-        found = aggregate(
+        found = aggregate_entities(
             logits.softmax(-1).numpy(),
             text=text,
-            encoding=tokenizer.encode_alone([text])[0],
+            encoding=tokenizer.encode_pieces([text])[0],
             labels=labels,
             tokenizer=tokenizer,
             strategy=strategy,
@@ -172,9 +171,9 @@ def test_entities_of_probabilities_equal_transformers(saved, kind, strategy):
 def test_bioes_entities_of_probabilities(data_dir):
     tokenizer = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-cased")
     text, labels = "Paris Berlin New York Rome is", ("O", "S-LOC", "B-LOC", "E-LOC")
-    (encoding,) = tokenizer.encode_alone([text])
+    (encoding,) = tokenizer.encode_pieces([text])
     how = {"text": text, "encoding": encoding, "labels": labels, "tokenizer": tokenizer, "strategy": Aggregation.FIRST}
-    found = aggregate(np.eye(4, dtype=np.float32)[[1, 1, 2, 3, 3, 0]], **how)
+    found = aggregate_entities(np.eye(4, dtype=np.float32)[[1, 1, 2, 3, 3, 0]], **how)
     assert [dataclasses.astuple(e) for e in found] == [
         (0, 5, "LOC", 1.0, "Paris"),
         (6, 12, "LOC", 1.0, "Berlin"),
@@ -182,4 +181,4 @@ def test_bioes_entities_of_probabilities(data_dir):
         (22, 26, "LOC", 1.0, "Rome"),  # after an E- nothing goes on
     ]
     with pytest.raises(ValueError, match=r"shape \(4, 4\); there are 6 pieces, 4 labels"):
-        aggregate(np.eye(4), **how)
+        aggregate_entities(np.eye(4), **how)

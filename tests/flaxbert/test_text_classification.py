@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
-from flaxbert.pipelines import TextClassification
+from flaxbert.pipelines import TextClassificationPipeline
 from tests.flaxbert.reference_folders import loaded, saved
 
 TEXTS = ["A gorgeous, witty film.", ("How old are you?", "I am six."), "bad", ("x " * 30, "y " * 30)]
@@ -36,7 +36,7 @@ def test_scores_equal_transformers(data_dir, tmp_path, problem_type, labels):
     pipeline = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
     pairs = [{"text": t} if isinstance(t, str) else dict(zip(("text", "text_pair"), t, strict=True)) for t in TEXTS]
     wanted = [pipeline(pair, top_k=None, truncation=True) for pair in pairs]
-    classify = TextClassification.from_pretrained(tmp_path, batch_size=4)
+    classify = TextClassificationPipeline.from_pretrained(tmp_path, batch_size=4)
     found = classify(TEXTS)
     for answer, labels_wanted in zip(found, wanted, strict=True):
         assert [label.name for label in answer.labels] == [label["label"] for label in labels_wanted]

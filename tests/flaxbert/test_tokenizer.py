@@ -28,7 +28,7 @@ def test_real_tokenizers_equal_transformers(data_dir, name):
 
 def test_pieces_alone_say_where_they_come_from(data_dir):
     text = "Wörld, unbelievable!"
-    (found,) = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-uncased").encode_alone([text])
+    (found,) = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-uncased").encode_pieces([text])
     assert [text[start:end] for start, end in found.offsets][:2] == ["Wörld", ","]
     assert len(found.ids) == len(found.offsets) and "".join(text[a:b] for a, b in found.offsets[2:]) == "unbelievable!"
 
@@ -52,7 +52,7 @@ def test_truncation_is_longest_first_and_does_not_stay(data_dir):
 def test_real_vocabularies(data_dir, name, lowercase):
     ours = WordPieceTokenizer.load(data_dir / "vocab" / f"{name}-vocab.txt", lowercase=lowercase)
     assert ours.vocab_size == {"bert-base-uncased": 30522, "bert-base-cased": 28996, "bert-base-chinese": 21128}[name]
-    assert ours.id("[PAD]") == 0 and ours.special_ids == (0, 100, 101, 102, 103)
+    assert ours.token_id("[PAD]") == 0 and ours.special_ids == (0, 100, 101, 102, 103)
 
 
 def test_a_learnt_tokenizer_is_saved_for_transformers_and_for_us(tmp_path):
@@ -91,10 +91,10 @@ def test_case_is_inferred_from_the_words(tmp_path):
 
 def test_pieces_tokens_and_decode():
     learnt = WordPieceTokenizer.train(SENTENCES, vocab_size=60)
-    (ids,) = learnt.pieces(["the cat"])
+    (ids,) = learnt.piece_ids(["the cat"])
     assert learnt.tokens(ids) == ["the", "cat"] and learnt.decode(ids) == "the cat"
     with pytest.raises(ValueError, match="'zebra' is not in the vocabulary"):
-        learnt.id("zebra")
+        learnt.token_id("zebra")
 
 
 def test_broken_files(tmp_path, data_dir):

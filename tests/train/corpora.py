@@ -11,7 +11,7 @@ WORDS = [f"w{i}" for i in range(200)]
 
 
 def tokenizer(words: Sequence[str] = WORDS) -> WordPieceTokenizer:
-    return WordPieceTokenizer.of([*SPECIAL_TOKENS, *words], lowercase=True)
+    return WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, *words], lowercase=True)
 
 
 def documents(count: int, seed: int = 0, *, longest: int = 30) -> list[list[str]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from seqeval import scheme as schemes
 from seqeval.metrics import sequence_labeling, v1
 
-from flaxbert.tagging import Scheme
+from flaxbert.text.tags import TagScheme
 from train.metrics.entities import entity_scores
 
 KINDS = ("LOC", "PER", "creative-work")
@@ -19,13 +19,13 @@ def values(score):
 
 
 # seqeval's readers of tags. What it knows as IOBES is BIOES.
-STRICT = {Scheme.IOB1: schemes.IOB1, Scheme.IOB2: schemes.IOB2, Scheme.BIOES: schemes.IOBES}
+STRICT = {TagScheme.IOB1: schemes.IOB1, TagScheme.IOB2: schemes.IOB2, TagScheme.BIOES: schemes.IOBES}
 
 
 @given(st.data(), st.sampled_from([None, *STRICT]))
 @settings(deadline=None, max_examples=300)
 def test_scores_equal_those_of_seqeval(data, scheme):
-    prefixes = "BIES" if scheme in (None, Scheme.BIOES) else "BI"
+    prefixes = "BIES" if scheme in (None, TagScheme.BIOES) else "BI"
     tag = st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in prefixes for kind in KINDS)])
     pairs = data.draw(st.lists(st.lists(st.tuples(tag, tag), min_size=1, max_size=7), min_size=1, max_size=4))
     both = [[[pair[side] for pair in sentence] for sentence in pairs] for side in (0, 1)]
@@ -74,7 +74,7 @@ def bioes(prefixes, before, after, kind):
 @settings(deadline=None, max_examples=200)
 def test_scores_equal_those_of_the_definition(data):
     scheme, prefixes, allowed = data.draw(
-        st.sampled_from([(None, "BIES", lenient), (Scheme.IOB2, "BI", iob2), (Scheme.BIOES, "BIES", bioes)])
+        st.sampled_from([(None, "BIES", lenient), (TagScheme.IOB2, "BI", iob2), (TagScheme.BIOES, "BIES", bioes)])
     )
     tag = st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in prefixes for kind in KINDS[:2])])
     pairs = data.draw(st.lists(st.lists(st.tuples(tag, tag), max_size=7), max_size=4))

@@ -108,4 +108,4 @@ def test_a_learnt_vocabulary_is_the_first_hosts(masked_lm):
 
     task = masked_lm.task.prepare(dataclasses.replace(masked_lm, model=Model(sizes=SMALL)), host_group=Second())
     assert task.tokenizer.vocab_size == 8 and task.tokenizer.lowercase
-    assert task.tokenizer.tokens(task.tokenizer.pieces(["Abb"])[0]) == ["a", "##b", "##b"]
+    assert task.tokenizer.tokens(task.tokenizer.piece_ids(["Abb"])[0]) == ["a", "##b", "##b"]

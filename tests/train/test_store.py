@@ -73,13 +73,17 @@ def test_an_interrupted_store_goes_on_from_what_was_saved(tmp_path):
 
 
 def test_a_text_that_speaks_of_special_tokens_has_none():
-    tokenizer = WordPieceTokenizer.of([*corpora.tokenizer().vocabulary, "[", "]", "mask", "sep"], lowercase=True)
+    tokenizer = WordPieceTokenizer.from_tokens(
+        [*corpora.tokenizer().vocabulary, "[", "]", "mask", "sep"], lowercase=True
+    )
     store = corpora.store([["w1 [MASK] w2 [SEP]"]], tokenizer=tokenizer)
     assert texts_of(store) == [["w1 [ mask ] w2 [ sep ]"]]
 
 
 def test_words_of_a_list():
-    tokenizer = WordPieceTokenizer.of([*corpora.tokenizer().vocabulary, *"自然语言处理很好", "##ing"], lowercase=True)
+    tokenizer = WordPieceTokenizer.from_tokens(
+        [*corpora.tokenizer().vocabulary, *"自然语言处理很好", "##ing"], lowercase=True
+    )
     store = corpora.store(
         [["自然语言处理很好 w1ing 好"]], tokenizer=tokenizer, words=["自然", "语言", "自然语言", "很好"]
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from flaxbert.tagging import Scheme, spans
+from flaxbert.text.tags import TagScheme, entity_spans
 from train.data.character_spans import tagged_characters
 from train.data.tag_labels import InvalidTags, in_scheme, infer_tags, tag_ids, written_in
 from train.data.tagged import Sentence, Separator, TagColumns, read_sentences
@@ -44,10 +44,10 @@ def refusal(path: Path | str, **arguments) -> str:
 def test_real_files_of_columns(data_dir, name, columns, count, words, found):
     sentences = read_sentences(data_dir / "tasks" / name, columns=columns)
     assert len(sentences) == count and sum(len(s.words) for s in sentences) == words
-    kinds = Counter(span.type for s in sentences for span in spans(s.tags))
+    kinds = Counter(span.type for s in sentences for span in entity_spans(s.tags))
     assert kinds.items() >= found.items()
-    assert written_in(sentences) is Scheme.IOB2
-    assert in_scheme(sentences, Scheme.IOB2, written=Scheme.IOB2, invalid=InvalidTags.REFUSE) == (sentences, 0)
+    assert written_in(sentences) is TagScheme.IOB2
+    assert in_scheme(sentences, TagScheme.IOB2, written=TagScheme.IOB2, invalid=InvalidTags.REFUSE) == (sentences, 0)
 
 
 def test_real_places_and_a_hash_that_is_a_word(data_dir):
@@ -66,7 +66,7 @@ def test_real_character_spans(data_dir):
     with_overlaps = [s for s in sentences if s.left_out]
     assert [s.source.rpartition(":")[2] for s in with_overlaps] == ["1507"]
     # 23,971 places in the file, and those that overlap another have no tags.
-    assert sum(len(spans(s.tags)) for s in sentences) == 23971 - sum(s.left_out for s in with_overlaps)
+    assert sum(len(entity_spans(s.tags)) for s in sentences) == 23971 - sum(s.left_out for s in with_overlaps)
 
 
 # Written ones.
@@ -79,7 +79,7 @@ def test_columns_comments_and_documents(tmp_path):
         (("EU", "#"), ("I-ORG", "O"), ":3"),
         (("UN",), ("I-ORG",), ":7"),
     ]
-    assert written_in(sentences) is Scheme.IOB1
+    assert written_in(sentences) is TagScheme.IOB1
     germeval = "#\thttp://a.b [2009]\n1\tBayern München\tB-ORG\tB-LOC\n2\tsiegt\tO\tO\n\t\n"
     (sentence,) = read_sentences(write(tmp_path, "b.tsv", germeval), columns=UNER)
     assert sentence.words == ("Bayern München", "siegt") and sentence.tags == ("B-ORG", "O")
@@ -175,24 +175,24 @@ def test_wrong_columns_files_and_splits(tmp_path):
 def test_invalid_tags_are_repaired_and_counted_or_refused():
     sentences = [Sentence(tuple("abc"), ("B-X", "I-X", "I-Y"), "f:1")]
     sentences.append(Sentence(tuple("d-e"), ("I-X", "O", "I-X"), "f:5"))
-    assert written_in(sentences) is Scheme.IOB2
-    how = {"written": Scheme.IOB2}
-    found, count = in_scheme(sentences, Scheme.IOB2, invalid=InvalidTags.REPAIR, **how)
+    assert written_in(sentences) is TagScheme.IOB2
+    how = {"written": TagScheme.IOB2}
+    found, count = in_scheme(sentences, TagScheme.IOB2, invalid=InvalidTags.REPAIR, **how)
     assert [s.tags for s in found] == [("B-X", "I-X", "B-Y"), ("B-X", "O", "B-X")] and count == 3
-    found, count = in_scheme(sentences, Scheme.BIOES, invalid=InvalidTags.REPAIR, **how)
+    found, count = in_scheme(sentences, TagScheme.BIOES, invalid=InvalidTags.REPAIR, **how)
     assert [s.tags for s in found] == [("B-X", "E-X", "S-Y"), ("S-X", "O", "S-X")] and count == 3
     message = (
         r"2 of 2 rows(?s:.*)f:1: I-Y of 'c', word 3, after I-X, is not IOB2\s+f:5: I-X of 'd', word 1, at the beginning"
     )
     with pytest.raises(ValueError, match=message):
-        in_scheme(sentences, Scheme.IOB2, invalid=InvalidTags.REFUSE, **how)
+        in_scheme(sentences, TagScheme.IOB2, invalid=InvalidTags.REFUSE, **how)
 
 
 def test_labels():
     sentences = [Sentence(("a", "b"), ("B-Y", "B-X"), "f:1")]
-    labels = infer_tags(sentences, Scheme.IOB2)
+    labels = infer_tags(sentences, TagScheme.IOB2)
     assert labels == ("O", "B-X", "I-X", "B-Y", "I-Y")
-    assert infer_tags(sentences, Scheme.BIOES)[:5] == ("O", "B-X", "I-X", "E-X", "S-X")
+    assert infer_tags(sentences, TagScheme.BIOES)[:5] == ("O", "B-X", "I-X", "E-X", "S-X")
     assert tag_ids(sentences, labels)["B-Y"] == 3
     with pytest.raises(ValueError, match="f:1: tag 'B-Y', near names: 'B-X'"):
         tag_ids(sentences, labels[:3])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import BertForTokenClassification
 
-from flaxbert.tagging import Scheme
+from flaxbert.text.tags import TagScheme
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from tests.runs import SMALL
 from train.config import Config, Model, Run
@@ -32,10 +32,10 @@ BLANK = "\u200b"  # of the category that BERT's tokenizer drops
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return WordPieceTokenizer.of([*SPECIAL_TOKENS, *WORDS[:-1]], lowercase=True)
+    return WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, *WORDS[:-1]], lowercase=True)
 
 
-def cut(tokenizer, sentences, *, scheme=Scheme.IOB2, max_length=32, overlap=4, labelled=LabelledPieces.FIRST):
+def cut(tokenizer, sentences, *, scheme=TagScheme.IOB2, max_length=32, overlap=4, labelled=LabelledPieces.FIRST):
     labels = infer_tags(sentences, scheme)
     how = Cut(tag_ids(sentences, labels), scheme, max_length, overlap, labelled)
     return cut_sentences(sentences, tokenizer, how), labels
@@ -58,9 +58,9 @@ def test_pieces_and_their_labels(tokenizer):
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
-        (Scheme.IOB2, ["B-PER", "I-PER", "B-PER", "I-PER", "I-PER"]),
-        (Scheme.IOB1, ["I-PER", "I-PER", "B-PER", "I-PER", "I-PER"]),
-        (Scheme.BIOES, ["B-PER", "E-PER", "B-PER", "I-PER", "E-PER"]),
+        (TagScheme.IOB2, ["B-PER", "I-PER", "B-PER", "I-PER", "I-PER"]),
+        (TagScheme.IOB1, ["I-PER", "I-PER", "B-PER", "I-PER", "I-PER"]),
+        (TagScheme.BIOES, ["B-PER", "E-PER", "B-PER", "I-PER", "E-PER"]),
     ],
 )
 def test_all_pieces_of_an_entity_are_tagged_as_one(tokenizer, scheme, expected):
@@ -80,7 +80,7 @@ def test_every_piece_of_a_long_sentence_is_learnt_once_and_every_word_is_predict
     found, labels = cut(tokenizer, sentences, max_length=10, overlap=5, labelled=labelled)
     assert len(found.examples) > 10 and found.examples.lengths.max() == 10
     learnt = sum(int((row >= 0).sum()) for row in found.examples.labels)
-    pieces = {word: len(tokenizer.pieces([word])[0]) for word in {*itertools.chain(*(s.words for s in sentences))}}
+    pieces = {word: len(tokenizer.piece_ids([word])[0]) for word in {*itertools.chain(*(s.words for s in sentences))}}
     words = [word for sentence in sentences for word in sentence.words if word != BLANK]
     assert learnt == (len(words) if labelled is LabelledPieces.FIRST else sum(pieces[word] for word in words))
     # Were every label predicted, every word would have its tag; and it is read from the word's own first piece.
@@ -88,7 +88,7 @@ def test_every_piece_of_a_long_sentence_is_learnt_once_and_every_word_is_predict
     flat = [word for sentence in sentences for word in sentence.words]
     for word, example, position in zip(flat, found.example, found.position, strict=True):
         if word != BLANK:
-            assert found.examples.ids[example][position] == tokenizer.pieces([word])[0][0]
+            assert found.examples.ids[example][position] == tokenizer.piece_ids([word])[0][0]
 
 
 def test_real_words_stand_where_their_pieces_are(data_dir):
@@ -246,7 +246,7 @@ def test_settings_that_cannot_be(config, settings, message):
 
 
 def test_a_scheme_that_is_asked_for(config):
-    task = prepared(config, scheme=Scheme.BIOES)
+    task = prepared(config, scheme=TagScheme.BIOES)
     assert task.config.id2label[:5] == ("O", "B-LOC", "I-LOC", "E-LOC", "S-LOC")
     assert ("new", "E-LOC") not in (
         pairs := {p for s in task.sentences["dev"] for p in zip(s.words, s.tags, strict=True)}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flaxbert.tagging import Scheme, Span, encode
+from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags
 
 
 def tagged_characters(text: str, label: Mapping[str, Any]) -> tuple[list[str], int]:
@@ -26,14 +26,14 @@ def tagged_characters(text: str, label: Mapping[str, Any]) -> tuple[list[str], i
             if not isinstance(places, list):
                 raise ValueError(f"{surface!r:.40}: places are {places!r:.40}, expected [[first, last], ...]")
             given |= {_span(text, kind, surface, place) for place in places}
-    kept: list[Span] = []
+    kept: list[EntitySpan] = []
     for span in sorted(given, key=lambda span: (span.start - span.end, span)):
         if all(span.end <= other.start or other.end <= span.start for other in kept):
             kept.append(span)
-    return encode(kept, len(text), Scheme.IOB2), len(given) - len(kept)
+    return encode_tags(kept, len(text), TagScheme.IOB2), len(given) - len(kept)
 
 
-def _span(text: str, kind: str, surface: str, place: Any) -> Span:
+def _span(text: str, kind: str, surface: str, place: Any) -> EntitySpan:
     if not isinstance(place, list) or len(place) != 2 or any(type(number) is not int for number in place):
         raise ValueError(f"{surface!r:.40}: place {place!r:.40} is not [first, last]")
     first, last = place
@@ -41,4 +41,4 @@ def _span(text: str, kind: str, surface: str, place: Any) -> Span:
         raise ValueError(f"{surface!r:.40}: place {place} lies outside the text, which has {len(text)} characters")
     if text[first : last + 1] != surface:
         raise ValueError(f"{surface!r:.40}: at {place} stands {text[first : last + 1]!r:.40}")
-    return Span(first, last + 1, kind)
+    return EntitySpan(first, last + 1, kind)

@@ -5,8 +5,7 @@ import difflib
 import enum
 from collections.abc import Sequence
 
-from flaxbert.tagging import Scheme, detect, encode, parse, repaired, spans
-from flaxbert.tagging.schemes import OUTSIDE
+from flaxbert.text.tags import OUTSIDE, TagScheme, detect_scheme, encode_tags, entity_spans, parse_tag, repair_tags
 from train.data.messages import SHOWN, listed, refuse
 from train.data.tagged import Sentence
 
@@ -21,7 +20,7 @@ class InvalidTags(enum.Enum):
 
 
 def in_scheme(
-    sentences: Sequence[Sentence], scheme: Scheme, *, written: Scheme, invalid: InvalidTags
+    sentences: Sequence[Sentence], scheme: TagScheme, *, written: TagScheme, invalid: InvalidTags
 ) -> tuple[list[Sentence], int]:
     """The sentences with tags of `scheme`, and how many tags were invalid in the one they are written in.
 
@@ -30,7 +29,7 @@ def in_scheme(
     """
     problems, result, count = [], [], 0
     for sentence in sentences:
-        valid = repaired(sentence.tags, written)
+        valid = repair_tags(sentence.tags, written)
         wrong = [i for i, (tag, other) in enumerate(zip(sentence.tags, valid, strict=True)) if tag != other]
         count += len(wrong)
         if wrong:
@@ -38,25 +37,25 @@ def in_scheme(
             before = f"after {sentence.tags[i - 1]}" if i else "at the beginning"
             what = f"{sentence.tags[i]} of {sentence.words[i]!r:.40}, word {i + 1}, {before}"
             problems.append(f"{sentence.source}: {what}, is not {written.name}")
-        tags = encode(spans(valid), len(valid), scheme)
+        tags = encode_tags(entity_spans(valid), len(valid), scheme)
         result.append(dataclasses.replace(sentence, tags=tuple(tags)))
     if invalid is InvalidTags.REFUSE:
         refuse(problems, len(sentences), "Correct the tags, or have them read leniently: --task.invalid-tags repair.")
     return result, count
 
 
-def written_in(sentences: Sequence[Sentence]) -> Scheme:
+def written_in(sentences: Sequence[Sentence]) -> TagScheme:
     """The scheme of the tags."""
-    return detect(sentence.tags for sentence in sentences)
+    return detect_scheme(sentence.tags for sentence in sentences)
 
 
-def infer_tags(sentences: Sequence[Sentence], scheme: Scheme) -> tuple[str, ...]:
+def infer_tags(sentences: Sequence[Sentence], scheme: TagScheme) -> tuple[str, ...]:
     """O, then every tag that the scheme has for the types that occur, type by type.
 
     A type that occurs only in another file is missed, so write a known list of tags out instead.
     """
-    kinds = sorted({parse(tag)[1] for sentence in sentences for tag in sentence.tags} - {""})
-    prefixes = "BIES" if scheme is Scheme.BIOES else "BI"
+    kinds = sorted({parse_tag(tag)[1] for sentence in sentences for tag in sentence.tags} - {""})
+    prefixes = "BIES" if scheme is TagScheme.BIOES else "BI"
     return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in prefixes))
 
 
@@ -69,7 +68,7 @@ def tag_ids(sentences: Sequence[Sentence], labels: Sequence[str]) -> dict[str, i
     if len(set(labels)) != len(labels) or OUTSIDE not in labels:
         raise ValueError(f"labels must be distinct, and {OUTSIDE} one of them; got {listed(labels)}")
     for label in labels:
-        parse(label)
+        parse_tag(label)
     ids = {label: i for i, label in enumerate(labels)}
     problems = []
     for sentence in sentences:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from flaxbert.tagging import parse
+from flaxbert.text.tags import parse_tag
 from train.data.character_spans import tagged_characters
 from train.data.hub import dataset_records
 from train.data.messages import listed, refuse, refuse_split, unreadable
@@ -131,7 +131,7 @@ def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> Sentenc
     if not words:
         raise ValueError("no words")
     for tag in tags:
-        parse(tag)
+        parse_tag(tag)
     return Sentence(tuple(words), tuple(tags), source)
 
 
@@ -174,7 +174,7 @@ def _row(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tu
         raise ValueError(f"{len(cells)} columns ({listed(cells)}), expected {count}")
     if not cells[columns.word]:
         raise ValueError("no word")
-    parse(cells[columns.tag])
+    parse_tag(cells[columns.tag])
     return cells[columns.word], cells[columns.tag]
 
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from flaxbert.tagging import Scheme, Span, encode, spans
-from flaxbert.tagging.schemes import OUTSIDE
+from flaxbert.text.tags import OUTSIDE, EntitySpan, TagScheme, encode_tags, entity_spans
+from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
-from flaxbert.windows import owners, windows
 from train.data.examples import Tagged
 from train.data.tagged import Sentence
 
@@ -35,7 +34,7 @@ class Cut:
     """
 
     ids: Mapping[str, int]  # of the tags
-    scheme: Scheme
+    scheme: TagScheme
     max_length: int
     overlap: int
     labelled: LabelledPieces
@@ -70,8 +69,8 @@ class TaggedPieces:
 def cut_sentences(sentences: Sequence[Sentence], tokenizer: WordPieceTokenizer, cut: Cut) -> TaggedPieces:
     """The examples of these sentences; one without any pieces has none."""
     words = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
-    pieces = dict(zip(words, tokenizer.pieces(words), strict=True))  # each distinct word once
-    around = [tokenizer.id(CLS)], [tokenizer.id(SEP)]
+    pieces = dict(zip(words, tokenizer.piece_ids(words), strict=True))  # each distinct word once
+    around = [tokenizer.token_id(CLS)], [tokenizer.token_id(SEP)]
     ids, labels, example, position = [], [], [], []
     for sentence in sentences:
         parts = [pieces[word] for word in sentence.words]
@@ -82,8 +81,8 @@ def cut_sentences(sentences: Sequence[Sentence], tokenizer: WordPieceTokenizer, 
             example += [_NOWHERE] * len(parts)
             position += [_NOWHERE] * len(parts)
             continue
-        places = windows(len(flat), cut.max_length - 2, cut.overlap)
-        owner = owners(places, len(flat))
+        places = sliding_windows(len(flat), cut.max_length - 2, cut.overlap)
+        owner = max_context_windows(places, len(flat))
         wanted = _labels(sentence, firsts, counts, cut)
         for number, (start, end) in enumerate(places):
             ids.append(np.concatenate([around[0], flat[start:end], around[1]]).astype(np.int32))
@@ -106,8 +105,8 @@ def _labels(sentence: Sentence, firsts: np.ndarray, counts: np.ndarray, cut: Cut
     total = int(counts.sum())
     if cut.labelled is LabelledPieces.ALL:
         ends = firsts + counts
-        found = [Span(int(firsts[a]), int(ends[b - 1]), kind) for a, b, kind in spans(sentence.tags)]
-        tags = encode([span for span in found if span.start < span.end], total, cut.scheme)
+        found = [EntitySpan(int(firsts[a]), int(ends[b - 1]), kind) for a, b, kind in entity_spans(sentence.tags)]
+        tags = encode_tags([span for span in found if span.start < span.end], total, cut.scheme)
         return np.array([cut.ids[tag] for tag in tags], np.int32)
     labels = np.full(total, IGNORE, np.int32)
     there = counts > 0

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from flaxbert.tagging import Scheme, Span, spans, strict_spans
+from flaxbert.text.tags import EntitySpan, TagScheme, entity_spans, strict_entity_spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class EntityScores:
 
 
 def entity_scores(
-    given: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: Scheme | None = None
+    given: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: TagScheme | None = None
 ) -> EntityScores:
     """The scores of a corpus: counts are added up over its sentences, then divided once.
 
@@ -67,5 +67,5 @@ def entity_scores(
     return EntityScores(EntityScore(*(count.total() for count in counts)), types)
 
 
-def _read(tags: Sequence[str], scheme: Scheme | None) -> list[Span]:
-    return spans(tags) if scheme is None else strict_spans(tags, scheme)
+def _read(tags: Sequence[str], scheme: TagScheme | None) -> list[EntitySpan]:
+    return entity_spans(tags) if scheme is None else strict_entity_spans(tags, scheme)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.answers import Answers, Window, decode
 from flaxbert.files import atomic_write
+from flaxbert.text.answers import RankedAnswers, rank_answers
+from flaxbert.text.windows import QuestionWindow
 from train.data.questions import Question
 from train.metrics.cmrc import cmrc
 from train.metrics.squad import best_threshold, squad1, squad2
@@ -41,7 +42,7 @@ class AnswerSet:
     """
 
     questions: Sequence[Question]
-    windows: Sequence[Sequence[Window]]
+    windows: Sequence[Sequence[QuestionWindow]]
     taught_empty: bool
     rule: Rule
     n_best: int
@@ -69,23 +70,25 @@ class AnswerSet:
         """Whether some question has no answer; where nothing is known, whether the model might say so."""
         return any(question.impossible for question in self.questions) or (self.taught_empty and not self.labelled)
 
-    def answers(self, logits: Sequence[np.ndarray]) -> dict[str, Answers]:
+    def answers(self, logits: Sequence[np.ndarray]) -> dict[str, RankedAnswers]:
         """The answers to each question, by its id, from the scores [2, T] of all windows in their order."""
         following = iter(logits)
         found = {}
         for question, windows in zip(self.questions, self.windows, strict=True):
             starts, ends = zip(*(next(following) for _ in windows), strict=True)
             how: dict[str, Any] = {"n_best": self.n_best, "max_answer": self.max_answer}
-            found[question.id] = decode(question.context, windows, starts, ends, may_be_empty=self.may_be_empty, **how)
+            found[question.id] = rank_answers(
+                question.context, windows, starts, ends, may_be_empty=self.may_be_empty, **how
+            )
         return found
 
-    def best_threshold(self, answers: Mapping[str, Answers]) -> float:
+    def best_threshold(self, answers: Mapping[str, RankedAnswers]) -> float:
         """That of null odds with the best F1; 0 where no question lacks an answer."""
         if not (self.labelled and self.may_be_empty):
             return 0.0
         return best_threshold(_best(answers), self.gold, _null_odds(answers))
 
-    def compute_metrics(self, answers: Mapping[str, Answers], threshold: float) -> dict[str, float]:
+    def compute_metrics(self, answers: Mapping[str, RankedAnswers], threshold: float) -> dict[str, float]:
         """Exact match and F1, by the rule that fits; nothing where the answers are not known."""
         if not self.labelled:
             return {}
@@ -97,7 +100,7 @@ class AnswerSet:
         found = squad2(_best(answers), self.gold, _null_odds(answers), threshold=threshold)
         return {**found, "threshold": threshold} if self.taught_empty else found
 
-    def write(self, folder: Path, name: str, answers: Mapping[str, Answers], threshold: float) -> None:
+    def write(self, folder: Path, name: str, answers: Mapping[str, RankedAnswers], threshold: float) -> None:
         """Writes predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json, as run_squad does.
 
         The last one only where a question may have no answer. The evaluation scripts of SQuAD read the first and the
@@ -110,15 +113,15 @@ class AnswerSet:
             _write(folder / f"null_odds_{name}.json", _null_odds(answers))
 
 
-def _best(answers: Mapping[str, Answers]) -> dict[str, str]:
+def _best(answers: Mapping[str, RankedAnswers]) -> dict[str, str]:
     return {number: found.best for number, found in answers.items()}
 
 
-def _null_odds(answers: Mapping[str, Answers]) -> dict[str, float]:
+def _null_odds(answers: Mapping[str, RankedAnswers]) -> dict[str, float]:
     return {number: found.null_odds for number, found in answers.items()}
 
 
-def _candidates(answers: Answers) -> list[dict[str, str | float]]:
+def _candidates(answers: RankedAnswers) -> list[dict[str, str | float]]:
     names = ("text", "probability", "start_logit", "end_logit")
     return [{name: getattr(candidate, name) for name in names} for candidate in answers.candidates]
 

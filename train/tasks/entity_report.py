@@ -3,8 +3,7 @@
 import collections
 from collections.abc import Sequence
 
-from flaxbert.tagging import Scheme
-from flaxbert.tagging.schemes import OUTSIDE
+from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.data.tagged import Sentence
 from train.metrics.entities import EntityScore, EntityScores
 from train.summary import markdown_table
@@ -24,7 +23,7 @@ def most_frequent_tags(train: Sequence[Sentence], sentences: Sequence[Sentence])
 
 
 def entity_report(
-    name: str, scores: EntityScores, *, strict: EntityScores, scheme: Scheme, baseline: EntityScores
+    name: str, scores: EntityScores, *, strict: EntityScores, scheme: TagScheme, baseline: EntityScores
 ) -> str:
     """A page of Markdown: each type's scores, those of all entities, and with what they compare."""
     rows = [*scores.types.items(), ("all", scores.overall)]

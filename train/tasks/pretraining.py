@@ -81,7 +81,7 @@ class Pretraining:
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         for prompt in self.prompts:
             ids = tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids
-            if ids.count(tokenizer.id(MASK)) != 1:
+            if ids.count(tokenizer.token_id(MASK)) != 1:
                 raise ValueError(f"the prompt {prompt!r} must hold {MASK} once within {self.max_length} tokens")
         entropy = data.entropy
         more = {"vocabulary": tokenizer.vocab_size, "unigram entropy of the held-out tokens (nat)": round(entropy, 4)}

@@ -129,7 +129,7 @@ def _learn(settings: "Pretraining", lines: Sequence[str], host_group: HostGroup)
     # By one host for all: what is learnt twice may differ in a few tokens.
     how: dict[str, Any] = {"lowercase": settings.lowercase}
     tokens = host_group.share(lambda: WordPieceTokenizer.train(lines, vocab_size=settings.vocab_size, **how).vocabulary)
-    return WordPieceTokenizer.of(tokens, **how)
+    return WordPieceTokenizer.from_tokens(tokens, **how)
 
 
 def _split(settings: "Pretraining", documents: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -103,7 +103,7 @@ class PreparedPretraining(PretrainingObjective, Task):
 
     def _filled(self, model: PreTrainedModel, params: Params, prompt: str) -> str:
         ids = np.asarray([self.tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids])
-        place = np.argmax(ids == self.tokenizer.id(MASK), axis=1)[:, None]
+        place = np.argmax(ids == self.tokenizer.token_id(MASK), axis=1)[:, None]
         batch: dict[str, Any] = {
             "input_ids": ids,
             "token_type_ids": np.zeros_like(ids),

@@ -11,8 +11,9 @@ import numpy as np
 import tyro
 
 from flaxbert import BertForQuestionAnswering, PreTrainedModel, losses
-from flaxbert.answers import Answers, Window, Windowing, make_windows
 from flaxbert.losses import Loss
+from flaxbert.text.answers import RankedAnswers
+from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import Spans
@@ -70,9 +71,9 @@ class QuestionAnswering(Supervised):
             )
 
     @property
-    def windowing(self) -> Windowing:
+    def windowing(self) -> WindowingOptions:
         """How contexts are cut."""
-        return Windowing(self.max_length, self.max_query, self.window_step, self.window_overlap)
+        return WindowingOptions(self.max_length, self.max_query, self.window_step, self.window_overlap)
 
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
@@ -82,7 +83,7 @@ class QuestionAnswering(Supervised):
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         sets, facts = self._sets(config.run.seed)
         windows = {
-            name: make_windows(tokenizer, [q.question for q in rows], [q.context for q in rows], self.windowing)
+            name: question_windows(tokenizer, [q.question for q in rows], [q.context for q in rows], self.windowing)
             for name, rows in sets.items()
         }
         spans = {name: _spans(rows, windows[name]) for name, rows in sets.items()}
@@ -189,10 +190,10 @@ class PreparedAnswering(Task):
             lines.append(f"there is no answer where null odds exceed {self._limit:.4f}: --null-threshold of predict")
         return lines
 
-    def _answers(self, name: str, found: Evaluation) -> dict[str, Answers]:
+    def _answers(self, name: str, found: Evaluation) -> dict[str, RankedAnswers]:
         return self.sets[name].answers(self.evaluations[name].by_example(found.outputs))
 
-    def _threshold(self, name: str, answers: Mapping[str, Answers]) -> float:
+    def _threshold(self, name: str, answers: Mapping[str, RankedAnswers]) -> float:
         """`_limit`, found first where these are the answers of dev, which come before those of other sets."""
         if name == "dev" and self.null_threshold is None:
             self._found[name] = self.sets[name].best_threshold(answers)
@@ -208,7 +209,7 @@ def _article(question: Question) -> str:
     return question.title or question.context
 
 
-def _spans(questions: Sequence[Question], windows: Sequence[Sequence[Window]]) -> Spans:
+def _spans(questions: Sequence[Question], windows: Sequence[Sequence[QuestionWindow]]) -> Spans:
     """All windows, and where the first known answer is in each; [CLS] where it is not, or where there is none.
 
     Where no answer is known that could be found, the loss does not count.

@@ -12,7 +12,7 @@ import tyro
 from flaxbert import BertForTokenClassification, PreTrainedModel, losses
 from flaxbert.files import atomic_write
 from flaxbert.losses import IGNORE, Loss
-from flaxbert.tagging import Scheme
+from flaxbert.text.tags import TagScheme
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.host_shard import WHOLE_BATCH, HostShard
@@ -39,7 +39,7 @@ class TokenClassification(Supervised):
 
     columns: TagColumns = TagColumns()
     """Which columns of a file hold word and tag."""
-    scheme: Annotated[Scheme | None, tyro.conf.EnumChoicesFromValues] = None
+    scheme: Annotated[TagScheme | None, tyro.conf.EnumChoicesFromValues] = None
     """Of the tags that the model learns; by default that of the training file. Files in another are translated."""
     invalid_tags: Annotated[InvalidTags, tyro.conf.EnumChoicesFromValues] = InvalidTags.REPAIR
     """What to do about tags that can't stand where they do."""
@@ -114,7 +114,7 @@ class PreparedTokenClassification(Task):
     """
 
     evaluations: Mapping[str, EvaluationBatches]
-    scheme: Scheme
+    scheme: TagScheme
     sentences: Mapping[str, Sequence[Sentence]]
     pieces: Mapping[str, TaggedPieces]
     baseline: Mapping[str, EntityScores]

@@ -52,8 +52,8 @@ class Masking:
         continues = np.zeros(tokenizer.vocab_size, bool)
         for token, number in tokenizer.backend.get_vocab().items():
             continues[number] = token.startswith("##")
-        ends = tokenizer.id(CLS), tokenizer.id(SEP)
-        return cls(tokenizer.vocab_size, tokenizer.id(MASK), ends, tokenizer.special_ids, continues, **rule)
+        ends = tokenizer.token_id(CLS), tokenizer.token_id(SEP)
+        return cls(tokenizer.vocab_size, tokenizer.token_id(MASK), ends, tokenizer.special_ids, continues, **rule)
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaxbert.tagging.schemes import OUTSIDE
+from flaxbert.text.tags import OUTSIDE
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -60,7 +60,7 @@ class _Tagged:
         return (prefix, kind) if dash and prefix in ("B", "I", "E", "S") else ("I", self.tag)
 
 
-def aggregate(
+def aggregate_entities(
     probabilities: np.ndarray,
     *,
     text: str,
@@ -79,7 +79,7 @@ def aggregate(
     Args:
         probabilities: of the labels, for each piece [T, N]; [CLS] and [SEP] left out.
         text: what was tokenized.
-        encoding: its pieces, from `WordPieceTokenizer.encode_alone`.
+        encoding: its pieces, from `WordPieceTokenizer.encode_pieces`.
         labels: the label of each id.
         tokenizer: joins pieces to words.
         strategy: how the pieces of a word agree.
@@ -91,7 +91,7 @@ def aggregate(
         what = f"{len(encoding.ids)} pieces, {len(labels)} labels"
         raise ValueError(f"probabilities have shape {probabilities.shape}; there are {what}")
     offsets = encoding.offsets
-    unknown = tokenizer.id("[UNK]")
+    unknown = tokenizer.token_id("[UNK]")
     # An unknown word is shown as it is written.
     tokens = [
         text[start:end] if number == unknown else token

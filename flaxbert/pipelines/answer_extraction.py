@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import jax
 
-from flaxbert.answers import Candidate, Window, Windowing, decode, make_windows
 from flaxbert.pipelines.batching import Row
 from flaxbert.pipelines.pipeline import Pipeline, at_least, fields_of, text_of
+from flaxbert.text.answers import Candidate, rank_answers
+from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 
 _MAX_QUERY = 64  # run_squad's
 _SPECIAL = 3  # [CLS], and two [SEP]
@@ -38,11 +39,11 @@ class _Part(Row):
     """A window of a context."""
 
     _: dataclasses.KW_ONLY
-    window: Window
+    window: QuestionWindow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuestionAnswering(Pipeline[tuple[str, str], Answer]):
+class QuestionAnsweringPipeline(Pipeline[tuple[str, str], Answer]):
     """The part of a context that answers a question, by the rules of Google's run_squad.
 
     A question and a context longer than `max_length` are read in overlapping windows, each with the question. Settings
@@ -91,11 +92,11 @@ class QuestionAnswering(Pipeline[tuple[str, str], Answer]):
         return list(self.stream(questions))
 
     @functools.cached_property
-    def _windowing(self) -> Windowing:
+    def _windowing(self) -> WindowingOptions:
         longest = self._longest
         query = min(_MAX_QUERY, longest // 3) if self.max_query is None else self.max_query
         usual = max(0, longest - query - _SPECIAL) // 4 if self.step is None else None
-        return Windowing(longest, query, self.step, usual if self.overlap is None else self.overlap)
+        return WindowingOptions(longest, query, self.step, usual if self.overlap is None else self.overlap)
 
     def _checked(self, item: Any, place: str) -> tuple[str, str]:
         question, context = fields_of(item, place, "a pair of a question and its context")
@@ -103,10 +104,10 @@ class QuestionAnswering(Pipeline[tuple[str, str], Answer]):
 
     def _rows(self, items: Sequence[tuple[str, str]], places: Sequence[str]) -> list[list[Row]]:
         questions, contexts = zip(*items, strict=True)
-        found = make_windows(self.tokenizer, questions, contexts, self._windowing)
+        found = question_windows(self.tokenizer, questions, contexts, self._windowing)
         return [[self._part(window) for window in own] for own in found]
 
-    def _part(self, window: Window) -> Row:
+    def _part(self, window: QuestionWindow) -> Row:
         return _Part(window.ids.tolist(), window.types.tolist(), window=window)
 
     def _forward(self, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -116,7 +117,7 @@ class QuestionAnswering(Pipeline[tuple[str, str], Answer]):
     def _result(self, item: tuple[str, str], rows: Sequence[Row], outputs: Sequence[Any]) -> Answer:
         starts, ends = zip(*outputs, strict=True)
         may_be_empty = self.null_threshold is not None
-        answers = decode(
+        answers = rank_answers(
             item[1],
             [row.window for row in rows if isinstance(row, _Part)],
             starts,

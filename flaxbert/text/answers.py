@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from flaxbert.answers.windows import Window
+from flaxbert.text.windows import QuestionWindow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class RankedAnswers:
     """What is known about the answer to a question.
 
     Attributes:
@@ -50,16 +50,16 @@ class Answers:
         return "" if threshold is not None and self.null_odds > threshold else self.best
 
 
-def decode(
+def rank_answers(
     context: str,
-    windows: Sequence[Window],
+    windows: Sequence[QuestionWindow],
     start_logits: Sequence[np.ndarray],
     end_logits: Sequence[np.ndarray],
     *,
     n_best: int = 20,
     max_answer: int = 30,
     may_be_empty: bool = False,
-) -> Answers:
+) -> RankedAnswers:
     """Answers by the rules of run_squad.
 
     Of every window the `n_best` best starts and ends are paired. A pair counts whose start has its maximum of context
@@ -69,7 +69,7 @@ def decode(
 
     Args:
         context: of the question.
-        windows: those of `make_windows`, of one question.
+        windows: those of `question_windows`, of one question.
         start_logits: of each window [T] or more; those beyond its tokens are not looked at.
         end_logits: likewise.
         n_best: candidates to return; the same text counts once, with its best score.
@@ -96,10 +96,10 @@ def decode(
     if may_be_empty and all(candidate.text for candidate in found):
         found.append(Candidate("", 0, 0, float(null[0]), float(null[1])))
     best = next((candidate.score for candidate in found if candidate.text), 0.0)
-    return Answers(_with_probabilities(found), float(sum(null)) - best)
+    return RankedAnswers(_with_probabilities(found), float(sum(null)) - best)
 
 
-def _cut(windows: Sequence[Window], logits: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _cut(windows: Sequence[QuestionWindow], logits: Sequence[np.ndarray]) -> list[np.ndarray]:
     if not windows:
         raise ValueError("no windows: a question has at least one")
     for window, given in zip(windows, logits, strict=True):
@@ -110,7 +110,7 @@ def _cut(windows: Sequence[Window], logits: Sequence[np.ndarray]) -> list[np.nda
 
 
 def _spans(
-    window: Window, starts: np.ndarray, ends: np.ndarray, n_best: int, max_answer: int
+    window: QuestionWindow, starts: np.ndarray, ends: np.ndarray, n_best: int, max_answer: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of a window's allowed pairs: from and up to which character [N, 2], score as start and as end [N, 2]."""
     first, last = (np.argsort(-logits, kind="stable")[:n_best] - window.first for logits in (starts, ends))

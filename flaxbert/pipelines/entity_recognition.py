@@ -9,9 +9,9 @@ import numpy as np
 
 from flaxbert.pipelines.batching import Row
 from flaxbert.pipelines.pipeline import Pipeline, text_of
-from flaxbert.tagging import Aggregation, Entity, aggregate
+from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
+from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import CLS, SEP
-from flaxbert.windows import owners, windows
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -36,7 +36,7 @@ class _Part(Row):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EntityRecognition(Pipeline[str, TaggedText]):
+class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
     """The entities of a text, equal to those of transformers' pipeline "token-classification" where that cuts nothing.
 
     A text longer than `max_length` is read in overlapping windows of so many tokens. What is said of a piece is taken
@@ -73,16 +73,16 @@ class EntityRecognition(Pipeline[str, TaggedText]):
         return text_of(item, place)
 
     def _rows(self, items: Sequence[str], places: Sequence[str]) -> list[list[Row]]:
-        return [self._parts(encoding) for encoding in self.tokenizer.encode_alone(items)]
+        return [self._parts(encoding) for encoding in self.tokenizer.encode_pieces(items)]
 
     def _parts(self, encoding: "Encoding") -> list[Row]:
-        cls, sep, ids = self.tokenizer.id(CLS), self.tokenizer.id(SEP), encoding.ids
+        cls, sep, ids = self.tokenizer.token_id(CLS), self.tokenizer.token_id(SEP), encoding.ids
         tokens = [[cls, *ids[start:end], sep] for start, end in self._places(len(ids))]
         return [_Part(window, [0] * len(window), encoding=encoding) for window in tokens]
 
     def _places(self, length: int) -> list[tuple[int, int]]:
         room = self._longest - _SPECIAL
-        return windows(length, room, room // 4 if self.overlap is None else self.overlap)
+        return sliding_windows(length, room, room // 4 if self.overlap is None else self.overlap)
 
     def _forward(self, params: Any, batch: Any) -> jax.Array:
         return jax.nn.softmax(self._outputs(params, batch).logits, axis=-1)
@@ -92,12 +92,12 @@ class EntityRecognition(Pipeline[str, TaggedText]):
         assert isinstance(first, _Part)
         labels, length = self.model.config.id2label, len(first.encoding.ids)
         places = self._places(length)
-        owner = owners(places, length)
+        owner = max_context_windows(places, length)
         probabilities = np.zeros((length, len(labels)), np.float32)
         for number, ((start, end), output) in enumerate(zip(places, outputs, strict=True)):
             own = owner[start:end] == number
             probabilities[start:end][own] = output[1 : 1 + end - start][own]  # without [CLS]
-        found = aggregate(
+        found = aggregate_entities(
             probabilities,
             text=item,
             encoding=first.encoding,

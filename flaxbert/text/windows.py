@@ -1,0 +1,154 @@
+"""Sliding windows over long texts, and run_squad's max-context rule."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
+
+
+def sliding_windows(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """Return `(start, end)` of the windows of `size` positions that cover `length` positions.
+
+    Neighbouring windows share `overlap` positions. The last window is moved to the left until it is full, so it may
+    share more. A text that is not longer than `size` is one window.
+
+    Raises:
+        ValueError: `size` is below 1, or `overlap` is not within 0 to size - 1.
+    """
+    if size < 1 or not 0 <= overlap < size:
+        raise ValueError(f"windows of {size} positions can't share {overlap}; allowed: 0 to {size - 1}")
+    if length <= size:
+        return [(0, length)]
+    starts = [*range(0, length - size, size - overlap), length - size]
+    return [(start, start + size) for start in starts]
+
+
+def max_context_windows(spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+    """Return for each position the index of the window in which it has the most context [length].
+
+    The context of a position is the smaller of the numbers of positions before it and after it in the window, plus a
+    hundredth of the window's length, as in Google BERT's run_squad. The first of several equal windows is taken.
+
+    Args:
+        spans: `(start, end)` of each window.
+        length: number of positions of the text.
+    """
+    start, end = np.asarray(spans).T[:, :, None]
+    positions = np.arange(length)[None]
+    before, after = positions - start, end - 1 - positions
+    context = np.minimum(before, after) + 0.01 * (end - start)
+    return np.where((before >= 0) & (after >= 0), context, -np.inf).argmax(axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowingOptions:
+    """Sizes of the windows over the context of a question. Exactly one of `step` and `overlap` is given.
+
+    Where n tokens of context fit into a window, the overlap v is the step n - v. n depends on the length of the
+    question.
+
+    Raises:
+        ValueError: both or none of `step` and `overlap` are given, or a number is outside the range that is allowed.
+    """
+
+    max_length: int = 384
+    """Tokens of a window: `[CLS] question [SEP] part of the context [SEP]`."""
+    max_query: int = 64
+    """Maximum number of question tokens; further tokens are cut off."""
+    step: int | None = None
+    """Tokens from the start of a window to the start of the next one: Google's doc_stride."""
+    overlap: int | None = None
+    """Tokens that neighbouring windows share: the stride of Hugging Face's tokenizers."""
+
+    def __post_init__(self):
+        if (self.step is None) == (self.overlap is None):
+            raise ValueError(f"give exactly one of step ({self.step}) and overlap ({self.overlap}), the other as None")
+        if self.max_query < 1 or self._context_room(self.max_query) < 1:
+            raise ValueError(
+                f"max_query is {self.max_query}; allowed: 1 to {self.max_length - 4}, so that windows of max_length "
+                f"{self.max_length} hold three special tokens and some context, too"
+            )
+        if self.step is not None and self.step < 1:
+            raise ValueError(f"step is {self.step}; must be at least 1")
+        room = self._context_room(self.max_query)
+        if self.overlap is not None and not 0 <= self.overlap < room:
+            raise ValueError(
+                f"overlap is {self.overlap}; allowed: 0 to {room - 1}, less than the tokens of context beside a "
+                f"question of max_query {self.max_query}"
+            )
+
+    def context_spans(self, question_length: int, context_length: int) -> list[tuple[int, int]]:
+        """Return `(start, end)`, in tokens of the context, of each window's part of the context."""
+        room = self._context_room(min(question_length, self.max_query))
+        # A step longer than the window would leave tokens out.
+        step = room - self.overlap if self.overlap is not None else min(self.step or room, room)
+        count = 1 + max(0, -(-(context_length - room) // step))
+        return [(start, min(start + room, context_length)) for start in range(0, count * step, step)]
+
+    def _context_room(self, question_length: int) -> int:
+        return self.max_length - question_length - 3
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionWindow:
+    """Model input `[CLS] question [SEP] part of the context [SEP]` of T tokens, N of them context tokens.
+
+    Attributes:
+        ids: [T], int32.
+        types: [T], int32; token types, 0 up to the first [SEP], then 1.
+        first: position of the first context token.
+        offsets: [N, 2]; `(start, end)` of each context token, in characters of the context.
+        has_max_context: [N]; True where the token has more context in this window than in any other.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    first: int
+    offsets: np.ndarray
+    has_max_context: np.ndarray
+
+    def positions(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return the positions of the first and last token of context[start:end], or None if a part is missing."""
+        if not len(self.offsets) or start < self.offsets[0, 0] or end > self.offsets[-1, 1]:
+            return None
+        first = int(np.searchsorted(self.offsets[:, 1], start, side="right"))
+        last = int(np.searchsorted(self.offsets[:, 0], end, side="left")) - 1
+        return (self.first + first, self.first + last) if first <= last else None
+
+
+def question_windows(
+    tokenizer: WordPieceTokenizer, questions: Sequence[str], contexts: Sequence[str], options: WindowingOptions
+) -> list[list[QuestionWindow]]:
+    """Return the windows of each question and its context, at least one per question.
+
+    A context that several questions share is tokenized once.
+    """
+    distinct = list(dict.fromkeys(contexts))
+    encodings = dict(zip(distinct, tokenizer.encode_pieces(distinct), strict=True))
+    pieces = {context: np.asarray(encoding.ids, np.int32) for context, encoding in encodings.items()}
+    offsets = {
+        context: np.asarray(encoding.offsets, np.int32).reshape(-1, 2) for context, encoding in encodings.items()
+    }
+    cls, sep = tokenizer.token_id(CLS), tokenizer.token_id(SEP)
+    windows = []
+    for ids, context in zip(tokenizer.piece_ids(questions), contexts, strict=True):
+        question = np.asarray([cls, *ids[: options.max_query], sep], np.int32)
+        windows.append(_split_context(question, pieces[context], offsets[context], sep, options))
+    return windows
+
+
+def _split_context(
+    question: np.ndarray, pieces: np.ndarray, offsets: np.ndarray, sep: int, options: WindowingOptions
+) -> list[QuestionWindow]:
+    """Return the windows of one question, whose tokens include [CLS] and [SEP]."""
+    spans = options.context_spans(len(question) - 2, len(pieces))
+    max_context = max_context_windows(spans, len(pieces))
+    windows = []
+    for index, (start, end) in enumerate(spans):
+        tokens = np.concatenate([question, pieces[start:end], np.asarray([sep], np.int32)])
+        types = (np.arange(len(tokens)) >= len(question)).astype(np.int32)
+        has_max_context = max_context[start:end] == index
+        windows.append(QuestionWindow(tokens, types, len(question), offsets[start:end], has_max_context))
+    return windows
