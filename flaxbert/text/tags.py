@@ -1,8 +1,8 @@
 """Tag schemes: a tag for every word of a sentence, and the entities that the tags mean.
 
 Two ways of reading tags are in use, and both give the same entities as seqeval 1.2. `entity_spans` is its default mode
-(that of CoNLL's script conlleval): every tag except O belongs to an entity, wherever it stands. `strict_entity_spans` is
-its strict mode: only tags that the scheme allows there make an entity.
+(that of CoNLL's script conlleval): every tag except O belongs to an entity, wherever it stands. `strict_entity_spans`
+is its strict mode: only tags that the scheme allows there make an entity.
 """
 
 import enum
