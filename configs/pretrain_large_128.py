@@ -14,7 +14,7 @@ from pathlib import Path
 from flaxbert import Attention, BertConfig, Remat
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.optim.adam import BertAdam
+from train.optim.algorithms import BertAdam
 from train.optim.schedules import Google
 from train.tasks.pretraining import Pretraining
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from flaxbert import BertConfig, Remat
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.optim.lamb import Lamb
+from train.optim.algorithms import Lamb
 from train.optim.schedules import Nvidia
 from train.tasks.pretraining import Pretraining
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.optim.adam import AdamW
+from train.optim.algorithms import AdamW
 from train.tasks.pretraining import Pretraining, Segments
 
 config = Config(

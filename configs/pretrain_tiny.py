@@ -30,7 +30,7 @@ from flaxbert import BertConfig
 from train.config import Config, Model, Run
 from train.data.pretraining.stages import Stage
 from train.optim import Optim
-from train.optim.adam import AdamW
+from train.optim.algorithms import AdamW
 from train.tasks.pretraining import Pretraining
 
 config = Config(

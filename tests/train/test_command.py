@@ -13,7 +13,7 @@ from train import environment
 from train.command import main, parse_flags
 from train.config import Config, Run
 from train.optim import Optim
-from train.optim.lamb import Lamb
+from train.optim.algorithms import Lamb
 from train.optim.schedules import Polynomial
 from train.tasks.pretraining import Pretraining
 from train.tasks.sequence_classification import SequenceClassification

@@ -6,9 +6,7 @@ import pytest
 from flaxbert import BertConfig, BertForPreTraining
 from tests.trees import by_path
 from train.optim import Optim, clip_by_global_norm, decay_mask, global_norm, make_optimizer
-from train.optim.adafactor import Adafactor
-from train.optim.adam import AdamW, BertAdam
-from train.optim.lamb import Lamb
+from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
 
 # Every parameter of a pretraining model: True where weight decay applies.
 DECAYS = {

@@ -9,10 +9,8 @@ from flaxbert import BertConfig, BertModel
 from flaxbert.weights import names
 from tests.unstacked import MODEL, gradients, start, trained, unstacked
 from train.optim import Optim, make_optimizer
-from train.optim.adafactor import Adafactor
-from train.optim.adam import AdamW, BertAdam
-from train.optim.lamb import Lamb
-from train.optim.matrices import view_shape
+from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
+from train.optim.parameters import view_shape
 
 RULES = [AdamW(), BertAdam(), Lamb(), Adafactor(beta1=0.9, scale_parameter=True)]
 

@@ -13,9 +13,7 @@ import transformers.optimization
 
 from tests.unstacked import STEPS, clipped, decays, relative_differences, start, trained, unstacked
 from train.optim import Optim, schedule
-from train.optim.adafactor import Adafactor
-from train.optim.adam import AdamW, BertAdam
-from train.optim.lamb import Lamb
+from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
 from train.optim.schedules import RelativeStep
 
 LIMIT = 1e-5

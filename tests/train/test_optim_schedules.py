@@ -12,7 +12,7 @@ from train.optim.schedules import (
     ConstantWithWarmup,
     Cosine,
     CosineWithRestarts,
-    Fall,
+    DecayShape,
     Google,
     InverseSquareRoot,
     Linear,
@@ -77,7 +77,7 @@ def test_polynomial_equals_transformers(warmup, power, end):
     assert_rates(settings, reference_rates("polynomial", round(warmup * TOTAL), power=power, lr_end=end))
 
 
-@pytest.mark.parametrize("fall", Fall)
+@pytest.mark.parametrize("fall", DecayShape)
 @pytest.mark.parametrize(("warmup", "decay"), [(0.0, 0.1), (0.1, 0.5), (0.5, 0.5), (0.0, 1.0), (0.2, 0.0), (1.0, 0.0)])
 def test_warmup_stable_decay_equals_transformers(fall, warmup, decay):
     steps = {"num_decay_steps": round(decay * TOTAL), "decay_type": fall.value}

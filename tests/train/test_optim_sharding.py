@@ -12,9 +12,7 @@ from flaxbert.sharding import AxisRules, make_mesh
 from train.checkpoint import Checkpoints
 from train.distributed import Placement
 from train.optim import Optim, make_optimizer
-from train.optim.adafactor import Adafactor
-from train.optim.adam import AdamW, BertAdam
-from train.optim.lamb import Lamb
+from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
 from train.step import compile_step, create_state, state_shapes, state_shardings
 
 MODEL = BertForMaskedLM(

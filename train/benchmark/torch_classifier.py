@@ -19,7 +19,7 @@ import transformers
 from train.benchmark.torch_peer import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
-from train.optim.adam import AdamW
+from train.optim.algorithms import AdamW
 from train.optim.schedules import Linear
 from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
 from train.tasks.task import HostBatch

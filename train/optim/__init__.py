@@ -1,12 +1,9 @@
-"""The optimizers and learning-rate schedules of training, as settings and as optax transformations.
+"""Optimizers and learning-rate schedules of training, as settings and as optax transformations.
 
-The classes that `Optim` takes for `algorithm` are in adam.py, lamb.py and adafactor.py, those for `schedule` in
-schedules.py.
+`algorithms.py` has the classes for `Optim.algorithm`, `schedules.py` those for `Optim.schedule`.
 """
 
-from train.optim.clipping import clip_by_global_norm, global_norm
-from train.optim.decay import decay_mask
-from train.optim.optimizer import make_optimizer, schedule
-from train.optim.settings import Optim
+from train.optim.optimizer import Optim, clip_by_global_norm, global_norm, make_optimizer, schedule
+from train.optim.parameters import decay_mask
 
 __all__ = ["Optim", "clip_by_global_norm", "decay_mask", "global_norm", "make_optimizer", "schedule"]
