@@ -45,5 +45,6 @@ class Export:
             for name, (dtype, shape) in arrays.items():
                 print(f"  {what} {name}: {dtype} [{', '.join(map(str, shape))}]")
         print(f"  platforms: {', '.join(done.platforms)}")
+        print(f"  readable by: {done.readable_by}")
         print(f"  loaded again, at most {done.parity:.3g} from the model on random input")
         return 0

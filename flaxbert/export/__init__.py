@@ -1,10 +1,18 @@
-"""Models as programs that run without this library: StableHLO by `jax.export`, and ONNX.
+"""Export models as programs that run without this library: StableHLO through `jax.export`, ONNX through `torch.onnx`.
 
-A folder holds the program, what goes in and out of it as export.json, and the tokenizer's files.
+An export folder holds the program, a description of its inputs and outputs (export.json), and the tokenizer files.
 """
 
-from flaxbert.export.folder import Exported
-from flaxbert.export.onnx_file import export_onnx
-from flaxbert.export.stablehlo import export_stablehlo, load
+from flaxbert.export.exported_model import ArraySpec, ExportedModel
+from flaxbert.export.onnx_model import export_onnx
+from flaxbert.export.stablehlo import export_stablehlo, load_stablehlo
 
-__all__ = ["Exported", "export_onnx", "export_stablehlo", "load"]
+__all__ = ["ArraySpec", "ExportedModel", "export_onnx", "export_stablehlo", "load_stablehlo"]
+
+_RENAMED = {"Exported": "ExportedModel", "load": "load_stablehlo"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        raise AttributeError(f"flaxbert.export.{name} is now flaxbert.export.{_RENAMED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,16 +1,18 @@
-"""Models as StableHLO, by `jax.export`.
+"""Export models as StableHLO through `jax.export`.
 
-The weights lie beside the program, in weights.safetensors, and are its first argument. Inside it they would be
-constants: a program of MiniLM is then 91 MB instead of 31 KB and takes three times as long to compile, every model of
-the same sizes needs one of its own, and flatbuffers end at 2 GB. Without this library jax runs it:
+The weights are not part of the program but its first argument, from weights.safetensors beside it. As constants inside
+the program they would make MiniLM's program 91 MB instead of 31 KB and its compilation three times as long, models of
+equal sizes could not share a program, and flatbuffers end at 2 GB. JAX runs the program without this library:
 
     program = jax.export.deserialize((folder / "program.stablehlo").read_bytes())
     weights = safetensors.numpy.load_file(folder / "weights.safetensors")
     program.call(weights, input_ids, attention_mask, token_type_ids)
+
+`jax.export` guarantees compatibility for a limited time, counted between the jaxlib releases that write and read:
+https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees. `ExportedModel.readable_by` states it.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,19 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from flaxbert.base import PreTrainedModel
-from flaxbert.export.folder import ABOUT, INPUTS, Exported, Run, checked_length, outputs_of, require, versions, written
+from flaxbert.export.exported_model import (
+    DESCRIPTION,
+    INPUTS,
+    ExportedModel,
+    Program,
+    ProgramDescription,
+    array_specs,
+    input_specs,
+    installed_versions,
+    model_outputs,
+    require_package,
+    write_export,
+)
 from flaxbert.files import read_json, require_absent
 from flaxbert.pretrained import from_pretrained
 
@@ -30,83 +43,79 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def export_stablehlo(
     source: str | Path, target: str | Path, *, length: int | None = None, dtype: DTypeLike = jnp.float32
-) -> Exported:
-    """Writes a model folder as StableHLO that takes any number of rows, of any length or of a fixed one.
+) -> ExportedModel:
+    """Export a model folder as StableHLO, for any batch size and for inputs of any length or of a fixed one.
 
     Args:
-        source: what `from_pretrained` reads.
-        target: the folder to make.
-        length: of all inputs; any up to the model's number of positions where None.
-        dtype: of the computation; weights are float32.
+        source: a folder that `from_pretrained` reads.
+        target: the folder to create.
+        length: number of tokens of all inputs; None allows 1 to the model's number of positions.
+        dtype: compute dtype; the weights stay float32.
 
     Raises:
-        FileExistsError: `target` is there already.
-        FileNotFoundError, ValueError: `source` cannot be read, `length` is impossible, or an extra is missing.
+        FileExistsError: `target` exists.
+        FileNotFoundError: `source` does not exist.
+        ValueError: `source` cannot be read, `length` is out of range, or a package of the extra [export] is missing.
     """
-    require("flatbuffers", "export")
+    require_package("flatbuffers", extra="export")
     require_absent(Path(target))
     model, params = from_pretrained(source, dtype=dtype)
-    shapes = _symbolic(model, checked_length(model, length))
-    flat = {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
-    like = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
+    specs = input_specs(model, length)
+    weights = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    weight_specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
 
     def program(weights, *inputs):
-        return outputs_of(model, traverse_util.unflatten_dict(weights, sep="/"), *inputs)
+        return model_outputs(model, traverse_util.unflatten_dict(weights, sep="/"), *inputs)
 
-    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(like, *shapes)
-    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    described = {
-        "inputs": {name: _described(shape) for name, shape in zip(INPUTS, shapes, strict=True)},
-        "outputs": {name: _described(outputs[name]) for name in outputs},
-        "platforms": PLATFORMS,
-        "versions": versions("flaxbert", "jax", "jaxlib"),
-    }
+    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(weight_specs, *specs)
+    versions = installed_versions("flaxbert", "jax", "jaxlib")
+    description = ProgramDescription(
+        format="stablehlo",
+        inputs=array_specs(dict(zip(INPUTS, specs, strict=True))),
+        outputs=array_specs(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
+        platforms=PLATFORMS,
+        versions=versions,
+        readable_by=(
+            f"jax {versions['jax']} with jaxlib {versions['jaxlib']}, and releases built up to 6 months later or up to "
+            "3 weeks earlier"
+        ),
+    )
 
-    def write(folder: Path) -> Run:
+    def write_program(folder: Path) -> Program:
         (folder / PROGRAM).write_bytes(exported.serialize())
-        save_file(flat, folder / WEIGHTS)
-        return _loaded(folder, length or model.config.max_position_embeddings)
+        save_file(weights, folder / WEIGHTS)
+        return _load_program(folder, length or model.config.max_position_embeddings)
 
-    return written(Path(target), "stablehlo", model, params, described, write, length)
+    return write_export(Path(target), model, params, description, write_program, length=length)
 
 
-def load(folder: str | Path) -> Run:
-    """The program of a folder that `export_stablehlo` wrote: input_ids, attention_mask, token_type_ids to outputs.
+def load_stablehlo(folder: str | Path) -> Program:
+    """Load the program of a folder that `export_stablehlo` wrote.
+
+    The program takes input_ids, attention_mask and token_type_ids and returns the outputs by name. It raises ValueError
+    for inputs that are longer than its maximum.
 
     Raises:
-        FileNotFoundError, ValueError: no such program, or not one; of a call: inputs longer than it takes.
+        FileNotFoundError: the folder holds no such program.
+        ValueError: the file is not a program of `jax.export`, or is too old for this jax.
     """
-    require("flatbuffers", "export")
-    return _loaded(Path(folder), read_json(Path(folder) / ABOUT)["max_length"])
+    require_package("flatbuffers", extra="export")
+    return _load_program(Path(folder), read_json(Path(folder) / DESCRIPTION)["max_length"])
 
 
-def _loaded(folder: Path, longest: int) -> Run:
+def _load_program(folder: Path, max_length: int) -> Program:
     file = folder / PROGRAM
     data = bytearray(file.read_bytes())
     try:
         program = jax.export.deserialize(data)
-    except Exception as error:  # of flatbuffers, of MLIR
+    except Exception as error:  # flatbuffers and MLIR raise their own
         raise ValueError(f"{file}: not a program of jax.export ({error})") from None
     weights = jax.device_put(load_file(folder / WEIGHTS))
     compiled = jax.jit(program.call)
 
     def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
-        if inputs[0].shape[-1] > longest:  # of which jax says no more than that it cannot refine the shapes
-            raise ValueError(f"the inputs have {inputs[0].shape[-1]} tokens; the program takes {longest} at most")
+        if inputs[0].shape[-1] > max_length:  # jax would only say that it cannot refine the shapes
+            raise ValueError(f"the inputs have {inputs[0].shape[-1]} tokens; the program takes {max_length} at most")
         return jax.device_get(compiled(weights, *inputs))
 
     return run
-
-
-def _symbolic(model: PreTrainedModel, length: int | None) -> list[jax.ShapeDtypeStruct]:
-    axes = ["B", "C", "T"] if model.takes_choices else ["B", "T"]
-    limits = [f"{axis} >= 1" for axis in axes] + [f"T <= {model.config.max_position_embeddings}"]
-    if length is not None:
-        axes[-1] = str(length)
-        limits = limits[: len(axes) - 1]
-    shape = jax.export.symbolic_shape(", ".join(axes), constraints=limits)
-    return [jax.ShapeDtypeStruct(shape, np.int32) for _ in INPUTS]
-
-
-def _described(array: Any) -> tuple[str, tuple[int | str, ...]]:
-    return str(array.dtype), tuple(axis if isinstance(axis, int) else str(axis) for axis in array.shape)

@@ -1,5 +1,6 @@
 """Exported programs: loaded again, they compute what the model does, for any number of rows."""
 
+import datetime
 import json
 
 import jax
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file
 
 import flaxbert
 from flaxbert import cli
-from flaxbert.export import export_onnx, export_stablehlo, folder, load, stablehlo
+from flaxbert.export import export_onnx, export_stablehlo, exported_model, load_stablehlo, stablehlo
 from tests.flaxbert.saved_models import CONFIG, folder_of
 
 # BertForPreTraining is both of its heads; these are slow to compile, nine times.
@@ -25,7 +26,7 @@ def inputs_of(rows, length, choices=None):
 
 def run(source, *inputs):
     model, params = flaxbert.from_pretrained(source)
-    return jax.device_get(jax.jit(lambda *inputs: folder.outputs_of(model, params, *inputs))(*inputs))
+    return jax.device_get(jax.jit(lambda *inputs: exported_model.model_outputs(model, params, *inputs))(*inputs))
 
 
 def assert_equal(found, wanted, tolerance):
@@ -43,7 +44,7 @@ def test_stablehlo_takes_any_shape_and_needs_jax_alone(name, tmp_path, unchecked
     assert done.parity <= 1e-6 and done.platforms == ("cpu", "cuda", "tpu")
     assert done.inputs["input_ids"] == ("int32", ("B", "C", "T") if "Choice" in name else ("B", "T"))
     choices = 3 if "Choice" in name else None
-    program = load(target)
+    program = load_stablehlo(target)
     inputs = inputs_of(1, 13, choices)
     assert_equal(program(*inputs), run(source, *inputs), 1e-5)
     # As a user does without this library:
@@ -74,7 +75,7 @@ def test_other_weights_of_the_same_sizes_run_in_the_same_program(tmp_path, unche
 @pytest.mark.parametrize(
     "name", ["BertForPreTraining", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )
-def test_onnx_equals_the_model(name, tmp_path):
+def test_onnx_equals_the_model(name, tmp_path, unchecked):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     source = folder_of(name, tmp_path / "model")
@@ -83,13 +84,15 @@ def test_onnx_equals_the_model(name, tmp_path):
     if name in ("BertForMultipleChoice", "BertForPreTraining"):  # of the others the parity says it
         session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
         inputs = inputs_of(4, 11, 3 if name == "BertForMultipleChoice" else None)
-        given = {name: array.astype(np.int64) for name, array in zip(folder.INPUTS, inputs, strict=True)}
+        given = {name: array.astype(np.int64) for name, array in zip(exported_model.INPUTS, inputs, strict=True)}
         names = [value.name for value in session.get_outputs()]
         assert_equal(dict(zip(names, session.run(names, given), strict=True)), run(source, *inputs), 1e-5)
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", pytest.param("silu", marks=pytest.mark.slow)])
-def test_onnx_activations_and_untied_words(activation, tmp_path):
+@pytest.mark.parametrize(
+    "activation", ["gelu_new", *(pytest.param(a, marks=pytest.mark.slow) for a in ("silu", "mish"))]
+)
+def test_onnx_activations_and_untied_words(activation, tmp_path, unchecked):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     config = CONFIG.replace(hidden_act=activation, tie_word_embeddings=False)
@@ -98,23 +101,47 @@ def test_onnx_activations_and_untied_words(activation, tmp_path):
     assert done.parity <= 1e-5 and done.inputs["input_ids"] == ("int64", ("B", 6))
 
 
-def test_what_onnx_is_not_written_for(tmp_path):
-    pytest.importorskip("onnx")
+def test_onnx_refuses_causal_models(tmp_path, unchecked):
     pytest.importorskip("onnxruntime")
     source = folder_of("BertLMHeadModel", tmp_path / "causal")
     with pytest.raises(ValueError, match="is_decoder is true.*Use stablehlo"):
         export_onnx(source, tmp_path / "out")
-    source = folder_of("BertModel", tmp_path / "mish", config=CONFIG.replace(hidden_act="mish"))
-    with pytest.raises(ValueError, match="hidden_act is 'mish'; in ONNX: gelu, "):
-        export_onnx(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_onnx_of_a_model_without_pooler(tmp_path, unchecked):
+    pytest.importorskip("onnxruntime")
+    model = flaxbert.BertModel(CONFIG, add_pooling_layer=False)
+    params = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    flaxbert.save_pretrained(tmp_path / "model", model, params)
+    exported = export_onnx(tmp_path / "model", tmp_path / "out")
+    assert exported.parity <= 1e-5
+    assert exported.outputs == {"last_hidden_state": ("float32", ("B", "T", CONFIG.hidden_size))}
+
+
+def test_onnx_runtime_fuses_the_attention_of_every_layer(tmp_path, unchecked):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    optimizer = pytest.importorskip("onnxruntime.transformers.optimizer")
+    config = CONFIG.replace(hidden_size=16, num_attention_heads=2)
+    source = folder_of("BertForPreTraining", tmp_path / "model", config=config)
+    export_onnx(source, tmp_path / "out")
+    sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
+    fused = optimizer.optimize_model(str(tmp_path / "out" / "model.onnx"), model_type="bert", opt_level=0, **sizes)
+    counts = fused.get_fused_operator_statistics()
+    assert counts["Attention"] == config.num_hidden_layers and counts["EmbedLayerNormalization"] == 1
+    fused.save_model_to_file(str(tmp_path / "fused.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "fused.onnx"))
+    inputs = inputs_of(4, 11)
+    arrays = {name: array.astype(np.int64) for name, array in zip(exported_model.INPUTS, inputs, strict=True)}
+    names = [value.name for value in session.get_outputs()]
+    assert_equal(dict(zip(names, session.run(names, arrays), strict=True)), run(source, *inputs), 1e-5)
 
 
 def test_a_parity_that_would_pass_by_broadcasting_is_an_error():
     model = flaxbert.BertForSequenceClassification(CONFIG)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.parameter_shapes())
-    with pytest.raises(ValueError, match=r"logits has the shape \(1, 3\) when loaded again, not \(2, 3\)"):
-        folder._parity(model, params, lambda *inputs: {"logits": np.zeros((1, 3), np.float32)}, None)
+    with pytest.raises(ValueError, match=r"returns logits with shape \(1, 3\); the model returns shape \(2, 3\)"):
+        exported_model.largest_difference(model, params, lambda *inputs: {"logits": np.zeros((1, 3), np.float32)}, None)
 
 
 @pytest.mark.parametrize("format", [pytest.param("stablehlo", marks=pytest.mark.slow), "onnx"])
@@ -127,8 +154,10 @@ def test_the_command(format, tmp_path, capsys, unchecked):
     out = capsys.readouterr().out
     assert "output logits: float32 [B, 3]" in out and "from the model on random input" in out
     assert {"export.json", "vocab.txt"} < {path.name for path in target.iterdir()}
-    told = json.loads((target / "export.json").read_text())
-    assert told["parity"] <= 1e-5 and sorted(told["files"]) == sorted(path.name for path in target.iterdir())
+    description = json.loads((target / "export.json").read_text())
+    assert description["parity"] <= 1e-5 and sorted(description["files"]) == sorted(p.name for p in target.iterdir())
+    assert description["readable_by"] in out
+    assert datetime.date.fromisoformat(description["exported_on"]) <= datetime.datetime.now(datetime.UTC).date()
     assert cli.main(["export", str(source), str(target), "--format", format]) == 2
     assert "is there already" in capsys.readouterr().err
     assert cli.main(["export", str(source), str(tmp_path / "b"), "--format", format, "--length", "14"]) == 2
@@ -136,10 +165,10 @@ def test_the_command(format, tmp_path, capsys, unchecked):
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(exported_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs flatbuffers, .*pip install 'flaxbert\[export\]'"):
         export_stablehlo(tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"needs onnx, .*pip install 'flaxbert\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"needs torch, .*pip install 'flaxbert\[onnx\]'"):
         export_onnx(tmp_path, tmp_path / "out")
 
 
@@ -148,4 +177,4 @@ def test_a_program_that_is_none(tmp_path):
     (tmp_path / "export.json").write_text('{"max_length": 13}')
     (tmp_path / "program.stablehlo").write_bytes(b"no program")
     with pytest.raises(ValueError, match="not a program of jax.export"):
-        load(tmp_path)
+        load_stablehlo(tmp_path)

@@ -1,0 +1,191 @@
+"""The export folder: a program that was loaded again and compared with its model, and the description export.json."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flaxbert import companions
+from flaxbert.base import PreTrainedModel
+from flaxbert.files import atomic_folder
+
+DESCRIPTION = "export.json"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+# A loaded program: arrays in the order of `INPUTS` to outputs by name.
+Program = Callable[..., Mapping[str, np.ndarray]]
+
+
+class ArraySpec(NamedTuple):
+    """Dtype and shape of an input or output. Axes of any size have a letter: B batch, C choices, T tokens."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramDescription:
+    """Properties of a program that its format determines.
+
+    Attributes:
+        format: "stablehlo" or "onnx".
+        inputs: by name.
+        outputs: by name; the names are the fields of the model's output dataclass.
+        platforms: where the program runs.
+        versions: libraries that wrote it.
+        readable_by: library versions that are guaranteed to read it.
+    """
+
+    format: str
+    inputs: Mapping[str, ArraySpec]
+    outputs: Mapping[str, ArraySpec]
+    platforms: tuple[str, ...]
+    versions: Mapping[str, str]
+    readable_by: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedModel(ProgramDescription):
+    """Content of an export folder, as stored in its export.json.
+
+    Attributes:
+        architecture: class name of the model.
+        max_length: maximum number of tokens of an input.
+        files: names of the files in the folder.
+        parity: largest absolute difference between the outputs of the model and of the loaded program, for random
+            input.
+        exported_on: date of the export (UTC), as YYYY-MM-DD.
+    """
+
+    architecture: str
+    max_length: int
+    files: tuple[str, ...]
+    parity: float
+    exported_on: str
+
+
+def model_outputs(model: PreTrainedModel, params: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
+    """Return the model's outputs for the arrays `INPUTS`, by name; outputs that are None are left out."""
+    outputs: Any = model.apply({"params": params}, **dict(zip(INPUTS, inputs, strict=True)))
+    fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def write_export(
+    target: Path,
+    model: PreTrainedModel,
+    params: Mapping[str, Any],
+    description: ProgramDescription,
+    write_program: Callable[[Path], Program],
+    *,
+    length: int | None,
+) -> ExportedModel:
+    """Write an export folder: the program, the tokenizer files and export.json.
+
+    Args:
+        target: the folder to create; it appears when it is complete.
+        model: the exported model, for the comparison.
+        params: its parameters.
+        description: of the program.
+        write_program: writes the program into a folder and returns it, loaded again.
+        length: fixed number of tokens of all inputs, or None.
+
+    Raises:
+        ValueError: the loaded program returns other shapes than the model.
+    """
+    with atomic_folder(target) as folder:
+        parity = largest_difference(model, params, write_program(folder), length)
+        if model.origin is not None:
+            companions.carry(model.origin, folder, sentences=False)
+        exported = ExportedModel(
+            **vars(description),
+            architecture=type(model).__name__,
+            max_length=length or model.config.max_position_embeddings,
+            files=tuple(sorted([*(path.name for path in folder.iterdir()), DESCRIPTION])),
+            parity=parity,
+            exported_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        )
+        text = json.dumps(dataclasses.asdict(exported), indent=2)
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return exported
+
+
+def largest_difference(
+    model: PreTrainedModel, params: Mapping[str, Any], program: Program, length: int | None
+) -> float:
+    """Return the largest absolute difference between outputs of model and program, for random inputs of two shapes.
+
+    Raises:
+        ValueError: an output of the program has another shape than the model's.
+    """
+    reference = jax.jit(lambda params, *inputs: model_outputs(model, params, *inputs))
+    differences = []
+    for rows, tokens in ((2, 16), (3, 9)):
+        inputs = _random_inputs(model, rows, length or min(tokens, model.config.max_position_embeddings))
+        expected, actual = jax.device_get(reference(params, *inputs)), program(*inputs)
+        for name in expected:
+            if expected[name].shape != actual[name].shape:
+                raise ValueError(
+                    f"the exported program returns {name} with shape {actual[name].shape}; the model returns shape "
+                    f"{expected[name].shape}"
+                )
+            differences.append(np.abs(expected[name].astype(np.float64) - actual[name]).max())
+    return float(max(differences))
+
+
+def _random_inputs(model: PreTrainedModel, rows: int, length: int) -> Sequence[np.ndarray]:
+    """Return arrays in the order of `INPUTS`; every row but the first ends in padding."""
+    random, config = np.random.default_rng(0), model.config
+    shape = (rows, 2, length) if model.takes_choices else (rows, length)
+    mask = np.ones(shape, np.int32)
+    mask[1:, ..., -(-length * 3 // 4) :] = 0
+    ids = random.integers(0, config.vocab_size, shape, np.int32)
+    types = random.integers(0, config.type_vocab_size, shape, np.int32)
+    return ids, mask, types
+
+
+def input_specs(model: PreTrainedModel, length: int | None) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return shapes [B, T] or [B, C, T], int32, of `INPUTS`; all axes are symbolic except T where `length` is given.
+
+    Raises:
+        ValueError: `length` is outside 1 to the model's number of positions.
+    """
+    limit = model.config.max_position_embeddings
+    if length is not None and not 1 <= length <= limit:
+        raise ValueError(f"length is {length}; allowed: 1 to {limit}, the model's number of positions")
+    axes = ["B", "C"] if model.takes_choices else ["B"]
+    constraints = [f"{axis} >= 1" for axis in axes]
+    if length is None:
+        axes.append("T")
+        constraints += ["T >= 1", f"T <= {limit}"]
+    else:
+        axes.append(str(length))
+    shape = jax.export.symbolic_shape(", ".join(axes), constraints=constraints)
+    return tuple(jax.ShapeDtypeStruct(shape, np.int32) for _ in INPUTS)
+
+
+def array_specs(arrays: Mapping[str, Any], *, dtype: str | None = None) -> dict[str, ArraySpec]:
+    """Return the specs of arrays or shapes by name; `dtype` replaces their own."""
+    return {
+        name: ArraySpec(dtype or str(array.dtype), tuple(a if isinstance(a, int) else str(a) for a in array.shape))
+        for name, array in arrays.items()
+    }
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Return the versions of installed packages by name."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def require_package(name: str, *, extra: str) -> None:
+    """Raise ValueError, with the pip command that installs `extra`, if a package is missing."""
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"this needs {name}, which is not installed: pip install 'flaxbert[{extra}]'")

@@ -1,0 +1,158 @@
+"""Export models as ONNX files for ONNX Runtime.
+
+`transformers` loads the saved model and `torch.onnx` traces it. The TorchScript exporter traces the eager form of
+attention, because ONNX Runtime's BERT optimizer fuses the attention of this graph, but neither that of `sdpa` nor that
+of the exporter based on `torch.export` (tried with torch 2.13 and ONNX Runtime 1.32).
+"""
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxbert.base import PreTrainedModel
+from flaxbert.export.exported_model import (
+    INPUTS,
+    ArraySpec,
+    ExportedModel,
+    Program,
+    ProgramDescription,
+    array_specs,
+    input_specs,
+    installed_versions,
+    model_outputs,
+    require_package,
+    write_export,
+)
+from flaxbert.files import require_absent
+from flaxbert.pretrained import from_pretrained, save_pretrained
+
+GRAPH = "model.onnx"
+_OPSET = 17  # the first with LayerNormalization
+_MAX_BYTES = 2**31 - 2**20  # a protobuf message holds less than 2 GB
+_EXAMPLE_SIZES = {"B": 2, "C": 3, "T": 5}
+
+
+def export_onnx(source: str | Path, target: str | Path, *, length: int | None = None) -> ExportedModel:
+    """Export a model folder as an ONNX graph in float32 with int64 inputs; the file includes the weights.
+
+    The arguments are those of `export_stablehlo`.
+
+    Raises:
+        FileExistsError: `target` exists.
+        FileNotFoundError: `source` does not exist.
+        ValueError: `source` cannot be read, `length` is out of range, a package of the extra [onnx] is missing, the
+            model is causal, the weights exceed the 2 GB of an ONNX file, or `torch.onnx` cannot export the model.
+    """
+    for name in ("torch", "transformers", "onnx", "onnxruntime"):
+        require_package(name, extra="onnx")
+    require_absent(Path(target))
+    model, params = from_pretrained(source)
+    specs = input_specs(model, length)
+    if model.config.is_decoder:
+        raise ValueError("is_decoder is true; causal attention can't be exported as ONNX. Use stablehlo")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if size > _MAX_BYTES:
+        raise ValueError(f"the weights are {size:,} bytes; an ONNX file holds less than 2 GB. Use stablehlo")
+    outputs = jax.eval_shape(lambda params, *inputs: model_outputs(model, params, *inputs), params, *specs)
+    description = ProgramDescription(
+        format="onnx",
+        inputs=array_specs(dict(zip(INPUTS, specs, strict=True)), dtype="int64"),
+        outputs=array_specs(outputs),
+        platforms=("onnxruntime",),
+        versions=installed_versions("flaxbert", "torch", "transformers", "onnxruntime") | {"opset": str(_OPSET)},
+        readable_by=f"every release of ONNX Runtime that supports opset {_OPSET}",
+    )
+
+    def write_program(folder: Path) -> Program:
+        _write_graph(folder / GRAPH, model, params, description)
+        return _load_graph(folder / GRAPH)
+
+    return write_export(Path(target), model, params, description, write_program, length=length)
+
+
+def _write_graph(
+    file: Path, model: PreTrainedModel, params: Mapping[str, Any], description: ProgramDescription
+) -> None:
+    import torch
+
+    class NamedOutputs(torch.nn.Module):
+        """Take the inputs and return the outputs in the order of the description."""
+
+        def __init__(self, traced: torch.nn.Module):
+            super().__init__()
+            self.traced = traced
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            outputs = self.traced(**dict(zip(description.inputs, inputs, strict=True)))
+            return tuple(getattr(outputs, name) for name in description.outputs)
+
+    arrays = {**description.inputs, **description.outputs}
+    sizes = _EXAMPLE_SIZES | {"T": min(_EXAMPLE_SIZES["T"], model.config.max_position_embeddings)}
+    examples = [
+        torch.ones([sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape], dtype=torch.int64)
+        for spec in description.inputs.values()
+    ]
+    traced = NamedOutputs(_torch_model(model, params)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing, and a notice that this exporter is not the default
+        try:
+            torch.onnx.export(
+                traced,
+                tuple(examples),
+                str(file),
+                input_names=list(description.inputs),
+                output_names=list(description.outputs),
+                dynamic_axes={name: _dynamic_axes(spec) for name, spec in arrays.items()},
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ValueError(f"torch.onnx can't export this {type(model).__name__}: {error}. Use stablehlo") from None
+
+
+def _dynamic_axes(spec: ArraySpec) -> dict[int, str]:
+    return {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+def _torch_model(model: PreTrainedModel, params: Mapping[str, Any]) -> Any:
+    """Return the `transformers` model with these parameters."""
+    import transformers
+
+    pooling = {} if getattr(model, "add_pooling_layer", True) else {"add_pooling_layer": False}
+    with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+        save_pretrained(folder, model, params)
+        architecture = getattr(transformers, type(model).__name__)
+        return architecture.from_pretrained(folder, attn_implementation="eager", **pooling)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _load_graph(file: Path) -> Program:
+    """Load the graph into ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    outputs = [value.name for value in session.get_outputs()]
+
+    def run(*inputs: np.ndarray) -> dict[str, Any]:
+        arrays = {name: np.asarray(value, np.int64) for name, value in zip(INPUTS, inputs, strict=True)}
+        return dict(zip(outputs, session.run(outputs, arrays), strict=True))
+
+    return run
