@@ -10,7 +10,7 @@ Reached with seed 0: dev Matthews 0.258, accuracy 0.719 (the commoner answer 0.6
 from pathlib import Path
 
 from train.config import Config, Model, Run
-from train.data.table import Columns
+from train.data.labelled_texts import Columns
 from train.optim import Optim
 from train.tasks.sequence_classification import SequenceClassification
 from train.tasks.start import minilm

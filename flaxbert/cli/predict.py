@@ -112,22 +112,22 @@ class Predict:
 
     def _rows(self, task: "PredictionTask") -> tuple[Iterator[tuple[str, ...]], int | None]:
         """The texts of each row, and how many rows there are where that is known; a file is checked as a whole."""
-        from flaxbert.cli.text_rows import counted, file_rows, line_rows, usable
+        from flaxbert.cli.text_inputs import count_inputs, file_inputs, line_inputs, usable_texts
 
         shape = task.shape
         if self.texts:
-            one = shape.least > 1 and not any("\t" in text for text in self.texts)
+            one = shape.minimum > 1 and not any("\t" in text for text in self.texts)
             lines = ["\t".join(self.texts)] if one else self.texts
-            count = counted(line_rows(lines, "argument", shape))
-            return usable(line_rows(lines, "argument", shape)), count
+            count = count_inputs(line_inputs(lines, "argument", shape))
+            return usable_texts(line_inputs(lines, "argument", shape)), count
         if self.file is None:
             if isinstance(sys.stdin, io.TextIOWrapper):
                 sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-            return usable(line_rows(sys.stdin, "standard input", shape)), None
+            return usable_texts(line_inputs(sys.stdin, "standard input", shape)), None
         if not self.file.exists():
             raise FileNotFoundError(f"{self.file}: no such file")
-        count = counted(file_rows(self.file, shape, self.columns)) if self.file.is_file() else None
-        return usable(file_rows(self.file, shape, self.columns)), count
+        count = count_inputs(file_inputs(self.file, shape, self.columns)) if self.file.is_file() else None
+        return usable_texts(file_inputs(self.file, shape, self.columns)), count
 
     def _options(self, task: "PredictionTask") -> dict[str, Any]:
         from flaxbert.pipelines import Aggregation, Pooling

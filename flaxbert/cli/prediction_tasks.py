@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.cli.text_rows import Shape
+from flaxbert.cli.text_inputs import InputShape
 from flaxbert.files import escape_control_characters
 from flaxbert.pipelines import (
     Answer,
@@ -41,7 +41,7 @@ class PredictionTask:
     """
 
     pipeline: type[Pipeline[Any, Any]]
-    shape: Shape
+    shape: InputShape
     item: Callable[[Sequence[str]], Any]
     lines: Callable[[Sequence[str], Any], Sequence[str]]
     values: Callable[[Any], dict[str, Any]] = dataclasses.asdict
@@ -88,28 +88,30 @@ def _embedded(texts: Sequence[str], answer: np.ndarray) -> list[str]:
 TASKS = {
     "fill-mask": PredictionTask(
         FillMaskPipeline,
-        Shape(1, 1, f"a text with {MASK}", _masked),
+        InputShape(1, 1, f"a text with {MASK}", _masked),
         item=lambda texts: texts[0],
         lines=_filled,
         options=("top_k", "targets"),
     ),
     "classify": PredictionTask(
         TextClassificationPipeline,
-        Shape(1, 2, "a text, or a pair of texts"),
+        InputShape(1, 2, "a text, or a pair of texts"),
         item=lambda texts: texts[0] if len(texts) == 1 else texts,
         lines=_classified,
         options=("top_k",),
     ),
-    "next-sentence": PredictionTask(NextSentencePipeline, Shape(2, 2, "a pair of texts"), item=tuple, lines=_followed),
+    "next-sentence": PredictionTask(
+        NextSentencePipeline, InputShape(2, 2, "a pair of texts"), item=tuple, lines=_followed
+    ),
     "choose": PredictionTask(
         MultipleChoicePipeline,
-        Shape(2, None, "a prompt and its choices"),
+        InputShape(2, None, "a prompt and its choices"),
         item=lambda texts: (texts[0], list(texts[1:])),
         lines=_chosen,
     ),
     "tag": PredictionTask(
         EntityRecognitionPipeline,
-        Shape(1, 1, "a text"),
+        InputShape(1, 1, "a text"),
         item=lambda texts: texts[0],
         lines=_tagged,
         values=lambda answer: {"entities": [dataclasses.asdict(entity) for entity in answer.entities]},
@@ -117,14 +119,14 @@ TASKS = {
     ),
     "answer": PredictionTask(
         QuestionAnsweringPipeline,
-        Shape(2, 2, "a question and its context"),
+        InputShape(2, 2, "a question and its context"),
         item=tuple,
         lines=_answered,
         options=("top_k", "null_threshold", "max_answer", "max_query", "n_best", "step", "overlap"),
     ),
     "embed": PredictionTask(
         SentenceEmbeddingPipeline,
-        Shape(1, 1, "a text"),
+        InputShape(1, 1, "a text"),
         item=lambda texts: texts[0],
         lines=_embedded,
         values=lambda answer: {"vector": answer.tolist()},

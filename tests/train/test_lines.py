@@ -105,7 +105,7 @@ def test_wikipedia_documents(data_dir):
     ("content", "error"),
     [
         (b"good\nbad \xff\n", r"a\.txt:2: byte 0xff at character 5 is not UTF-8"),
-        (b"good\n\nbad\0", r"a\.txt:3: a NUL character \(UTF-16, or no text file\?\) at character 4"),
+        (b"good\n\nbad\0", r"a\.txt:3: a NUL character \(UTF-16, or not a text file\?\) at character 4"),
         ("text".encode("utf-16"), r"a\.txt:1: byte 0xff"),
         (b"\x7fELF\x02\x01\x01\x00\x00\x80\x90", r"a\.txt:1: "),
     ],

@@ -9,10 +9,11 @@ import pytest
 import torch
 import transformers
 
+from flaxbert.text.choices import ChoiceColumns
 from tests.runs import SMALL
 from tests.train.test_loop import records
 from train.config import Config, Model, Run
-from train.data.choices import ChoiceColumns, read_questions
+from train.data.choices import read_choice_questions
 from train.loop import run
 from train.optim import Optim
 from train.tasks.multiple_choice import MultipleChoice
@@ -22,32 +23,32 @@ WORDS = ["red", "blue", "green", "cat", "dog", "cow", "which"]
 
 def test_real_files(data_dir):
     tasks = data_dir / "tasks"
-    copa = read_questions(tasks / "superglue_copa" / "train.jsonl")
+    copa = read_choice_questions(tasks / "superglue_copa" / "train.jsonl")
     assert len(copa) == 368 and copa[0].context == "My body cast a shadow over the grass." and copa[0].label == 0
     assert copa[0].choices == tuple(
         f"What was the cause of this? The {end}." for end in ("sun was rising", "grass was cut")
     )
-    cosmos = read_questions(tasks / "cosmosqa" / "valid.csv")
+    cosmos = read_choice_questions(tasks / "cosmosqa" / "valid.csv")
     assert len(cosmos) == 2985 and {len(question.choices) for question in cosmos} == {4}
     assert {question.label for question in cosmos} == {0, 1, 2, 3}
-    test = read_questions(tasks / "superglue_copa" / "test.jsonl")
+    test = read_choice_questions(tasks / "superglue_copa" / "test.jsonl")
     assert len(test) == 500
 
 
 def test_swag_and_race(tmp_path):
     swag = {"sent1": "A drum.", "sent2": "It", **{f"ending{i}": f"end {i}" for i in range(10)}, "label": 9}
     (tmp_path / "swag.jsonl").write_text(json.dumps(swag))
-    (found,) = read_questions(tmp_path / "swag.jsonl")
+    (found,) = read_choice_questions(tmp_path / "swag.jsonl")
     assert found.choices == tuple(f"It end {i}" for i in range(10)) and found.label == 9  # 10 after 9, not after 1
     race = [{"article": "A.", "question": "Q?", "options": ["a", "b", "c"][:n], "answer": "B"} for n in (3, 2)]
     (tmp_path / "race.jsonl").write_text("\n".join(map(json.dumps, race)))
-    found = read_questions(tmp_path / "race.jsonl")
+    found = read_choice_questions(tmp_path / "race.jsonl")
     assert [question.choices for question in found] == [("Q? a", "Q? b", "Q? c"), ("Q? a", "Q? b")]
     assert [question.label for question in found] == [1, 1]
     (tmp_path / "own.csv").write_text('what,yes,no,right\n"Is it?",It is,"",2\n"Is it?",It is,No,2\n')
     columns = ChoiceColumns(question="what", choices=("yes", "no"), label="right")
     with pytest.raises(ValueError, match=r"own.csv:2: 1 choice\(s\) in 'yes', 'no'"):
-        read_questions(tmp_path / "own.csv", columns=columns, first_label=1)
+        read_choice_questions(tmp_path / "own.csv", columns=columns, first_label=1)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_swag_and_race(tmp_path):
 def test_bad_rows(tmp_path, row, message):
     (tmp_path / "bad.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        read_questions(tmp_path / "bad.jsonl")
+        read_choice_questions(tmp_path / "bad.jsonl")
 
 
 @pytest.fixture

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from transformers import BertForSequenceClassification
 
-from train.data.labels import infer_labels, label_indicators, label_numbers
-from train.data.table import Row, read_rows
+from train.data.labelled_texts import LabelledText, infer_labels, label_indicators, label_numbers, read_labelled_texts
 from train.loop import run
 from train.metrics.classification import spearman
 from train.optim import Optim
 
 
 def rows(*labels):
-    return [Row("text", None, label, f"file:{i}") for i, label in enumerate(labels, 1)]
+    return [LabelledText("text", None, label, f"file:{i}") for i, label in enumerate(labels, 1)]
 
 
 def evaluated(folder):
@@ -99,7 +98,7 @@ def test_rows_without_labels_are_predicted(classification, tmp_path):
 
 
 def test_labels_that_are_numbers(data_dir):
-    sts = read_rows(data_dir / "tasks" / "glue" / "STS-B" / "dev.tsv")
+    sts = read_labelled_texts(data_dir / "tasks" / "glue" / "STS-B" / "dev.tsv")
     with pytest.raises(ValueError, match=r"labels such as '.*' are measures, .*--task.problem-type regression"):
         infer_labels(sts)
     assert label_numbers(sts).max() == 5.0
@@ -120,4 +119,4 @@ def test_several_labels_of_a_row():
 def test_a_list_whose_label_holds_the_separator(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "label": ["x,y"]}\n')
     with pytest.raises(ValueError, match="'x,y', with the separator ',' in it"):
-        read_rows(tmp_path / "x.jsonl", separator=",")
+        read_labelled_texts(tmp_path / "x.jsonl", separator=",")

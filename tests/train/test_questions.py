@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from train.data.held_out import held_out
 from train.data.question_sets import trainable, without
 from train.data.questions import Answer, WrongOffsets, read_questions
+from train.data.sources import split_by_group
 
 SQUAD = "tasks/squad_v2_cs224n/dev-v2.0.cs224n-half.json"
 
@@ -181,8 +181,8 @@ def test_whole_articles_are_held_out(data_dir):
     sizes = Counter(articles)
     drawn = []
     for seed in range(4):
-        train, dev = held_out(rows, articles, 0.2, seed=seed)
-        assert (train, dev) == held_out(rows, articles, 0.2, seed=seed)
+        train, dev = split_by_group(rows, articles, 0.2, seed=seed)
+        assert (train, dev) == split_by_group(rows, articles, 0.2, seed=seed)
         titles = {row.title for row in dev}
         assert not titles & {row.title for row in train} and len(train) + len(dev) == len(rows)
         assert 0.2 <= len(dev) / len(rows) < 0.2 + max(sizes.values()) / len(rows)

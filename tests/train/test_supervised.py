@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.test_loop import with_task
-from train.data.held_out import held_out
+from train.data.sources import split_by_group
 from train.tasks.multiple_choice import MultipleChoice
 from train.tasks.next_sentence import NextSentence
 from train.tasks.question_answering import QuestionAnswering
@@ -87,9 +87,9 @@ def test_a_label_of_one_row_is_known_wherever_that_row_goes(classification):
 
 def test_what_is_drawn():
     rows, groups = [*range(10)], [*"aabbbcddde"]
-    kept, held = held_out(rows, groups, 0.3, seed=0)
+    kept, held = split_by_group(rows, groups, 0.3, seed=0)
     assert sorted(kept + held) == rows and 3 <= len(held) <= 5
     assert not {groups[row] for row in kept} & {groups[row] for row in held}
-    assert {tuple(held_out(rows, groups, 0.3, seed=seed)[1]) for seed in range(9)} > {tuple(held)}
+    assert {tuple(split_by_group(rows, groups, 0.3, seed=seed)[1]) for seed in range(9)} > {tuple(held)}
     with pytest.raises(ValueError, match=r"0\.9 takes all of 3 rows, of 1 article\(s\) or text\(s\)"):
-        held_out([1, 2, 3], ["a", "a", "a"], 0.9, seed=0)
+        split_by_group([1, 2, 3], ["a", "a", "a"], 0.9, seed=0)

@@ -8,8 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from train.data.labels import infer_labels, label_ids
-from train.data.table import Columns, Row, read_rows
+from train.data.labelled_texts import Columns, LabelledText, infer_labels, label_ids, read_labelled_texts
 
 COLA = Columns(text="3", label="1")
 
@@ -22,7 +21,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def refusal(path: Path | str, **arguments) -> str:
     with pytest.raises(ValueError) as caught:
-        read_rows(path, **arguments)
+        read_labelled_texts(path, **arguments)
     return str(caught.value)
 
 
@@ -55,7 +54,7 @@ def refusal(path: Path | str, **arguments) -> str:
 )
 def test_real_files_have_the_stated_rows(data_dir, name, count, pairs):
     path = data_dir / "tasks" / name
-    rows = read_rows(path, columns=COLA if "CoLA" in name else Columns())
+    rows = read_labelled_texts(path, columns=COLA if "CoLA" in name else Columns())
     assert len(rows) == count
     assert all((row.text_pair is not None) == pairs and row.label is not None for row in rows)
     # Every one of these files has one row a line: the last row stands in the last line.
@@ -65,7 +64,7 @@ def test_real_files_have_the_stated_rows(data_dir, name, count, pairs):
 
 def test_real_columns_are_the_right_ones(data_dir):
     def first(name, **arguments):
-        row = read_rows(data_dir / "tasks" / name, **arguments)[0]
+        row = read_labelled_texts(data_dir / "tasks" / name, **arguments)[0]
         return row.text, row.text_pair, row.label
 
     assert first("glue/CoLA/dev.tsv", columns=COLA) == ("The sailors rode the breeze clear of the rocks.", None, "1")
@@ -83,12 +82,12 @@ def test_real_columns_are_the_right_ones(data_dir):
 
 def test_real_labels(data_dir):
     folder = data_dir / "tasks"
-    train = infer_labels(read_rows(folder / "tnews_1k/toutiao_category_train.txt"))
-    test = read_rows(folder / "tnews_1k/toutiao_category_test.txt")
+    train = infer_labels(read_labelled_texts(folder / "tnews_1k/toutiao_category_train.txt"))
+    test = read_labelled_texts(folder / "tnews_1k/toutiao_category_test.txt")
     assert len(train) == 14 and set(infer_labels(test)) - set(train) == {"114"}
     with pytest.raises(ValueError, match=r"test\.txt:\d+: label '114', near names: '1\d\d', "):
         label_ids(test, train)
-    rte = read_rows(folder / "glue/RTE/train.tsv")
+    rte = read_labelled_texts(folder / "glue/RTE/train.tsv")
     assert infer_labels(rte) == ("entailment", "not_entailment")
     assert Counter(label_ids(rte, infer_labels(rte))) == Counter(0 if r.label == "entailment" else 1 for r in rte)
 
@@ -131,7 +130,7 @@ def test_columns_by_convention(tmp_path, header, text, pair, label):
     if text is None:
         assert "columns found: 'question', 'label'; none known as a text" in refusal(path)
         return
-    [row] = read_rows(path)
+    [row] = read_labelled_texts(path)
     expected = [None if i is None else f"cell{i}" for i in (text, pair, label)]
     assert [row.text, row.text_pair, row.label] == expected
 
@@ -140,7 +139,7 @@ def test_columns_given_by_name(tmp_path):
     path = write(tmp_path, "a.tsv", "sentence1\tsentence2\tlabel\tother\na\tb\tc\td")
 
     def cells(**names):
-        [row] = read_rows(path, columns=Columns(**names))
+        [row] = read_labelled_texts(path, columns=Columns(**names))
         return row.text, row.text_pair, row.label
 
     assert cells(text="other") == ("d", None, "c")
@@ -164,28 +163,30 @@ def test_columns_given_by_name(tmp_path):
 
 def test_a_column_has_one_use(tmp_path):
     path = write(tmp_path, "a.tsv", "sentence\ttext\tlabel\na\tb\tc")
-    [row] = read_rows(path, columns=Columns(label="sentence"))
+    [row] = read_labelled_texts(path, columns=Columns(label="sentence"))
     assert (row.text, row.label) == ("b", "a")
-    [row] = read_rows(path, columns=Columns(text_pair="sentence"))
+    [row] = read_labelled_texts(path, columns=Columns(text_pair="sentence"))
     assert (row.text, row.text_pair) == ("b", "a")
 
 
 def test_numbered_columns_mean_no_header(tmp_path):
     for name, separator in (("a.tsv", "\t"), ("a.csv", ",")):
         path = write(tmp_path, name, f"x{separator}text\ny{separator}label\n")
-        rows = read_rows(path, columns=Columns(text="1", label="0"))
-        assert rows == [Row("text", None, "x", f"{path}:1"), Row("label", None, "y", f"{path}:2")]
-        assert read_rows(path, columns=Columns(text="0"))[0].label is None
+        rows = read_labelled_texts(path, columns=Columns(text="1", label="0"))
+        assert rows == [LabelledText("text", None, "x", f"{path}:1"), LabelledText("label", None, "y", f"{path}:2")]
+        assert read_labelled_texts(path, columns=Columns(text="0"))[0].label is None
         assert "'2' must be there" in refusal(path, columns=Columns(text="2"))
         assert "'text' must be there" in refusal(path, columns=Columns(text="text", label="1"))
         assert "none known as a text" in refusal(path, columns=Columns(label="1"))
     path = write(tmp_path, "a.jsonl", '{"0": "text", "1": 7}')
-    assert read_rows(path, columns=Columns(text="0", label="1")) == [Row("text", None, "7", f"{path}:1")]
+    assert read_labelled_texts(path, columns=Columns(text="0", label="1")) == [
+        LabelledText("text", None, "7", f"{path}:1")
+    ]
 
 
 def test_header_with_a_name_twice_is_refused(tmp_path):
     assert "a.csv:1: columns named twice: 'text'" in refusal(write(tmp_path, "a.csv", "text,text,label\na,b,c"))
-    assert read_rows(write(tmp_path, "b.csv", "text, label,,\na,b,,"))[0].label == "b"
+    assert read_labelled_texts(write(tmp_path, "b.csv", "text, label,,\na,b,,"))[0].label == "b"
 
 
 # Lines and quotes.
@@ -207,23 +208,26 @@ def test_only_newlines_end_a_line(tmp_path, end, strange):
     }
     for name, content in lines.items():
         path = write(tmp_path, name, "\ufeff" + end.join(content) + end)
-        assert read_rows(path)[-2:] == [Row(text, None, "x", f"{path}:2"), Row("last", None, "y", f"{path}:3")]
+        assert read_labelled_texts(path)[-2:] == [
+            LabelledText(text, None, "x", f"{path}:2"),
+            LabelledText("last", None, "y", f"{path}:3"),
+        ]
 
 
 def test_tsv_keeps_quotes_and_lone_carriage_returns(tmp_path):
     path = write(tmp_path, "a.tsv", 'text\tlabel\n"he said\ta\nit""s\rso"\tb\n"\tc\n')
-    assert [row.text for row in read_rows(path)] == ['"he said', 'it""s\rso"', '"']
+    assert [row.text for row in read_labelled_texts(path)] == ['"he said', 'it""s\rso"', '"']
 
 
 def test_csv_cells_span_lines_and_sources_name_the_first(tmp_path):
     path = write(
         tmp_path, "a.csv", 'text,label\r\n"one\r\n""two"", three\r\n\r\nfour",x\r\n5" disk,y\r\n"a\nb",z\r\nc,w\r\n'
     )
-    assert read_rows(path) == [
-        Row('one\n"two", three\n\nfour', None, "x", f"{path}:2"),
-        Row('5" disk', None, "y", f"{path}:6"),
-        Row("a\nb", None, "z", f"{path}:7"),
-        Row("c", None, "w", f"{path}:9"),
+    assert read_labelled_texts(path) == [
+        LabelledText('one\n"two", three\n\nfour', None, "x", f"{path}:2"),
+        LabelledText('5" disk', None, "y", f"{path}:6"),
+        LabelledText("a\nb", None, "z", f"{path}:7"),
+        LabelledText("c", None, "w", f"{path}:9"),
     ]
 
 
@@ -231,21 +235,21 @@ def test_long_texts(tmp_path):
     text = "word " * 100_000
     before = csv.field_size_limit(1000)
     for name, content in (("a.csv", f'text,label\n"{text}",x'), ("a.tsv", f"text\tlabel\n{text}\tx")):
-        assert read_rows(write(tmp_path, name, content))[0].text == text
+        assert read_labelled_texts(write(tmp_path, name, content))[0].text == text
     assert csv.field_size_limit(before) == 1000
 
 
 def test_blank_lines_at_the_end_are_ignored(tmp_path):
     for name, content in (("a.csv", "text\na\n\n \n"), ("a.tsv", "text\na\n\n\r\n"), ("a.json", '{"text":"a"}\n\n')):
-        assert [row.text for row in read_rows(write(tmp_path, name, content))] == ["a"]
+        assert [row.text for row in read_labelled_texts(write(tmp_path, name, content))] == ["a"]
 
 
 def test_json_labels_are_as_written(tmp_path):
     labels = ['"x"', "3", "-1", "true", "3.5", "12345678901234567890123"]
     path = write(tmp_path, "a.jsonl", "\n".join(f'{{"text": "a", "label": {label}}}' for label in labels))
-    assert [row.label for row in read_rows(path)] == ["x", *labels[1:]]
+    assert [row.label for row in read_labelled_texts(path)] == ["x", *labels[1:]]
     path = write(tmp_path, "b.jsonl", '{"text": "\\ud83d\\ude00", "label": "\\u00e9"}')
-    assert read_rows(path) == [Row("😀", None, "é", f"{path}:1")]
+    assert read_labelled_texts(path) == [LabelledText("😀", None, "é", f"{path}:1")]
 
 
 # Malformed rows: each names its line, what was found and what is expected.
@@ -345,19 +349,19 @@ def test_paths(tmp_path, monkeypatch):
     write(tmp_path, "rows.xlsx", "text\na")
     write(tmp_path, "UPPER.TSV", "text\na")
     with pytest.raises(FileNotFoundError, match=r"trian\.tsv does not exist; .* holds 'train\.tsv'"):
-        read_rows(tmp_path / "trian.tsv")
+        read_labelled_texts(tmp_path / "trian.tsv")
     with pytest.raises(FileNotFoundError, match=r"holds 'UPPER\.TSV', 'rows\.xlsx', 'train\.tsv'"):
-        read_rows(tmp_path / "nowhere" / "zzzz.json")
+        read_labelled_texts(tmp_path / "nowhere" / "zzzz.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_rows(str(tmp_path / "nothing"))
+        read_labelled_texts(str(tmp_path / "nothing"))
     message = refusal(tmp_path / "rows.xlsx")
     assert "'.xlsx' is none of '.tsv', '.csv', '.jsonl', '.json', '.txt'" in message
     assert "split='dev' is for data sets" in refusal(tmp_path / "train.tsv", split="dev")
     monkeypatch.chdir(tmp_path)
     assert "'.xlsx' is none of" in refusal("rows.xlsx")
-    assert read_rows("UPPER.TSV")[0].source == "UPPER.TSV:2"
+    assert read_labelled_texts("UPPER.TSV")[0].source == "UPPER.TSV:2"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read_rows("~/train.tsv")[0].text == "a"
+    assert read_labelled_texts("~/train.tsv")[0].text == "a"
 
 
 @pytest.fixture
@@ -381,13 +385,13 @@ def saved(tmp_path):
 
 
 def test_saved_data_sets(saved, tmp_path):
-    rows = read_rows(saved, split="train")
+    rows = read_labelled_texts(saved, split="train")
     assert rows == [
-        Row("a", None, "yes", f"datasets:{saved}:0"),
-        Row("b", None, "no", f"datasets:{saved}:1"),
+        LabelledText("a", None, "yes", f"datasets:{saved}:0"),
+        LabelledText("b", None, "no", f"datasets:{saved}:1"),
     ]
-    assert read_rows(f"datasets:{saved}", split="train") == rows
-    assert [row.label for row in read_rows(saved, split="test")] == [None, None]
+    assert read_labelled_texts(f"datasets:{saved}", split="train") == rows
+    assert [row.label for row in read_labelled_texts(saved, split="test")] == [None, None]
     message = refusal(saved, split="broken")
     assert message.startswith("1 of 2 rows") and f"datasets:{saved}:1: 'sentence' is None" in message
     message = refusal(saved, split="broken", columns=Columns(text="label"))
@@ -397,7 +401,7 @@ def test_saved_data_sets(saved, tmp_path):
     assert "columns found: 'sentence', 'label'; 'tokens' must" in refusal(
         saved, split="train", columns=Columns("tokens")
     )
-    assert [row.text for row in read_rows(tmp_path / "single")] == ["a", "b"]
+    assert [row.text for row in read_labelled_texts(tmp_path / "single")] == ["a", "b"]
     assert "split='test' is none of 'train'" in refusal(tmp_path / "single", split="test")
 
 
@@ -405,7 +409,7 @@ def test_a_folder_of_csv_files(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "pairs").mkdir()
     write(tmp_path / "pairs", "train.csv", "sentence1,sentence2,label\na,b,3\nc,d,4\n")
-    rows = read_rows(tmp_path / "pairs")
+    rows = read_labelled_texts(tmp_path / "pairs")
     assert [(row.text, row.text_pair, row.label) for row in rows] == [("a", "b", "3"), ("c", "d", "4")]
 
 
@@ -428,7 +432,7 @@ def test_names_go_to_load_dataset(tmp_path, monkeypatch, source, arguments):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     name = source.removeprefix("datasets:")
-    assert read_rows(source, split="train[:1]") == [Row("a", None, "1.5", f"datasets:{name}:0")]
+    assert read_labelled_texts(source, split="train[:1]") == [LabelledText("a", None, "1.5", f"datasets:{name}:0")]
     assert calls == [(arguments, {"split": "train[:1]"})]
 
 
@@ -440,14 +444,14 @@ def test_a_data_set_that_cannot_be_loaded(tmp_path, monkeypatch, error, kind):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(kind, match=r"'no/such' is no file \('\.tsv', .* no data set that can be loaded: the reason"):
-        read_rows("no/such", split="train")
+        read_labelled_texts("no/such", split="train")
 
 
 # Labels.
 
 
-def labelled(*labels: str | None) -> list[Row]:
-    return [Row("text", None, label, f"file.tsv:{n}") for n, label in enumerate(labels, 2)]
+def labelled(*labels: str | None) -> list[LabelledText]:
+    return [LabelledText("text", None, label, f"file.tsv:{n}") for n, label in enumerate(labels, 2)]
 
 
 def test_label_ids_follow_the_given_order():

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flaxbert.files import read_json
-from train.data.hub import dataset_structures
-from train.data.messages import listed, refuse, refuse_split, text_in
+from flaxbert.text.messages import quote_names, raise_problems, text_cell
+from train.data.sources import dataset_structures, reject_split
 
 _NEAR = 2  # characters by which offsets of published files are wrong; Hugging Face's scripts repair as many
 _EXPECTED = 'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.'
@@ -97,7 +97,7 @@ def read_questions(
         version, entries = "", dataset_structures(name, split)
         records = [(f"datasets:{name}:{i}", entry) for i, entry in enumerate(entries)]
     else:
-        refuse_split(split, Path(where))
+        reject_split(split, Path(where))
         version, records = _file_records(Path(where).expanduser())
     if not records:
         raise ValueError(f"{where}: no questions. {_EXPECTED}")
@@ -112,7 +112,7 @@ def read_questions(
     found = [_placed(question, wrong_offsets) for question, _ in raw]
     if wrong_offsets is WrongOffsets.REFUSE:
         problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in found if _lost(q)]
-    refuse(problems, len(records), f"Correct or remove these questions. {_EXPECTED}")
+    raise_problems(problems, len(records), f"Correct or remove these questions. {_EXPECTED}")
     moved = sum(answer not in old.answers for new, (old, _) in zip(found, raw, strict=True) for answer in new.answers)
     lost = sum(map(_lost, found))
     rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in found]
@@ -153,7 +153,7 @@ def _article(place: str, article: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _list(place: str, record: dict[str, Any], name: str) -> list[Any]:
     if not isinstance(record.get(name), list):
-        raise ValueError(f"{place}: no list {name!r} beside {listed(record)}. {_EXPECTED}")
+        raise ValueError(f"{place}: no list {name!r} beside {quote_names(record)}. {_EXPECTED}")
     return record[name]
 
 
@@ -170,9 +170,9 @@ def _question(place: str, record: Any) -> _Raw:
     if impossible is False and not answers:
         raise ValueError("'is_impossible' is false, and yet there are no 'answers'")
     question = Question(
-        id=str(number) if isinstance(number, int) else text_in(record, "id"),
-        question=text_in(record, "question", blank=True).strip(),  # CMRC 2018 has two
-        context=text_in(record, "context"),
+        id=str(number) if isinstance(number, int) else text_cell(record, "id"),
+        question=text_cell(record, "question", allow_blank=True).strip(),  # CMRC 2018 has two
+        context=text_cell(record, "context"),
         title=str(record.get("title") or ""),
         answers=answers,
         impossible=bool(impossible),
@@ -193,7 +193,7 @@ def _answers(given: Any) -> Iterator[Answer]:
     for entry in given or ():
         if not isinstance(entry, dict):
             raise ValueError(f"an answer is {entry!r:.40}, expected an object")
-        text, start = text_in(entry, "text"), entry.get("answer_start")
+        text, start = text_cell(entry, "text"), entry.get("answer_start")
         if not isinstance(start, int) or isinstance(start, bool):
             raise ValueError(f"'answer_start' is {start!r:.40}, expected a whole number")
         yield Answer(text.strip(), start + len(text) - len(text.lstrip()))

@@ -1,51 +1,190 @@
-"""The records of a file, or of a data set of the `datasets` library, whatever they hold."""
+"""Rows of data from files and from the `datasets` library, and the choice of rows to evaluate on."""
 
+import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from train.data.hub import dataset_records
-from train.data.messages import listed, refuse_split
-from train.data.text_tables import ENDINGS, Record, text_records
+import numpy as np
+
+from flaxbert.text.messages import quote_names
+from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table
+
+DATASET_PREFIX = "datasets:"
+"""What the name of a data set begins with where a file could be named too."""
+
+R = TypeVar("R")
 
 
-def read_records(
-    source: str | os.PathLike[str], *, split: str | None = None, numbered: bool = False, lists: bool = False
-) -> tuple[Sequence[Record], str]:
-    """The records, at least one, and what is expected of them, as a sentence for errors.
+@dataclasses.dataclass(frozen=True)
+class SourceRows:
+    """The rows of a file or data set, at least one, and a sentence for errors that says what is expected of them."""
+
+    rows: Sequence[TableRow]
+    expectation: str
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns in the order in which they appear; rows of JSON may have different ones."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.cells))
+
+
+def read_source(
+    source: str | os.PathLike[str], *, split: str | None = None, header: bool = True, lists: bool = False
+) -> SourceRows:
+    """Read a file, or a split of a data set.
 
     Args:
-        source: a file whose ending is in `text_tables.ENDINGS`, `datasets:NAME[:CONFIG]`, a data set's folder, or a
-            name that is no path.
-        split: for data sets only.
-        numbered: a .tsv or .csv has no header, and its columns are called "0", "1", ...
-        lists: whether columns of a data set that hold lists are read, too.
+        source: a file with one of the extensions of `TABLE_FORMATS`, `datasets:NAME[:CONFIG]`, the folder of a data
+            set, or a name that is not a path.
+        split: the split of a data set; None for files.
+        header: whether a .tsv or .csv has a header; without it its columns are called "0", "1", ...
+        lists: whether to read the columns of a data set that hold lists, too.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such thing, or there is nothing in it.
+        FileNotFoundError: there is no such file or data set.
+        ValueError: the file, or the split, cannot be read or is empty.
     """
-    where = os.fspath(source)
-    path = Path(where).expanduser()
-    ending = path.suffix.lower()
-    is_path = ending in ENDINGS or path.exists() or path.is_absolute() or where.startswith((".", "~"))
-    if where.startswith("datasets:") or path.is_dir() or not is_path:
-        where = where.removeprefix("datasets:")
-        records, remedy = dataset_records(where, split, lists=lists), "Expected: strings, and scalar labels."
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    extension = path.suffix.lower()
+    is_path = extension in TABLE_FORMATS or path.exists() or path.is_absolute() or name.startswith((".", "~"))
+    if name.startswith(DATASET_PREFIX) or path.is_dir() or not is_path:
+        name = name.removeprefix(DATASET_PREFIX)
+        rows, expectation = dataset_rows(name, split, lists=lists), "Expected: strings, and scalar labels."
     else:
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; {_beside(path)}")
-        if ending not in ENDINGS:
-            raise ValueError(f"{path}: ending {ending!r} is none of {listed(ENDINGS)}; rename or convert the file")
-        refuse_split(split, path)
-        records, remedy = text_records(path, where, numbered=numbered), f"Expected in {ending}: {ENDINGS[ending]}."
-    if not records:
-        raise ValueError(f"{where}: a header but no rows. {remedy}")
-    return records, remedy
+            raise FileNotFoundError(f"{path} does not exist; {_similar_files(path)}")
+        if extension not in TABLE_FORMATS:
+            raise ValueError(
+                f"{path}: ending {extension!r} is none of {quote_names(TABLE_FORMATS)}; rename or convert the file"
+            )
+        reject_split(split, path)
+        rows = list(read_table(path, name=name, header=header))
+        expectation = f"Expected in {extension}: {TABLE_FORMATS[extension]}."
+    if not rows:
+        raise ValueError(f"{name}: a header but no rows. {expectation}")
+    return SourceRows(rows, expectation)
 
 
-def _beside(path: Path) -> str:
+def reject_split(split: str | None, file: Path) -> None:
+    """Raise a ValueError if a split is given for a file."""
+    if split is not None:
+        raise ValueError(f"split={split!r} is for data sets; {file} is a file: name the split's own file")
+
+
+def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> list[TableRow]:
+    """Read a split of a data set; class numbers become names. Remote code of data sets is never run.
+
+    Args:
+        name: "NAME[:CONFIG]" or a folder.
+        split: its split; may be None if there is only one.
+        lists: whether to read columns of lists, too.
+    """
+    import datasets
+
+    data = _load_dataset(name, split)
+    # Scalars, and lists of them: decoding an image beside the text costs time.
+    list_items = {
+        n: f.feature for n, f in data.features.items() if lists and isinstance(f, datasets.List | datasets.LargeList)
+    }
+    features = {**data.features, **list_items}
+    features = {n: f for n, f in features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
+    classes = {n: dict(enumerate(f.names)) for n, f in features.items() if isinstance(f, datasets.ClassLabel)}
+    # A class of -1 throughout means that the split is unlabelled (test sets on the hub).
+    names = [n for n in features if n not in classes or n in list_items or set(data[n]) != {-1}]
+    table = data.select_columns(names).to_list()
+    for values in table:
+        for n in classes.keys() & names:
+            value = values[n]
+            values[n] = list(map(classes[n].get, value)) if isinstance(value, list) else classes[n].get(value)
+    return [TableRow(f"{DATASET_PREFIX}{name}:{i}", values) for i, values in enumerate(table)]
+
+
+def dataset_structures(name: str, split: str | None) -> list[dict[str, Any]]:
+    """Read the rows of a split as they are, with nested lists and structures."""
+    return _load_dataset(name, split).to_list()
+
+
+def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
+    """Read the texts in a column of a split, a thousand rows at a time.
+
+    Raises:
+        FileNotFoundError: there is no such data set.
+        ValueError: there is no such split or column, or the column does not hold strings.
+    """
+    data = _load_dataset(name, split)
+    if column not in data.column_names:
+        raise ValueError(f"{name}: no column {column!r}; found {quote_names(data.column_names)}: name another column")
+    for batch in data.select_columns([column]).iter(batch_size=1000):
+        for value in batch[column]:
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name}: {column!r} is {value!r:.40}, expected strings")
+            yield value
+
+
+def split_by_group(
+    rows: Sequence[R], groups: Sequence[Hashable], share: float, *, seed: int
+) -> tuple[list[R], list[R]]:
+    """Split rows into (training, validation), such that rows of one group stay together.
+
+    The choice of groups depends only on the seed and on the order and sizes of the groups.
+
+    Args:
+        rows: the training set.
+        groups: the group of each row: its article, its context, or its own text.
+        share: the least share of the rows to use for validation, between 0 and 1.
+        seed: a number from 0.
+
+    Raises:
+        ValueError: no row would be left to train on.
+    """
+    sizes = Counter(groups)  # in the order of the rows
+    names = list(sizes)
+    chosen, count = set(), 0
+    for number in np.random.default_rng([seed, len(rows)]).permutation(len(names)):
+        if count >= share * len(rows):
+            break
+        chosen.add(names[number])
+        count += sizes[names[number]]
+    if len(chosen) == len(names):
+        raise ValueError(
+            f"a share of {share} takes all of {len(rows)} rows, of {len(names)} article(s) or text(s); hold out less, "
+            "or give a file to evaluate on"
+        )
+    training = [row for row, group in zip(rows, groups, strict=True) if group not in chosen]
+    return training, [row for row, group in zip(rows, groups, strict=True) if group in chosen]
+
+
+def _similar_files(path: Path) -> str:
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     files = sorted(entry.name for entry in folder.iterdir())
     shown = difflib.get_close_matches(path.name, files) or files[:10]
-    return f"{folder} holds {listed(shown)}: give one of its files, or `datasets:NAME`"
+    return f"{folder} holds {quote_names(shown)}: give one of its files, or `{DATASET_PREFIX}NAME`"
+
+
+def _load_dataset(name: str, split: str | None) -> Any:  # datasets.Dataset, whose types are incomplete
+    import datasets  # a second of import that files don't need
+    from datasets.exceptions import DatasetsError
+
+    path = Path(name).expanduser()
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            data = datasets.load_from_disk(str(path))
+            if isinstance(data, datasets.Dataset):
+                data = datasets.DatasetDict({str(data.split or "train"): data})
+        else:
+            repository, _, config = (str(path), "", "") if path.exists() else name.partition(":")
+            data = datasets.load_dataset(repository, config or None, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        message = f"{name!r} is no file ({quote_names(TABLE_FORMATS)}) and no data set that can be loaded: {error}"
+        raise (FileNotFoundError if isinstance(error, OSError) else ValueError)(message) from error
+    if isinstance(data, datasets.DatasetDict):
+        chosen = str(next(iter(data)) if split is None and len(data) == 1 else split)
+        if chosen not in data:
+            raise ValueError(f"{name}: split={split!r} is none of {quote_names(map(str, data))}; give one of them")
+        data = data[chosen]
+    return data

@@ -5,8 +5,8 @@ import difflib
 import enum
 from collections.abc import Sequence
 
+from flaxbert.text.messages import MAX_SHOWN, quote_names, raise_problems
 from flaxbert.text.tags import OUTSIDE, TagScheme, detect_scheme, encode_tags, entity_spans, parse_tag, repair_tags
-from train.data.messages import SHOWN, listed, refuse
 from train.data.tagged import Sentence
 
 
@@ -40,7 +40,9 @@ def in_scheme(
         tags = encode_tags(entity_spans(valid), len(valid), scheme)
         result.append(dataclasses.replace(sentence, tags=tuple(tags)))
     if invalid is InvalidTags.REFUSE:
-        refuse(problems, len(sentences), "Correct the tags, or have them read leniently: --task.invalid-tags repair.")
+        raise_problems(
+            problems, len(sentences), "Correct the tags, or have them read leniently: --task.invalid-tags repair."
+        )
     return result, count
 
 
@@ -66,7 +68,7 @@ def tag_ids(sentences: Sequence[Sentence], labels: Sequence[str]) -> dict[str, i
         ValueError: labels that are no tags, the same twice, no O; tags of the sentences that are not there.
     """
     if len(set(labels)) != len(labels) or OUTSIDE not in labels:
-        raise ValueError(f"labels must be distinct, and {OUTSIDE} one of them; got {listed(labels)}")
+        raise ValueError(f"labels must be distinct, and {OUTSIDE} one of them; got {quote_names(labels)}")
     for label in labels:
         parse_tag(label)
     ids = {label: i for i, label in enumerate(labels)}
@@ -74,7 +76,9 @@ def tag_ids(sentences: Sequence[Sentence], labels: Sequence[str]) -> dict[str, i
     for sentence in sentences:
         unknown = next((tag for tag in sentence.tags if tag not in ids), None)
         if unknown is not None:
-            near = difflib.get_close_matches(unknown[:80], labels) if len(problems) < SHOWN else []
-            problems.append(f"{sentence.source}: tag {unknown[:80]!r}, near names: {listed(near)}")
-    refuse(problems, len(sentences), f"Allowed tags: {listed(labels)}. Correct the rows or the labels given.")
+            near = difflib.get_close_matches(unknown[:80], labels) if len(problems) < MAX_SHOWN else []
+            problems.append(f"{sentence.source}: tag {unknown[:80]!r}, near names: {quote_names(near)}")
+    raise_problems(
+        problems, len(sentences), f"Allowed tags: {quote_names(labels)}. Correct the rows or the labels given."
+    )
     return ids

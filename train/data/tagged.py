@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
+from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import parse_tag
 from train.data.character_spans import tagged_characters
-from train.data.hub import dataset_records
-from train.data.messages import listed, refuse, refuse_split, unreadable
-from train.data.text_tables import Record, file_lines, text_records
+from train.data.sources import dataset_rows, reject_split
 
 _COLUMNS = "a word a line, its columns between tabs or blanks, a blank line between sentences"
 _JSON = 'Expected: {"tokens": [...], "tags": [...]} (or "ner_tags"), or CLUENER\'s {"text": ..., "label": {...}}.'
@@ -77,25 +77,23 @@ def read_sentences(
     where = os.fspath(source)
     path = Path(where).expanduser()
     if where.startswith("datasets:") or path.is_dir():
-        return _of_records(dataset_records(where.removeprefix("datasets:"), split, lists=True), where)
+        return _of_records(dataset_rows(where.removeprefix("datasets:"), split, lists=True), where)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of columns or JSON lines, or `datasets:NAME`")
-    refuse_split(split, path)
+    reject_split(split, path)
     if path.suffix.lower() in (".jsonl", ".json"):
-        return _of_records(text_records(path, where, numbered=False), where)
-    return _of_columns(file_lines(path, expected=_COLUMNS), where, columns)
+        return _of_records(list(read_table(path, name=where)), where)
+    return _of_columns(list(read_lines(path, expected=_COLUMNS)), where, columns)
 
 
-def _of_records(records: Sequence[Record], where: str) -> list[Sentence]:
+def _of_records(records: Sequence[TableRow], where: str) -> list[Sentence]:
     sentences, problems = [], []
-    for source, values in records:
+    for row in records:
         try:
-            if isinstance(values, str):
-                raise ValueError(values)
-            sentences.append(_of_record(source, values))
+            sentences.append(_of_record(row.source, row.require_cells()))
         except ValueError as error:
-            problems.append(f"{source}: {error}")
-    refuse(problems, len(records), f"{_JSON} Correct or remove these rows.")
+            problems.append(f"{row.source}: {error}")
+    raise_problems(problems, len(records), f"{_JSON} Correct or remove these rows.")
     if not sentences:
         raise ValueError(f"{where}: no sentences. {_JSON}")
     return sentences
@@ -106,11 +104,11 @@ def _of_record(source: str, values: Mapping[str, Any]) -> Sentence:
     if "tokens" in values and tags is not None:
         return _sentence(_strings(values, "tokens"), _strings(values, tags), source)
     if isinstance(values.get("text"), str) and isinstance(values.get("label"), dict):
-        if problem := unreadable(values["text"]):
+        if problem := encoding_problem(values["text"]):
             raise ValueError(f"'text': {problem}")
         found, left_out = tagged_characters(values["text"], values["label"])
         return dataclasses.replace(_sentence(list(values["text"]), found, source), left_out=left_out)
-    raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {listed(values)}")
+    raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {quote_names(values)}")
 
 
 def _strings(values: Mapping[str, Any], name: str) -> list[str]:
@@ -120,7 +118,7 @@ def _strings(values: Mapping[str, Any], name: str) -> list[str]:
     for i, cell in enumerate(cells):
         if not isinstance(cell, str):
             raise ValueError(f"{name!r} has {cell!r:.40} at place {i}, expected a string")
-        if problem := unreadable(cell):
+        if problem := encoding_problem(cell):
             raise ValueError(f"{name!r}, place {i}: {problem}")
     return cells
 
@@ -162,16 +160,18 @@ def _of_columns(lines: Sequence[str], where: str, columns: TagColumns) -> list[S
         except ValueError as error:
             problems.append(f"{where}:{n}: {error}")
     remedy = f"Expected: {_COLUMNS}; {len(head)} of them, as on line {first + 1}. Correct these lines, or name the"
-    refuse(problems, total, f"{remedy} columns: --task.columns.word, --task.columns.tag, --task.columns.separator.")
+    raise_problems(
+        problems, total, f"{remedy} columns: --task.columns.word, --task.columns.tag, --task.columns.separator."
+    )
     return sentences
 
 
 def _row(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tuple[str, str]:
     """Word and tag of a line."""
-    if problem := unreadable(line):
+    if problem := encoding_problem(line):
         raise ValueError(problem)
     if len(cells) != count:
-        raise ValueError(f"{len(cells)} columns ({listed(cells)}), expected {count}")
+        raise ValueError(f"{len(cells)} columns ({quote_names(cells)}), expected {count}")
     if not cells[columns.word]:
         raise ValueError("no word")
     parse_tag(cells[columns.tag])
@@ -191,5 +191,5 @@ def _check_columns(columns: TagColumns, head: Sequence[str], where: str) -> None
     if not all(-count <= number < count for number in chosen) or len({number % count for number in chosen}) < 2:
         raise ValueError(
             f"{where}: word is column {columns.word}, tag is column {columns.tag}; found {count} columns: "
-            f"{listed(head)}. They must be two of 0 to {count - 1}, or -{count} to -1"
+            f"{quote_names(head)}. They must be two of 0 to {count - 1}, or -{count} to -1"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxbert.files import atomic_write
-from train.data.table import Row
+from train.data.labelled_texts import LabelledText
 from train.metrics.classification import PerClass
 from train.summary import markdown_table
 from train.tasks.problems import Problem
@@ -16,7 +16,7 @@ _READABLE = 40
 
 
 def write_results(
-    folder: Path, name: str, problem: Problem, rows: Sequence[Row], given: np.ndarray | None, found: np.ndarray
+    folder: Path, name: str, problem: Problem, rows: Sequence[LabelledText], given: np.ndarray | None, found: np.ndarray
 ) -> list[str]:
     """Writes predictions_NAME.tsv, and where there are labels report_NAME.md and confusion_NAME.png.
 

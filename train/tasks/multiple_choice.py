@@ -10,13 +10,14 @@ import numpy as np
 
 from flaxbert import BertForMultipleChoice, PreTrainedModel, losses
 from flaxbert.losses import IGNORE, Loss
+from flaxbert.text.choices import ChoiceColumns
+from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches
-from train.data.choices import ChoiceColumns, Question, read_questions
+from train.data.choices import ChoiceQuestion, read_choice_questions
 from train.data.examples import Choices, token_arrays
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.messages import refuse
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
@@ -44,10 +45,10 @@ class MultipleChoice(Supervised):
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
         how = {"columns": self.columns, "first_label": self.first_label}
-        read = {name: read_questions(file, split=split, **how) for name, (file, split) in self.sources.items()}
+        read = {name: read_choice_questions(file, split=split, **how) for name, (file, split) in self.sources.items()}
         questions = self.with_dev(read, lambda question: question.context, seed=config.run.seed)
         untold = [f"{question.source}: no label" for question in questions["train"] if question.label is None]
-        refuse(untold, len(questions["train"]), "Training wants the right choice of every question.")
+        raise_problems(untold, len(questions["train"]), "Training wants the right choice of every question.")
         width = max(len(question.choices) for found in questions.values() for question in found)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         examples = {n: _examples(found, tokenizer, self.max_length, width) for n, found in questions.items()}
@@ -70,7 +71,7 @@ class PreparedMultipleChoice(Task):
     """The `Task` of multiple choice."""
 
     evaluations: Mapping[str, EvaluationBatches[Choices]]
-    questions: Mapping[str, Sequence[Question]]
+    questions: Mapping[str, Sequence[ChoiceQuestion]]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Cross-entropy over the choices that there are."""
@@ -115,7 +116,9 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
     return jnp.where(batch["attention_mask"].any(axis=-1), logits, jnp.finfo(jnp.float32).min)
 
 
-def _examples(questions: Sequence[Question], tokenizer: WordPieceTokenizer, max_length: int, width: int) -> Choices:
+def _examples(
+    questions: Sequence[ChoiceQuestion], tokenizer: WordPieceTokenizer, max_length: int, width: int
+) -> Choices:
     pairs = [(question.context, choice) for question in questions for choice in question.choices]
     encodings = tokenizer.encode([a for a, _ in pairs], [b for _, b in pairs], max_length=max_length)
     labels = [IGNORE if question.label is None else question.label for question in questions]

@@ -4,9 +4,9 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from flaxbert import BertForNextSentencePrediction, PreTrainedModel
+from flaxbert.text.messages import raise_problems
 from train.config import Config
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.messages import refuse
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
 
@@ -37,5 +37,5 @@ class NextSentence(SequenceClassification):
         task = super().prepare(config, host_shard=host_shard, host_group=host_group)
         for rows in task.rows.values():
             alone = [f"{row.source}: one text" for row in rows if row.text_pair is None]
-            refuse(alone, len(rows), "Next sentences are pairs: name both columns, --task.columns.text-pair.")
+            raise_problems(alone, len(rows), "Next sentences are pairs: name both columns, --task.columns.text-pair.")
         return task

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from train.data.labels import infer_labels, label_ids, label_indicators, label_numbers
-from train.data.table import Row
+from train.data.labelled_texts import LabelledText, infer_labels, label_ids, label_indicators, label_numbers
 from train.metrics.classification import (
     PerClass,
     confusion,
@@ -42,7 +41,7 @@ class Problem(abc.ABC):
         """Of the figures."""
 
     @abc.abstractmethod
-    def targets(self, rows: Sequence[Row]) -> np.ndarray:
+    def targets(self, rows: Sequence[LabelledText]) -> np.ndarray:
         """The labels of rows, all of which have one, [B] or [B, N]."""
 
     @abc.abstractmethod
@@ -76,7 +75,7 @@ class OneLabel(Problem):
     kind = "single_label_classification"
 
     @classmethod
-    def of(cls, rows: Sequence[Row], names: tuple[str, ...]) -> "OneLabel":
+    def of(cls, rows: Sequence[LabelledText], names: tuple[str, ...]) -> "OneLabel":
         """With the labels of these rows, where none are named."""
         return cls(names or infer_labels(rows))
 
@@ -85,7 +84,7 @@ class OneLabel(Problem):
         """F1 where there are two labels."""
         return ("accuracy", "macro_f1", *["f1"] * (len(self.labels) == 2), "matthews")
 
-    def targets(self, rows: Sequence[Row]) -> np.ndarray:
+    def targets(self, rows: Sequence[LabelledText]) -> np.ndarray:
         """Ids [B]."""
         return np.array(label_ids(rows, self.labels), np.int32)
 
@@ -129,7 +128,7 @@ class SeveralLabels(Problem):
     """Between the labels of a row."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], names: tuple[str, ...], separator: str) -> "SeveralLabels":
+    def of(cls, rows: Sequence[LabelledText], names: tuple[str, ...], separator: str) -> "SeveralLabels":
         """With the labels of these rows, where none are named."""
         return cls(names or infer_labels(rows, separator=separator), separator)
 
@@ -138,7 +137,7 @@ class SeveralLabels(Problem):
         """Always these."""
         return ("accuracy", "f1", "macro_f1")
 
-    def targets(self, rows: Sequence[Row]) -> np.ndarray:
+    def targets(self, rows: Sequence[LabelledText]) -> np.ndarray:
         """Zeros and ones [B, N]."""
         return label_indicators(rows, self.labels, separator=self.separator).astype(np.float32)
 
@@ -176,7 +175,7 @@ class Number(Problem):
         """Always these."""
         return ("pearson", "spearman")
 
-    def targets(self, rows: Sequence[Row]) -> np.ndarray:
+    def targets(self, rows: Sequence[LabelledText]) -> np.ndarray:
         """Numbers [B]."""
         return label_numbers(rows).astype(np.float32)
 
@@ -197,7 +196,7 @@ class Number(Problem):
         return f"{found[0]:.4f}", 1.0
 
 
-def targets_of(problem: Problem, rows: Mapping[str, Sequence[Row]]) -> dict[str, np.ndarray]:
+def targets_of(problem: Problem, rows: Mapping[str, Sequence[LabelledText]]) -> dict[str, np.ndarray]:
     """The labels of every set of rows; sets other than "train" may be without any."""
     none = {name for name, found in rows.items() if name != "train" and all(row.label is None for row in found)}
     return {n: problem.unlabelled(len(found)) if n in none else problem.targets(found) for n, found in rows.items()}

@@ -14,7 +14,7 @@ from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import Labelled
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.table import Columns, Row, read_rows
+from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
@@ -54,7 +54,7 @@ class SequenceClassification(Supervised):
         tokenizer = self.load_tokenizer(config)
         several = self.separator if self.problem_type == SeveralLabels.kind else None
         read = {
-            name: read_rows(source, columns=self.columns, split=split, separator=several)
+            name: read_labelled_texts(source, columns=self.columns, split=split, separator=several)
             for name, (source, split) in self.sources.items()
         }
         problem = self._problem(read["train"])
@@ -82,7 +82,7 @@ class SequenceClassification(Supervised):
         """From the data: the length of a batch is that of its longest text."""
         return TrainSpec.of(self.prepare(config))
 
-    def _problem(self, rows: Sequence[Row]) -> Problem:
+    def _problem(self, rows: Sequence[LabelledText]) -> Problem:
         if self.problem_type == Number.kind:
             if self.labels:
                 raise ValueError(f"labels is {self.labels}, but a regression has none; leave one of the two out")
@@ -100,7 +100,7 @@ class PreparedClassification(Task):
 
     evaluations: Mapping[str, EvaluationBatches[Labelled]]
     problem: Problem
-    rows: Mapping[str, Sequence[Row]]
+    rows: Mapping[str, Sequence[LabelledText]]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Cross-entropy, binary cross-entropy or squared error over the rows that are not filling."""

@@ -11,8 +11,8 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import Examples, Labelled
-from train.data.held_out import held_out
 from train.data.host_shard import HostShard
+from train.data.sources import split_by_group
 from train.distributed import Placement
 from train.tasks.start import load_tokenizer
 
@@ -80,7 +80,9 @@ class Supervised:
         rest = {name: found for name, found in rows.items() if name != "train"}
         if self.validation_split is None:
             return {"train": rows["train"], **rest}
-        train, dev = held_out(rows["train"], [group(row) for row in rows["train"]], self.validation_split, seed=seed)
+        train, dev = split_by_group(
+            rows["train"], [group(row) for row in rows["train"]], self.validation_split, seed=seed
+        )
         return {"train": train, "dev": dev, **rest}
 
     def load_tokenizer(self, config: Config) -> WordPieceTokenizer:

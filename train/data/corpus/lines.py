@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flaxbert.text.messages import encoding_problem, quote_names
 from train.data.corpus.python_documentation import python_documentation
-from train.data.hub import dataset_texts
-from train.data.messages import listed, unreadable
+from train.data.sources import dataset_texts
 
 PYDOC = "pydoc:"
 """The source that needs no file: the documentation inside every CPython."""
@@ -159,7 +159,7 @@ def _json_texts(file: Path, stream: Iterable[bytes], column: str) -> Iterator[st
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}:{number}: not a JSON object ({error})") from None
         if not isinstance(record, dict) or column not in record:
-            found = listed(record) if isinstance(record, dict) else repr(record)[:40]
+            found = quote_names(record) if isinstance(record, dict) else repr(record)[:40]
             raise ValueError(f"{file}:{number}: no column {column!r}; found {found}: name another column")
         yield _text(f"{file}:{number}", column, record[column])
 
@@ -173,7 +173,9 @@ def _table_texts(file: Path, stream: BinaryIO, column: str) -> Iterator[str | No
     try:
         with pyarrow.parquet.ParquetFile(whole) as table:
             if column not in table.schema_arrow.names:
-                raise ValueError(f"no column {column!r}; found {listed(table.schema_arrow.names)}: name another column")
+                raise ValueError(
+                    f"no column {column!r}; found {quote_names(table.schema_arrow.names)}: name another column"
+                )
             batches = table.iter_batches(batch_size=1024, columns=[column])
             values = (value for batch in batches for value in batch.column(0).to_pylist())
             for row, value in enumerate(values, 1):
@@ -190,5 +192,5 @@ def _text(where: str, column: str, value: Any) -> str | None:
 
 
 def _refuse_unreadable(where: str, text: str) -> None:
-    if problem := unreadable(text):
+    if problem := encoding_problem(text):
         raise ValueError(f"{where}: {problem}")
