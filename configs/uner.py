@@ -14,7 +14,7 @@ Reached with the first command and seed 0: entity F1 0.681 on the 401 held out (
 from pathlib import Path
 
 from train.config import Config, Model, Run
-from train.data.tagged import TagColumns
+from train.data.tagged_sentences import TagColumns
 from train.optim import Optim
 from train.tasks.start import minilm
 from train.tasks.token_classification import TokenClassification

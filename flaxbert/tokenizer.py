@@ -1,6 +1,7 @@
 """WordPiece tokenizers in BERT's layout: load, train, save. The `tokenizers` library does the work."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -157,6 +158,11 @@ class WordPieceTokenizer:
             "model_max_length": max_length,
             **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
         }
+
+    @property
+    def vocabulary_digest(self) -> str:
+        """SHA-256, in hexadecimal, of the tokens in the order of their ids, one a line."""
+        return hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest()
 
     @property
     def vocabulary(self) -> list[str]:

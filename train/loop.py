@@ -11,7 +11,6 @@ from flaxbert.files import atomic_write
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
 from train.config import Config
-from train.data.corpus.store import vocabulary_digest
 from train.distributed import Placement
 from train.multihost.host_group import HostGroup
 from train.multihost.hosts import join_hosts, make_shared_folder
@@ -145,7 +144,7 @@ def _check_record(config: Config) -> None:
 
 def _digest(task: Task) -> dict[str, str | float | int]:
     """What hosts that have read the same files have in common."""
-    vocabulary = vocabulary_digest(task.tokenizer)
+    vocabulary = task.tokenizer.vocabulary_digest
     return {**task.facts, "steps of an epoch": task.steps_per_epoch, "SHA-256 of the vocabulary": vocabulary}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flaxbert import PreTrainedModel
 from train.checkpoint import Checkpoints
 from train.config import Config
-from train.data.loader import iterate
+from train.data.batches import prefetch
 from train.distributed import Placement
 from train.evaluate import Evaluation, compile_eval_step, evaluate
 from train.meter import Meter
@@ -56,7 +56,7 @@ class Trainer:
         meter = Meter(self.task.config, self.total_steps, fraction=self.placement.host_shard.fraction)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         number = first_step
-        numbered = enumerate(iterate(self.task.train, first_step, self.total_steps), first_step + 1)
+        numbered = enumerate(prefetch(self.task.train, first_step, self.total_steps), first_step + 1)
         while not self._out_of_patience(number) and (following := next(numbered, None)) is not None:
             number, host_batch = following
             state, metrics = step(state, self.placement.batch(host_batch), seed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from train.data.corpus.store import TokenStore
-from train.data.corpus.tokens import SentenceTokenizer, pieces
+from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 
 WORDS = [f"w{i}" for i in range(200)]
 
@@ -30,4 +30,4 @@ def lines(texts: list[list[str]]) -> list[str]:
 def store(texts: list[list[str]], *, size: int = 2**19, **how) -> TokenStore:
     made = how.pop("tokenizer", None) or tokenizer()
     tokenise = SentenceTokenizer(made.backend.to_str(), split=False, **how)
-    return TokenStore.of(map(tokenise, pieces(iter(lines(texts)), size=size)), made)
+    return TokenStore.of(map(tokenise, text_chunks(iter(lines(texts)), size=size)), made)

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
-from train.data.examples import Labelled
+from train.data.examples import LabelledSequences
 
 
 @pytest.fixture
 def examples():
     lengths = np.random.default_rng(0).integers(3, 60, size=103)
-    return Labelled(
+    return LabelledSequences(
         ids=[np.full(length, i, np.int32) for i, length in enumerate(lengths)],
         types=[np.ones(length, np.int32) for length in lengths],
         labels=np.arange(103, dtype=np.int32) % 7,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from flaxbert.losses import IGNORE
+from train.data.pretraining.examples import mixed, uniform
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.numbers import mixed, uniform
 
 PAD, CLS, SEP, MASK, SPECIAL, SIZE = 0, 2, 3, 4, (0, 1, 2, 3, 4), 1000
 CONTINUES = np.arange(SIZE) >= 700  # ids from 700 on go on with a word

@@ -8,7 +8,7 @@ import pytest
 from tests.train import corpora
 from train.data.pretraining.batches import document_parts
 from train.data.pretraining.examples import RANDOM
-from train.data.pretraining.next_sentence import NextSentence
+from train.data.pretraining.segments import NextSentencePairs
 
 TEXTS = corpora.documents(300)
 STORE = corpora.store(TEXTS)
@@ -18,7 +18,7 @@ LENGTH = 40
 
 def pairs(seed, *, short=0.1, store=STORE, length=LENGTH):
     parts = document_parts(store, np.arange(store.document_count))
-    made = NextSentence(store, np.arange(store.document_count), max_length=length, short=short)
+    made = NextSentencePairs(store, np.arange(store.document_count), max_length=length, short=short)
     return made(map(tuple, parts.tolist()), seed)
 
 
@@ -127,13 +127,13 @@ def test_chance_is_a_function_of_the_key():
 
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="strangers from other documents, and there is only one"):
-        NextSentence(STORE, DOCUMENTS[:1], max_length=LENGTH, short=0.1)
+        NextSentencePairs(STORE, DOCUMENTS[:1], max_length=LENGTH, short=0.1)
     with pytest.raises(ValueError, match="max_length is 4; a pair needs at least 5 tokens"):
-        NextSentence(STORE, DOCUMENTS, max_length=4, short=0.1)
+        NextSentencePairs(STORE, DOCUMENTS, max_length=4, short=0.1)
 
 
 def test_strangers_come_from_the_documents_given():
-    made = NextSentence(STORE, DOCUMENTS[:5], max_length=LENGTH, short=0.0)
+    made = NextSentencePairs(STORE, DOCUMENTS[:5], max_length=LENGTH, short=0.0)
     parts = document_parts(STORE, DOCUMENTS[:3])
     examples = made(map(tuple, parts.tolist()), 0)
     assert examples.spans.max() <= STORE.document_starts[5]

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from train.data.padding import sizes_to_compile
+from train.data.packing import choose_padded_sizes
 
 
 @pytest.mark.parametrize("compiling", [0.5, 4.0, 20.0, 1000.0])
@@ -16,10 +16,10 @@ def test_sizes_to_compile_cost_least(compiling):
 
     multiples = range(8, 52, 4)
     every = [(*some, 52) for count in range(9) for some in itertools.combinations(multiples, count)]
-    chosen = sizes_to_compile(longest, 100, multiple=4, compiling=compiling)
+    chosen = choose_padded_sizes(longest, 100, multiple=4, compiling=compiling)
     assert chosen == tuple(sorted(chosen)) and set(chosen) <= {*multiples, 52}
     assert cost(chosen) == min(map(cost, every))
 
 
 def test_no_length_goes_beyond_the_largest_allowed():
-    assert sizes_to_compile(np.array([3, 9, 49]), 50, multiple=4, compiling=0.1) == (4, 12, 50)
+    assert choose_padded_sizes(np.array([3, 9, 49]), 50, multiple=4, compiling=0.1) == (4, 12, 50)

@@ -13,7 +13,7 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.config import Config, Model, Run
 from train.data.corpus.preparation import Preparation, prepare
-from train.data.pretraining.stages import Stage
+from train.data.pretraining.batches import Stage
 from train.evaluate import Evaluation
 from train.loop import run
 from train.optim import Optim

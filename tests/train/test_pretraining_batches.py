@@ -8,13 +8,12 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.data.corpus.store import TokenStore
 from train.data.host_shard import HostShard
+from train.data.packing import best_fit
 from train.data.pretraining import batches
 from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_parts
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.next_sentence import NextSentence
-from train.data.pretraining.packing import best_fit
-from train.data.pretraining.rows import RowBuilder, RowShape
-from train.data.pretraining.single import Stream
+from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
+from train.data.pretraining.segments import NextSentencePairs, StreamExamples
 
 STORE = corpora.store(corpora.documents(400))
 EVERY = np.arange(STORE.document_count)
@@ -28,13 +27,17 @@ def small_blocks(monkeypatch):
 
 def builder(*, packed=False, pairs=True, store=STORE):
     masking = Masking.of(store.tokenizer)
-    shape = RowShape(64, 6, masking.predictions(64, 6)) if packed else RowShape(32, None, masking.predictions(32))
+    shape = (
+        PretrainingRowShape(64, 6, masking.predictions(64, 6))
+        if packed
+        else PretrainingRowShape(32, None, masking.predictions(32))
+    )
     return RowBuilder(store, masking, shape, pairs)
 
 
 def train(*, packed=False, pairs=True, seed=0, size=8, store=STORE, **how):
     every = np.arange(store.document_count)
-    make = NextSentence(store, every, max_length=32, short=0.1) if pairs else Stream(store, max_length=32)
+    make = NextSentencePairs(store, every, max_length=32, short=0.1) if pairs else StreamExamples(store, max_length=32)
     return TrainBatches(store, every, make, builder(packed=packed, pairs=pairs, store=store), size, seed, **how)
 
 
@@ -125,7 +128,7 @@ def test_copies_come_again_in_another_order():
 
 def test_held_out_examples_come_once_each_and_always_the_same():
     for packed in (False, True):
-        make = NextSentence(STORE, EVERY[:50], max_length=32, short=0.1)
+        make = NextSentencePairs(STORE, EVERY[:50], max_length=32, short=0.1)
         held = HeldOutBatches(STORE, EVERY[:50], make, builder(packed=packed), 8)
         found = list(held)
         assert len(found) == len(held)
@@ -208,8 +211,10 @@ def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
     every = np.arange(store.document_count)
     for length, row_length in ((128, 512), (512, 512), (512, 1024)):
         masking = Masking.of(store.tokenizer)
-        build = RowBuilder(store, masking, RowShape.of(masking, max_length=length, row_length=row_length), True)
-        make = NextSentence(store, every, max_length=length, short=0.1)
+        build = RowBuilder(
+            store, masking, PretrainingRowShape.of(masking, max_length=length, row_length=row_length), True
+        )
+        make = NextSentencePairs(store, every, max_length=length, short=0.1)
         packed = TrainBatches(store, every, make, build, 32, 0)
         real = np.mean([(packed[i]["segment_ids"] > 0).mean() for i in range(packed.rows_of_block // 32)])
         assert real >= 0.98, (length, real)

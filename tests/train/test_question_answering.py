@@ -17,7 +17,7 @@ from tests.runs import SMALL
 from tests.train.test_loop import with_task
 from train.config import Config, Model, Run
 from train.data.batches import EvaluationBatches
-from train.data.examples import Spans
+from train.data.examples import SpanSequences
 from train.distributed import Placement
 from train.evaluate import compile_eval_step, evaluate
 from train.loop import run
@@ -164,7 +164,7 @@ def test_targets_of_windows(tmp_path):
     config = config_in(tmp_path)
     task = config.task.prepare(config)
     spans = task.train.examples
-    assert isinstance(spans, Spans) and len(spans) > 64  # some contexts have several windows
+    assert isinstance(spans, SpanSequences) and len(spans) > 64  # some contexts have several windows
     token = config.task.load_tokenizer(config).id
     names = {token(name) for name in NAMES}
     for ids, (start, end) in zip(spans.ids, spans.positions, strict=True):
@@ -177,7 +177,7 @@ def test_targets_of_windows(tmp_path):
 
 def test_filling_counts_in_no_loss():
     ids = [np.arange(5, dtype=np.int32)] * 3
-    spans = Spans(ids=ids, types=ids, positions=np.array([[0, 0], [2, 3], [4, 4]], np.int32))
+    spans = SpanSequences(ids=ids, types=ids, positions=np.array([[0, 0], [2, 3], [4, 4]], np.int32))
     batch = spans.batch(np.array([1, 2]), size=4, pad_id=0, lengths=(8,))
     assert batch["start_positions"].tolist() == [2, 4, 8, 8] and batch["end_positions"].tolist() == [3, 4, 8, 8]
     logits = jax.random.normal(jax.random.key(0), (2, 4, 8))

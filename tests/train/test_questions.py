@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from train.data.question_sets import trainable, without
-from train.data.questions import Answer, WrongOffsets, read_questions
+from train.data.questions import SquadAnswer, WrongOffsets, exclude_questions, read_squad, trainable_questions
 from train.data.sources import split_by_group
 
 SQUAD = "tasks/squad_v2_cs224n/dev-v2.0.cs224n-half.json"
@@ -31,17 +30,17 @@ def read(tmp_path):
     def written(content, **how):
         file = tmp_path / "file.json"
         file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-        return read_questions(file, **how)
+        return read_squad(file, **how)
 
     return written
 
 
 def test_squad_2_as_published(data_dir):
-    found = read_questions(data_dir / SQUAD)
+    found = read_squad(data_dir / SQUAD)
     assert len(found.rows) == 6078 and found.impossible == 3168 and (found.repaired, found.lost) == (0, 0)
     first = found.rows[0]
     assert (first.title, first.question) == ("Normans", "In what country is Normandy located?")
-    assert first.answers == (Answer("France", 159),) * 4 and not first.impossible
+    assert first.answers == (SquadAnswer("France", 159),) * 4 and not first.impossible
     assert first.source.endswith("half.json: data[0].paragraphs[0].qas[0]")
     for row in found.rows:
         assert all(row.context.startswith(answer.text, answer.start) for answer in row.answers)
@@ -49,7 +48,7 @@ def test_squad_2_as_published(data_dir):
 
 
 def test_squad_2_without_its_answers(data_dir):
-    found = read_questions(data_dir / "tasks/squad_v2_cs224n/test-v2.0.cs224n-noanswers.json")
+    found = read_squad(data_dir / "tasks/squad_v2_cs224n/test-v2.0.cs224n-noanswers.json")
     assert len(found.rows) == 5915 and not found.labelled and found.impossible == 0
 
 
@@ -57,12 +56,12 @@ def test_questions_as_the_datasets_library_has_them(data_dir, tmp_path):
     import datasets
 
     file = data_dir / "tasks/samples/SQUAD/sample.json"
-    found = read_questions(file)
+    found = read_squad(file)
     assert (len(found.rows), found.impossible) == (14, 6)
-    assert found.rows[0].answers == (Answer("France", 159),) * 4
+    assert found.rows[0].answers == (SquadAnswer("France", 159),) * 4
     entries = json.loads(file.read_text())["data"]
     datasets.Dataset.from_list([{**entry, "title": "T"} for entry in entries[:3]]).save_to_disk(tmp_path / "set")
-    (stored,) = [read_questions(f"datasets:{tmp_path / 'set'}", split="train")]
+    (stored,) = [read_squad(f"datasets:{tmp_path / 'set'}", split="train")]
     assert [q.answers for q in stored.rows] == [q.answers for q in found.rows[:3]]
     assert stored.rows[2].source.endswith("set:2")
 
@@ -77,7 +76,7 @@ def test_cmrc_offsets_of_which_some_are_wrong(data_dir):
         for a in q["answers"]
     ]
     wrong = {number for number, context, text, start in given if context[start : start + len(text)] != text}
-    found = read_questions(file)
+    found = read_squad(file)
     assert found.repaired == len(wrong) == 5 and found.lost == 0
     for row, (number, context, text, start) in zip(found.rows, given, strict=True):
         assert row.id == number and row.answers[0].text == text.strip()
@@ -85,7 +84,7 @@ def test_cmrc_offsets_of_which_some_are_wrong(data_dir):
         assert row.answers[0].start == start - (number in wrong) + len(text) - len(text.lstrip())
     # One or two characters are repaired whatever becomes of others.
     for policy in (WrongOffsets.DROP, WrongOffsets.REFUSE):
-        assert read_questions(file, wrong_offsets=policy) == found
+        assert read_squad(file, wrong_offsets=policy) == found
 
 
 def test_offsets_that_are_further_off(read):
@@ -102,7 +101,7 @@ def test_offsets_that_are_further_off(read):
     places = [[a.start for a in row.answers] for row in found.rows]
     assert places == [[14], [38], [None, 24], [24], [0], [38], [38]]
     assert (found.repaired, found.lost) == (6, 1)
-    assert found.rows[3].answers == (Answer("Otto", 24),)
+    assert found.rows[3].answers == (SquadAnswer("Otto", 24),)
     found = read(content, wrong_offsets=WrongOffsets.DROP)
     assert [[a.start for a in row.answers] for row in found.rows] == [
         [None],
@@ -114,7 +113,7 @@ def test_offsets_that_are_further_off(read):
         [None],
     ]
     assert (found.repaired, found.lost) == (2, 5)
-    assert [row.id for row in trainable(found.rows, impossible=True)] == ["2", "3", "4"]
+    assert [row.id for row in trainable_questions(found.rows, impossible=True)] == ["2", "3", "4"]
     with pytest.raises(ValueError, match="5 of 7 rows can't be used") as refused:
         read(content, wrong_offsets=WrongOffsets.REFUSE)
     assert "data[0].paragraphs[0].qas[2]: an answer is not at its 'answer_start'" in str(refused.value)
@@ -170,13 +169,13 @@ def test_what_is_no_such_file(read, content, message):
 
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.json: no such file"):
-        read_questions(tmp_path / "nothing.json")
+        read_squad(tmp_path / "nothing.json")
     with pytest.raises(ValueError, match="name the split's own file"):
-        read_questions(tmp_path / "nothing.json", split="train")
+        read_squad(tmp_path / "nothing.json", split="train")
 
 
 def test_whole_articles_are_held_out(data_dir):
-    rows = read_questions(data_dir / SQUAD).rows
+    rows = read_squad(data_dir / SQUAD).rows
     articles = [row.title for row in rows]
     sizes = Counter(articles)
     drawn = []
@@ -191,13 +190,13 @@ def test_whole_articles_are_held_out(data_dir):
 
 
 def test_questions_that_two_files_share(data_dir):
-    rows = read_questions(data_dir / SQUAD).rows
-    others = read_questions(data_dir / "tasks/xquad/xquad.en.json").rows
-    kept = without(rows, others)
+    rows = read_squad(data_dir / SQUAD).rows
+    others = read_squad(data_dir / "tasks/xquad/xquad.en.json").rows
+    kept = exclude_questions(rows, others)
     same = {(row.question, row.context) for row in others}
     assert len(rows) - len(kept) == sum((row.question, row.context) in same for row in rows) == 335
     assert not any((row.question, row.context) in same for row in kept)
     # But for a mark or a capital letter; about another context it is another question.
     typed = dataclasses.replace(rows[0], question="in what country, is the Normandy located", context=rows[0].context)
-    assert without(rows[:2], [typed]) == rows[1:2]
-    assert without(rows[:2], [dataclasses.replace(typed, context="Rome")]) == rows[:2]
+    assert exclude_questions(rows[:2], [typed]) == rows[1:2]
+    assert exclude_questions(rows[:2], [dataclasses.replace(typed, context="Rome")]) == rows[:2]

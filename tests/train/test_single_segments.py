@@ -3,7 +3,7 @@ import pytest
 
 from tests.train import corpora
 from train.data.pretraining.batches import document_parts
-from train.data.pretraining.single import FullSentences, Stream
+from train.data.pretraining.segments import FullSentenceExamples, StreamExamples
 
 TEXTS = corpora.documents(60)
 STORE = corpora.store(TEXTS)
@@ -19,7 +19,7 @@ def of_example(examples, number):
     return examples.spans[examples.firsts[number] : examples.firsts[number + 1]].tolist()
 
 
-@pytest.mark.parametrize("kind", [FullSentences, Stream])
+@pytest.mark.parametrize("kind", [FullSentenceExamples, StreamExamples])
 @pytest.mark.parametrize("length", [3, 10, 64, 100_000])
 def test_every_token_once_in_order(kind, length):
     order = np.random.default_rng(0).permutation(STORE.document_count)
@@ -31,7 +31,7 @@ def test_every_token_once_in_order(kind, length):
 
 
 def test_full_sentences_are_whole_and_as_many_as_fit():
-    examples, _ = made(FullSentences, 64)
+    examples, _ = made(FullSentenceExamples, 64)
     ends = STORE.document_starts
     assert np.isin(examples.spans, STORE.sentences).all()  # none is longer than 62 words
     for number in range(len(examples) - 1):
@@ -46,17 +46,17 @@ def test_full_sentences_are_whole_and_as_many_as_fit():
 
 def test_a_sentence_that_is_too_long_is_cut():
     store = corpora.store([[" ".join(corpora.WORDS), "w1 w2 w3"]])
-    examples = FullSentences(store, max_length=52)([(0, 0, 2)], 0)
+    examples = FullSentenceExamples(store, max_length=52)([(0, 0, 2)], 0)
     assert examples.spans.tolist() == [[0, 50], [50, 100], [100, 150], [150, 200], [200, 203]]
 
 
 def test_a_stream_is_full():
-    examples, _ = made(Stream, 64)
+    examples, _ = made(StreamExamples, 64)
     assert set(examples.lengths[:-1].tolist()) <= {63, 64}
     assert (examples.lengths[:-1] == 64).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", [FullSentences, Stream])
+@pytest.mark.parametrize("kind", [FullSentenceExamples, StreamExamples])
 def test_a_row_without_room(kind):
     with pytest.raises(ValueError, match="max_length is 2; an example needs at least 3 tokens"):
         kind(STORE, max_length=2)

@@ -6,14 +6,14 @@ import pytest
 from flaxbert.tokenizer import WordPieceTokenizer
 from tests.train import corpora
 from train.data.corpus.store import RECORD, StoreWriter, TokenStore
-from train.data.corpus.tokens import SentenceTokenizer, pieces
+from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 
 TEXTS = corpora.documents(40)
 
 
 def parts(texts=TEXTS, *, size=200, **how):
     tokenise = SentenceTokenizer(corpora.tokenizer().backend.to_str(), split=False, **how)
-    return list(map(tokenise, pieces(iter(corpora.lines(texts)), size=size)))
+    return list(map(tokenise, text_chunks(iter(corpora.lines(texts)), size=size)))
 
 
 def write(folder, found, *, saved=None, upto=None):

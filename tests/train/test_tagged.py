@@ -8,9 +8,8 @@ import datasets
 import pytest
 
 from flaxbert.text.tags import TagScheme, entity_spans
-from train.data.character_spans import tagged_characters
-from train.data.tag_labels import InvalidTags, in_scheme, infer_tags, tag_ids, written_in
-from train.data.tagged import Sentence, Separator, TagColumns, read_sentences
+from train.data.tagged_examples import InvalidTags, convert_scheme, infer_tags, scheme_of_sentences, tag_ids
+from train.data.tagged_sentences import Separator, TagColumns, TaggedSentence, read_tagged_sentences, tagged_characters
 
 UNER = TagColumns(word=1, tag=2)
 
@@ -23,7 +22,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def refusal(path: Path | str, **arguments) -> str:
     with pytest.raises(ValueError) as caught:
-        read_sentences(path, **arguments)
+        read_tagged_sentences(path, **arguments)
     return str(caught.value)
 
 
@@ -42,24 +41,27 @@ def refusal(path: Path | str, **arguments) -> str:
     ],
 )
 def test_real_files_of_columns(data_dir, name, columns, count, words, found):
-    sentences = read_sentences(data_dir / "tasks" / name, columns=columns)
+    sentences = read_tagged_sentences(data_dir / "tasks" / name, columns=columns)
     assert len(sentences) == count and sum(len(s.words) for s in sentences) == words
     kinds = Counter(span.type for s in sentences for span in entity_spans(s.tags))
     assert kinds.items() >= found.items()
-    assert written_in(sentences) is TagScheme.IOB2
-    assert in_scheme(sentences, TagScheme.IOB2, written=TagScheme.IOB2, invalid=InvalidTags.REFUSE) == (sentences, 0)
+    assert scheme_of_sentences(sentences) is TagScheme.IOB2
+    assert convert_scheme(sentences, TagScheme.IOB2, written=TagScheme.IOB2, invalid=InvalidTags.REFUSE) == (
+        sentences,
+        0,
+    )
 
 
 def test_real_places_and_a_hash_that_is_a_word(data_dir):
-    first, second, *_ = read_sentences(data_dir / "tasks/uner_en_ewt/en_ewt-ud-dev.iob2", columns=UNER)
+    first, second, *_ = read_tagged_sentences(data_dir / "tasks/uner_en_ewt/en_ewt-ud-dev.iob2", columns=UNER)
     assert first.source.endswith("en_ewt-ud-dev.iob2:4") and first.words[6:8] == ("tampa", "bay")
     assert first.tags[6:8] == ("B-LOC", "I-LOC") and second.words[0] == "I"
-    germeval = read_sentences(data_dir / "tasks/samples/GermEval/dev.txt")
+    germeval = read_tagged_sentences(data_dir / "tasks/samples/GermEval/dev.txt")
     assert sum(sentence.words.count("#") for sentence in germeval) == 1
 
 
 def test_real_character_spans(data_dir):
-    sentences = read_sentences(data_dir / "tasks/cluener/train.jsonl")
+    sentences = read_tagged_sentences(data_dir / "tasks/cluener/train.jsonl")
     assert len(sentences) == 10748
     assert "".join(sentences[0].words[:4]) == "浙商银行"
     assert sentences[0].tags[:4] == ("B-company", "I-company", "I-company", "I-company")
@@ -74,25 +76,25 @@ def test_real_character_spans(data_dir):
 
 def test_columns_comments_and_documents(tmp_path):
     text = "\ufeff-DOCSTART- -X- O O\r\n\r\nEU NNP I-NP I-ORG\r\n# NN O O\r\n\r\n# a remark\r\nUN NNP I-NP I-ORG\r\n"
-    sentences = read_sentences(write(tmp_path, "a.txt", text))
+    sentences = read_tagged_sentences(write(tmp_path, "a.txt", text))
     assert [(s.words, s.tags, s.source[-2:]) for s in sentences] == [
         (("EU", "#"), ("I-ORG", "O"), ":3"),
         (("UN",), ("I-ORG",), ":7"),
     ]
-    assert written_in(sentences) is TagScheme.IOB1
+    assert scheme_of_sentences(sentences) is TagScheme.IOB1
     germeval = "#\thttp://a.b [2009]\n1\tBayern München\tB-ORG\tB-LOC\n2\tsiegt\tO\tO\n\t\n"
-    (sentence,) = read_sentences(write(tmp_path, "b.tsv", germeval), columns=UNER)
+    (sentence,) = read_tagged_sentences(write(tmp_path, "b.tsv", germeval), columns=UNER)
     assert sentence.words == ("Bayern München", "siegt") and sentence.tags == ("B-ORG", "O")
     blanks = TagColumns(word=1, tag=-2, separator=Separator.BLANKS)
-    assert read_sentences(write(tmp_path, "c", "1\ta  O\tx\n"), columns=blanks)[0].words == ("a",)
+    assert read_tagged_sentences(write(tmp_path, "c", "1\ta  O\tx\n"), columns=blanks)[0].words == ("a",)
 
 
 def test_lists_of_words_and_tags(tmp_path):
     rows = [{"tokens": ["a", "b"], "ner_tags": ["B-X", "O"]}, {"tokens": ["c"], "tags": ["O"], "id": 7}]
     path = write(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    assert read_sentences(path) == [
-        Sentence(("a", "b"), ("B-X", "O"), f"{path}:1"),
-        Sentence(("c",), ("O",), f"{path}:2"),
+    assert read_tagged_sentences(path) == [
+        TaggedSentence(("a", "b"), ("B-X", "O"), f"{path}:1"),
+        TaggedSentence(("c",), ("O",), f"{path}:2"),
     ]
 
 
@@ -104,7 +106,7 @@ def test_a_data_set(tmp_path):
     )
     rows = {"id": ["0"], "tokens": [["a", "b"]], "ner_tags": [[1, 0]]}
     datasets.DatasetDict({"dev": datasets.Dataset.from_dict(rows, features=features)}).save_to_disk(str(tmp_path / "d"))
-    (sentence,) = read_sentences(f"datasets:{tmp_path / 'd'}", split="dev")
+    (sentence,) = read_tagged_sentences(f"datasets:{tmp_path / 'd'}", split="dev")
     assert (sentence.words, sentence.tags) == (("a", "b"), ("B-X", "O"))
 
 
@@ -133,7 +135,7 @@ def test_overlapping_spans_leave_the_longest():
 )
 def test_broken_columns(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
-        read_sentences(write(tmp_path, "a.conll", content))
+        read_tagged_sentences(write(tmp_path, "a.conll", content))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_broken_columns(tmp_path, content, message):
 def test_broken_json(tmp_path, row, message):
     path = write(tmp_path, "a.jsonl", '{"tokens": ["a"], "tags": ["O"]}\n' + row + "\n")
     with pytest.raises(ValueError, match=r"1 of 2 rows can't be used:\s+\S+:2: .*" + message):
-        read_sentences(path)
+        read_tagged_sentences(path)
 
 
 def test_wrong_columns_files_and_splits(tmp_path):
@@ -166,30 +168,30 @@ def test_wrong_columns_files_and_splits(tmp_path):
     assert "two of 0 to 2, or -3 to -1" in refusal(path, columns=TagColumns(word=2))
     assert "is for data sets" in refusal(path, split="dev")
     with pytest.raises(FileNotFoundError, match="b.conll does not exist; give a file of columns"):
-        read_sentences(tmp_path / "b.conll")
+        read_tagged_sentences(tmp_path / "b.conll")
 
 
 # Tags as labels.
 
 
 def test_invalid_tags_are_repaired_and_counted_or_refused():
-    sentences = [Sentence(tuple("abc"), ("B-X", "I-X", "I-Y"), "f:1")]
-    sentences.append(Sentence(tuple("d-e"), ("I-X", "O", "I-X"), "f:5"))
-    assert written_in(sentences) is TagScheme.IOB2
+    sentences = [TaggedSentence(tuple("abc"), ("B-X", "I-X", "I-Y"), "f:1")]
+    sentences.append(TaggedSentence(tuple("d-e"), ("I-X", "O", "I-X"), "f:5"))
+    assert scheme_of_sentences(sentences) is TagScheme.IOB2
     how = {"written": TagScheme.IOB2}
-    found, count = in_scheme(sentences, TagScheme.IOB2, invalid=InvalidTags.REPAIR, **how)
+    found, count = convert_scheme(sentences, TagScheme.IOB2, invalid=InvalidTags.REPAIR, **how)
     assert [s.tags for s in found] == [("B-X", "I-X", "B-Y"), ("B-X", "O", "B-X")] and count == 3
-    found, count = in_scheme(sentences, TagScheme.BIOES, invalid=InvalidTags.REPAIR, **how)
+    found, count = convert_scheme(sentences, TagScheme.BIOES, invalid=InvalidTags.REPAIR, **how)
     assert [s.tags for s in found] == [("B-X", "E-X", "S-Y"), ("S-X", "O", "S-X")] and count == 3
     message = (
         r"2 of 2 rows(?s:.*)f:1: I-Y of 'c', word 3, after I-X, is not IOB2\s+f:5: I-X of 'd', word 1, at the beginning"
     )
     with pytest.raises(ValueError, match=message):
-        in_scheme(sentences, TagScheme.IOB2, invalid=InvalidTags.REFUSE, **how)
+        convert_scheme(sentences, TagScheme.IOB2, invalid=InvalidTags.REFUSE, **how)
 
 
 def test_labels():
-    sentences = [Sentence(("a", "b"), ("B-Y", "B-X"), "f:1")]
+    sentences = [TaggedSentence(("a", "b"), ("B-Y", "B-X"), "f:1")]
     labels = infer_tags(sentences, TagScheme.IOB2)
     assert labels == ("O", "B-X", "I-X", "B-Y", "I-Y")
     assert infer_tags(sentences, TagScheme.BIOES)[:5] == ("O", "B-X", "I-X", "E-X", "S-X")

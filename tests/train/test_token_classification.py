@@ -15,9 +15,8 @@ from flaxbert.text.tags import TagScheme
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from tests.runs import SMALL
 from train.config import Config, Model, Run
-from train.data.tag_labels import infer_tags, tag_ids
-from train.data.tagged import Sentence, read_sentences
-from train.data.tagged_pieces import Cut, LabelledPieces, cut_sentences
+from train.data.tagged_examples import LabelledPieces, TokenLabelling, encode_sentences, infer_tags, tag_ids
+from train.data.tagged_sentences import TaggedSentence, read_tagged_sentences
 from train.distributed import Placement
 from train.evaluate import compile_eval_step, evaluate
 from train.loop import run
@@ -37,8 +36,8 @@ def tokenizer():
 
 def cut(tokenizer, sentences, *, scheme=TagScheme.IOB2, max_length=32, overlap=4, labelled=LabelledPieces.FIRST):
     labels = infer_tags(sentences, scheme)
-    how = Cut(tag_ids(sentences, labels), scheme, max_length, overlap, labelled)
-    return cut_sentences(sentences, tokenizer, how), labels
+    how = TokenLabelling(tag_ids(sentences, labels), scheme, max_length, overlap, labelled)
+    return encode_sentences(sentences, tokenizer, how), labels
 
 
 # Pieces and words.
@@ -46,13 +45,15 @@ def cut(tokenizer, sentences, *, scheme=TagScheme.IOB2, max_length=32, overlap=4
 
 def test_pieces_and_their_labels(tokenizer):
     words, tags = (BLANK, "mr", "anna", "bobtown", BLANK, "rains"), ("O", "O", "B-PER", "I-PER", "I-PER", "O")
-    found, labels = cut(tokenizer, [Sentence(words, tags, "f:1")])
+    found, labels = cut(tokenizer, [TaggedSentence(words, tags, "f:1")])
     (ids,), (row,) = found.examples.ids, found.examples.labels
     assert tokenizer.tokens(ids) == ["[CLS]", "mr", "an", "##na", "bo", "##b", "##town", "rains", "[SEP]"]
     assert row.tolist() == [-100, 0, 1, -100, 2, -100, -100, 0, -100]
     assert found.silent == 2 and found.position.tolist() == [-1, 1, 2, 4, -1, 7]
     predicted = [np.array([9, 0, 1, 9, 2, 9, 9, 0, 9, 9, 9])]  # padded, and any value where nothing is read
-    assert found.tags(predicted, [Sentence(words, tags, "f:1")], labels) == [["O", "O", "B-PER", "I-PER", "O", "O"]]
+    assert found.tags(predicted, [TaggedSentence(words, tags, "f:1")], labels) == [
+        ["O", "O", "B-PER", "I-PER", "O", "O"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_pieces_and_their_labels(tokenizer):
     ],
 )
 def test_all_pieces_of_an_entity_are_tagged_as_one(tokenizer, scheme, expected):
-    sentence = Sentence(("anna", "bob", BLANK, "rains"), ("B-PER", "B-PER", "I-PER", "I-PER"), "f:1")
+    sentence = TaggedSentence(("anna", "bob", BLANK, "rains"), ("B-PER", "B-PER", "I-PER", "I-PER"), "f:1")
     found, labels = cut(tokenizer, [sentence], scheme=scheme, labelled=LabelledPieces.ALL)
     assert [labels[i] for i in found.examples.labels[0][1:-1]] == expected
 
@@ -76,7 +77,7 @@ def test_every_piece_of_a_long_sentence_is_learnt_once_and_every_word_is_predict
     for count in (40, 1, 8, 9):
         words = tuple(generator.choice(["mr", "anna", "bobtown", "in", BLANK, "town"], count).tolist())
         tags = tuple("B-PER" if word == "anna" else "O" for word in words)
-        sentences.append(Sentence(words, tags, f"f:{count}"))
+        sentences.append(TaggedSentence(words, tags, f"f:{count}"))
     found, labels = cut(tokenizer, sentences, max_length=10, overlap=5, labelled=labelled)
     assert len(found.examples) > 10 and found.examples.lengths.max() == 10
     learnt = sum(int((row >= 0).sum()) for row in found.examples.labels)
@@ -93,7 +94,7 @@ def test_every_piece_of_a_long_sentence_is_learnt_once_and_every_word_is_predict
 
 def test_real_words_stand_where_their_pieces_are(data_dir):
     tokenizer = WordPieceTokenizer.load(data_dir / "tokenizers" / "chinese-roberta-wwm-ext")
-    sentences = read_sentences(data_dir / "tasks/cluener/train.jsonl")[:500]
+    sentences = read_tagged_sentences(data_dir / "tasks/cluener/train.jsonl")[:500]
     found, labels = cut(tokenizer, sentences, max_length=64)
     assert len(found.examples) == 500 and found.silent == 0
     assert found.tags(found.examples.labels, sentences, labels) == [list(sentence.tags) for sentence in sentences]
@@ -101,9 +102,9 @@ def test_real_words_stand_where_their_pieces_are(data_dir):
 
 
 def test_the_tag_a_word_has_most_often():
-    train = [Sentence(("may", "may", "may", "in"), ("O", "B-PER", "B-PER", "O"), "f:1")]
-    train.append(Sentence(("york", "york"), ("I-LOC", "B-LOC"), "f:6"))  # as often: the first by name
-    assert most_frequent_tags(train, [Sentence(("york", "may", "rains"), ("O",) * 3, "f:1")]) == [
+    train = [TaggedSentence(("may", "may", "may", "in"), ("O", "B-PER", "B-PER", "O"), "f:1")]
+    train.append(TaggedSentence(("york", "york"), ("I-LOC", "B-LOC"), "f:6"))  # as often: the first by name
+    assert most_frequent_tags(train, [TaggedSentence(("york", "may", "rains"), ("O",) * 3, "f:1")]) == [
         ["B-LOC", "B-PER", "O"]
     ]
 
@@ -151,7 +152,7 @@ def test_a_run_finds_the_entities(config, capsys):
     (dev,) = [line for line in lines if line["kind"] == "eval"]
     assert dev["f1"] > 0.9 and dev["token_accuracy"] > 0.95
     # The file of predictions has every word, and the scores that were reported.
-    sentences = read_sentences(config.task.dev)
+    sentences = read_tagged_sentences(config.task.dev)
     blocks = (folder / "predictions_dev.conll").read_text().removesuffix("\n").split("\n\n")
     rows = [[line.split("\t") for line in block.split("\n")] for block in blocks]
     assert [tuple(row[0] for row in block) for block in rows] == [sentence.words for sentence in sentences]
@@ -222,7 +223,7 @@ def test_a_share_is_held_out_by_the_seed(config):
     first, again = prepared(config, **how), prepared(config, **how)
     assert first.sentences == again.sentences and len(first.sentences["dev"]) == 40
     assert first.facts["train sentences"] == 120
-    every = read_sentences(config.task.train)
+    every = read_tagged_sentences(config.task.train)
     held = {sentence.source for sentence in first.sentences["dev"]}
     assert len(held) == 40 and held < {sentence.source for sentence in every}
     assert len(first.pieces["train"].position) == sum(len(s.words) for s in every if s.source not in held)

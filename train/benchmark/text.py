@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.corpus.lines import TextReader
 from train.data.corpus.preparation import Preparation, prepare
-from train.data.corpus.sentences import split_sentences
+from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TokenStore
+from train.data.corpus.tokens import split_sentences
 from train.data.host_shard import WHOLE_BATCH
 from train.data.pretraining.batches import TrainBatches
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.next_sentence import NextSentence
-from train.data.pretraining.rows import RowBuilder, RowShape
+from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
+from train.data.pretraining.segments import NextSentencePairs
 
 _BATCH = 5000  # sentences that the library is given at once
 
@@ -89,8 +89,8 @@ def _batches(own: argparse.Namespace) -> list[str]:
     masking = Masking.of(store.tokenizer)
     lines = []
     for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
-        shape = RowShape.of(masking, max_length=length, row_length=row_length)
-        make = NextSentence(store, every, max_length=length, short=0.1)
+        shape = PretrainingRowShape.of(masking, max_length=length, row_length=row_length)
+        make = NextSentencePairs(store, every, max_length=length, short=0.1)
         batches = TrainBatches(
             store, every, make, RowBuilder(store, masking, shape, True), 64, 0, host_shard=WHOLE_BATCH
         )

@@ -4,14 +4,13 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from train.data.examples import Batch, Examples, Labelled
+from train.data.examples import HostBatch, LabelledSequences, SequenceExamples
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.packing import RowShape, choose_shape, first_fit, pack
-from train.data.padding import COMPILING, MULTIPLE, sizes_to_compile
+from train.data.packing import COMPILING, MULTIPLE, PackedShape, choose_padded_sizes, choose_shape, first_fit, pack
 
 # Rows are dealt by length within windows of this many batches, so that which rows meet still changes every epoch.
 _WINDOW = 64
@@ -19,11 +18,19 @@ _WINDOW = 64
 _SAMPLE = 4096
 
 
+class TrainSet(Protocol):
+    """Endless batches by number; batch `i` is always the same, so the position in the data is a step number."""
+
+    def __getitem__(self, index: int, /) -> HostBatch:
+        """Return batch `index`, of epoch `index // steps_per_epoch`."""
+        ...
+
+
 @dataclasses.dataclass
 class _TrainBatches(abc.ABC):
     """Batch `i` of a training run, for any i: a pure function of (seed, epoch, place in the epoch)."""
 
-    examples: Examples
+    examples: SequenceExamples
     size: int
     pad_id: int
     max_length: int
@@ -37,7 +44,7 @@ class _TrainBatches(abc.ABC):
         """Batches of an epoch."""
         return -(-len(self.examples) // self.size)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> HostBatch:
         epoch, place = divmod(index, self.per_epoch)
         return self._arrays(self._epoch(epoch)[place])
 
@@ -66,7 +73,7 @@ class _TrainBatches(abc.ABC):
         """Rows in the order of their lengths, as batches."""
 
     @abc.abstractmethod
-    def _arrays(self, rows: np.ndarray) -> Batch:
+    def _arrays(self, rows: np.ndarray) -> HostBatch:
         """The batch of these rows."""
 
 
@@ -78,12 +85,12 @@ class PaddedBatches(_TrainBatches):
         """The lengths that batches are padded to."""
         # Other epochs mix the rows anew, but the longest one is in each of them.
         longest = self.examples.longest(self._epoch(0))
-        return sizes_to_compile(longest, self.max_length, multiple=MULTIPLE, compiling=self._compiling)
+        return choose_padded_sizes(longest, self.max_length, multiple=MULTIPLE, compiling=self._compiling)
 
     def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
         return [window[start : start + self.size] for start in range(0, len(window), self.size)]
 
-    def _arrays(self, rows: np.ndarray) -> Batch:
+    def _arrays(self, rows: np.ndarray) -> HostBatch:
         return self.examples.batch(
             rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
         )
@@ -96,11 +103,11 @@ class PackedBatches(_TrainBatches):
     How many rows a batch has can be divided by `multiple`.
     """
 
-    examples: Labelled
+    examples: LabelledSequences
     multiple: int = dataclasses.field(default=1, kw_only=True)
 
     @functools.cached_property
-    def shape(self) -> tuple[RowShape, tuple[int, ...]]:
+    def shape(self) -> tuple[PackedShape, tuple[int, ...]]:
         """What a row holds, and how many rows batches are filled up to; one that needs more has as many as it needs."""
         batches, lengths = self._epoch(0), self.examples.lengths
         sample = [lengths[rows].tolist() for rows in batches[:: -(-len(batches) // _SAMPLE)]]
@@ -113,7 +120,7 @@ class PackedBatches(_TrainBatches):
         hands = [generator.permutation(window[start : start + count]) for start in range(0, len(window), count)]
         return [np.array([hand[i] for hand in hands if i < len(hand)]) for i in range(count)]
 
-    def _arrays(self, rows: np.ndarray) -> Batch:
+    def _arrays(self, rows: np.ndarray) -> HostBatch:
         examples, (shape, counts) = self.examples, self.shape
         packed = first_fit(examples.lengths[rows].tolist(), shape)
         counts = (*counts, -(-len(packed) // self.multiple) * self.multiple)
@@ -128,7 +135,7 @@ class PackedBatches(_TrainBatches):
         return {**batch, "labels": labels, "weight": slots.astype(np.float32)}
 
 
-Kind = TypeVar("Kind", bound=Examples)
+Kind = TypeVar("Kind", bound=SequenceExamples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +154,7 @@ class EvaluationBatches(Generic[Kind]):
     def __len__(self) -> int:
         return -(-len(self.examples) // self.size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[HostBatch]:
         for rows in self.rows:
             yield self.examples.batch(
                 rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
@@ -156,7 +163,7 @@ class EvaluationBatches(Generic[Kind]):
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """The lengths that batches are padded to."""
-        return sizes_to_compile(self.examples.longest(self.rows), self.max_length, multiple=MULTIPLE)
+        return choose_padded_sizes(self.examples.longest(self.rows), self.max_length, multiple=MULTIPLE)
 
     def by_example(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Of what a model put out for every batch [B, ...], the entry of each example, in the examples' order."""
@@ -170,3 +177,14 @@ class EvaluationBatches(Generic[Kind]):
         """Example numbers of each batch, in the batches' order."""
         order = np.argsort(self.examples.lengths, kind="stable")
         return [order[start : start + self.size] for start in range(0, len(order), self.size)]
+
+
+def prefetch(train_set: TrainSet, start: int, stop: int, *, threads: int = 2, ahead: int = 8) -> Iterator[HostBatch]:
+    """Batches `start` to `stop - 1`; the order does not depend on the number of threads.
+
+    A batch is a pure function of its number, so a run resumes at step n by starting at n: nothing is skipped over.
+    """
+    import grain  # not needed to build batches, and not installed everywhere that builds them
+
+    numbers = grain.MapDataset.range(start, stop)
+    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, ahead)))

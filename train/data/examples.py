@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenizers import Encoding
@@ -11,11 +11,12 @@ from tokenizers import Encoding
 from flaxbert.losses import IGNORE
 from train.data.host_shard import WHOLE_BATCH, HostShard
 
-Batch = dict[str, np.ndarray]
+HostBatch = Mapping[str, np.ndarray]
+"""The arrays of a batch by name, in the memory of the host."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples(abc.ABC):
+class SequenceExamples(abc.ABC):
     """Token sequences of different lengths; subclasses know what is to be learnt of each."""
 
     ids: list[np.ndarray]
@@ -35,7 +36,7 @@ class Examples(abc.ABC):
 
     def batch(
         self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], host_shard: HostShard = WHOLE_BATCH
-    ) -> Batch:
+    ) -> HostBatch:
         """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
 
         T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `host_shard` is built.
@@ -49,17 +50,17 @@ class Examples(abc.ABC):
         how = len(places), length
         return {**self.inputs(own, *how, pad_id), "weight": weight, **self.targets(own, *how)}
 
-    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> Batch:
+    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> HostBatch:
         """What the model is given: arrays [size, length], padding after the last of the rows."""
-        return padded([self.ids[row] for row in rows], [self.types[row] for row in rows], size, length, pad_id)
+        return pad_sequences([self.ids[row] for row in rows], [self.types[row] for row in rows], size, length, pad_id)
 
     @abc.abstractmethod
-    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
         """What is to be learnt of these rows, as arrays of `size` rows; those beyond them count in no loss."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled(Examples):
+class LabelledSequences(SequenceExamples):
     """Sequences with a label each: its id [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled)."""
 
     labels: np.ndarray
@@ -67,7 +68,7 @@ class Labelled(Examples):
     @classmethod
     def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "Labelled":
         """Of tokenised texts."""
-        return cls(*token_arrays(encodings), labels)
+        return cls(*encoding_arrays(encodings), labels)
 
     @functools.cached_property
     def labelled(self) -> np.ndarray:
@@ -76,7 +77,7 @@ class Labelled(Examples):
             return self.labels != IGNORE
         return np.asarray(np.isfinite(self.labels.reshape(len(self.labels), -1)).all(axis=1))
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
         """`labels`, and `weight`: 0 where there is none."""
         labels, weight = self.blank((size,)), np.zeros(size, np.float32)
         own = np.flatnonzero(self.labelled[rows])
@@ -90,7 +91,7 @@ class Labelled(Examples):
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices(Examples):
+class ChoiceSequences(SequenceExamples):
     """Questions with several token sequences each, of which one is right; `ids` and `types` hold those of all.
 
     Attributes:
@@ -112,7 +113,7 @@ class Choices(Examples):
         each = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
         return np.maximum.reduceat(each, self.starts[:-1])
 
-    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> Batch:
+    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> HostBatch:
         """Arrays [size, width, length]; of choices that there are not, nothing is attended to."""
         ids, types = [], []
         for row in rows:
@@ -120,10 +121,10 @@ class Choices(Examples):
             missing = [np.zeros(0, np.int32)] * (self.width - (own.stop - own.start))
             ids += [*self.ids[own], *missing]
             types += [*self.types[own], *missing]
-        arrays = padded(ids, types, size * self.width, length, pad_id)
+        arrays = pad_sequences(ids, types, size * self.width, length, pad_id)
         return {name: values.reshape(size, self.width, length) for name, values in arrays.items()}
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
         """`labels`, and `weight`: 0 where it is not told."""
         labels = np.full(size, IGNORE, np.int32)
         labels[: len(rows)] = self.labels[rows]
@@ -131,12 +132,12 @@ class Choices(Examples):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spans(Examples):
+class SpanSequences(SequenceExamples):
     """Sequences that hold an answer: the positions of its first and its last token, [N, 2]."""
 
     positions: np.ndarray
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
         """`start_positions` and `end_positions` [size]; of filling beyond the sequence, where no loss counts them."""
         positions = np.full((size, 2), length, np.int32)
         positions[: len(rows)] = self.positions[rows]
@@ -144,12 +145,12 @@ class Spans(Examples):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tagged(Examples):
+class TaggedSequences(SequenceExamples):
     """Sequences with a label for every token: its id, [T] for each sequence, -100 where nothing is to be learnt."""
 
     labels: list[np.ndarray]
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> Batch:
+    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
         """`labels` [size, length], -100 in padding."""
         labels = np.full((size, length), IGNORE, np.int32)
         for row, number in enumerate(rows):
@@ -157,13 +158,15 @@ class Tagged(Examples):
         return {"labels": labels}
 
 
-def token_arrays(encodings: Sequence[Encoding]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def encoding_arrays(encodings: Sequence[Encoding]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The ids and the token types of tokenised texts."""
     ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
     return ids, [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]
 
 
-def padded(ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int) -> Batch:
+def pad_sequences(
+    ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int
+) -> HostBatch:
     """Sequences, one a row, as the arrays [size, length] that a model is given."""
     batch = {
         "input_ids": np.full((size, length), pad_id, np.int32),

@@ -15,6 +15,7 @@ from typing import Any
 from flaxbert.files import read_json
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from train.data.sources import dataset_structures, reject_split
+from train.metrics.squad import normalised
 
 _NEAR = 2  # characters by which offsets of published files are wrong; Hugging Face's scripts repair as many
 _EXPECTED = 'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.'
@@ -32,7 +33,7 @@ class WrongOffsets(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class SquadAnswer:
     """An answer's text, and its first character in the context: None where it is not known."""
 
     text: str
@@ -40,7 +41,7 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class SquadQuestion:
     """A question about a context.
 
     Without `answers` and not `impossible` it is unlabelled. `source` is the path and the place in the file.
@@ -50,16 +51,16 @@ class Question:
     question: str
     context: str
     title: str
-    answers: tuple[Answer, ...]
+    answers: tuple[SquadAnswer, ...]
     impossible: bool
     source: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
+class SquadQuestions:
     """The questions of a file, and how many of their answers had a wrong offset that was repaired, or was not."""
 
-    rows: list[Question]
+    rows: list[SquadQuestion]
     repaired: int = 0
     lost: int = 0
 
@@ -74,12 +75,12 @@ class Questions:
         return sum(row.impossible for row in self.rows)
 
 
-def read_questions(
+def read_squad(
     source: str | os.PathLike[str],
     *,
     wrong_offsets: WrongOffsets = WrongOffsets.REPAIR,
     split: str | None = None,
-) -> Questions:
+) -> SquadQuestions:
     """All questions of a file, or of a data set: `datasets:NAME[:CONFIG]`, or its folder.
 
     A question without answers is impossible where it says so ("is_impossible"), or where it does not say but others
@@ -116,11 +117,11 @@ def read_questions(
     moved = sum(answer not in old.answers for new, (old, _) in zip(found, raw, strict=True) for answer in new.answers)
     lost = sum(map(_lost, found))
     rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in found]
-    return Questions(rows, moved - lost, lost)
+    return SquadQuestions(rows, moved - lost, lost)
 
 
 # A question as it is written, and whether it says of itself that it has no answer.
-_Raw = tuple[Question, bool | None]
+_Raw = tuple[SquadQuestion, bool | None]
 
 
 def _file_records(path: Path) -> tuple[str, list[tuple[str, Any]]]:
@@ -169,7 +170,7 @@ def _question(place: str, record: Any) -> _Raw:
         raise ValueError("'is_impossible' is true, and yet there are 'answers'")
     if impossible is False and not answers:
         raise ValueError("'is_impossible' is false, and yet there are no 'answers'")
-    question = Question(
+    question = SquadQuestion(
         id=str(number) if isinstance(number, int) else text_cell(record, "id"),
         question=text_cell(record, "question", allow_blank=True).strip(),  # CMRC 2018 has two
         context=text_cell(record, "context"),
@@ -181,7 +182,7 @@ def _question(place: str, record: Any) -> _Raw:
     return question, impossible
 
 
-def _answers(given: Any) -> Iterator[Answer]:
+def _answers(given: Any) -> Iterator[SquadAnswer]:
     """Answers as SQuAD has them, or as two lists, "text" and "answer_start"."""
     if isinstance(given, dict):
         texts, starts = given.get("text"), given.get("answer_start")
@@ -196,7 +197,7 @@ def _answers(given: Any) -> Iterator[Answer]:
         text, start = text_cell(entry, "text"), entry.get("answer_start")
         if not isinstance(start, int) or isinstance(start, bool):
             raise ValueError(f"'answer_start' is {start!r:.40}, expected a whole number")
-        yield Answer(text.strip(), start + len(text) - len(text.lstrip()))
+        yield SquadAnswer(text.strip(), start + len(text) - len(text.lstrip()))
 
 
 def _contradictions(raw: Sequence[_Raw], version: str, *, labelled: bool) -> Iterator[str]:
@@ -210,11 +211,11 @@ def _contradictions(raw: Sequence[_Raw], version: str, *, labelled: bool) -> Ite
             yield f"{question.source}: no 'answers', and nothing says that there is none"
 
 
-def _lost(question: Question) -> int:
+def _lost(question: SquadQuestion) -> int:
     return sum(answer.start is None for answer in question.answers)
 
 
-def _placed(question: Question, policy: WrongOffsets) -> Question:
+def _placed(question: SquadQuestion, policy: WrongOffsets) -> SquadQuestion:
     """The question, and of its answers the places where they are."""
     context, answers = question.context, []
     for answer in question.answers:
@@ -224,7 +225,7 @@ def _placed(question: Question, policy: WrongOffsets) -> Question:
             nearest = min(places, key=lambda place, given=start: abs(place - given), default=None)
             near = nearest is not None and (policy is WrongOffsets.REPAIR or abs(nearest - start) <= _NEAR)
             start = nearest if near else None
-        answers.append(Answer(answer.text, start))
+        answers.append(SquadAnswer(answer.text, start))
     return dataclasses.replace(question, answers=tuple(answers))
 
 
@@ -233,3 +234,22 @@ def _occurrences(context: str, text: str) -> Iterator[int]:
     while place >= 0:
         yield place
         place = context.find(text, place + 1)
+
+
+def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
+    """The questions that are not also among the others: about the same context, the same words."""
+    known = {_key(question) for question in others}
+    return [question for question in rows if _key(question) not in known]
+
+
+def trainable_questions(rows: Sequence[SquadQuestion], *, impossible: bool) -> list[SquadQuestion]:
+    """Those with an answer whose place is known, and where `impossible` those that have none."""
+    return [
+        question
+        for question in rows
+        if (question.impossible and impossible) or any(answer.start is not None for answer in question.answers)
+    ]
+
+
+def _key(question: SquadQuestion) -> tuple[str, str]:
+    return normalised(question.question), question.context.strip()

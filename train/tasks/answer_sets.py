@@ -14,7 +14,7 @@ import numpy as np
 from flaxbert.files import atomic_write
 from flaxbert.text.answers import RankedAnswers, rank_answers
 from flaxbert.text.windows import QuestionWindow
-from train.data.questions import Question
+from train.data.questions import SquadQuestion
 from train.metrics.cmrc import cmrc
 from train.metrics.squad import best_threshold, squad1, squad2
 
@@ -41,7 +41,7 @@ class AnswerSet:
         max_answer: tokens of an answer.
     """
 
-    questions: Sequence[Question]
+    questions: Sequence[SquadQuestion]
     windows: Sequence[Sequence[QuestionWindow]]
     taught_empty: bool
     rule: Rule

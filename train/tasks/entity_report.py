@@ -4,12 +4,12 @@ import collections
 from collections.abc import Sequence
 
 from flaxbert.text.tags import OUTSIDE, TagScheme
-from train.data.tagged import Sentence
+from train.data.tagged_sentences import TaggedSentence
 from train.metrics.entities import EntityScore, EntityScores
 from train.summary import markdown_table
 
 
-def most_frequent_tags(train: Sequence[Sentence], sentences: Sequence[Sentence]) -> list[list[str]]:
+def most_frequent_tags(train: Sequence[TaggedSentence], sentences: Sequence[TaggedSentence]) -> list[list[str]]:
     """For every word of `sentences` the tag that it has most often in `train`; O for one that is not there.
 
     Of tags as frequent the first by name, so that the baseline is the same in every run.

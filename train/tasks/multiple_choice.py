@@ -16,7 +16,7 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.choices import ChoiceQuestion, read_choice_questions
-from train.data.examples import Choices, token_arrays
+from train.data.examples import ChoiceSequences, encoding_arrays
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
@@ -70,7 +70,7 @@ class MultipleChoice(Supervised):
 class PreparedMultipleChoice(Task):
     """The `Task` of multiple choice."""
 
-    evaluations: Mapping[str, EvaluationBatches[Choices]]
+    evaluations: Mapping[str, EvaluationBatches[ChoiceSequences]]
     questions: Mapping[str, Sequence[ChoiceQuestion]]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
@@ -118,12 +118,12 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
 
 def _examples(
     questions: Sequence[ChoiceQuestion], tokenizer: WordPieceTokenizer, max_length: int, width: int
-) -> Choices:
+) -> ChoiceSequences:
     pairs = [(question.context, choice) for question in questions for choice in question.choices]
     encodings = tokenizer.encode([a for a, _ in pairs], [b for _, b in pairs], max_length=max_length)
     labels = [IGNORE if question.label is None else question.label for question in questions]
-    return Choices(
-        *token_arrays(encodings),
+    return ChoiceSequences(
+        *encoding_arrays(encodings),
         starts=np.cumsum([0, *(len(question.choices) for question in questions)]),
         width=width,
         labels=np.array(labels, np.int32),

@@ -13,9 +13,9 @@ from flaxbert.tokenizer import MASK
 from train.config import Config
 from train.data.corpus.store import TOKENIZER
 from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.pretraining.batches import Stage
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.rows import RowShape
-from train.data.pretraining.stages import Stage
+from train.data.pretraining.rows import PretrainingRowShape
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.tasks.pretraining_data import RECORDS, Segments, prepare_data
 from train.tasks.pretraining_objective import PreparedPretraining, PretrainingObjective
@@ -131,9 +131,9 @@ class Pretraining:
         how = {"exact": self.exact_rate, "whole_words": self.whole_words}
         return {"rate": self.masking_rate, "most": self.max_predictions, **how}
 
-    def shape(self, masking: Masking) -> RowShape:
+    def shape(self, masking: Masking) -> PretrainingRowShape:
         """Of a row."""
-        shape = RowShape.of(masking, max_length=self.max_length, row_length=self.row_length)
+        shape = PretrainingRowShape.of(masking, max_length=self.max_length, row_length=self.row_length)
         if self.text.startswith(RECORDS) and self.max_predictions is not None:
             # Files have as many slots as they were told to have, needed or not.
             return dataclasses.replace(shape, predictions=self.max_predictions)

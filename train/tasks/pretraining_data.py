@@ -11,17 +11,15 @@ import numpy as np
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
-from train.data.corpus.lines import TextReader
-from train.data.corpus.store import RECORD, TokenStore, vocabulary_digest
-from train.data.corpus.tokens import SentenceTokenizer, pieces
+from train.data.corpus.reader import TextReader
+from train.data.corpus.store import RECORD, TokenStore
+from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 from train.data.host_shard import HostShard
-from train.data.pretraining.batches import HeldOutBatches, Maker, TrainBatches
+from train.data.pretraining.batches import ExampleBuilder, HeldOutBatches, StagedBatches, TrainBatches
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.next_sentence import NextSentence
 from train.data.pretraining.records import RecordBatches, RecordFiles
 from train.data.pretraining.rows import RowBuilder
-from train.data.pretraining.single import FullSentences, Stream
-from train.data.pretraining.stages import StagedBatches
+from train.data.pretraining.segments import FullSentenceExamples, NextSentencePairs, StreamExamples
 from train.distributed import Placement
 from train.multihost.host_group import HostGroup
 from train.tasks.start import load_tokenizer
@@ -109,7 +107,7 @@ def _open(settings: "Pretraining", config: Config, host_group: HostGroup) -> Tok
     folder = Path(settings.text).expanduser()
     if (folder / RECORD).is_file():
         store = TokenStore.open(folder)
-        if wanted is not None and vocabulary_digest(wanted) != vocabulary_digest(store.tokenizer):
+        if wanted is not None and wanted.vocabulary_digest != store.tokenizer.vocabulary_digest:
             raise ValueError(
                 f"{folder} was made with a vocabulary of {store.tokenizer.vocab_size} tokens, another than that of "
                 f"{settings.tokenizer or config.model.pretrained or config.run.folder} ({wanted.vocab_size}); prepare "
@@ -119,7 +117,7 @@ def _open(settings: "Pretraining", config: Config, host_group: HostGroup) -> Tok
         lines = list(TextReader([settings.text]))
         tokenizer = wanted or _learn(settings, lines, host_group)
         tokenise = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
-        store = TokenStore.of(map(tokenise, pieces(iter(lines))), tokenizer)
+        store = TokenStore.of(map(tokenise, text_chunks(iter(lines))), tokenizer)
     if not len(store.tokens):
         raise ValueError(f"{settings.text}: holds no text")
     return store
@@ -152,10 +150,10 @@ def _builder(settings: "Pretraining", store: TokenStore) -> RowBuilder:
     return RowBuilder(store, masking, settings.shape(masking), settings.pairs)
 
 
-def _maker(settings: "Pretraining", store: TokenStore, documents: np.ndarray) -> Maker:
+def _maker(settings: "Pretraining", store: TokenStore, documents: np.ndarray) -> ExampleBuilder:
     if settings.segments is Segments.NEXT_SENTENCE:
-        return NextSentence(store, documents, max_length=settings.max_length, short=settings.short)
-    single = FullSentences if settings.segments is Segments.FULL_SENTENCES else Stream
+        return NextSentencePairs(store, documents, max_length=settings.max_length, short=settings.short)
+    single = FullSentenceExamples if settings.segments is Segments.FULL_SENTENCES else StreamExamples
     return single(store, max_length=settings.max_length)
 
 

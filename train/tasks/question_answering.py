@@ -16,10 +16,16 @@ from flaxbert.text.answers import RankedAnswers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from train.config import Config
 from train.data.batches import EvaluationBatches
-from train.data.examples import Spans
+from train.data.examples import SpanSequences
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.question_sets import trainable, without
-from train.data.questions import Question, Questions, WrongOffsets, read_questions
+from train.data.questions import (
+    SquadQuestion,
+    SquadQuestions,
+    WrongOffsets,
+    exclude_questions,
+    read_squad,
+    trainable_questions,
+)
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch, Params
@@ -103,7 +109,7 @@ class QuestionAnswering(Supervised):
         """From the data: the length of a batch is that of its longest window."""
         return TrainSpec.of(self.prepare(config))
 
-    def _sets(self, seed: int) -> tuple[dict[str, Sequence[Question]], dict[str, int]]:
+    def _sets(self, seed: int) -> tuple[dict[str, Sequence[SquadQuestion]], dict[str, int]]:
         """The questions to train on and those of each set to evaluate; in figures, what was done to the files' own."""
         files = {name: self._read(*source) for name, source in self.sources.items()}
         if not files["train"].labelled:
@@ -117,9 +123,9 @@ class QuestionAnswering(Supervised):
         train = sets["train"]
         given = len(train)
         if self.exclude is not None:
-            train = without(train, self._read(self.exclude, None).rows)
+            train = exclude_questions(train, self._read(self.exclude, None).rows)
             facts["train questions excluded"] = given - len(train)
-        usable = trainable(train, impossible=self.impossible)
+        usable = trainable_questions(train, impossible=self.impossible)
         if not usable:
             raise ValueError(
                 f"{self.train}: no question is left to train on; look at exclude, impossible, validation_split"
@@ -131,8 +137,8 @@ class QuestionAnswering(Supervised):
             facts |= {f"{name} questions": len(rows), f"{name} without answer": sum(q.impossible for q in rows)}
         return sets, facts
 
-    def _read(self, source: str, split: str | None) -> Questions:
-        return read_questions(source, wrong_offsets=self.wrong_offsets, split=split)
+    def _read(self, source: str, split: str | None) -> SquadQuestions:
+        return read_squad(source, wrong_offsets=self.wrong_offsets, split=split)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,11 +211,11 @@ class PreparedAnswering(Task):
         return self._found.get("dev", 0.0) if self.null_threshold is None else self.null_threshold
 
 
-def _article(question: Question) -> str:
+def _article(question: SquadQuestion) -> str:
     return question.title or question.context
 
 
-def _spans(questions: Sequence[Question], windows: Sequence[Sequence[QuestionWindow]]) -> Spans:
+def _spans(questions: Sequence[SquadQuestion], windows: Sequence[Sequence[QuestionWindow]]) -> SpanSequences:
     """All windows, and where the first known answer is in each; [CLS] where it is not, or where there is none.
 
     Where no answer is known that could be found, the loss does not count.
@@ -223,7 +229,7 @@ def _spans(questions: Sequence[Question], windows: Sequence[Sequence[QuestionWin
             else:
                 positions.append((0, 0) if question.impossible else (_NOWHERE, _NOWHERE))
     every = [window for parts in windows for window in parts]
-    return Spans(
+    return SpanSequences(
         ids=[window.ids for window in every],
         types=[window.types for window in every],
         positions=np.asarray(positions, np.int32).reshape(-1, 2),

@@ -12,7 +12,7 @@ from flaxbert import BertForSequenceClassification, PreTrainedModel, functional,
 from flaxbert.losses import Loss
 from train.config import Config
 from train.data.batches import EvaluationBatches
-from train.data.examples import Labelled
+from train.data.examples import LabelledSequences
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
 from train.evaluate import EvalStepOutput, Evaluation
@@ -64,7 +64,7 @@ class SequenceClassification(Supervised):
         examples = {}
         for name, found in rows.items():
             texts = [row.text for row in found], [row.text_pair for row in found]
-            examples[name] = Labelled.of(tokenizer.encode(*texts, max_length=self.max_length), targets[name])
+            examples[name] = LabelledSequences.of(tokenizer.encode(*texts, max_length=self.max_length), targets[name])
         batches = as_batches(
             examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard, packed=self.packed
         )
@@ -98,7 +98,7 @@ class SequenceClassification(Supervised):
 class PreparedClassification(Task):
     """The `Task` of sequence classification."""
 
-    evaluations: Mapping[str, EvaluationBatches[Labelled]]
+    evaluations: Mapping[str, EvaluationBatches[LabelledSequences]]
     problem: Problem
     rows: Mapping[str, Sequence[LabelledText]]
 

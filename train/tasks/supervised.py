@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
-from train.data.examples import Examples, Labelled
+from train.data.examples import LabelledSequences, SequenceExamples
 from train.data.host_shard import HostShard
 from train.data.sources import split_by_group
 from train.distributed import Placement
@@ -94,7 +94,7 @@ class Supervised:
 
 
 def as_batches(
-    examples: Mapping[str, Examples],
+    examples: Mapping[str, SequenceExamples],
     config: Config,
     tokenizer: WordPieceTokenizer,
     *,
@@ -110,13 +110,13 @@ def as_batches(
         tokenizer: whose padding is used.
         max_length: of all of them.
         host_shard: the rows of each batch that are built here.
-        packed: whether several examples share a row of training; they are `Labelled`, then.
+        packed: whether several examples share a row of training; they are `LabelledSequences`, then.
     """
     run, pad = config.run, tokenizer.special_ids[0]
     train = examples["train"]
     how = run.batch_size, pad, max_length, run.seed, run.total_steps
     if packed:
-        if not isinstance(train, Labelled):
+        if not isinstance(train, LabelledSequences):
             raise TypeError(f"{type(train).__name__} cannot share rows")
         # To divide over devices and micro-batches.
         multiple = Placement.of(config.mesh).data_parallel_size * run.gradient_accumulation_steps

@@ -14,6 +14,8 @@ from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.batches import TrainSet
+from train.data.examples import HostBatch
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
@@ -21,16 +23,6 @@ from train.step import Batch, Params
 
 if TYPE_CHECKING:
     from train.config import Config
-
-HostBatch = Mapping[str, np.ndarray]
-
-
-class TrainSet(Protocol):
-    """Endless batches by number; batch `i` is always the same, so the position in the data is a step number."""
-
-    def __getitem__(self, index: int, /) -> HostBatch:
-        """Batch `index`, of epoch `index // steps_per_epoch`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,18 @@ from flaxbert.text.tags import TagScheme
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.tag_labels import InvalidTags, in_scheme, infer_tags, tag_ids, written_in
-from train.data.tagged import Sentence, TagColumns, read_sentences
-from train.data.tagged_pieces import Cut, LabelledPieces, TaggedPieces, cut_sentences
+from train.data.tagged_examples import (
+    InvalidTags,
+    LabelledPieces,
+    TaggedExamples,
+    TokenLabelling,
+    convert_scheme,
+    encode_sentences,
+    infer_tags,
+    scheme_of_sentences,
+    tag_ids,
+)
+from train.data.tagged_sentences import TagColumns, TaggedSentence, read_tagged_sentences
 from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.host_group import SINGLE_HOST, HostGroup
@@ -60,14 +69,17 @@ class TokenClassification(Supervised):
     ) -> "PreparedTokenClassification":
         """Reads and checks all files before anything is trained; raises what `TaskSettings` says."""
         tokenizer = self.load_tokenizer(config)
-        read = {n: read_sentences(file, columns=self.columns, split=split) for n, (file, split) in self.sources.items()}
+        read = {
+            n: read_tagged_sentences(file, columns=self.columns, split=split)
+            for n, (file, split) in self.sources.items()
+        }
         facts: dict[str, str | int | float] = {}
         # The scheme of the training file: a short one may not tell.
-        scheme = self.scheme or written_in(read["train"])
+        scheme = self.scheme or scheme_of_sentences(read["train"])
         sentences = {}
         for name, found in read.items():
-            how = {"written": written_in(found), "invalid": self.invalid_tags}
-            sentences[name], repaired = in_scheme(found, scheme, **how)
+            how = {"written": scheme_of_sentences(found), "invalid": self.invalid_tags}
+            sentences[name], repaired = convert_scheme(found, scheme, **how)
             facts |= {f"{name} tags repaired": repaired} if repaired else {}
             if left_out := sum(sentence.left_out for sentence in found):
                 facts[f"{name} entities left out, overlapping others"] = left_out
@@ -77,8 +89,8 @@ class TokenClassification(Supervised):
         ids = tag_ids([sentence for found in sentences.values() for sentence in found], labels)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
         overlap = (self.max_length - 2) // 4 if self.overlap is None else self.overlap
-        cut = Cut(ids, scheme, self.max_length, overlap, self.labelled_pieces)
-        pieces = {name: cut_sentences(found, tokenizer, cut) for name, found in sentences.items()}
+        cut = TokenLabelling(ids, scheme, self.max_length, overlap, self.labelled_pieces)
+        pieces = {name: encode_sentences(found, tokenizer, cut) for name, found in sentences.items()}
         facts |= _piece_facts(sentences, pieces)
         examples = {name: found.examples for name, found in pieces.items()}
         batches = as_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
@@ -115,8 +127,8 @@ class PreparedTokenClassification(Task):
 
     evaluations: Mapping[str, EvaluationBatches]
     scheme: TagScheme
-    sentences: Mapping[str, Sequence[Sentence]]
-    pieces: Mapping[str, TaggedPieces]
+    sentences: Mapping[str, Sequence[TaggedSentence]]
+    pieces: Mapping[str, TaggedExamples]
     baseline: Mapping[str, EntityScores]
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
@@ -187,7 +199,7 @@ def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array
 
 
 def _piece_facts(
-    sentences: Mapping[str, Sequence[Sentence]], pieces: Mapping[str, TaggedPieces]
+    sentences: Mapping[str, Sequence[TaggedSentence]], pieces: Mapping[str, TaggedExamples]
 ) -> dict[str, str | int | float]:
     """How many sentences were cut, and how many words no piece stands for, where there are any."""
     facts: dict[str, str | int | float] = {}
@@ -200,6 +212,6 @@ def _piece_facts(
     return facts
 
 
-def _baseline(train: Sequence[Sentence], evaluated: Sequence[Sentence]) -> EntityScores:
+def _baseline(train: Sequence[TaggedSentence], evaluated: Sequence[TaggedSentence]) -> EntityScores:
     tags = most_frequent_tags(train, evaluated)
     return entity_scores([sentence.tags for sentence in evaluated], tags)

@@ -18,12 +18,11 @@ import rich.console
 import rich.progress
 
 from flaxbert.files import atomic_write
-from train.data.corpus import worker
-from train.data.corpus.lines import TextReader
+from train.data.corpus.reader import TextReader
 from train.data.corpus.store import StoreWriter
-from train.data.corpus.tokens import SentenceTokenizer, Tokens, pieces
+from train.data.corpus.tokens import SentenceTokenizer, TokenChunk, start_worker, text_chunks, tokenise_in_worker
 
-_NOTED_EVERY = 32  # pieces
+_NOTED_EVERY = 32  # chunks of text
 _AHEAD = 4  # pieces for each process that wait for their turn
 _SHOWN_EVERY = 10.0  # seconds, where there is no terminal for a bar
 
@@ -74,7 +73,7 @@ def tokenise(
     Raises:
         ValueError: the text does not begin with what is in the store; or a process ended, for want of memory perhaps.
     """
-    text = pieces(iter(reader))
+    text = text_chunks(iter(reader))
     _skip(text, progress)
     with _pool(make, workers) as pool, _shown(reader, writer) as show:
         try:
@@ -105,11 +104,11 @@ def _skip(text: Iterator[str], progress: Progress) -> None:
         )
 
 
-def _tokenised(pool: ProcessPoolExecutor, text: Iterable[str], ahead: int) -> Iterator[tuple[str, Tokens]]:
+def _tokenised(pool: ProcessPoolExecutor, text: Iterable[str], ahead: int) -> Iterator[tuple[str, TokenChunk]]:
     """Pieces with their tokens, in order; a few more than are waited for are under way."""
-    waiting: collections.deque[tuple[str, Future[Tokens]]] = collections.deque()
+    waiting: collections.deque[tuple[str, Future[TokenChunk]]] = collections.deque()
     for piece in text:
-        waiting.append((piece, pool.submit(worker.tokens_of, piece)))
+        waiting.append((piece, pool.submit(tokenise_in_worker, piece)))
         if len(waiting) > ahead:
             first, tokens = waiting.popleft()
             yield first, tokens.result()
@@ -121,7 +120,7 @@ def _tokenised(pool: ProcessPoolExecutor, text: Iterable[str], ahead: int) -> It
 def _pool(make: Callable[[], SentenceTokenizer], workers: int) -> Iterator[ProcessPoolExecutor]:
     # Not forked: other libraries' threads may hold locks.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=worker.start, initargs=(make,))
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(make,))
     try:
         yield pool
     finally:

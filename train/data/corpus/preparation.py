@@ -16,8 +16,8 @@ import tyro
 
 from flaxbert.files import atomic_folder, read_json, require_absent
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.lines import TextReader
 from train.data.corpus.pool import Progress, tokenise
+from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TOKENIZER, StoreWriter
 from train.data.corpus.tokens import SentenceTokenizer, id_dtype
 

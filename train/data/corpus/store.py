@@ -27,7 +27,7 @@ import numpy as np
 
 from flaxbert.files import atomic_write, read_json
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.tokens import Tokens
+from train.data.corpus.tokens import TokenChunk
 
 FORMAT = "flaxbert tokens"
 VERSION = 1
@@ -83,7 +83,7 @@ class TokenStore:
         return self.sentences[self.documents]
 
     @classmethod
-    def of(cls, parts: Iterable[Tokens], tokenizer: WordPieceTokenizer) -> "TokenStore":
+    def of(cls, parts: Iterable[TokenChunk], tokenizer: WordPieceTokenizer) -> "TokenStore":
         """In memory, of pieces in order."""
         whole = list(parts)
         sentences = _starts([part.lengths for part in whole])
@@ -120,7 +120,7 @@ class TokenStore:
         if lacking := [name for name in list(_DTYPES)[:3] if name not in arrays]:
             raise ValueError(f"{folder / RECORD}: names no {', '.join(lacking)}")
         tokenizer = WordPieceTokenizer.load(folder / TOKENIZER)
-        if vocabulary_digest(tokenizer) != record.get("vocabulary_sha256"):
+        if tokenizer.vocabulary_digest != record.get("vocabulary_sha256"):
             raise ValueError(f"{folder / TOKENIZER}: not the tokenizer that the store was made with")
         store = cls(arrays["tokens"], arrays["sentences"], arrays["documents"], arrays.get("word_starts"), tokenizer)
         store._check(folder, ids=verify)
@@ -137,11 +137,6 @@ class TokenStore:
             raise ValueError(f"{folder}/word_starts.npy: {len(self.word_starts)} for {len(self.tokens)} tokens")
         if ids and len(self.tokens) and self.tokens.max() >= self.tokenizer.vocab_size:
             raise ValueError(f"{folder}/tokens.npy: an id beyond the vocabulary's {self.tokenizer.vocab_size}")
-
-
-def vocabulary_digest(tokenizer: WordPieceTokenizer) -> str:
-    """SHA-256 of the tokens in the order of their ids, a line each."""
-    return hashlib.sha256("\n".join(tokenizer.vocabulary).encode()).hexdigest()
 
 
 def _starts(lengths: list[np.ndarray]) -> np.ndarray:
@@ -202,7 +197,7 @@ class StoreWriter:
         with self._room():  # what is still to be written may find no more either
             self._opened.close()
 
-    def add(self, part: Tokens) -> None:
+    def add(self, part: TokenChunk) -> None:
         """The next piece."""
         counts = self.counts
         size = len(part.lengths)
@@ -250,7 +245,7 @@ class StoreWriter:
             "version": VERSION,
             **{name: self.counts[name] for name in ("documents", "sentences", "tokens")},
             "unknown_tokens": self.counts["unknown"],
-            "vocabulary_sha256": vocabulary_digest(tokenizer),
+            "vocabulary_sha256": tokenizer.vocabulary_digest,
             "made": about,
             "files": files,
         }

@@ -1,19 +1,23 @@
 """Text to tokens, sentence by sentence."""
 
 import dataclasses
+import gc
 import itertools
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
-
-from train.data.corpus.sentences import split_sentences
 
 UNKNOWN = "[UNK]"
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class TokenChunk:
     """A piece of a corpus.
 
     Attributes:
@@ -37,7 +41,7 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 class SentenceTokenizer:
-    """Turns pieces of text into `Tokens`; the same for the same text, wherever it runs."""
+    """Turns pieces of text into `TokenChunk`; the same for the same text, wherever it runs."""
 
     def __init__(self, tokenizer: str, *, split: bool, words: Sequence[str] = ()):
         """Makes one.
@@ -54,7 +58,7 @@ class SentenceTokenizer:
         self._split = split
         self._words, self._longest = frozenset(words), max(map(len, words), default=0)
 
-    def __call__(self, text: str) -> Tokens:
+    def __call__(self, text: str) -> TokenChunk:
         """The tokens of lines as `TextReader` gives them, joined by line feeds."""
         sentences: list[str] = []
         ends = []  # in sentences, of which some may turn out to have no token
@@ -70,7 +74,7 @@ class SentenceTokenizer:
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         ids = np.fromiter(itertools.chain.from_iterable(lists), self._dtype, lengths.sum())
         there = np.concatenate([[0], np.cumsum(lengths > 0)])
-        return Tokens(
+        return TokenChunk(
             ids=ids,
             lengths=lengths[lengths > 0],
             ends=there[ends] if ends else np.zeros(0, np.int64),
@@ -99,7 +103,7 @@ class SentenceTokenizer:
         return 1 + sum(1 for _ in itertools.takewhile(lambda token: token.startswith("##"), tokens[place + 1 :]))
 
 
-def pieces(lines: Iterator[str], *, size: int = 2**19) -> Iterator[str]:
+def text_chunks(lines: Iterator[str], *, size: int = 2**19) -> Iterator[str]:
     """Lines in pieces of about `size` characters, whatever tokenises them: their bounds depend on the text alone."""
     held: list[str] = []
     count = 0
@@ -111,3 +115,85 @@ def pieces(lines: Iterator[str], *, size: int = 2**19) -> Iterator[str]:
             held, count = [], 0
     if held:
         yield "\n".join(held)
+
+
+# Marks with the quotes and brackets that close after them, and blanks. It takes all there are and never goes back: else
+# a line of full stops would take hours.
+_END = re.compile(r"[.!?…؟।。！？]++[\"'’”»)\]」』）》]*+(\s*+)")
+_NEEDS_NO_BLANK = "。！？"
+_OPENING = "\"'‘“«(["
+# What a full stop after it does not end a sentence, whatever follows; and what it does not before a number.
+_TITLES = frozenset(
+    ["mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "rev", "hon", "gen", "col", "capt", "lt", "sgt", "gov", "sen"]
+    + ["rep", "pres", "mt", "ft", "vs", "cf", "al", "eg", "ie", "viz", "ed", "eds", "dept", "inc", "ltd", "co", "corp"]
+    + ["bros", "univ", "ph.d"]
+)
+_BEFORE_NUMBERS = frozenset(
+    ["approx", "ca", "est", "no", "nos", "vol", "vols", "p", "pp", "fig", "figs", "art", "jan", "feb", "mar", "apr"]
+    + ["jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"]
+)
+_INITIALS = re.compile(r"(?:[a-z]\.)+[a-z]")  # u.s, e.g
+
+
+def split_sentences(paragraph: str) -> Iterator[str]:
+    """The sentences of a paragraph, blanks around them left out; at least one of a paragraph that is not blank.
+
+    A sentence ends with . ! ? … ؟ । before a blank that no small letter follows, but for full stops after initials and
+    common English abbreviations; and with 。！？, whatever follows. Where the text of a language without such marks is
+    to be cut, give it one sentence a line.
+    """
+    start = 0
+    for found in _END.finditer(paragraph):
+        end = found.end()
+        if end < len(paragraph) and (found[1] or found[0][0] in _NEEDS_NO_BLANK) and _ends(paragraph, start, found):
+            yield paragraph[start:end].strip()
+            start = end
+    if rest := paragraph[start:].strip():
+        yield rest
+
+
+def _ends(text: str, start: int, found: re.Match[str]) -> bool:
+    mark = text[found.start()]
+    if mark in _NEEDS_NO_BLANK:
+        return True
+    if text[found.end() : found.end() + 4].lstrip(_OPENING)[:1].islower():
+        return False
+    if mark != "." or not text[found.start() + 1].isspace():
+        return True
+    before = text[max(start, found.start() - 20) : found.start()]
+    word = before[before.rfind(" ") + 1 :].lstrip(_OPENING)
+    if len(word) == 1 and word.isupper():
+        return False
+    if len(word) > 6:
+        return True
+    word = word.lower()
+    if word in _BEFORE_NUMBERS:
+        return not text[found.end()].isdigit()
+    return not (word in _TITLES or ("." in word and _INITIALS.fullmatch(word)))
+
+
+_tokenizer: SentenceTokenizer | None = None
+
+
+def start_worker(make: Callable[[], SentenceTokenizer]) -> None:
+    """Makes the tokenizer of this process."""
+    global _tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a thread for each process
+    _tokenizer = make()
+    gc.disable()  # millions of lists of numbers, and no cycle among them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its processes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def tokenise_in_worker(piece: str) -> TokenChunk:
+    """The tokens of a piece of text."""
+    assert _tokenizer is not None
+    return _tokenizer(piece)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,21 +1,22 @@
 """Batches of pretraining rows by number: a pure function of (seed, number), whatever came before."""
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from train.data.corpus.store import TokenStore
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.pretraining.examples import Examples
-from train.data.pretraining.next_sentence import Part
-from train.data.pretraining.numbers import key_of
-from train.data.pretraining.packing import best_fit
+from train.data.packing import best_fit
+from train.data.pretraining.examples import PretrainingExamples, key_of
 from train.data.pretraining.rows import RowBuilder
+from train.data.pretraining.segments import DocumentSpan
 
-Maker = Callable[[Iterable[Part], int], Examples]
+ExampleBuilder = Callable[[Iterable[DocumentSpan], int], PretrainingExamples]
 """Makes the examples of some documents; chance is a function of the key."""
 
 # A block's examples are made at once, and shuffled among each other; documents are dealt to blocks anew every epoch.
@@ -27,7 +28,7 @@ _KEPT = 3  # blocks, for threads that are ahead of each other
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    examples: Examples
+    examples: PretrainingExamples
     rows: list[list[int]]
     shuffled: np.ndarray  # numbers of rows
 
@@ -55,7 +56,7 @@ class TrainBatches:
 
     store: TokenStore
     documents: np.ndarray
-    make: Maker
+    make: ExampleBuilder
     build: RowBuilder
     size: int
     seed: int
@@ -127,13 +128,13 @@ class HeldOutBatches:
 
     store: TokenStore
     documents: np.ndarray
-    make: Maker
+    make: ExampleBuilder
     build: RowBuilder
     size: int
     host_shard: HostShard = WHOLE_BATCH
 
     @functools.cached_property
-    def _all(self) -> tuple[Examples, list[list[int]]]:
+    def _all(self) -> tuple[PretrainingExamples, list[list[int]]]:
         parts = document_parts(self.store, self.documents)
         examples = self.make(map(tuple, parts.tolist()), key_of(0))
         return examples, rows_of(examples, self.build)
@@ -148,7 +149,7 @@ class HeldOutBatches:
             yield self.build(examples, [rows[i] if i < len(rows) else [] for i in own])
 
 
-def rows_of(examples: Examples, build: RowBuilder) -> list[list[int]]:
+def rows_of(examples: PretrainingExamples, build: RowBuilder) -> list[list[int]]:
     """The examples of each row."""
     if build.shape.slots is None:
         return [[example] for example in range(len(examples))]
@@ -167,3 +168,46 @@ def document_parts(store: TokenStore, documents: np.ndarray) -> np.ndarray:
         cuts = np.unique([first[i], *np.searchsorted(store.sentences, wanted).clip(first[i], last[i]), last[i]])
         several.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
     return np.concatenate([whole, *several])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The beginning of a run, before its own settings hold; what is None is as in those."""
+
+    steps: int
+    """Updates."""
+    batch_size: int | None = None
+    """Rows of a batch."""
+    max_length: int | None = None
+    """Tokens of an example."""
+    row_length: int | None = None
+    """Of rows that examples share, where they do."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise ValueError(f"{field.name} of a stage is {value}; it must be at least 1")
+
+
+class StagedBatches:
+    """The batches of one stage after another.
+
+    A stage goes on where the one before it has come to, as a share of the epoch: with rows of the same kind at the very
+    next row; where rows differ in length, at the same place among the epoch's documents, to within a block of them.
+    """
+
+    def __init__(self, stages: Sequence[TrainBatches], steps: Sequence[int]):
+        """Takes all stages, and the steps of all but the last, which has no end."""
+        self._firsts = [0, *itertools.accumulate(steps)]
+        self._stages = []
+        place = 0.0  # in epochs
+        for batches, count in zip(stages, [*steps, 0], strict=True):
+            first = round(place * batches.rows_of_epoch)
+            self._stages.append(dataclasses.replace(batches, first_row=first))
+            place = (first + count * batches.size) / batches.rows_of_epoch
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """The batch of step `index`, from 0."""
+        stage = bisect.bisect_right(self._firsts, index) - 1
+        return self._stages[stage][index - self._firsts[stage]]

@@ -11,7 +11,7 @@ FOLLOWS, RANDOM = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class PretrainingExamples:
     """Examples without their tokens.
 
     Attributes:
@@ -45,3 +45,33 @@ class Examples:
         spans = np.array([span for example in found for span in example], np.int64).reshape(-1, 2)
         firsts = np.concatenate([[0], np.cumsum([len(example) for example in found], dtype=np.int64)])
         return cls(spans, firsts, np.asarray(labels, np.int32), keys)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mixed(*keys: int | np.ndarray) -> np.ndarray:
+    """64 random bits for every combination of keys, which broadcast against each other.
+
+    Keys in another order, or one more of them, give unrelated bits.
+    """
+    bits = np.zeros(1, np.uint64)  # an array: NumPy warns of scalars that wrap around, as these do on purpose
+    for key in keys:
+        bits = _mix(bits + _GOLDEN + np.asarray(key).astype(np.uint64))
+    return bits
+
+
+def key_of(*keys: int) -> int:
+    """`mixed` for plain numbers."""
+    return int(mixed(*keys)[0])
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """Random bits as numbers, evenly between 0 (included) and 1."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import CLS, MASK, SEP, WordPieceTokenizer
-from train.data.pretraining.numbers import mixed, uniform
+from train.data.pretraining.examples import mixed, uniform
 
 _CHOICE, _FATE, _WORD = 1, 2, 3  # what a token's random bits are drawn for
 

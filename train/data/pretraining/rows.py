@@ -7,12 +7,12 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from train.data.corpus.store import TokenStore
-from train.data.pretraining.examples import Examples
+from train.data.pretraining.examples import PretrainingExamples
 from train.data.pretraining.masking import Masking
 
 
 @dataclasses.dataclass(frozen=True)
-class RowShape:
+class PretrainingRowShape:
     """What a row holds.
 
     Attributes:
@@ -49,10 +49,10 @@ class RowBuilder:
 
     store: TokenStore
     masking: Masking
-    shape: RowShape
+    shape: PretrainingRowShape
     two_segments: bool
 
-    def __call__(self, examples: Examples, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    def __call__(self, examples: PretrainingExamples, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         """The batch of these rows, each a list of examples; an empty one is padding, and counts nowhere.
 
         Returns:

@@ -16,8 +16,7 @@ import tyro
 
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
 from flaxbert.text.tables import TableRow, read_lines, read_table
-from flaxbert.text.tags import parse_tag
-from train.data.character_spans import tagged_characters
+from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
 from train.data.sources import dataset_rows, reject_split
 
 _COLUMNS = "a word a line, its columns between tabs or blanks, a blank line between sentences"
@@ -50,7 +49,7 @@ _FIRST_AND_LAST = TagColumns()
 
 
 @dataclasses.dataclass(frozen=True)
-class Sentence:
+class TaggedSentence:
     """Words, and the tag of each.
 
     `source` is "path:line" of the first word, from 1 as editors count, or "datasets:name:index", from 0. `left_out`
@@ -63,9 +62,9 @@ class Sentence:
     left_out: int = 0
 
 
-def read_sentences(
+def read_tagged_sentences(
     source: str | os.PathLike[str], *, columns: TagColumns = _FIRST_AND_LAST, split: str | None = None
-) -> list[Sentence]:
+) -> list[TaggedSentence]:
     """All sentences of a file, or of a data set: `datasets:NAME[:CONFIG]`, or its folder.
 
     Every tag is O, or B-, I-, E- or S- with a type; whether they follow one another as they should is not looked at.
@@ -86,7 +85,7 @@ def read_sentences(
     return _of_columns(list(read_lines(path, expected=_COLUMNS)), where, columns)
 
 
-def _of_records(records: Sequence[TableRow], where: str) -> list[Sentence]:
+def _of_records(records: Sequence[TableRow], where: str) -> list[TaggedSentence]:
     sentences, problems = [], []
     for row in records:
         try:
@@ -99,7 +98,7 @@ def _of_records(records: Sequence[TableRow], where: str) -> list[Sentence]:
     return sentences
 
 
-def _of_record(source: str, values: Mapping[str, Any]) -> Sentence:
+def _of_record(source: str, values: Mapping[str, Any]) -> TaggedSentence:
     tags = next((name for name in ("tags", "ner_tags") if name in values), None)
     if "tokens" in values and tags is not None:
         return _sentence(_strings(values, "tokens"), _strings(values, tags), source)
@@ -123,17 +122,17 @@ def _strings(values: Mapping[str, Any], name: str) -> list[str]:
     return cells
 
 
-def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> Sentence:
+def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> TaggedSentence:
     if len(words) != len(tags):
         raise ValueError(f"{len(words)} words, but {len(tags)} tags")
     if not words:
         raise ValueError("no words")
     for tag in tags:
         parse_tag(tag)
-    return Sentence(tuple(words), tuple(tags), source)
+    return TaggedSentence(tuple(words), tuple(tags), source)
 
 
-def _of_columns(lines: Sequence[str], where: str, columns: TagColumns) -> list[Sentence]:
+def _of_columns(lines: Sequence[str], where: str, columns: TagColumns) -> list[TaggedSentence]:
     places = [n for n, line in enumerate(lines) if line.strip(" \t")]
     first = next((n for n in places if not _remark(lines[n]) and not lines[n].startswith(_DOCUMENT)), None)
     if first is None:
@@ -147,7 +146,7 @@ def _of_columns(lines: Sequence[str], where: str, columns: TagColumns) -> list[S
         if not line.strip(" \t") or line.startswith(_DOCUMENT):
             if rows:
                 numbers, words, tags = zip(*rows, strict=True)
-                sentences.append(Sentence(words, tags, f"{where}:{numbers[0]}"))
+                sentences.append(TaggedSentence(words, tags, f"{where}:{numbers[0]}"))
             rows = []
             continue
         cells = _cells(line, separator)
@@ -193,3 +192,41 @@ def _check_columns(columns: TagColumns, head: Sequence[str], where: str) -> None
             f"{where}: word is column {columns.word}, tag is column {columns.tag}; found {count} columns: "
             f"{quote_names(head)}. They must be two of 0 to {count - 1}, or -{count} to -1"
         )
+
+
+def tagged_characters(text: str, label: Mapping[str, Any]) -> tuple[list[str], int]:
+    """IOB2 tags of the characters, and how many entities were left out.
+
+    Of entities that overlap the longest stays, of two as long the one that begins first, then the first by type.
+
+    Args:
+        text: whose every character, blanks too, is a word.
+        label: {type: {surface: [[first, last], ...]}}, places of characters from 0, the last one included.
+
+    Raises:
+        ValueError: what is wrong with a span.
+    """
+    given = set()
+    for kind, surfaces in label.items():
+        if not isinstance(surfaces, dict) or not kind or any(map(str.isspace, kind)):
+            raise ValueError(f"label {kind!r:.40} must be a word, with an object of surfaces and places")
+        for surface, places in surfaces.items():
+            if not isinstance(places, list):
+                raise ValueError(f"{surface!r:.40}: places are {places!r:.40}, expected [[first, last], ...]")
+            given |= {_span(text, kind, surface, place) for place in places}
+    kept: list[EntitySpan] = []
+    for span in sorted(given, key=lambda span: (span.start - span.end, span)):
+        if all(span.end <= other.start or other.end <= span.start for other in kept):
+            kept.append(span)
+    return encode_tags(kept, len(text), TagScheme.IOB2), len(given) - len(kept)
+
+
+def _span(text: str, kind: str, surface: str, place: Any) -> EntitySpan:
+    if not isinstance(place, list) or len(place) != 2 or any(type(number) is not int for number in place):
+        raise ValueError(f"{surface!r:.40}: place {place!r:.40} is not [first, last]")
+    first, last = place
+    if not 0 <= first <= last < len(text):
+        raise ValueError(f"{surface!r:.40}: place {place} lies outside the text, which has {len(text)} characters")
+    if text[first : last + 1] != surface:
+        raise ValueError(f"{surface!r:.40}: at {place} stands {text[first : last + 1]!r:.40}")
+    return EntitySpan(first, last + 1, kind)

@@ -1,21 +1,20 @@
 """Pairs of segments, half of them strangers (create_pretraining_data.py of google-research/bert)."""
 
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 import numpy as np
 
 from train.data.corpus.store import TokenStore
-from train.data.pretraining.examples import FOLLOWS, RANDOM, Examples
-from train.data.pretraining.numbers import mixed
+from train.data.pretraining.examples import FOLLOWS, RANDOM, PretrainingExamples, mixed
 
-Span = tuple[int, int]
-Part = tuple[int, int, int]
+TokenRange = tuple[int, int]
+DocumentSpan = tuple[int, int, int]
 """A document, or a part of one: its number, its first sentence and one past its last."""
 
 
-class NextSentence:
+class NextSentencePairs:
     """Makes pairs of at most `max_length` tokens, [CLS] and [SEP]s included."""
 
     def __init__(self, store: TokenStore, documents: np.ndarray, *, max_length: int, short: float):
@@ -34,7 +33,7 @@ class NextSentence:
         self._store, self._documents = store, documents
         self._room, self._short = max_length - 3, short
 
-    def __call__(self, parts: Iterable[Part], key: int) -> Examples:
+    def __call__(self, parts: Iterable[DocumentSpan], key: int) -> PretrainingExamples:
         """The pairs of some documents, or parts of documents; chance is a function of the key alone.
 
         As in Google's code: sentences are gathered up to a target length (that of the example; for a share `short` of
@@ -43,13 +42,15 @@ class NextSentence:
         the next pair. What is too long loses tokens from either end of the longer segment.
         """
         chance = random.Random(key)
-        pairs: list[tuple[Span, Span]] = []
+        pairs: list[tuple[TokenRange, TokenRange]] = []
         labels: list[int] = []
         for part in parts:
             self._add_pairs(part, chance, pairs, labels)
-        return Examples.of(pairs, labels, mixed(key, np.arange(len(pairs))))
+        return PretrainingExamples.of(pairs, labels, mixed(key, np.arange(len(pairs))))
 
-    def _add_pairs(self, part: Part, chance: random.Random, pairs: list[tuple[Span, Span]], labels: list[int]) -> None:
+    def _add_pairs(
+        self, part: DocumentSpan, chance: random.Random, pairs: list[tuple[TokenRange, TokenRange]], labels: list[int]
+    ) -> None:
         document, first, last = part
         starts = self._store.sentences[first : last + 1].tolist()
         count, target = last - first, self._room
@@ -70,7 +71,7 @@ class NextSentence:
                 place = end
             pairs.append(_truncated(*pair, self._room, chance))
 
-    def _stranger(self, document: int, wanted: int, chance: random.Random) -> Span:
+    def _stranger(self, document: int, wanted: int, chance: random.Random) -> TokenRange:
         """Sentences of another document, from a random one on, until they have as many tokens as wanted."""
         while True:
             other = int(self._documents[_whole(chance, 0, len(self._documents) - 1)])
@@ -87,7 +88,7 @@ def _whole(chance: random.Random, lowest: int, highest: int) -> int:
     return lowest + int(chance.random() * (highest - lowest + 1))
 
 
-def _truncated(a: Span, b: Span, room: int, chance: random.Random) -> tuple[Span, Span]:
+def _truncated(a: TokenRange, b: TokenRange, room: int, chance: random.Random) -> tuple[TokenRange, TokenRange]:
     """One token after another from the longer segment (from the second, where both are as long), at either end."""
     too_many = (a[1] - a[0]) + (b[1] - b[0]) - room
     if too_many <= 0:
@@ -99,6 +100,77 @@ def _truncated(a: Span, b: Span, room: int, chance: random.Random) -> tuple[Span
     return _shortened(a, from_a, chance), _shortened(b, too_many - from_a, chance)
 
 
-def _shortened(span: Span, count: int, chance: random.Random) -> Span:
+def _shortened(span: TokenRange, count: int, chance: random.Random) -> TokenRange:
     front = sum(chance.random() < 0.5 for _ in range(count))
     return span[0] + front, span[1] - (count - front)
+
+
+class _Single:
+    """Examples of one segment each."""
+
+    def __init__(self, store: TokenStore, *, max_length: int):
+        """Makes examples of at most `max_length` tokens, [CLS] and [SEP]s included."""
+        if max_length < 3:
+            raise ValueError(f"max_length is {max_length}; an example needs at least 3 tokens")
+        self._store, self._room = store, max_length - 2
+
+    def __call__(self, parts: Iterable[DocumentSpan], key: int) -> PretrainingExamples:
+        """The examples of some documents in this order."""
+        found = self._spans(parts)
+        return PretrainingExamples.of(found, [0] * len(found), mixed(key, np.arange(len(found))))
+
+    def _spans(self, parts: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+        raise NotImplementedError
+
+
+class FullSentenceExamples(_Single):
+    """Sentences one after another, over the ends of documents too, as long as they fit (RoBERTa's FULL-SENTENCES).
+
+    Between two documents stands [SEP]. Only a sentence that is longer than an example is cut.
+    """
+
+    def _spans(self, parts: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+        found: list[list[TokenRange]] = [[]]
+        left = self._room
+        for _, first, last in parts:
+            starts = self._store.sentences[first : last + 1].tolist()
+            place, count = 0, last - first
+            while place < count:
+                # As many sentences as there is room for, and for their [SEP]; the first [SEP] is in `_room`.
+                room = left - (1 if found[-1] else 0)
+                end = bisect_right(starts, starts[place] + room, place) - 1
+                if end > place:
+                    found[-1].append((starts[place], starts[end]))
+                    left = room - (starts[end] - starts[place])
+                    place = end
+                elif found[-1]:
+                    found.append([])
+                    left = self._room
+                else:
+                    found[-1].append((starts[place], starts[place] + self._room))
+                    starts[place] += self._room
+                    left = 0
+        return found if found[-1] else found[:-1]
+
+
+class StreamExamples(_Single):
+    """Documents one after another, [SEP] between them, cut wherever an example is full: next to nothing is padded.
+
+    An example is as long as it may be, or one token less where a document ends.
+    """
+
+    def _spans(self, parts: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+        found: list[list[TokenRange]] = [[]]
+        left = self._room
+        for _, first, last in parts:
+            start, end = self._store.sentences[[first, last]].tolist()
+            if found[-1]:
+                left -= 1  # its [SEP]
+            while start < end:
+                if left <= 0:
+                    found.append([])
+                    left = self._room
+                count = min(left, end - start)
+                found[-1].append((start, start + count))
+                start, left = start + count, left - count
+        return found
