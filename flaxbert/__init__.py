@@ -10,8 +10,8 @@ from flaxbert.config import BertConfig
 
 # models
 from flaxbert.encoder import BertModel
+from flaxbert.families import ARCHITECTURES
 from flaxbert.heads import (
-    ARCHITECTURES,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,

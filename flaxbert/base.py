@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flaxbert import weights
 from flaxbert.config import BertConfig
 from flaxbert.sharding import AxisRules
 
@@ -132,11 +131,15 @@ class PreTrainedModel(nn.Module):
         Raises:
             FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
         """
-        config = attributes.pop("config", None) or BertConfig.from_pretrained(path)
+        from flaxbert.families import family_of  # the model itself needs no reader of files
+        from flaxbert.families.config_file import read_config
+        from flaxbert.weights.load import load
+
+        config = attributes.pop("config", None) or read_config(path, family_of(cls))
         home = Path(path) if Path(path).is_dir() else Path(path).parent
         model = cls(config, **{"origin": home, **attributes})
         how: dict[str, Any] = {"key": key, "mesh": mesh, "rules": rules}
-        params = weights.load(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, **how)
+        params = load(path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, **how)
         return model, params
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -107,27 +107,29 @@ class BertConfig:
             changes["id2label"] = None
         return dataclasses.replace(self, **changes)
 
-    # -- config.json (see config_json.py) ---------------------------------------------------------------
+    # -- config.json -----------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "BertConfig":
-        """Reads config.json of a folder, or the file itself; see `config_json.read`."""
-        from flaxbert import config_json
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read config.json of a folder, or the file itself; see `flaxbert.families.config_file.read_config`."""
+        from flaxbert.families import family_of_config_class
+        from flaxbert.families.config_file import read_config
 
-        return config_json.read(path)
+        return cast(Self, read_config(path, family_of_config_class(cls)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
-        """Builds a config from the known keys of a config.json; see `config_json.from_dict`."""
-        from flaxbert import config_json
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from the keys of a config.json; see `config_file.config_from_dict`."""
+        from flaxbert.families import family_of_config_class
+        from flaxbert.families.config_file import config_from_dict
 
-        return config_json.from_dict(values)
+        return cast(Self, config_from_dict(values, family_of_config_class(cls)))
 
     def to_dict(self, *, architecture: str | None = None) -> dict[str, Any]:
-        """The content of a config.json that `transformers` reads; see `config_json.to_dict`."""
-        from flaxbert import config_json
+        """Return the content of a config.json that `transformers` reads; see `config_file.config_to_dict`."""
+        from flaxbert.families.config_file import config_to_dict
 
-        return config_json.to_dict(self, architecture=architecture)
+        return config_to_dict(self, architecture=architecture)
 
     # -- derived --------------------------------------------------------------------------------------
 

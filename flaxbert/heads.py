@@ -280,20 +280,3 @@ class BertForQuestionAnswering(_Head):
         out = self.bert(input_ids, deterministic=deterministic, **inputs)
         logits = self.qa_outputs(out.last_hidden_state).astype(jnp.float32)
         return QuestionAnsweringModelOutput(logits[..., 0], logits[..., 1], out.hidden_states, out.attentions)
-
-
-# By the names that config.json's "architectures" may hold.
-ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
-    cls.__name__: cls
-    for cls in (
-        BertModel,
-        BertForPreTraining,
-        BertForMaskedLM,
-        BertLMHeadModel,
-        BertForNextSentencePrediction,
-        BertForSequenceClassification,
-        BertForMultipleChoice,
-        BertForTokenClassification,
-        BertForQuestionAnswering,
-    )
-}

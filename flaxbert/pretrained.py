@@ -1,4 +1,4 @@
-"""Model folders: `from_pretrained` picks the class that config.json names, `save_pretrained` writes one."""
+"""Model folders: load with the class that config.json names, save with the tokenizer's files."""
 
 import logging
 from collections.abc import Mapping
@@ -7,21 +7,22 @@ from typing import Any
 
 import jax
 
-from flaxbert import companions, config_json, weights
+from flaxbert import weights
 from flaxbert.base import PreTrainedModel
-from flaxbert.config import BertConfig
-from flaxbert.heads import ARCHITECTURES
+from flaxbert.families import ARCHITECTURES, architecture_of, family_of
+from flaxbert.families.config_file import architecture_name, read_config
 from flaxbert.sharding import spread
+from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint_files import open_checkpoint
 
 _log = logging.getLogger("flaxbert")
 
 
 def save_pretrained(path: str | Path, model: PreTrainedModel, params: Mapping[str, Any], **arguments: Any) -> None:
-    """Writes a folder that `transformers` loads; other files there stay.
+    """Write a folder that `transformers` loads; other files in it stay.
 
-    A model that was loaded from a folder takes its tokenizer's files along, and a `BertModel` those of
-    sentence-transformers, unless there are such files already.
+    The tokenizer's files are copied from the folder that the model was loaded from, and for a base model (`BertModel`)
+    those of sentence-transformers too, except files that the target has already.
 
     The arguments and errors are those of `flaxbert.weights.save`.
     """
@@ -29,34 +30,35 @@ def save_pretrained(path: str | Path, model: PreTrainedModel, params: Mapping[st
     if spread(params) and jax.process_index() > 0:
         return
     if model.origin is not None and model.origin.is_dir():
-        companions.carry(model.origin, Path(path), sentences=type(model).__name__ == "BertModel")
+        copy_tokenizer_files(model.origin, Path(path), sentence_transformers=architecture_of(model).is_base_model)
 
 
 def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Loads a Hugging Face folder with the class named by its "architectures".
+    """Load a Hugging Face folder with the class that config.json names under "architectures".
 
-    A `BertModel` has a pooler where the folder has one; sentence-transformers' folders often have none.
+    A base model (`BertModel`) has a pooler where the folder has one; those of sentence-transformers often have none.
 
     The arguments, results and errors are those of `PreTrainedModel.from_pretrained`.
 
     Raises:
-        ValueError: config.json names no architecture of this library.
+        ValueError: config.json names no class of this library.
     """
-    found = BertConfig.from_pretrained(path).unused
-    name = config_json.architecture(found)
-    if name not in ARCHITECTURES:
+    config_keys = read_config(path).unused
+    name = architecture_name(config_keys)
+    if name is None or name not in ARCHITECTURES:
         raise ValueError(
-            f"{path}: config.json has architectures {found.get('architectures')!r}; known: {', '.join(ARCHITECTURES)}. "
-            "Call the class's own from_pretrained to choose one yourself"
+            f"{path}: config.json has architectures {config_keys.get('architectures')!r}; known: "
+            f"{', '.join(ARCHITECTURES)}. Call the class's own from_pretrained to choose one yourself"
         )
-    assert name is not None
-    if name == "BertModel" and "add_pooling_layer" not in arguments:
-        arguments["add_pooling_layer"] = _has_pooler(Path(path))
-    return ARCHITECTURES[name].from_pretrained(path, **arguments)
+    model_class = ARCHITECTURES[name]
+    if architecture_of(model_class).is_base_model and "add_pooling_layer" not in arguments:
+        arguments["add_pooling_layer"] = _has_pooler(Path(path), model_class)
+    return model_class.from_pretrained(path, **arguments)
 
 
-def _has_pooler(path: Path) -> bool:
-    found = any(name.endswith("pooler.dense.weight") for name in open_checkpoint(path).tensors)
+def _has_pooler(path: Path, model_class: type[PreTrainedModel]) -> bool:
+    pooler = tuple(row.name for row in family_of(model_class).pooler)
+    found = any(name.endswith(pooler) for name in open_checkpoint(path).tensors)
     if not found:
-        _log.warning("%s: the checkpoint has no pooler, and neither has the model that is loaded", path)
+        _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
     return found

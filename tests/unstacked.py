@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from flaxbert import BertConfig, BertForPreTraining
+from flaxbert.families import BERT
 from flaxbert.weights import names
 from train.optim import make_optimizer
 
@@ -47,9 +48,9 @@ def gradients():
 def unstacked(tree):
     """The tensors of a tree of parameters by their Hugging Face names, one for each layer, linear weights [out, in]."""
     found = {}
-    for entry in names.entries(start()):
-        leaf = np.asarray(names.leaf(tree, entry.path))
-        found[entry.name] = entry.to_foreign(leaf if entry.layer is None else leaf[entry.layer])
+    for entry in names.name_mappings(BERT, start()):
+        leaf = np.asarray(names.leaf_at(tree, entry.path))
+        found[entry.name] = entry.to_file_layout(leaf if entry.layer is None else leaf[entry.layer])
     return found
 
 

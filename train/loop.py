@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from flaxbert import PreTrainedModel, config_json, save_pretrained
+from flaxbert import PreTrainedModel, save_pretrained
 from flaxbert.files import atomic_write
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
@@ -113,7 +113,7 @@ def _describe(config: Config, task: Task, model: PreTrainedModel) -> None:
         task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_position_embeddings)
     # With these two the folder is a model of its own: `flaxbert convert` takes it while it still trains.
     with atomic_write(folder / "config.json") as aside:
-        described = config_json.to_dict(model.config, architecture=task.architecture.__name__)
+        described = model.config.to_dict(architecture=task.architecture.__name__)
         aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     with atomic_write(folder / RECORD) as aside:
         aside.write_text(config.to_json())

@@ -6,32 +6,25 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from flaxbert.conversion.average import average
-from flaxbert.conversion.convert import Progress as Told
-from flaxbert.conversion.convert import convert
+from flaxbert.conversion.convert import ReportProgress, convert
 from flaxbert.conversion.inspect import Inspection, inspect
-from flaxbert.conversion.origin import located
+from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.conversion.verify import Verification, verify
+from flaxbert.families import ARCHITECTURES
 from flaxbert.files import escape_control_characters
 
 _BAR_FROM = 2**26  # bytes; less is done before one could read it
-Head = Literal[
-    "BertModel",
-    "BertForPreTraining",
-    "BertForMaskedLM",
-    "BertLMHeadModel",
-    "BertForNextSentencePrediction",
-    "BertForSequenceClassification",
-    "BertForMultipleChoice",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-]
+if TYPE_CHECKING:
+    Head = str
+else:
+    Head = Literal[tuple(ARCHITECTURES)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Convert:
     dst: tyro.conf.Positional[str]
     """The folder to write; it must not be there yet, and appears when it is complete."""
     head: Head | None = None
-    """The class of the result; what SRC lacks of it is drawn afresh, another head is left out."""
+    """The class of the result; parameters missing from SRC are newly initialised, other heads are dropped."""
     format: Literal["safetensors", "pytorch", "flax", "orbax"] = "safetensors"
     """What to write: Hugging Face's files (flax: of transformers 4's Flax classes), or parameters for orbax."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
@@ -61,7 +54,7 @@ class Convert:
 
     def run(self) -> int:
         """Converts."""
-        with located(self.src, revision=self.revision) as path, _bar() as progress:
+        with resolve_checkpoint_path(self.src, revision=self.revision) as path, _bar() as progress:
             done = convert(
                 path,
                 self.dst,
@@ -78,7 +71,7 @@ class Convert:
             return 0
         print(f"{self.dst}: {done.head}, {done.written} from {done.read}")
         print(f"  {done.tensors} tensors, {done.bytes:,} bytes; with {', '.join(done.files)}")
-        _list("drawn afresh", done.drawn)
+        _list("newly initialised", done.drawn)
         _list("left out", done.left_out)
         return 0
 
@@ -98,7 +91,7 @@ class Inspect:
 
     def run(self) -> int:
         """Inspects."""
-        with located(self.src, revision=self.revision) as path:
+        with resolve_checkpoint_path(self.src, revision=self.revision) as path:
             found = inspect(path, checksums=self.checksums)
         if self.json:
             _print_json(found)
@@ -126,7 +119,7 @@ class Verify:
         """Verifies."""
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance is {self.tolerance}; it must be at least 0")
-        with located(self.a) as a, located(self.b) as b:
+        with resolve_checkpoint_path(self.a) as a, resolve_checkpoint_path(self.b) as b:
             found = verify(a, b, outputs=self.outputs)
         same = found.same(self.tolerance)
         if self.json:
@@ -152,7 +145,9 @@ class Average:
     def run(self) -> int:
         """Averages."""
         with contextlib.ExitStack() as places:
-            found = average([places.enter_context(located(src)) for src in self.src], self.output, last=self.last)
+            found = average(
+                [places.enter_context(resolve_checkpoint_path(src)) for src in self.src], self.output, last=self.last
+            )
         if self.json:
             print(json.dumps({"averaged": [str(path) for path in found], "output": self.output}, indent=2))
         else:
@@ -173,7 +168,7 @@ def parse_size(text: str) -> int:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Told]:
+def _bar() -> Iterator[ReportProgress]:
     """A progress bar on standard error, once there is enough to write."""
     columns = ("writing", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from flaxbert.conversion.origin import located
+from flaxbert.conversion.origin import resolve_checkpoint_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Export:
         """Exports."""
         from flaxbert.export import export_onnx, export_stablehlo
 
-        with located(self.src, revision=self.revision) as folder:
+        with resolve_checkpoint_path(self.src, revision=self.revision) as folder:
             if self.format == "stablehlo":
                 done = export_stablehlo(folder, self.dst, length=self.length, dtype=self.dtype)
             elif self.dtype != "float32":

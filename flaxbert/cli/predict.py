@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from flaxbert.conversion.origin import located
+from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.files import atomic_write
 
 if TYPE_CHECKING:  # brings the tokenizers, which no other word needs
@@ -86,7 +86,7 @@ class Predict:
         task = TASKS[self.task]
         self._check(task)
         rows, count = self._rows(task)
-        with located(self.model, revision=self.revision) as folder:
+        with resolve_checkpoint_path(self.model, revision=self.revision) as folder:
             pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **self._options(task))
             with _bar(count if self.file and (self.output or not sys.stdout.isatty()) else None) as advance:
                 answers = _answers(pipeline, task, rows, advance)

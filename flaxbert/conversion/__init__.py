@@ -1,5 +1,5 @@
-"""The conversion utility: `convert`, `inspect`, `verify` and `average`, each in a file of its name.
+"""The commands on checkpoints, each in a file of its name: `convert`, `inspect`, `verify` and `average`.
 
-`origin` turns what a user names (a folder, a file, a zip, a name on the hub) into a path; `checkpoint` is what lies
-there: tensors, config, and the class that takes them.
+`origin` turns the name of a folder, file, zip or hub model into a path; `matching` finds the class for its tensors;
+`unknown_models` copies checkpoints of families without a class here.
 """

@@ -1,4 +1,4 @@
-"""The mean of several checkpoints of one model, a tensor in memory at a time."""
+"""The mean of several checkpoints of one model, with one tensor in memory at a time."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxbert import companions
-from flaxbert.conversion.checkpoint import LoadedModel
+from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.families import architecture_of
 from flaxbert.files import atomic_folder, require_absent
-from flaxbert.weights import folder
+from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
 from flaxbert.weights.checkpoint_files import ORBAX
+from flaxbert.weights.folder import WriteOptions, write_model_folder
 from flaxbert.weights.formats.orbax_params import orbax_steps
 from flaxbert.weights.tensors import LazyTensor
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mean:
-    """The mean of tensors of one shape, in the type of the first."""
+class _MeanTensor:
+    """The mean of tensors of one shape, summed in float64, in the type of the first."""
 
     tensors: Sequence[LazyTensor]
 
@@ -41,43 +42,46 @@ class _Mean:
 
 
 def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None = None) -> list[Path]:
-    """Writes a Hugging Face folder with the mean of checkpoints (Polyak and Juditsky 1992, over saved steps).
+    """Write a Hugging Face folder with the mean of checkpoints (Polyak and Juditsky 1992, over saved steps).
 
-    Sums are taken in float64. Config and tokenizer are the first checkpoint's. The folder appears when it is complete.
+    Config and tokenizer are those of the first checkpoint. The folder appears when it is complete.
 
     Args:
-        paths: two or more of what `from_pretrained` reads, of one class and of the same sizes.
-        target: the folder to write; it must not be there yet.
-        last: take the last so many checkpoints of a training run instead, whose folder is then the only path.
+        paths: two or more checkpoints that `from_pretrained` reads, of one class and of the same sizes.
+        target: the folder to write; it must not exist.
+        last: average this many of the newest checkpoints of one training run, whose folder is then the only path.
 
     Returns:
         the checkpoints that were averaged.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: what is wrong; checkpoints that are not of one model.
+        FileNotFoundError, FileExistsError, ValueError: a path or an argument is wrong, or the checkpoints are not of
+            one model.
     """
     target = Path(target)
     require_absent(target)
     found = _newest(paths, last) if last is not None else [Path(path) for path in paths]
     if len(found) < 2:
         raise ValueError(f"{len(found)} checkpoint given; an average takes two or more, or a run's folder and last=N")
-    checkpoints = [LoadedModel.open(path) for path in found]
-    model, first = checkpoints[0].fit()
-    fitted = [first, *(checkpoint.fit(type(model).__name__)[1] for checkpoint in checkpoints[1:])]
-    for path, one in zip(found, fitted, strict=True):
-        lacking = sorted(first.tensors.keys() - one.tensors.keys())
-        if lacking:
+    checkpoints = [ModelCheckpoint.open(path) for path in found]
+    model, first = checkpoints[0].match()
+    architecture = architecture_of(model)
+    matched = [first, *(checkpoint.match(architecture.name)[1] for checkpoint in checkpoints[1:])]
+    for path, one in zip(found, matched, strict=True):
+        missing = sorted(first.tensors.keys() - one.tensors.keys())
+        if missing:
             raise ValueError(
-                f"{path}: lacks {', '.join(lacking[:5])}, which {found[0]} has; average one model's checkpoints"
+                f"{path}: lacks {', '.join(missing[:5])}, which {found[0]} has; average one model's checkpoints"
             )
     for checkpoint in checkpoints:
-        checkpoint.source.verify_checksums()
-    tensors = {name: _Mean([one.tensors[name] for one in fitted]) for name in first.tensors}
-    with atomic_folder(target) as aside:
-        in_order = any(checkpoint.source.format == ORBAX for checkpoint in checkpoints)
-        folder.write(aside, model, tensors, in_order=in_order)
-        companions.carry(checkpoints[0].source.config_folder, aside, sentences=type(model).__name__ == "BertModel")
-        companions.complete(aside, max_length=model.config.max_position_embeddings)
+        checkpoint.checkpoint.verify_checksums()
+    tensors = {name: _MeanTensor([one.tensors[name] for one in matched]) for name in first.tensors}
+    options = WriteOptions(in_given_order=any(checkpoint.checkpoint.format == ORBAX for checkpoint in checkpoints))
+    with atomic_folder(target) as folder:
+        write_model_folder(folder, model, tensors, options)
+        source = checkpoints[0].checkpoint.config_folder
+        copy_tokenizer_files(source, folder, sentence_transformers=architecture.is_base_model)
+        write_missing_tokenizer_files(folder, max_length=model.config.max_position_embeddings)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Any checkpoint that can be read, as a folder in any format that can be written; a tensor in memory at a time."""
+"""Convert any checkpoint that can be read to any format that can be written, with one tensor in memory at a time."""
 
 import dataclasses
 import json
@@ -9,41 +9,43 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxbert import companions, config_json
 from flaxbert.base import PreTrainedModel
-from flaxbert.config import BertConfig
-from flaxbert.conversion import unchanged
-from flaxbert.conversion.checkpoint import LoadedModel
+from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.conversion.unknown_models import choose_file_format, copied_config, copied_tensors
+from flaxbert.families import FAMILIES, architecture_of
+from flaxbert.families.config_file import architecture_name, read_config, read_model_type
+from flaxbert.families.family import ParameterPath
 from flaxbert.files import atomic_folder, atomic_write, require_absent
-from flaxbert.weights import checksums, folder
+from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
 from flaxbert.weights.checkpoint_files import ORBAX, Checkpoint, open_checkpoint
+from flaxbert.weights.checksums import CHECKSUMS_FILE, format_checksums
 from flaxbert.weights.file_format import FILE_FORMATS, FileFormat
-from flaxbert.weights.folder import DTYPES
-from flaxbert.weights.formats import orbax_params
-from flaxbert.weights.formats.orbax_params import ParameterTensor
-from flaxbert.weights.load import Fitted, draw, fit
+from flaxbert.weights.folder import DTYPES, WriteOptions, config_text, write_folder, write_model_folder
+from flaxbert.weights.formats.orbax_params import write_orbax_params
+from flaxbert.weights.load import MatchedTensors, initialise, match
+from flaxbert.weights.names import ParameterTensor
 from flaxbert.weights.tensors import CastTensor, LazyTensor, ObservedTensor, tensors_equal
 
-FORMATS = (*(file_format.name for file_format in FILE_FORMATS), ORBAX)
+FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
 
-Progress = Callable[[int, int], None]
-"""Is told, after each tensor, how many bytes are written, and of how many."""
+ReportProgress = Callable[[int, int], None]
+"""A function that is called after each tensor with the bytes written so far and in total."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What was done.
+    """The result of a conversion.
 
     Attributes:
         read: the format that was read.
         written: the format that was written.
         head: the class.
-        tensors: how many were written.
-        bytes: of their numbers.
-        drawn: names of those that the checkpoint lacked.
-        left_out: names of those that the class does not take: buffers, aliases of tied weights, another head,
-            an optimizer's.
-        files: all that were written, weights excepted.
+        tensors: the number of tensors written.
+        bytes: the size of their numbers.
+        drawn: names of tensors that the checkpoint lacked, which were newly initialised.
+        left_out: names in the checkpoint that the class does not take: buffers, aliases of tied weights, another
+            head's, an optimizer's.
+        files: all files written but the weights.
     """
 
     read: str
@@ -54,6 +56,42 @@ class Conversion:
     drawn: list[str]
     left_out: list[str]
     files: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """The form of the folder to write; the arguments of `convert` of the same names."""
+
+    target: Path
+    format: str
+    dtype: str | None
+    max_shard_size: int | None
+    verify: bool
+    progress: ReportProgress | None
+
+    def check(self) -> None:
+        require_absent(self.target)
+        if self.format not in FORMATS:
+            raise ValueError(f"format is {self.format!r}; allowed: {', '.join(FORMATS)}")
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.max_shard_size is not None and self.max_shard_size < 1:
+            raise ValueError(f"max_shard_size is {self.max_shard_size}; it must be at least 1 byte")
+        if self.max_shard_size is not None and self.format == ORBAX:
+            raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
+
+    def observed(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """Return the tensors such that reading them reports progress."""
+        report, total, done = self.progress, _total_bytes(tensors), 0
+        if report is None:
+            return tensors
+
+        def count(size: int) -> None:
+            nonlocal done
+            done = min(done + size, total)  # a tensor may have two names in the files, and is read for both
+            report(done, total)
+
+        return {name: ObservedTensor(tensor, count) for name, tensor in tensors.items()}
 
 
 def convert(
@@ -67,177 +105,140 @@ def convert(
     hidden_act: str | None = None,
     verify: bool = False,
     key: jax.Array | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Conversion:
-    """Writes a model folder: config.json, weights, SHA256SUMS, the tokenizer's files, those of sentence-transformers.
+    """Write a model folder: config.json, weights, SHA256SUMS, tokenizer files, sentence-transformers files.
 
-    The folder appears when it is complete, or not at all. Numbers stay as they are, bit for bit, without a `dtype`.
+    The folder appears when it is complete, or not at all. Without a `dtype` the numbers are copied bit for bit.
 
     Args:
-        path: what `from_pretrained` reads.
-        target: the folder to write; it must not be there yet.
-        head: the class of the result. What the checkpoint lacks of its head is drawn from `key`, and another head is
-            left out, both with a warning. By default nothing is drawn and nothing left out: the class is the one that
-            config.json names, or else the one that has these tensors.
+        path: a checkpoint that `from_pretrained` reads.
+        target: the folder to write; it must not exist.
+        head: the class of the result. Tensors that the checkpoint lacks of its head are initialised from `key`, and
+            another head is left out, both with a warning. By default nothing is initialised or left out: the class is
+            the one that config.json names, or else the one that has these tensors.
         format: "safetensors", "pytorch", "flax" (the layout of transformers 4's Flax classes) or "orbax" (parameters).
-        dtype: of the numbers, "float32", "float16" or "bfloat16"; the checkpoint's own where None.
+        dtype: the type of the numbers: "float32", "float16" or "bfloat16"; the checkpoint's own where None.
         max_shard_size: bytes a file; more are written as several files. Not for orbax.
         hidden_act: replaces the activation of the checkpoint's config ("gelu" keeps what Google's config says).
-        verify: read what was written and compare it, before the folder appears.
-        key: for a fresh head; `jax.random.key(0)` where None.
-        progress: told how far the writing is.
+        verify: read the folder before it appears and compare it with the checkpoint.
+        key: for a new head; `jax.random.key(0)` where None.
+        progress: called with the number of bytes written.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: what is wrong with the arguments or the checkpoint.
+        FileNotFoundError, FileExistsError, ValueError: an argument or the checkpoint is wrong.
     """
-    target = Path(target)
-    _check_arguments(target, format, dtype, max_shard_size)
-    found = open_checkpoint(Path(path))
-    kind = config_json.model_type(found.config_folder)
-    if kind != config_json.BERT:
-        file_format = unchanged.file_format_of(found, kind, format, head=head, hidden_act=hidden_act)
-        return _unchanged(found, target, file_format, dtype, max_shard_size, verify, progress)
-    checkpoint = LoadedModel(found, BertConfig.from_pretrained(found.config_folder))
+    output = _Output(Path(target), format, dtype, max_shard_size, verify, progress)
+    output.check()
+    checkpoint = open_checkpoint(Path(path))
+    model_type = read_model_type(checkpoint.config_folder)
+    if model_type not in FAMILIES:
+        file_format = choose_file_format(checkpoint, model_type, format, head=head, hidden_act=hidden_act)
+        return _copy_unknown_model(checkpoint, model_type, file_format, output)
+    config = read_config(checkpoint.config_folder)
     if hidden_act is not None:
-        checkpoint = dataclasses.replace(checkpoint, config=checkpoint.config.replace(hidden_act=hidden_act))
-    model, fitted = checkpoint.fit(head)
-    checkpoint.source.verify_checksums()
-    tensors = _tensors(model, fitted, key)
-    if dtype is not None:
-        tensors = {name: CastTensor(tensor, name, np.dtype(dtype)) for name, tensor in tensors.items()}
-    total = sum(_size(tensor) for tensor in tensors.values())
-    with atomic_folder(target) as aside:
-        in_order = found.format == ORBAX
-        _write(aside, model, fitted, _watched(tensors, total, progress), format, max_shard_size, in_order)
-        if verify:
-            _verify(aside, model, tensors)
-        home, positions = checkpoint.source.config_folder, model.config.max_position_embeddings
-        files = companions.carry(home, aside, sentences=type(model).__name__ == "BertModel")
-        files += companions.complete(aside, max_length=positions)
-    return Conversion(
-        read=checkpoint.source.format,
-        written=format,
-        head=type(model).__name__,
-        tensors=len(tensors),
-        bytes=total,
-        drawn=sorted(fitted.afresh),
-        left_out=sorted([*fitted.left_out, *checkpoint.source.skipped_names]),
-        files=["config.json", checksums.CHECKSUMS_FILE, *files],
-    )
+        config = config.replace(hidden_act=hidden_act)
+    model, matched = ModelCheckpoint(checkpoint, config).match(head)
+    return _convert_model(checkpoint, model, matched, key, output)
 
 
-def _unchanged(
-    found: Checkpoint,
-    target: Path,
-    file_format: FileFormat,
-    dtype: str | None,
-    max_shard_size: int | None,
-    verify: bool,
-    progress: Progress | None,
+def _convert_model(
+    checkpoint: Checkpoint, model: PreTrainedModel, matched: MatchedTensors, key: jax.Array | None, output: _Output
 ) -> Conversion:
-    """Converts a model that has no class here."""
-    found.verify_checksums()
-    tensors = unchanged.tensors_of(found, dtype)
-    total = sum(_size(tensor) for tensor in tensors.values())
-    with atomic_folder(target) as aside:
-        text = unchanged.config_text(found.config_folder, dtype)
-        watched = _watched(tensors, total, progress)
-        folder.write_files(aside, text, watched, file_format=file_format, max_shard_size=max_shard_size)
-        if verify:
-            _compare(aside, tensors, open_checkpoint(aside).tensors)
-        files = companions.carry(found.config_folder, aside, sentences=True)
+    checkpoint.verify_checksums()
+    tensors = _all_tensors(model, matched, key)
+    if output.dtype is not None:
+        tensors = {name: CastTensor(tensor, name, np.dtype(output.dtype)) for name, tensor in tensors.items()}
+    architecture = architecture_of(model)
+    with atomic_folder(output.target) as folder:
+        _write(folder, model, matched, output.observed(tensors), output, in_given_order=checkpoint.format == ORBAX)
+        if output.verify:
+            written = open_checkpoint(folder)
+            written.verify_checksums()
+            _compare(folder, tensors, match(written, model).tensors)
+        files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=architecture.is_base_model)
+        files += write_missing_tokenizer_files(folder, max_length=model.config.max_position_embeddings)
     return Conversion(
-        read=found.format,
-        written=file_format.name,
-        head=config_json.architecture(json.loads(text)) or config_json.model_type(found.config_folder),
+        read=checkpoint.format,
+        written=output.format,
+        head=architecture.name,
         tensors=len(tensors),
-        bytes=total,
-        drawn=[],
-        left_out=sorted(found.tensors.keys() - tensors.keys()),
-        files=["config.json", checksums.CHECKSUMS_FILE, *files],
+        bytes=_total_bytes(tensors),
+        drawn=sorted(matched.missing),
+        left_out=sorted([*matched.left_out, *checkpoint.skipped_names]),
+        files=["config.json", CHECKSUMS_FILE, *files],
     )
 
 
-def _check_arguments(target: Path, format: str, dtype: str | None, max_shard_size: int | None) -> None:
-    require_absent(target)
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
-    if max_shard_size is not None and max_shard_size < 1:
-        raise ValueError(f"max_shard_size is {max_shard_size}; it must be at least 1 byte")
-    if max_shard_size is not None and format == ORBAX:
-        raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
+def _copy_unknown_model(
+    checkpoint: Checkpoint, model_type: str, file_format: FileFormat, output: _Output
+) -> Conversion:
+    checkpoint.verify_checksums()
+    tensors = copied_tensors(checkpoint, output.dtype)
+    with atomic_folder(output.target) as folder:
+        config = copied_config(checkpoint.config_folder, output.dtype)
+        options = WriteOptions(file_format, output.max_shard_size)
+        write_folder(folder, config, output.observed(tensors), options)
+        if output.verify:
+            _compare(folder, tensors, open_checkpoint(folder).tensors)
+        files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=True)
+    return Conversion(
+        read=checkpoint.format,
+        written=file_format.name,
+        head=architecture_name(json.loads(config)) or model_type,
+        tensors=len(tensors),
+        bytes=_total_bytes(tensors),
+        drawn=[],
+        left_out=sorted(checkpoint.tensors.keys() - tensors.keys()),
+        files=["config.json", CHECKSUMS_FILE, *files],
+    )
 
 
-def _tensors(model: PreTrainedModel, fitted: Fitted, key: jax.Array | None) -> dict[str, LazyTensor]:
-    """All tensors of the model by name, in the order of its table: the checkpoint's, and what is drawn."""
-    drawn = draw(fitted, model, key)
+def _all_tensors(model: PreTrainedModel, matched: MatchedTensors, key: jax.Array | None) -> dict[str, LazyTensor]:
+    """Return all tensors of the model in the order of its table: the checkpoint's, and those initialised here."""
+    initialised = initialise(matched, model, key)
 
-    def parameter(path: Any) -> Callable[[], Any]:
-        return lambda: drawn[path]
+    def parameter(path: ParameterPath) -> Callable[[], Any]:
+        return lambda: initialised[path]
 
     return {
-        name: ParameterTensor(entry, np.dtype(np.float32), parameter(entry.path))
-        if name in fitted.afresh
-        else fitted.tensors[name]
-        for name, entry in fitted.table.items()
+        name: ParameterTensor(mapping, np.dtype(np.float32), parameter(mapping.path))
+        if name in matched.missing
+        else matched.tensors[name]
+        for name, mapping in matched.mappings.items()
     }
 
 
 def _write(
-    aside: Path,
+    folder: Path,
     model: PreTrainedModel,
-    fitted: Fitted,
+    matched: MatchedTensors,
     tensors: Mapping[str, LazyTensor],
-    format: str,
-    max_shard_size: int | None,
-    in_order: bool,
+    output: _Output,
+    *,
+    in_given_order: bool,
 ) -> None:
     for file_format in FILE_FORMATS:
-        if file_format.name == format:
-            folder.write(
-                aside, model, tensors, file_format=file_format, max_shard_size=max_shard_size, in_order=in_order
-            )
+        if file_format.name == output.format:
+            options = WriteOptions(file_format, output.max_shard_size, in_given_order=in_given_order)
+            write_model_folder(folder, model, tensors, options)
             return
-    digests = orbax_params.write_orbax_params(aside, fitted.table, tensors)
-    for name, text in {
-        "config.json": folder.config_text(model, tensors),
-        checksums.CHECKSUMS_FILE: checksums.format_checksums(digests),
-    }.items():
-        with atomic_write(aside / name) as file:
+    digests = write_orbax_params(folder, matched.mappings, tensors)
+    texts = {"config.json": config_text(model, tensors), CHECKSUMS_FILE: format_checksums(digests)}
+    for name, text in texts.items():
+        with atomic_write(folder / name) as file:
             file.write_text(text, encoding="utf-8")
 
 
-def _verify(aside: Path, model: PreTrainedModel, tensors: Mapping[str, LazyTensor]) -> None:
-    """Reads the folder that was written as anyone would, and compares every tensor."""
-    written = open_checkpoint(aside)
-    written.verify_checksums()
-    _compare(aside, tensors, fit(written, model).tensors)
-
-
-def _compare(aside: Path, tensors: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor]) -> None:
+def _compare(folder: Path, expected: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
     differing = [
-        name for name, tensor in tensors.items() if name not in found or not tensors_equal(tensor, found[name])
+        name for name, tensor in expected.items() if name not in written or not tensors_equal(tensor, written[name])
     ]
     if differing:
         raise ValueError(
-            f"{aside}: {len(differing)} tensors are not what was to be written: {', '.join(differing[:5])}"
+            f"{folder}: {len(differing)} tensors differ from the checkpoint's after writing: {', '.join(differing[:5])}"
         )
 
 
-def _watched(tensors: Mapping[str, LazyTensor], total: int, progress: Progress | None) -> Mapping[str, LazyTensor]:
-    if progress is None:
-        return tensors
-    done = 0
-
-    def told(size: int) -> None:
-        nonlocal done
-        done = min(done + size, total)  # a tensor may have two names in the files, and is read for both
-        progress(done, total)
-
-    return {name: ObservedTensor(tensor, told) for name, tensor in tensors.items()}
-
-
-def _size(tensor: LazyTensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
+    return sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in tensors.values())

@@ -1,4 +1,4 @@
-"""Whether two checkpoints are the same model: tensor by tensor, and by what they compute."""
+"""Compare two checkpoints: tensor by tensor, and by the outputs of their models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,30 +8,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxbert import config_json
 from flaxbert.base import PreTrainedModel
-from flaxbert.config import BertConfig
-from flaxbert.conversion import unchanged
-from flaxbert.conversion.checkpoint import LoadedModel
+from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.conversion.unknown_models import copied_tensors
+from flaxbert.families import FAMILIES, architecture_of, family_of
+from flaxbert.families.config_file import config_to_dict, read_config, read_model_type
 from flaxbert.weights.checkpoint_files import open_checkpoint
-from flaxbert.weights.load import Fitted, assemble
+from flaxbert.weights.load import MatchedTensors, place_on_devices
 from flaxbert.weights.tensors import LazyTensor, row_slices
 
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """How two checkpoints, A and B, differ.
+    """The differences between two checkpoints, A and B.
 
     Attributes:
-        compared: how many tensors both have.
+        compared: the number of tensors that both have.
         only_a: names of tensors that B lacks.
         only_b: names of tensors that A lacks.
         shapes: "A's and B's" by name, where they differ.
         differing: the largest difference of two numbers by name, where a tensor differs; infinite for a NaN in one.
         config: "A's and B's" of each setting that differs.
         tensors: the largest difference of two numbers in any tensor.
-        outputs: the largest difference of two outputs on random input; None where it was not asked for or both are not
-            of one class and config size.
+        outputs: the largest difference of two outputs on random input; None where it was not asked for, or where the
+            models differ in class or config sizes.
     """
 
     compared: int
@@ -44,17 +44,17 @@ class Verification:
     outputs: float | None
 
     def same(self, tolerance: float = 0.0) -> bool:
-        """Whether they are one model: the same names and settings, and no numbers further apart than this."""
-        apart = max(self.tensors, self.outputs or 0.0)
-        return not (self.only_a or self.only_b or self.shapes or self.config) and apart <= tolerance
+        """Return True where names and settings are equal and no two numbers differ by more than `tolerance`."""
+        largest = max(self.tensors, self.outputs or 0.0)
+        return not (self.only_a or self.only_b or self.shapes or self.config) and largest <= tolerance
 
 
 def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0) -> Verification:
-    """Compares two checkpoints of any formats; some rows of two tensors are in memory at a time, then both models.
+    """Compare two checkpoints of any formats; some rows of two tensors are in memory at a time, then both models.
 
     Args:
-        a: what `from_pretrained` reads.
-        b: likewise.
+        a: a checkpoint that `from_pretrained` reads.
+        b: another.
         outputs: run both models on random input too.
         seed: of that input.
 
@@ -69,83 +69,88 @@ def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0)
         for name in shared
         if left[name].shape != right[name].shape
     }
-    apart = {name: _apart(left[name], right[name]) for name in shared if name not in shapes}
-    comparable = outputs and not shapes and left.keys() == right.keys()
-    comparable = comparable and one.model is not None and type(one.model) is type(other.model)
+    differences = {name: _tensor_difference(left[name], right[name]) for name in shared if name not in shapes}
+    same_names = not shapes and left.keys() == right.keys()
     return Verification(
         compared=len(shared),
         only_a=sorted(left.keys() - right.keys()),
         only_b=sorted(right.keys() - left.keys()),
         shapes=shapes,
-        differing={name: difference for name, difference in apart.items() if difference > 0},
-        config=_settings(one.settings, other.settings),
-        tensors=max(apart.values(), default=0.0),
-        outputs=_outputs_apart(one, other, seed) if comparable else None,
+        differing={name: difference for name, difference in differences.items() if difference > 0},
+        config=_setting_differences(one.settings, other.settings),
+        tensors=max(differences.values(), default=0.0),
+        outputs=_output_difference(one, other, seed) if outputs and same_names else None,
     )
 
 
 @dataclasses.dataclass(frozen=True)
+class _Model:
+    model: PreTrainedModel
+    matched: MatchedTensors
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return every array that the model computes."""
+        params = place_on_devices(self.matched)
+        apply = jax.jit(lambda params, inputs: self.model.apply({"params": params}, **inputs))
+        return jax.device_get(jax.tree.leaves(apply(params, inputs)))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Side:
-    """One of the two; without a model where this library has no class for it."""
+    """One of the two checkpoints; without a model where this library has no class for it."""
 
     tensors: Mapping[str, LazyTensor]
     settings: Mapping[str, Any]
-    model: PreTrainedModel | None = None
-    fitted: Fitted | None = None
+    model: _Model | None = None
 
     @classmethod
     def open(cls, path: Path) -> "_Side":
-        found = open_checkpoint(path)
-        kind = config_json.model_type(found.config_folder)
-        if kind != config_json.BERT:
-            found.verify_checksums()
-            return cls(unchanged.tensors_of(found), {"model_type": kind})
-        model, fitted = LoadedModel(found, BertConfig.from_pretrained(found.config_folder)).fit()
-        found.verify_checksums()
-        return cls(fitted.tensors, config_json.to_dict(model.config, architecture=type(model).__name__), model, fitted)
+        checkpoint = open_checkpoint(path)
+        model_type = read_model_type(checkpoint.config_folder)
+        if model_type not in FAMILIES:
+            checkpoint.verify_checksums()
+            return cls(copied_tensors(checkpoint), {"model_type": model_type})
+        model, matched = ModelCheckpoint(checkpoint, read_config(checkpoint.config_folder)).match()
+        checkpoint.verify_checksums()
+        settings = config_to_dict(model.config, architecture=architecture_of(model).name)
+        return cls(matched.tensors, settings, _Model(model, matched))
 
 
-def _apart(one: LazyTensor, other: LazyTensor) -> float:
-    """The largest difference of two numbers of the tensors."""
-    return max((_numbers_apart(one.read(part), other.read(part)) for part in row_slices(one, other)), default=0.0)
+def _tensor_difference(one: LazyTensor, other: LazyTensor) -> float:
+    return max((_difference(one.read(rows), other.read(rows)) for rows in row_slices(one, other)), default=0.0)
 
 
-def _numbers_apart(left: np.ndarray, right: np.ndarray) -> float:
-    """The largest difference in float64: none of two that are both no number, and infinite where one is."""
+def _difference(left: np.ndarray, right: np.ndarray) -> float:
+    """Return the largest difference in float64: 0 for two NaN, and infinite where one number is NaN."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     differ = ~((left == right) | (np.isnan(left) & np.isnan(right)))
-    apart = np.abs(left[differ] - right[differ])
-    return float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
+    differences = np.abs(left[differ] - right[differ])
+    return float(np.where(np.isnan(differences), np.inf, differences).max(initial=0.0))
 
 
-def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """The settings in which two configs differ."""
+def _setting_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
     names = sorted(one.keys() | other.keys())
     return {name: f"{one.get(name)!r} and {other.get(name)!r}" for name in names if one.get(name) != other.get(name)}
 
 
-def _outputs_apart(one: _Side, other: _Side, seed: int) -> float:
-    inputs = _inputs(one.model, seed)
-    left, right = (_outputs(side.model, side.fitted, inputs) for side in (one, other))
-    return max((_numbers_apart(x, y) for x, y in zip(left, right, strict=True)), default=0.0)
+def _output_difference(one: _Side, other: _Side, seed: int) -> float | None:
+    if one.model is None or other.model is None or type(one.model.model) is not type(other.model.model):
+        return None
+    inputs = _random_inputs(one.model.model, seed)
+    outputs = zip(one.model.outputs(inputs), other.model.outputs(inputs), strict=True)
+    return max((_difference(left, right) for left, right in outputs), default=0.0)
 
 
-def _inputs(model: Any, seed: int) -> dict[str, np.ndarray]:
-    """Two rows, the second of them padded."""
+def _random_inputs(model: PreTrainedModel, seed: int) -> dict[str, np.ndarray]:
+    """Draw two rows of tokens, the second of them padded."""
     random, config = np.random.default_rng(seed), model.config
     length = min(16, config.max_position_embeddings)
     shape = (2, 2, length) if model.takes_choices else (2, length)
     mask = np.ones(shape, np.int32)
     mask[1, ..., length * 3 // 4 :] = 0
-    ids = random.integers(0, config.vocab_size, shape, np.int32)
-    return {
-        "input_ids": ids,
+    inputs = {
+        "input_ids": random.integers(0, config.vocab_size, shape, np.int32),
         "attention_mask": mask,
         "token_type_ids": random.integers(0, config.type_vocab_size, shape, np.int32),
     }
-
-
-def _outputs(model: Any, fitted: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    params = assemble(fitted)
-    found = jax.jit(lambda params, inputs: model.apply({"params": params}, **inputs))(params, inputs)
-    return jax.device_get(jax.tree.leaves(found))
+    return {name: inputs[name] for name in family_of(model).input_names}

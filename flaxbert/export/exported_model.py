@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flaxbert import companions
 from flaxbert.base import PreTrainedModel
 from flaxbert.files import atomic_folder
+from flaxbert.tokenizer_files import copy_tokenizer_files
 
 DESCRIPTION = "export.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -104,7 +104,7 @@ def write_export(
     with atomic_folder(target) as folder:
         parity = largest_difference(model, params, write_program(folder), length)
         if model.origin is not None:
-            companions.carry(model.origin, folder, sentences=False)
+            copy_tokenizer_files(model.origin, folder, sentence_transformers=False)
         exported = ExportedModel(
             **vars(description),
             architecture=type(model).__name__,

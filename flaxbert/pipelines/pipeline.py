@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flaxbert import config_json
 from flaxbert.base import PreTrainedModel
-from flaxbert.config import BertConfig
+from flaxbert.families.config_file import architecture_name, read_config
 from flaxbert.pipelines.batching import Batch, Row, in_batches, ladder, windows
 from flaxbert.pretrained import from_pretrained
 from flaxbert.tokenizer import PAD, WordPieceTokenizer
@@ -94,7 +93,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
             FileNotFoundError: no such folder, or one without weights or tokenizer.
             ValueError: it holds a model of another architecture, or cannot be read.
         """
-        named = config_json.architecture(BertConfig.from_pretrained(folder).unused)
+        named = architecture_name(read_config(folder).unused)
         cls._require_architecture(named, str(folder))  # before the weights are read
         tokenizer = WordPieceTokenizer.load(folder)
         model, params = from_pretrained(folder, dtype=dtype)

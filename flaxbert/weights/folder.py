@@ -1,6 +1,7 @@
 """Writing a model folder: config.json and the weights, in one file or several; SHA256SUMS where asked for."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,144 +12,147 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flaxbert import config_json
+from flaxbert.base import PreTrainedModel
+from flaxbert.families import HeadKind, architecture_of, family_of
+from flaxbert.families.config_file import config_to_dict
+from flaxbert.families.family import ParameterPath
 from flaxbert.files import atomic_write
 from flaxbert.sharding import spread
-from flaxbert.weights import names
 from flaxbert.weights.checksums import CHECKSUMS_FILE, format_checksums
 from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat, assign_to_files, index_text
-from flaxbert.weights.formats.orbax_params import ParameterTensor
+from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings, shape_differences
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
+@dataclasses.dataclass(frozen=True)
+class WriteOptions:
+    """The form of the weights in a folder, and how they are written.
+
+    Attributes:
+        file_format: safetensors, PyTorch's or Flax's.
+        max_shard_size: bytes; more are written as several files and an index.
+        checksums: write SHA256SUMS.
+        in_given_order: read the tensors in the order in which they are given, where the format leaves a choice. Faster
+            for a checkpoint that stores all layers of a parameter together.
+        only_gather: write nothing, but read every tensor: it gathers parameters that processes hold together.
+    """
+
+    file_format: FileFormat = SAFETENSORS
+    max_shard_size: int | None = None
+    checksums: bool = True
+    in_given_order: bool = False
+    only_gather: bool = False
+
+
 def save(
     path: str | Path,
-    model: Any,
+    model: PreTrainedModel,
     params: Mapping[str, Any],
     *,
     dtype: DTypeLike = jnp.float32,
     max_shard_size: int | None = None,
     checksums: bool = False,
 ) -> None:
-    """Writes config.json and model.safetensors, which `transformers` loads; other files there stay.
+    """Write config.json and model.safetensors, which `transformers` loads; other files of the folder stay.
 
-    All files are written aside and then renamed, the config last, so a reader never sees half of one and a failure
-    leaves the old ones. The host holds one tensor at a time. Parameters that several processes hold together are
-    gathered a tensor at a time: all processes call this, and the first one writes.
+    All files are written to temporary names and then renamed, config.json last, so that a reader never sees a partial
+    file and a failure leaves the old ones. The host holds one tensor at a time. Parameters that several processes hold
+    together are gathered one tensor at a time: all processes call this, and the first one writes.
 
     Args:
-        path: the folder; made where it does not exist.
-        model: the `PreTrainedModel` that the parameters are of.
-        params: its parameters, on the host or on devices.
-        dtype: of the numbers in the file: float32, float16 or bfloat16.
+        path: the folder; created where it does not exist.
+        model: the model of the parameters.
+        params: its params dict, on the host or on devices.
+        dtype: the type of the numbers in the file: float32, float16 or bfloat16.
         max_shard_size: bytes; more are written as several files and model.safetensors.index.json.
-        checksums: write SHA256SUMS too, which whoever loads the folder here compares the weights with.
+        checksums: write SHA256SUMS too; it is compared with the weights whenever this library loads the folder.
 
     Raises:
         ValueError: the parameters are not those of the model (lists each difference), or a dtype that is not allowed.
     """
-    differing = names.shape_differences(dict(params), model.parameter_shapes())
-    if differing:
-        raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *differing]))
+    differences = shape_differences(dict(params), model.parameter_shapes())
+    if differences:
+        raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *differences]))
     target = np.dtype(dtype)
     if target.name not in DTYPES:
         raise ValueError(f"dtype is {target.name}; allowed: {', '.join(DTYPES)}")
-    table = names.entries(params, vocab_size=model.config.vocab_size)
-    tensors = {entry.name: ParameterTensor(entry, target, _leaf(params, entry)) for entry in table}
-    elsewhere = spread(params) and jax.process_index() > 0
-    write(path, model, tensors, max_shard_size=max_shard_size, checksums=checksums, elsewhere=elsewhere)
+
+    def parameter(path: ParameterPath) -> Callable[[], Any]:
+        return lambda: leaf_at(params, path)
+
+    tensors = {
+        mapping.name: ParameterTensor(mapping, target, parameter(mapping.path))
+        for mapping in name_mappings(family_of(model), params, vocab_size=model.config.vocab_size)
+    }
+    only_gather = spread(params) and jax.process_index() > 0
+    options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
+    write_model_folder(path, model, tensors, options)
 
 
-def _leaf(params: Mapping[str, Any], entry: names.Entry) -> Callable[[], Any]:
-    return lambda: names.leaf(params, entry.path)
-
-
-def write(
-    path: str | Path,
-    model: Any,
-    tensors: Mapping[str, LazyTensor],
-    *,
-    file_format: FileFormat = SAFETENSORS,
-    max_shard_size: int | None = None,
-    checksums: bool = True,
-    in_order: bool = False,
-    elsewhere: bool = False,
+def write_model_folder(
+    path: str | Path, model: PreTrainedModel, tensors: Mapping[str, LazyTensor], options: WriteOptions
 ) -> None:
-    """Writes a folder as `save` does, from tensors under the names of the table, in any format of Hugging Face's.
-
-    With `in_order` they are read in the order in which they are given, where the format leaves a choice: for a source
-    that keeps the layers of a parameter together. `elsewhere`: another process writes what this one helps to gather.
-    """
-    tensors = _spelled(type(model).__name__, tensors, file_format)
-    text = config_text(model, tensors)
-    how: dict[str, Any] = {"file_format": file_format, "max_shard_size": max_shard_size, "checksums": checksums}
-    write_files(path, text, tensors, in_order=in_order, elsewhere=elsewhere, **how)
+    """Write a folder as `save` does, from tensors by canonical name."""
+    tensors = _with_file_names(model, tensors, options.file_format)
+    write_folder(path, config_text(model, tensors), tensors, options)
 
 
-def write_files(
-    path: str | Path,
-    config: str,
-    tensors: Mapping[str, LazyTensor],
-    *,
-    file_format: FileFormat = SAFETENSORS,
-    max_shard_size: int | None = None,
-    checksums: bool = True,
-    in_order: bool = False,
-    elsewhere: bool = False,
-) -> None:
-    """Writes a folder as `save` does, from the content of config.json and tensors under the names of the file."""
+def write_folder(path: str | Path, config: str, tensors: Mapping[str, LazyTensor], options: WriteOptions) -> None:
+    """Write a folder as `save` does, from the content of config.json and tensors under their names in the file."""
+    file_format = options.file_format
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    parts = assign_to_files(specs, file_format, max_shard_size)
-    if in_order and file_format is not FLAX:
-        aligned = {name: sorted(part, key=lambda spec: -spec.dtype.itemsize) for name, part in parts.items()}
+    files = assign_to_files(specs, file_format, options.max_shard_size)
+    if options.in_given_order and file_format is not FLAX:  # by falling size of numbers, which keeps them aligned
+        files = {name: sorted(specs, key=lambda spec: -spec.dtype.itemsize) for name, specs in files.items()}
     else:
-        aligned = {name: file_format.order(part) for name, part in parts.items()}
-    if elsewhere:
-        for spec in (spec for part in aligned.values() for spec in part):
-            tensors[spec.name].read()  # in the writer's order, and as often: none is `supports_row_reads`
+        files = {name: file_format.order(specs) for name, specs in files.items()}
+    if options.only_gather:
+        for spec in (spec for specs in files.values() for spec in specs):
+            tensors[spec.name].read()  # once, in the order of the process that writes, which reads whole tensors
         return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {*parts, *([file_format.index] if len(parts) > 1 else [])}
-    with contextlib.ExitStack() as files:  # left in the opposite order: the config is renamed last
-        config_file = files.enter_context(atomic_write(folder / "config.json"))
-        sums_file = files.enter_context(atomic_write(folder / CHECKSUMS_FILE)) if checksums else None
-        if len(parts) > 1:
-            files.enter_context(atomic_write(folder / file_format.index)).write_text(
-                index_text(parts, file_format), encoding="utf-8"
-            )
+    index = {file_format.index: index_text(files, file_format)} if len(files) > 1 else {}
+    with contextlib.ExitStack() as opened:  # closed, and the files renamed, in the opposite order: config.json last
+        config_file = opened.enter_context(atomic_write(folder / "config.json"))
+        sums_file = opened.enter_context(atomic_write(folder / CHECKSUMS_FILE)) if options.checksums else None
+        for name, text in index.items():
+            opened.enter_context(atomic_write(folder / name)).write_text(text, encoding="utf-8")
         digests = {}
-        for name, part in aligned.items():
-            file = files.enter_context(atomic_write(folder / name))
-            digests[name] = file_format.write(file, part, (tensors[spec.name] for spec in part))
+        for name, specs in files.items():
+            file = opened.enter_context(atomic_write(folder / name))
+            digests[name] = file_format.write(file, specs, (tensors[spec.name] for spec in specs))
         config_file.write_text(config, encoding="utf-8")
         if sums_file is not None:
             sums_file.write_text(format_checksums(digests), encoding="utf-8")
-        (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # those of the files that are replaced now
-    for file in folder.iterdir():  # of another number of files: a reader could not tell which are meant
-        if file.name not in written and file_format.owns(file.name):
+        (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files that are replaced now
+    for file in folder.iterdir():  # files of an earlier save in another number of shards would be ambiguous
+        if file.name not in {*files, *index} and file_format.owns(file.name):
             file.unlink()
 
 
-def _spelled(architecture: str, tensors: Mapping[str, LazyTensor], file_format: FileFormat) -> dict[str, LazyTensor]:
-    """The tensors under the names of a file."""
-    found = dict(tensors)
-    if names.UNTIED_BIAS in found:
-        found[names.SPARE_BIAS] = found[names.UNTIED_BIAS]  # transformers 5 misses it otherwise
+def _with_file_names(
+    model: PreTrainedModel, tensors: Mapping[str, LazyTensor], file_format: FileFormat
+) -> dict[str, LazyTensor]:
+    """Return the tensors under the names that a file of this model has."""
+    family, named = family_of(model), dict(tensors)
+    decoder = family.decoder
+    if decoder.untied_bias in named:
+        named[decoder.bias] = named[decoder.untied_bias]  # transformers 5 reports it as missing otherwise
     if file_format is FLAX:
-        found.pop(names.UNTIED_BIAS, None)  # its decoder has none, and adds the other one
-    if architecture == "BertModel":
-        found = {name.removeprefix("bert."): tensor for name, tensor in found.items()}
-    return found
+        named.pop(decoder.untied_bias, None)  # Flax's decoder has no bias, and adds `decoder.bias`
+    if architecture_of(model).is_base_model:
+        named = {name.removeprefix(family.prefixed("")): tensor for name, tensor in named.items()}
+    return named
 
 
-def config_text(model: Any, tensors: Mapping[str, LazyTensor]) -> str:
-    """The content of config.json."""
+def config_text(model: PreTrainedModel, tensors: Mapping[str, LazyTensor]) -> str:
+    """Return the content of config.json for a model and the tensors of its file."""
     config = model.config
-    if "qa_outputs.weight" in tensors and config.num_labels != 2:
-        config = config.replace(num_labels=2)  # transformers sizes this head by it
+    if architecture_of(model).head is HeadKind.QUESTION_ANSWERING and config.num_labels != 2:
+        config = config.replace(num_labels=2)  # transformers takes the size of this head from it
     widest = max({tensor.dtype for tensor in tensors.values()}, key=lambda dtype: dtype.itemsize)
-    values = config_json.to_dict(config, architecture=type(model).__name__, dtype=widest.name)
+    values = config_to_dict(config, architecture=architecture_of(model).name, dtype=widest.name)
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

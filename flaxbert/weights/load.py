@@ -1,4 +1,4 @@
-"""Tensors of a file fitted to a model: names resolved, what differs reported, each read to where it is to live."""
+"""Loading: match the tensors of a checkpoint to a model, report differences, and read each tensor onto its devices."""
 
 import dataclasses
 import functools
@@ -13,10 +13,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from flaxbert.base import PreTrainedModel
+from flaxbert.families import Family, family_of
+from flaxbert.families.family import ParameterPath
 from flaxbert.sharding import AxisRules, tree_shardings
-from flaxbert.weights import names
 from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
-from flaxbert.weights.formats.orbax_params import ParameterTensor
+from flaxbert.weights.names import (
+    NameMapping,
+    ParameterTensor,
+    belongs_to_head,
+    canonical_name,
+    leaf_at,
+    name_mappings,
+    tree_of,
+)
 from flaxbert.weights.tensors import LazyTensor, tensors_equal
 
 _log = logging.getLogger("flaxbert")
@@ -24,7 +34,7 @@ _log = logging.getLogger("flaxbert")
 
 def load(
     path: str | Path,
-    model: Any,
+    model: PreTrainedModel,
     *,
     strict: bool = True,
     ignore_mismatched_sizes: bool = False,
@@ -32,204 +42,261 @@ def load(
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
 ) -> dict[str, Any]:
-    """The float32 parameters of `model` (a `PreTrainedModel`) from what `source.read` reads.
+    """Load the float32 parameters of `model` from any checkpoint that `open_checkpoint` reads.
 
-    The host holds one layer, or one other tensor, at a time; with a mesh, each process only what its devices need.
-    The arguments and errors are those of `PreTrainedModel.from_pretrained`.
+    The host holds one layer, or one other tensor, at a time; with a mesh, each process reads only the parts of its own
+    devices. The arguments and errors are those of `PreTrainedModel.from_pretrained`.
     """
     checkpoint = open_checkpoint(Path(path))
-    fitted = fit(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    matched = match(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
     checkpoint.verify_checksums()
     shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
-    return assemble(fitted, draw(fitted, model, key, shardings), shardings)
+    return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
+
+
+# -- names -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
-    """The weights of a file that a model takes.
+class MatchedTensors:
+    """The tensors of a checkpoint that a model takes.
 
     Attributes:
-        table: the model's table of names.
-        tensors: by canonical name, all that are taken from the file.
-        afresh: names of those that are drawn.
-        left_out: names in the file of what is not taken: another head's, buffers, aliases of tied weights.
+        mappings: the name mapping of every parameter of the model, by tensor name.
+        tensors: the tensors taken from the checkpoint, by tensor name.
+        missing: the names of tensors to initialise.
+        left_out: names in the file that the model does not take: another head's, buffers, aliases of tied weights.
     """
 
-    table: Mapping[str, names.Entry]
+    mappings: Mapping[str, NameMapping]
     tensors: Mapping[str, LazyTensor]
-    afresh: frozenset[str]
+    missing: frozenset[str]
     left_out: tuple[str, ...]
 
 
-def fit(source: Checkpoint, model: Any, *, strict: bool = True, ignore_mismatched_sizes: bool = False) -> Fitted:
-    """Which tensors of a checkpoint a model takes; raises, or warns, of the rest as `from_pretrained` says."""
-    file, tensors = source.file, source.tensors
-    entries = names.entries(model.parameter_shapes(), vocab_size=model.config.vocab_size)
-    table = {entry.name: entry for entry in entries}
-    stored = _canonical_names(tensors, file)
-    _resolve_ties(stored, tensors, table, file)
-    found = {name: tensors[spelling] for name, spelling in stored.items()}
-    afresh = _report(file, model, table, found, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
-    taken = {name: found[name] for name in table if name not in afresh}
-    left_out = tensors.keys() - {stored[name] for name in taken}
-    return Fitted(table, taken, frozenset(afresh), tuple(sorted(left_out)))
+def match(
+    checkpoint: Checkpoint, model: PreTrainedModel, *, strict: bool = True, ignore_mismatched_sizes: bool = False
+) -> MatchedTensors:
+    """Match the names of a checkpoint to the parameters of a model, without reading a tensor.
+
+    Differences raise one error or are named in a warning, as `PreTrainedModel.from_pretrained` describes.
+    """
+    family, stored = family_of(model), checkpoint.tensors
+    mappings = {
+        mapping.name: mapping
+        for mapping in name_mappings(family, model.parameter_shapes(), vocab_size=model.config.vocab_size)
+    }
+    file_names = _canonical_names(family, stored, checkpoint.file)
+    _resolve_ties(family, file_names, stored, mappings, checkpoint.file)
+    tensors = {name: stored[file_name] for name, file_name in file_names.items()}
+    differences = _Differences.between(family, tensors, mappings)
+    missing = differences.report(checkpoint.file, model, strict=strict, ignore_shapes=ignore_mismatched_sizes)
+    taken = {name: tensors[name] for name in mappings if name not in missing}
+    left_out = stored.keys() - {file_names[name] for name in taken}
+    return MatchedTensors(mappings, taken, missing, tuple(sorted(left_out)))
 
 
-def _canonical_names(tensors: Mapping[str, LazyTensor], file: Path) -> dict[str, str]:
-    """Canonical name -> name in the file."""
-    bare = not any(name.startswith("bert.") for name in tensors)
-    stored: dict[str, str] = {}
-    for name in tensors:
-        canonical = names.canonical(name, bare=bare)
-        if canonical in stored:
-            raise ValueError(f"{file}: {name!r} and {stored[canonical]!r} are two spellings of one weight")
-        stored[canonical] = name
-    return stored
+def _canonical_names(family: Family, stored: Mapping[str, LazyTensor], file: Path) -> dict[str, str]:
+    """Return the name in the file by canonical name."""
+    base_model = not any(name.startswith(family.prefixed("")) for name in stored)
+    file_names: dict[str, str] = {}
+    for name in stored:
+        canonical = canonical_name(family, name, add_prefix=base_model)
+        if canonical in file_names:
+            raise ValueError(f"{file}: {name!r} and {file_names[canonical]!r} are two spellings of one weight")
+        file_names[canonical] = name
+    return file_names
 
 
 def _resolve_ties(
-    stored: dict[str, str], tensors: Mapping[str, LazyTensor], table: Mapping[str, names.Entry], file: Path
+    family: Family,
+    file_names: dict[str, str],
+    stored: Mapping[str, LazyTensor],
+    mappings: Mapping[str, NameMapping],
+    file: Path,
 ) -> None:
-    """Takes the aliases of tied weights out of `stored`, after a look that they agree with what they alias."""
-    if names.UNTIED_BIAS in table and names.SPARE_BIAS in stored:
-        spare = stored.pop(names.SPARE_BIAS)
-        stored.setdefault(names.UNTIED_BIAS, spare)
-    for alias, name in names.TIED.items():
-        if alias not in stored or alias in table or "cls.predictions.bias" not in table:
+    """Remove the aliases of tied weights from `file_names`, after checking that they equal the weights."""
+    decoder = family.decoder
+    if decoder.untied_bias in mappings and decoder.bias in file_names:
+        spare = file_names.pop(decoder.bias)
+        file_names.setdefault(decoder.untied_bias, spare)
+    if decoder.bias not in mappings:  # no tied decoder in this model
+        return
+    for alias, name in decoder.aliases.items():
+        if alias not in file_names:
             continue
-        if name not in stored:
-            stored[name] = stored.pop(alias)
-        elif tensors_equal(tensors[stored[alias]], tensors[stored[name]]):
-            del stored[alias]
+        if name not in file_names:
+            file_names[name] = file_names.pop(alias)
+        elif tensors_equal(stored[file_names[alias]], stored[file_names[name]]):
+            del file_names[alias]
         else:
             raise ValueError(
                 f"{file}: {alias} differs from {name}, but the config ties them; set tie_word_embeddings to false"
             )
 
 
-def _report(
-    file: Path,
-    model: Any,
-    table: Mapping[str, names.Entry],
-    found: Mapping[str, LazyTensor],
-    *,
-    strict: bool,
-    ignore_mismatched_sizes: bool,
-) -> set[str]:
-    """Raises one error that lists all that does not fit, or warns of what was allowed; the names to draw afresh."""
-    missing = [name for name in table if name not in found]
-    unexpected = [name for name in found if name not in table and name not in names.BUFFERS]
-    # Every encoder was trained with a pooler; a head that does without leaves it out, as in transformers.
-    spare = [name for name in unexpected if name in names.POOLER]
-    if len(spare) == len(names.POOLER):
-        unexpected = [name for name in unexpected if name not in spare]
-        _log.warning("%s: %s has no pooler; left out: %s", file, type(model).__name__, ", ".join(sorted(spare)))
-    both = [name for name in table if name in found]
-    shaped = [name for name in both if found[name].shape != table[name].foreign_shape]
-    typed = [name for name in both if not jnp.issubdtype(found[name].dtype, jnp.floating)]
+@dataclasses.dataclass(frozen=True)
+class _Differences:
+    """The differences between the tensors of a file and the parameters of a model, as names or as lines to print."""
 
-    def differing(name: str) -> str:
-        in_file, wanted = list(found[name].shape), list(table[name].foreign_shape)
-        return f"{name}: {in_file} in the file, {wanted} in {type(model).__name__}"
+    missing: list[str]
+    unexpected: list[str]
+    pooler: list[str]  # a pooler in the file, which the model is without
+    mis_shaped: dict[str, str]
+    not_floating: dict[str, str]
+    only_heads: bool  # whether missing and unexpected tensors are all of task heads
 
-    lines = [
-        *_listed("missing", missing),
-        *_listed("unexpected", unexpected),
-        *_listed("of another shape", sorted(map(differing, shaped))),
-        *_listed("no floating-point numbers", sorted(f"{name}: {found[name].dtype}" for name in typed)),
-    ]
-    if not lines:
-        return set()
-    allowed = not typed and (ignore_mismatched_sizes or not shaped)
-    if missing or unexpected:
-        allowed = allowed and not strict and all(map(names.is_head, missing + unexpected))
-    if allowed:
-        _log.warning("%s: loading %s:\n%s", file, type(model).__name__, "\n".join(lines))
-        return {*missing, *shaped}
-    hint = (
-        "strict=False draws a missing head afresh and leaves an unexpected one out, ignore_mismatched_sizes=True draws "
-        "what has another shape; nothing else of the encoder may differ"
-    )
-    raise ValueError("\n".join([f"{file}: the weights do not fit {type(model).__name__}:", *lines, hint]))
+    @classmethod
+    def between(
+        cls, family: Family, tensors: Mapping[str, LazyTensor], mappings: Mapping[str, NameMapping]
+    ) -> "_Differences":
+        missing = [name for name in mappings if name not in tensors]
+        unexpected = [name for name in tensors if name not in mappings and name not in family.buffer_names]
+        # Every encoder was trained with a pooler; a head that does without leaves it out, as in transformers.
+        pooler = sorted(name for name in unexpected if name in family.pooler_names)
+        if len(pooler) < len(family.pooler_names):
+            pooler = []
+        unexpected = [name for name in unexpected if name not in pooler]
+        both = [name for name in mappings if name in tensors]
+        return cls(
+            missing=missing,
+            unexpected=unexpected,
+            pooler=pooler,
+            mis_shaped={
+                name: f"{list(tensors[name].shape)} in the file, {list(mappings[name].file_shape)}"
+                for name in sorted(both)
+                if tensors[name].shape != mappings[name].file_shape
+            },
+            not_floating={
+                name: tensors[name].dtype.name
+                for name in sorted(both)
+                if not jnp.issubdtype(tensors[name].dtype, jnp.floating)
+            },
+            only_heads=all(belongs_to_head(family, name) for name in missing + unexpected),
+        )
+
+    def report(self, file: Path, model: PreTrainedModel, *, strict: bool, ignore_shapes: bool) -> frozenset[str]:
+        """Raise one error that lists every difference, or warn of allowed ones; return the names to initialise."""
+        class_name = type(model).__name__
+        if self.pooler:
+            _log.warning("%s: %s has no pooler; left out: %s", file, class_name, ", ".join(self.pooler))
+        lines = [
+            *_titled("missing", self.missing),
+            *_titled("unexpected", self.unexpected),
+            *_titled("of another shape", [f"{name}: {x} in {class_name}" for name, x in self.mis_shaped.items()]),
+            *_titled("no floating-point numbers", [f"{name}: {dtype}" for name, dtype in self.not_floating.items()]),
+        ]
+        if not lines:
+            return frozenset()
+        allowed = not self.not_floating and (ignore_shapes or not self.mis_shaped)
+        if self.missing or self.unexpected:
+            allowed = allowed and not strict and self.only_heads
+        if allowed:
+            _log.warning("%s: loading %s:\n%s", file, class_name, "\n".join(lines))
+            return frozenset([*self.missing, *self.mis_shaped])
+        hint = (
+            "strict=False initialises the missing tensors of a head and leaves out unexpected ones, "
+            "ignore_mismatched_sizes=True initialises tensors of another shape; embeddings and layers must match"
+        )
+        raise ValueError("\n".join([f"{file}: the weights do not fit {class_name}:", *lines, hint]))
 
 
-def _listed(what: str, found: list[str]) -> list[str]:
-    return [f"  {len(found)} {what}:", *(f"    {name}" for name in found)] if found else []
+def _titled(title: str, lines: list[str]) -> list[str]:
+    return [f"  {len(lines)} {title}:", *(f"    {line}" for line in lines)] if lines else []
 
 
 # -- arrays ----------------------------------------------------------------------------------------------
 
 
-def draw(
-    fitted: Fitted, model: Any, key: jax.Array | None = None, shardings: Any = None
-) -> dict[names.Path, jax.Array]:
-    """Fresh values of the parameters that lack a weight; what else `init` draws is never computed."""
-    paths = sorted({fitted.table[name].path for name in fitted.afresh})
+def initialise(
+    matched: MatchedTensors, model: PreTrainedModel, key: jax.Array | None = None, shardings: Any = None
+) -> dict[ParameterPath, jax.Array]:
+    """Draw the parameters that the checkpoint lacks, and compute no other.
+
+    Args:
+        matched: names the missing tensors.
+        model: its `init` draws them.
+        key: of the random numbers; `jax.random.key(0)` where None.
+        shardings: of all parameters, as a tree; one device where None.
+    """
+    paths = sorted({matched.mappings[name].path for name in matched.missing})
     if not paths:
         return {}
 
-    def fresh(key: jax.Array) -> list[jax.Array]:
+    def draw(key: jax.Array) -> list[jax.Array]:
         params = model.init(key, model.example_ids)["params"]
-        return [names.leaf(params, path) for path in paths]
+        return [leaf_at(params, path) for path in paths]
 
-    placed = None if shardings is None else [names.leaf(shardings, path) for path in paths]
-    drawn = jax.jit(fresh, out_shardings=placed)(jax.random.key(0) if key is None else key)
+    out_shardings = None if shardings is None else [leaf_at(shardings, path) for path in paths]
+    drawn = jax.jit(draw, out_shardings=out_shardings)(jax.random.key(0) if key is None else key)
     return dict(zip(paths, drawn, strict=True))
 
 
-def assemble(
-    fitted: Fitted, drawn: Mapping[names.Path, jax.Array] | None = None, shardings: Any = None
+def place_on_devices(
+    matched: MatchedTensors, initialised: Mapping[ParameterPath, jax.Array] | None = None, shardings: Any = None
 ) -> dict[str, Any]:
-    """The tree of parameters: what was drawn and, over it, what is stored."""
-    table = fitted.table
-    leaves: dict[names.Path, jax.Array] = dict(drawn or {})
-    layers: dict[int, dict[names.Path, tuple[names.Entry, LazyTensor]]] = {}
-    for name, tensor in fitted.tensors.items():
-        entry = table[name]
-        if isinstance(tensor, ParameterTensor) and entry.words is tensor.entry.words is None:
-            # All layers of it are read at once, and once.
-            if entry.layer in (None, 0):
-                whole = names.leaf(shardings, entry.path) if shardings else None
-                leaves[entry.path] = _on_devices(tensor.leaf(), whole)
-        elif entry.layer is None:
-            leaves[entry.path] = _placed(entry, tensor, names.leaf(shardings, entry.path) if shardings else None)
+    """Build the params dict: the initialised parameters and the checkpoint's tensors, in float32 on their devices."""
+    leaves: dict[ParameterPath, jax.Array] = dict(initialised or {})
+    by_layer: dict[int, list[tuple[NameMapping, LazyTensor]]] = {}
+    for name, tensor in matched.tensors.items():
+        mapping = matched.mappings[name]
+        sharding = leaf_at(shardings, mapping.path) if shardings else None
+        if isinstance(tensor, ParameterTensor) and mapping.stored_rows is tensor.mapping.stored_rows is None:
+            # The parameter with all its layers is read at once, and once.
+            if mapping.layer in (None, 0):
+                leaves[mapping.path] = _place_parameter(tensor.parameter(), sharding)
+        elif mapping.layer is None:
+            leaves[mapping.path] = _place_tensor(mapping, tensor, sharding)
         else:
-            layers.setdefault(entry.layer, {})[entry.path] = entry, tensor
-    depth = 1 + max((entry.layer for entry in table.values() if entry.layer is not None), default=-1)
-    for layer, parts in layers.items():
-        placed = {}
-        for path, (entry, tensor) in parts.items():
-            whole = names.leaf(shardings, path) if shardings else None
-            if path not in leaves:
-                leaves[path] = jnp.zeros((depth, *entry.shape), jnp.float32, device=whole)
-            one = None if whole is None else NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
-            placed[path] = _placed(entry, tensor, one)
-        # One call a layer: its tensors are no longer needed when the next one's are read.
-        leaves |= _put_layer({path: leaves[path] for path in placed}, placed, layer)
-    return names.tree(leaves)
+            by_layer.setdefault(mapping.layer, []).append((mapping, tensor))
+    num_layers = 1 + max((m.layer for m in matched.mappings.values() if m.layer is not None), default=-1)
+    for layer, tensors in by_layer.items():
+        # One call for each layer, so that its tensors are freed before the next layer is read.
+        leaves |= _place_layer(layer, tensors, leaves, num_layers, shardings)
+    return tree_of(leaves)
 
 
-def _placed(entry: names.Entry, tensor: LazyTensor, sharding: NamedSharding | None) -> jax.Array:
-    """The tensor in our layout, in float32, where it is to live: each device reads its own part."""
+def _place_layer(
+    layer: int,
+    tensors: list[tuple[NameMapping, LazyTensor]],
+    leaves: Mapping[ParameterPath, jax.Array],
+    num_layers: int,
+    shardings: Any,
+) -> dict[ParameterPath, jax.Array]:
+    """Read one layer's tensors and return the stacked parameters with that layer set."""
+    stacks, parts = {}, {}
+    for mapping, tensor in tensors:
+        sharding = leaf_at(shardings, mapping.path) if shardings else None
+        stacks[mapping.path] = (
+            leaves[mapping.path]
+            if mapping.path in leaves
+            else jnp.zeros((num_layers, *mapping.shape), jnp.float32, device=sharding)
+        )
+        of_layer = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+        parts[mapping.path] = _place_tensor(mapping, tensor, of_layer)
+    return _set_layer(stacks, parts, layer)
 
-    def part(index: Any) -> np.ndarray:
-        return np.ascontiguousarray(entry.read(tensor, index), np.float32)
+
+def _place_tensor(mapping: NameMapping, tensor: LazyTensor, sharding: NamedSharding | None) -> jax.Array:
+    """Read a tensor in the parameter's layout and in float32; each device reads its own part."""
+
+    def part(index: Any) -> np.ndarray:  # a slice for each axis
+        return np.ascontiguousarray(mapping.read(tensor, index), np.float32)
 
     if sharding is None:
-        return jnp.asarray(part((slice(None),) * len(entry.shape)))
-    return jax.make_array_from_callback(entry.shape, sharding, part)
+        return jnp.asarray(part((slice(None),) * len(mapping.shape)))
+    return jax.make_array_from_callback(mapping.shape, sharding, part)
 
 
-def _on_devices(parameter: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    """A parameter that is in our layout already, in float32, where it is to live."""
+def _place_parameter(parameter: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
     if sharding is None:
         return jnp.asarray(parameter, jnp.float32)
     return jax.make_array_from_callback(parameter.shape, sharding, lambda index: parameter[index].astype(np.float32))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(
-    stacks: dict[names.Path, jax.Array], parts: dict[names.Path, jax.Array], layer: ArrayLike
-) -> dict[names.Path, jax.Array]:
-    """Writes one layer's parameters into the stacks, in place."""
+def _set_layer(
+    stacks: dict[ParameterPath, jax.Array], parts: dict[ParameterPath, jax.Array], layer: ArrayLike
+) -> dict[ParameterPath, jax.Array]:
+    """Write one layer's parameters into the stacks, in place."""
     return {path: stacks[path].at[layer].set(part) for path, part in parts.items()}

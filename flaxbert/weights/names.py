@@ -1,206 +1,201 @@
-"""The one table of names: Hugging Face's tensor name, our path in the params dict, and the layout between them.
-
-    Hugging Face (PyTorch)                                 params dict (L layers stacked on a leading axis)
-    bert.embeddings.word_embeddings.weight [V, D]          bert/embeddings/word/embedding        [V, D]
-    bert.encoder.layer.N.attention.self.query.weight       bert/layers/attention/query/kernel    [L, D, H, K]
-    bert.encoder.layer.N.attention.output.dense.weight     bert/layers/attention/output/kernel   [L, H, K, D]
-    bert.encoder.layer.N.intermediate.dense.weight [F, D]  bert/layers/up/kernel                 [L, D, F]
-
-`BertModel` has the same names without `bert`. PyTorch's linear weights are [out, in], ours [in, out].
-"""
+"""Names of a model's tensors in files and in params: the family's name table applied to the shapes of one model."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from flaxbert.families import Family
+from flaxbert.families.family import ParameterPath, TensorName
+from flaxbert.sharding import fetch
 from flaxbert.weights.tensors import LazyTensor
 
-Path = tuple[str, ...]
-
-# Hugging Face module -> our module. A linear layer's weight and bias become kernel and bias, a norm's scale and
-# bias, an embedding's weight embedding.
-_LINEARS = {
-    "attention.self.query": "attention/query",
-    "attention.self.key": "attention/key",
-    "attention.self.value": "attention/value",
-    "attention.output.dense": "attention/output",
-    "intermediate.dense": "up",
-    "output.dense": "down",
-}
-_NORMS = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "output_norm"}
-_EMBEDDINGS = {
-    "word_embeddings": "embeddings/word",
-    "position_embeddings": "embeddings/position",
-    "token_type_embeddings": "embeddings/token_type",
-}
-_HEADS = {
-    "cls.predictions.transform.dense": "predictions/transform",
-    "cls.predictions.decoder": "predictions/decoder",
-    "cls.seq_relationship": "seq_relationship",
-    "classifier": "classifier",
-    "qa_outputs": "qa_outputs",
-}
-
-# Names that files carry although they hold no parameter of their own.
-BUFFERS = frozenset({"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"})
-POOLER = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
-WORDS = "bert.embeddings.word_embeddings.weight"
-# alias -> the name that a model with tied embeddings stores the tensor under
-TIED = {"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
-# An untied decoder's bias is the first. Files of transformers 5 hold the second too, which it never reads then;
-# those of version 4 hold the second alone.
-_OF_WORDS = frozenset({WORDS, *TIED, *TIED.values()})  # a row a word
-UNTIED_BIAS, SPARE_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
+_LEGACY_ENDINGS = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One Hugging Face tensor and its place: the parameter at `path`, row `layer` of it where that is not None."""
+class NameMapping:
+    """One tensor of a Hugging Face file and the parameter, or the layer of a stacked parameter, that it becomes.
+
+    Attributes:
+        name: the tensor's name, with the family's prefix.
+        path: the keys of the parameter.
+        shape: the shape of the parameter, without the axis of layers.
+        layer: the index on the axis of layers; None where the parameter is not stacked.
+        input_axes: as in `TensorName`.
+        stored_rows: the number of the file's rows, where the parameter has more because its vocabulary is padded.
+    """
 
     name: str
-    path: Path
-    shape: tuple[int, ...]  # of our slice
+    path: ParameterPath
+    shape: tuple[int, ...]
     layer: int | None = None
-    inputs: int | None = None  # how many leading axes of a kernel are inputs; None: not a kernel, same layout
-    words: int | None = None  # rows of the file's tensor, where ours has more: a padded vocabulary
+    input_axes: int | None = None
+    stored_rows: int | None = None
 
     @property
-    def foreign_shape(self) -> tuple[int, ...]:
+    def file_shape(self) -> tuple[int, ...]:
         """The tensor's shape in the file."""
-        rows, *rest = self._whole_shape
-        return rows if self.words is None else self.words, *rest
+        rows, *columns = self._padded_file_shape
+        return rows if self.stored_rows is None else self.stored_rows, *columns
 
     @property
-    def _whole_shape(self) -> tuple[int, ...]:
-        """In the file's layout, rows included that no file has."""
-        if self.inputs is not None:
-            return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
+    def _padded_file_shape(self) -> tuple[int, ...]:
+        """The shape in the file's layout, with the rows of a padded vocabulary."""
+        if self.input_axes is not None:
+            return math.prod(self.shape[self.input_axes :]), math.prod(self.shape[: self.input_axes])
         return self.shape if self.path[-1] == "embedding" else (math.prod(self.shape),)
 
     def read(self, tensor: LazyTensor, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of our slice, `index` in our layout, read from the file: of its rows only those that are needed."""
-        axis = self.inputs or 0  # which of our axes the file's rows begin with; those after it are flattened into it
+        """Read a part of the parameter from the file's tensor, and only the rows of the tensor that it needs.
+
+        Args:
+            tensor: the tensor in the file's layout.
+            index: the part, one slice for each axis of `shape`.
+        """
+        axis = self.input_axes or 0  # the parameter's axes from this one on are flattened into the file's rows
         start, stop, _ = index[axis].indices(self.shape[axis])
-        inner = 1 if self.path[-1] == "embedding" else math.prod(self.shape[axis + 1 :])
-        rows = tensor.read(slice(start * inner, stop * inner))  # beyond the end there are none
-        missing = (stop - start) * inner - len(rows)
-        if missing and self.words is not None:
+        rows_per_index = 1 if self.path[-1] == "embedding" else math.prod(self.shape[axis + 1 :])
+        rows = tensor.read(slice(start * rows_per_index, stop * rows_per_index))
+        missing = (stop - start) * rows_per_index - len(rows)
+        if missing and self.stored_rows is not None:
             rows = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-        part = (rows if self.inputs is None else rows.T).reshape(
+        part = (rows if self.input_axes is None else rows.T).reshape(
             *self.shape[:axis], stop - start, *self.shape[axis + 1 :]
         )
         return part[(*index[:axis], slice(None), *index[axis + 1 :])]
 
-    def to_foreign(self, parameter: np.ndarray) -> np.ndarray:
-        """The parameter (already the layer's slice) in the file's layout."""
-        if self.inputs is None:
-            return parameter.reshape(self._whole_shape)[: self.words]
-        return np.ascontiguousarray(parameter.reshape(self._whole_shape[::-1]).T[: self.words])
+    def to_file_layout(self, parameter: np.ndarray) -> np.ndarray:
+        """Return the parameter (of one layer, where it is stacked) in the file's layout."""
+        if self.input_axes is None:
+            return parameter.reshape(self._padded_file_shape)[: self.stored_rows]
+        return np.ascontiguousarray(parameter.reshape(self._padded_file_shape[::-1]).T[: self.stored_rows])
 
 
-def entries(shapes: Mapping[str, Any], *, vocab_size: int | None = None) -> list[Entry]:
-    """The table for a model, given its tree of parameter shapes; covers every parameter exactly once.
+@dataclasses.dataclass(frozen=True)
+class ParameterTensor:
+    """A parameter, or one layer of a stacked one, as a tensor in the file's layout; converted when it is read.
 
-    A vocabulary of more rows than `vocab_size` is a padded one: files hold only that many.
-    Names carry the prefix `bert.` also for a bare `BertModel`; `without_prefix` is its spelling in files.
+    Attributes:
+        mapping: the name and the layout.
+        dtype: the type that is read.
+        parameter: returns the whole parameter, on the host or on devices.
+    """
+
+    mapping: NameMapping
+    dtype: np.dtype
+    parameter: Callable[[], Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the file."""
+        return self.mapping.file_shape
+
+    @property
+    def supports_row_reads(self) -> bool:
+        """False: every read converts the whole tensor."""
+        return False
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """Return the tensor, or some of its rows."""
+        part = fetch(self.parameter(), self.mapping.layer)
+        return self.mapping.to_file_layout(part.astype(self.dtype, copy=False))[rows]
+
+
+def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int | None = None) -> list[NameMapping]:
+    """Return the mapping of every parameter of a model, in the order of the family's table.
+
+    Names have the family's prefix, for the base model too, whose files have none.
+
+    Args:
+        family: the family of the model.
+        shapes: the params dict of the model, or its shapes.
+        vocab_size: files hold this many rows of tensors with a row for each token; parameters with more are padded.
+
+    Raises:
+        ValueError: a parameter has no name in the family's table.
     """
     leaves = {
         tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
     }
-    bare = not any(path[0] == "bert" for path in leaves)
-    found = []
-    for entry_name, path, inputs in _candidates(leaves, bare):
-        shape = leaves[path]
-        if "{layer}" not in entry_name:
-            padded = vocab_size is not None and entry_name in _OF_WORDS and shape[inputs or 0] > vocab_size
-            found.append(Entry(entry_name, path, shape, None, inputs, vocab_size if padded else None))
+    mappings = []
+    for row in _table(family, base_model=not any(path[0] == family.prefix for path in leaves)):
+        shape = leaves.get(row.path)
+        if shape is None:
             continue
-        for layer in range(shape[0]):
-            found.append(Entry(entry_name.format(layer=layer), path, shape[1:], layer, inputs))
-    uncovered = set(leaves) - {entry.path for entry in found}
-    if uncovered:
-        raise ValueError(f"no Hugging Face name is known for the parameters {sorted('/'.join(p) for p in uncovered)}")
-    return found
+        if "{layer}" in row.name:
+            for layer in range(shape[0]):
+                name = row.name.format(layer=layer)
+                mappings.append(NameMapping(name, row.path, shape[1:], layer, row.input_axes))
+        else:
+            padded = vocab_size is not None and row.per_token and shape[row.input_axes or 0] > vocab_size
+            stored_rows = vocab_size if padded else None
+            mappings.append(NameMapping(row.name, row.path, shape, None, row.input_axes, stored_rows))
+    unnamed = set(leaves) - {mapping.path for mapping in mappings}
+    if unnamed:
+        raise ValueError(f"no Hugging Face name is known for the parameters {sorted('/'.join(p) for p in unnamed)}")
+    return mappings
 
 
-def _candidates(leaves: Mapping[Path, tuple[int, ...]], bare: bool) -> Iterator[tuple[str, Path, int | None]]:
-    """Every (name, path, inputs) of the table whose path the model has."""
-    root = "" if bare else "bert/"
-    rows: list[tuple[str, str, int | None]] = []
-
-    def linear(foreign: str, ours: str, inputs: int = 1):
-        rows.extend([(f"{foreign}.weight", f"{ours}/kernel", inputs), (f"{foreign}.bias", f"{ours}/bias", None)])
-
-    def norm(foreign: str, ours: str):
-        rows.extend([(f"{foreign}.weight", f"{ours}/scale", None), (f"{foreign}.bias", f"{ours}/bias", None)])
-
-    for foreign, ours in _EMBEDDINGS.items():
-        rows.append((f"bert.embeddings.{foreign}.weight", f"{root}{ours}/embedding", None))
-    norm("bert.embeddings.LayerNorm", f"{root}embeddings/norm")
-    for foreign, ours in _LINEARS.items():
-        inputs = 2 if ours == "attention/output" else 1  # [H, K, D]: heads and head size come in
-        linear(f"bert.encoder.layer.{{layer}}.{foreign}", f"{root}layers/{ours}", inputs)
-    for foreign, ours in _NORMS.items():
-        norm(f"bert.encoder.layer.{{layer}}.{foreign}", f"{root}layers/{ours}")
-    linear("bert.pooler.dense", f"{root}pooler")
-    norm("cls.predictions.transform.LayerNorm", "predictions/norm")
-    rows.append(("cls.predictions.bias", "predictions/bias", None))
-    for foreign, ours in _HEADS.items():
-        linear(foreign, ours)
-    for foreign, ours, inputs in rows:
-        path = tuple(ours.split("/"))
-        if path in leaves:
-            yield foreign, path, inputs
+def _table(family: Family, *, base_model: bool) -> list[TensorName]:
+    rows = [row.inside(family.prefix) for row in (*family.encoder, *family.pooler)]
+    if base_model:
+        rows = [dataclasses.replace(row, path=row.path[1:]) for row in rows]
+    return [*rows, *family.heads]
 
 
-def leaf(tree: Any, path: Path) -> Any:
-    """What a tree of dicts holds at a path."""
+def canonical_name(family: Family, name: str, *, add_prefix: bool) -> str:
+    """Return a file's tensor name as the table spells it: not with the legacy "gamma" and "beta" of layer norms.
+
+    Args:
+        family: the family whose table is used.
+        name: the name in the file.
+        add_prefix: put the family's prefix before the encoder's names, for a file of the base model.
+    """
+    for old, new in _LEGACY_ENDINGS.items():
+        if name.endswith(old) or name == old[1:]:
+            name = name[: -len(old)] + new
+    modules = {row.name.partition(".")[0] for row in (*family.encoder, *family.pooler)}
+    return family.prefixed(name) if add_prefix and name.partition(".")[0] in modules and "." in name else name
+
+
+def belongs_to_head(family: Family, name: str) -> bool:
+    """Return True for a canonical name of a task head or the pooler, False for embeddings and layers."""
+    modules = {row.name.partition(".")[0] for row in family.encoder}
+    return not name.startswith(tuple(f"{family.prefixed(module)}." for module in modules))
+
+
+def leaf_at(tree: Any, path: ParameterPath) -> Any:
+    """Return the leaf of a tree of dicts at a path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def tree(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """The tree of dicts with these leaves."""
-    found: dict[str, Any] = {}
+def tree_of(leaves: Mapping[ParameterPath, Any]) -> dict[str, Any]:
+    """Build the tree of dicts from its leaves by path."""
+    tree: dict[str, Any] = {}
     for path, value in sorted(leaves.items()):
-        node = found
+        node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
         node[path[-1]] = value
-    return found
+    return tree
 
 
-def shape_differences(given: Any, wanted: Any) -> list[str]:
-    """One line for each leaf of two trees of arrays (or shapes) that the other lacks or has in another shape."""
-    found, expected = _shapes_by_path(given), _shapes_by_path(wanted)
+def shape_differences(given: Any, expected: Any) -> list[str]:
+    """Return one line for each leaf of two trees of arrays (or shapes) that only one has, or that differs in shape."""
+    given, expected = _shapes_by_path(given), _shapes_by_path(expected)
     return [
-        f"  {path}: {found.get(path, 'missing')}, expected {expected.get(path, 'nothing')}"
-        for path in sorted({*found, *expected})
-        if found.get(path) != expected.get(path)
+        f"  {path}: {given.get(path, 'missing')}, expected {expected.get(path, 'nothing')}"
+        for path in sorted({*given, *expected})
+        if given.get(path) != expected.get(path)
     ]
 
 
 def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf, by its path written "a/b/c"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def canonical(name: str, *, bare: bool) -> str:
-    """A file's tensor name in the spelling of the table: with prefix, and without the legacy gamma and beta."""
-    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
-        if name.endswith(old) or name == old[1:]:
-            name = name[: -len(old)] + new
-    if bare and name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = f"bert.{name}"
-    return name
-
-
-def is_head(name: str) -> bool:
-    """Whether a canonical name belongs to a head (or the pooler) rather than to embeddings and layers."""
-    return not name.startswith(("bert.embeddings.", "bert.encoder."))

@@ -34,7 +34,7 @@ import torch
 
 import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
-from flaxbert.conversion.origin import located
+from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.tokenizer import WordPieceTokenizer
 
 CONFIG = flaxbert.BertConfig(
@@ -133,7 +133,7 @@ def look(folder):
 
 
 def unpack(folder):
-    with located(str(folder / "a.zip")) as place:
+    with resolve_checkpoint_path(str(folder / "a.zip")) as place:
         look(place)
 
 

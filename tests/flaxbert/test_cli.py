@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import flaxbert
-from flaxbert import cli, companions
+from flaxbert import cli
 from flaxbert.cli import checkpoints
-from flaxbert.conversion.origin import located
+from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.conversion.verify import Verification
 from flaxbert.weights import tensors
 from flaxbert.weights.checkpoint_files import open_checkpoint
@@ -222,7 +222,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
     [
         (["convert", "FOLDER", "FOLDER"], "is there already"),
         (["convert", "./nowhere", "out"], "./nowhere: no such file or folder"),
-        (["convert", "no/such-model-here", "out"], "none to be had from the Hugging Face hub"),
+        (["convert", "no/such-model-here", "out"], "no such model on the Hugging Face hub"),
         (["convert", "FOLDER", "out", "--revision", "main"], "only models on the hub have a revision"),
         (["convert", "FOLDER", "out", "--max-shard-size", "5 apples"], "write it like 5GB"),
         (["convert", "FOLDER", "out", "--max-shard-size", "0"], "write it like 5GB"),
@@ -282,7 +282,7 @@ def test_names_in_a_file_do_not_steer_the_terminal(folder, tmp_path, capsys):
 def test_an_interruption_leaves_nothing(folder, tmp_path, capsys, monkeypatch, sent, code, said):
     before = signal.getsignal(signal.SIGTERM)
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # by a worker of pytest-xdist
-    monkeypatch.setattr(companions, "carry", lambda *_, **__: signal.raise_signal(sent))
+    monkeypatch.setattr("flaxbert.conversion.convert.copy_tokenizer_files", lambda *_, **__: signal.raise_signal(sent))
     assert run(capsys, "convert", folder, tmp_path / "out") == (code, "", said)
     signal.signal(signal.SIGINT, ignored)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
@@ -327,11 +327,11 @@ def test_pickles_are_downloaded_only_where_there_is_nothing_else(folder, tmp_pat
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     beside, present = ["config.json", "1_Pooling/config.json", "vocab.txt"], ["model.safetensors", "pytorch_model.bin"]
-    with located("someone/bert", revision="v1") as path:
+    with resolve_checkpoint_path("someone/bert", revision="v1") as path:
         assert path == folder and asked == [("someone/bert", "v1", [*beside, "model.safetensors"])]
     (folder / "model.safetensors").unlink()
     present.remove("model.safetensors")
-    with located("someone/bert"):
+    with resolve_checkpoint_path("someone/bert"):
         assert asked[1:] == [("someone/bert", None, beside), ("someone/bert", None, [*beside, "pytorch_model.bin"])]
 
 
@@ -350,7 +350,7 @@ def test_a_zip_as_google_publishes_it(data_dir, tmp_path, capsys):
     members = [(f"uncased_L-2/{file.name}", file.read_bytes()) for file in checkpoint.iterdir()]
     members += [("__MACOSX/uncased_L-2/bert_config.json", b"no"), ("uncased_L-2/", b""), ("../../evil.py", b"no")]
     file = zipped(tmp_path / "uncased.ZIP", members)
-    with located(str(file)) as place:
+    with resolve_checkpoint_path(str(file)) as place:
         kept = {path.name for path in place.iterdir()}
     assert not place.exists()
     assert kept == {path.name for path in checkpoint.iterdir()} - {"LICENSE.repo", "bert_model.ckpt.meta"}

@@ -11,7 +11,8 @@ import transformers
 
 import flaxbert
 from flaxbert import BertConfig
-from flaxbert.config_json import HARMLESS_KEYS
+from flaxbert.families import BERT
+from flaxbert.families.config_file import FILE_KEYS
 
 MODELS = ("bert-base-NER", "bert-base-cased", "bert-base-uncased", "chinese-roberta-wwm-ext", "ms-marco-MiniLM-L-2-v2")
 FILES = [
@@ -101,7 +102,7 @@ def test_methods_are_no_keys(caplog):
 
 
 def test_harmless_keys_are_kept_without_a_warning(caplog):
-    values = dict.fromkeys(HARMLESS_KEYS - {"model_type"}, "anything")
+    values = dict.fromkeys(BERT.kept_config_keys | FILE_KEYS - {"model_type"}, "anything")
     assert BertConfig.from_dict(values).unused == values
     assert warned(caplog) == []
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flaxbert
+from flaxbert.families import BERT
 from flaxbert.weights import names
 from flaxbert.weights.formats import flax_msgpack, msgpack_tokens
 from flaxbert.weights.formats.flax_msgpack import (
@@ -202,7 +203,7 @@ def test_names_of_every_head(architecture, tied):
         tie_word_embeddings=tied,
     )
     model = flaxbert.ARCHITECTURES[architecture](config)
-    entries = names.entries(model.parameter_shapes())
+    entries = names.name_mappings(BERT, model.parameter_shapes())
     assert entries
     for entry in entries:
         name = to_flax_name(entry.name)

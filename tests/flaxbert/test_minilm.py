@@ -8,6 +8,7 @@ import transformers
 from safetensors.numpy import load_file
 
 import flaxbert
+from flaxbert.families import BERT
 from flaxbert.weights import names
 
 SENTENCES = [
@@ -42,14 +43,14 @@ def test_sentence_embeddings_equal_pytorch(minilm, loaded):
 
 def test_every_tensor_of_the_file_has_its_place(minilm, loaded):
     in_file = {f"bert.{name}" for name in load_file(minilm / "model.safetensors")}
-    table = {entry.name for entry in names.entries(loaded[1])}
-    assert in_file - names.BUFFERS == table
+    table = {entry.name for entry in names.name_mappings(BERT, loaded[1])}
+    assert in_file - BERT.buffer_names == table
 
 
 def test_saved_tensors_are_the_original_files_bit_for_bit(minilm, loaded, tmp_path):
     flaxbert.save_pretrained(tmp_path, *loaded)
     original, saved = load_file(minilm / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    kept = {name for name in original if f"bert.{name}" not in names.BUFFERS}
+    kept = {name for name in original if f"bert.{name}" not in BERT.buffer_names}
     assert saved.keys() == kept
     assert {name for name in kept if saved[name].tobytes() != original[name].tobytes()} == set()
     assert flaxbert.BertConfig.from_pretrained(tmp_path) == loaded[0].config

@@ -15,6 +15,7 @@ import transformers
 
 import flaxbert
 from flaxbert import losses
+from flaxbert.families import BERT
 from flaxbert.weights import names
 
 B, C, T = 4, 3, 11
@@ -212,10 +213,10 @@ def run_ours(name, model, params, inputs, labels):
 def foreign(name: str, tree) -> dict[str, np.ndarray]:
     """A tree in the shape of the parameters, as tensors under the reference's names."""
     tree, tensors = jax.device_get(tree), {}
-    for entry in names.entries(tree):
+    for entry in names.name_mappings(BERT, tree):
         leaf = functools.reduce(operator.getitem, entry.path, tree)
         leaf = leaf if entry.layer is None else leaf[entry.layer]
-        tensors[entry.name.removeprefix("bert.") if name == "BertModel" else entry.name] = entry.to_foreign(leaf)
+        tensors[entry.name.removeprefix("bert.") if name == "BertModel" else entry.name] = entry.to_file_layout(leaf)
     return tensors
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flaxbert
+from flaxbert.families import BERT
 from flaxbert.weights import names
 from flaxbert.weights.formats import tensor_bundle, tf1
 from flaxbert.weights.formats.tensor_bundle import read_bundle_index
@@ -39,7 +40,7 @@ def test_every_variable_of_a_real_checkpoint(checkpoint):
     config = flaxbert.BertConfig.from_pretrained(checkpoint.with_name("bert_config.json"))
     shapes = flaxbert.BertForPreTraining(config).parameter_shapes()
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
-        entry.name: entry.foreign_shape for entry in names.entries(shapes)
+        entry.name: entry.file_shape for entry in names.name_mappings(BERT, shapes)
     }
 
 

@@ -17,6 +17,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import flaxbert
+from flaxbert.families import BERT
 from flaxbert.sharding import AxisRules
 from flaxbert.weights import names
 from flaxbert.weights.formats import safetensors
@@ -113,14 +114,14 @@ def test_transformers_file_passes_through_us_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_parameter_has_exactly_one_place_in_the_file(name):
     model, params = model_and_params(name)
-    table = names.entries(params)
+    table = names.name_mappings(BERT, params)
     assert max(collections.Counter(entry.name for entry in table).values()) == 1
     shapes = {path: leaf.shape for path, leaf in flat(params).items()}
     seen = collections.Counter()
     for entry in table:
         whole = shapes["/".join(entry.path)]
         assert entry.shape == (whole if entry.layer is None else whole[1:])
-        assert np.prod(entry.foreign_shape) == np.prod(entry.shape)
+        assert np.prod(entry.file_shape) == np.prod(entry.shape)
         seen["/".join(entry.path), entry.layer] += 1
     wanted = {(path, i) for path, shape in shapes.items() for i in (range(shape[0]) if "layers" in path else [None])}
     assert seen == dict.fromkeys(wanted, 1)
@@ -129,7 +130,7 @@ def test_every_parameter_has_exactly_one_place_in_the_file(name):
 def test_parameter_of_no_known_name_is_an_error():
     _, params = model_and_params("BertForMaskedLM")
     with pytest.raises(ValueError, match="no Hugging Face name is known for the parameters.*predictions/extra"):
-        names.entries({**params, "predictions": {**params["predictions"], "extra": np.zeros(3)}})
+        names.name_mappings(BERT, {**params, "predictions": {**params["predictions"], "extra": np.zeros(3)}})
 
 
 def flat(params):
@@ -380,10 +381,10 @@ def test_files_of_another_precision_give_float32(dtype, tmp_path):
     _, params = flaxbert.from_pretrained(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     state = {name: value.float().numpy() for name, value in theirs.state_dict().items()}
-    for entry in names.entries(params):
+    for entry in names.name_mappings(BERT, params):
         leaf = functools.reduce(operator.getitem, entry.path, params)
         leaf = np.asarray(leaf if entry.layer is None else leaf[entry.layer])
-        np.testing.assert_array_equal(entry.to_foreign(leaf), state[entry.name], err_msg=entry.name)
+        np.testing.assert_array_equal(entry.to_file_layout(leaf), state[entry.name], err_msg=entry.name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxbert import BertConfig, BertModel
+from flaxbert.families import BERT
 from flaxbert.weights import names
 from tests.unstacked import MODEL, gradients, start, trained, unstacked
 from train.optim import Optim, make_optimizer
@@ -23,10 +24,10 @@ def by_path(tree):
 
 def test_views_are_the_tensors_of_hugging_face():
     leaves = {tuple(key.key for key in p): (p, x) for p, x in jax.tree_util.tree_flatten_with_path(start())[0]}
-    for entry in names.entries(start()):
+    for entry in names.name_mappings(BERT, start()):
         path, leaf = leaves[entry.path]
         view = view_shape(path, leaf.shape)[0 if entry.layer is None else 1 :]
-        assert view == (entry.foreign_shape if entry.inputs is None else entry.foreign_shape[::-1]), entry.name
+        assert view == (entry.file_shape if entry.input_axes is None else entry.file_shape[::-1]), entry.name
 
 
 def layer_by_layer(tree):

@@ -12,10 +12,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flaxbert.families import BERT, FAMILIES, Family
+from flaxbert.families.family import ParameterPath
 from flaxbert.files import read_json
-from flaxbert.sharding import fetch
-from flaxbert.weights import names
 from flaxbert.weights.checksums import file_sha256
+from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, name_mappings, tree_of
 from flaxbert.weights.tensors import LazyTensor
 
 PARAMS_FOLDER = "params"
@@ -68,54 +69,33 @@ def open_orbax_params(item: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
     size, limit = sum(leaf.size for leaf in leaves.values()), sum(file.stat().st_size for file in files)
     if size > max(_SMALL, _COMPRESSION * limit):
         raise ValueError(f"{item}: says that it holds {size} bytes of parameters, in files of {limit} bytes")
+    family, vocab_size = _family_and_vocab_size(item)
     try:
-        table = names.entries(names.tree(leaves), vocab_size=_vocab_size(item))
+        table = name_mappings(family, tree_of(leaves), vocab_size=vocab_size)
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{item}: not the parameters of a model of this library ({error})") from None
     restored = _Restored(item)
     tensors: dict[str, LazyTensor] = {}
-    for entry in table:
-        leaf = leaves[entry.path]
-        tensors[entry.name] = ParameterTensor(entry, leaf.dtype, restored.leaf(leaf))
+    for mapping in table:
+        leaf = leaves[mapping.path]
+        tensors[mapping.name] = ParameterTensor(mapping, leaf.dtype, restored.leaf(leaf))
     return tensors, files
 
 
-def _vocab_size(item: Path) -> int | None:
-    """Of the config: a training run's vocabulary may be padded."""
+def _family_and_vocab_size(item: Path) -> tuple[Family, int | None]:
+    """Return the family and the vocabulary size that config.json states: the vocabulary of a run may be padded."""
     config = find_config_folder(item) / "config.json"
-    found = read_json(config) if config.is_file() else None
-    size = found.get("vocab_size") if isinstance(found, dict) else None
-    return size if isinstance(size, int) and size > 0 else None
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterTensor:
-    """A tensor in Hugging Face's layout, made from a parameter when it is asked for."""
-
-    entry: names.Entry
-    dtype: np.dtype
-    leaf: Callable[[], Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In Hugging Face's layout."""
-        return self.entry.foreign_shape
-
-    @property
-    def supports_row_reads(self) -> bool:
-        """All of it is read for some rows."""
-        return False
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """The tensor, or some of its rows."""
-        part = fetch(self.leaf(), self.entry.layer)
-        return self.entry.to_foreign(part.astype(self.dtype, copy=False))[rows]
+    values = read_json(config) if config.is_file() else None
+    values = values if isinstance(values, dict) else {}
+    size, model_type = values.get("vocab_size"), values.get("model_type")
+    family = FAMILIES.get(model_type, BERT) if isinstance(model_type, str) else BERT
+    return family, size if isinstance(size, int) and size > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    path: names.Path
-    within: names.Path  # the tree of orbax: ("params", ...) in a training checkpoint
+    path: ParameterPath
+    within: ParameterPath  # the tree of orbax: ("params", ...) in a training checkpoint
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -124,7 +104,7 @@ class _Leaf:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _leaves(item: Path) -> dict[names.Path, _Leaf]:
+def _leaves(item: Path) -> dict[ParameterPath, _Leaf]:
     """The parameters that a checkpoint says it has."""
     import orbax.checkpoint as ocp
 
@@ -135,7 +115,7 @@ def _leaves(item: Path) -> dict[names.Path, _Leaf]:
         return {leaf.path: leaf for leaf in _walk(tree["params"] if within else tree, within, ())}
 
 
-def _walk(node: Any, within: names.Path, path: names.Path) -> Iterator[_Leaf]:
+def _walk(node: Any, within: ParameterPath, path: ParameterPath) -> Iterator[_Leaf]:
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _walk(value, within, (*path, key))
@@ -167,12 +147,12 @@ class _Restored:
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.PyTreeRestore(
-            item=names.tree({leaf.within: 0}),
-            restore_args=names.tree({leaf.within: ocp.RestoreArgs(restore_type=np.ndarray)}),
+            item=tree_of({leaf.within: 0}),
+            restore_args=tree_of({leaf.within: ocp.RestoreArgs(restore_type=np.ndarray)}),
             partial_restore=True,
         )
         with _Told(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            array = names.leaf(checkpointer.restore(self._item.absolute(), args=arguments), leaf.within)
+            array = leaf_at(checkpointer.restore(self._item.absolute(), args=arguments), leaf.within)
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"{'/'.join(leaf.path)} is {array.dtype}{list(array.shape)}, announced as {leaf}")
             return array
@@ -194,7 +174,7 @@ class _Told:
 
 
 def write_orbax_params(
-    folder: Path, table: Mapping[str, names.Entry], tensors: Mapping[str, LazyTensor]
+    folder: Path, table: Mapping[str, NameMapping], tensors: Mapping[str, LazyTensor]
 ) -> dict[str, str]:
     """Writes the parameters into `folder`/params; the SHA-256 of each file there, by its name from `folder`.
 
@@ -202,7 +182,7 @@ def write_orbax_params(
     """
     import orbax.checkpoint as ocp
 
-    leaves: dict[names.Path, np.ndarray] = {}
+    leaves: dict[ParameterPath, np.ndarray] = {}
     depth = 1 + max((entry.layer for entry in table.values() if entry.layer is not None), default=-1)
     for name, entry in table.items():
         part = entry.read(tensors[name], (slice(None),) * len(entry.shape))
@@ -216,6 +196,6 @@ def write_orbax_params(
             leaves[entry.path] = stack = stack.astype(np.promote_types(stack.dtype, part.dtype))
         stack[entry.layer] = part
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / PARAMS_FOLDER).absolute(), names.tree(leaves))
+        checkpointer.save((folder / PARAMS_FOLDER).absolute(), tree_of(leaves))
     files = sorted(file for file in (folder / PARAMS_FOLDER).rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

@@ -1,0 +1,105 @@
+"""The model class that takes the tensors of a checkpoint: named by its config, given by the user, or guessed."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from flaxbert.base import PreTrainedModel
+from flaxbert.config import BertConfig
+from flaxbert.encoder import BertModel
+from flaxbert.families import ARCHITECTURES, Architecture, Family, architecture_of, family_of_config_class
+from flaxbert.families.config_file import architecture_name, read_config
+from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
+from flaxbert.weights.load import MatchedTensors, match
+from flaxbert.weights.names import canonical_name
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCheckpoint:
+    """A checkpoint of one of the library's families with its configuration; no tensor has been read."""
+
+    checkpoint: Checkpoint
+    config: BertConfig
+
+    @classmethod
+    def open(cls, path: Path) -> "ModelCheckpoint":
+        """Read tensor names and config.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing or damaged, or of a family without a class here.
+        """
+        checkpoint = open_checkpoint(path)
+        return cls(checkpoint, read_config(checkpoint.config_folder))
+
+    @property
+    def family(self) -> Family:
+        """The family of the configuration."""
+        return family_of_config_class(type(self.config))
+
+    @property
+    def class_name(self) -> str:
+        """The class that config.json names, or else the one guessed from tensor names."""
+        return self._class_in_config or guess_architecture(self.family, self.checkpoint.tensors).name
+
+    @property
+    def _class_in_config(self) -> str | None:
+        name = architecture_name(self.config.unused)
+        return name if name in ARCHITECTURES else None
+
+    def model(self, class_name: str, *, count_labels: bool = True) -> PreTrainedModel:
+        """Build a model of a class with this config; a base model has a pooler where the checkpoint has one.
+
+        Args:
+            class_name: the class.
+            count_labels: take the number of labels from the classifier where the config names no class: Google's
+                config does not state it.
+        """
+        config, tensors = self.config, self.checkpoint.tensors
+        if count_labels and self._class_in_config is None:
+            weight = tensors.get(self.family.label_weight)
+            if weight is not None and weight.shape and 0 < weight.shape[0] != config.num_labels:
+                config = config.replace(num_labels=weight.shape[0])
+        model_class = ARCHITECTURES[class_name]
+        if architecture_of(model_class).is_base_model:
+            pooler = tuple(row.name for row in self.family.pooler)
+            has_pooler = any(name.endswith(pooler) for name in tensors)
+            return cast(type[BertModel], model_class)(config, add_pooling_layer=has_pooler)
+        return model_class(config)
+
+    def match(self, class_name: str | None = None) -> tuple[PreTrainedModel, MatchedTensors]:
+        """Return the model that takes the tensors, and the tensors.
+
+        Args:
+            class_name: the class; missing tensors of its head are then initialised, and tensors of another head left
+                out, both with a warning. None: the class must take every tensor. It is the one that config.json names,
+                or else the one guessed from the names of the tensors.
+
+        Raises:
+            ValueError: lists the differences; a class that is not known.
+        """
+        if class_name is not None:
+            if class_name not in ARCHITECTURES:
+                raise ValueError(f"head is {class_name!r}; allowed: {', '.join(ARCHITECTURES)}")
+            model = self.model(class_name)
+            return model, match(self.checkpoint, model, strict=False)
+        first_error = None
+        candidates = [self._class_in_config, guess_architecture(self.family, self.checkpoint.tensors).name]
+        for name in dict.fromkeys(name for name in candidates if name is not None):
+            model = self.model(name)
+            try:
+                return model, match(self.checkpoint, model)
+            except ValueError as error:
+                first_error = first_error or error
+        raise ValueError(
+            f"{first_error}\nChoose a class (head): tensors that it lacks are left out, missing ones initialised"
+        ) from None
+
+
+def guess_architecture(family: Family, names: Iterable[str]) -> Architecture:
+    """Return the architecture of a family that has tensors of these names."""
+    canonical = {canonical_name(family, name, add_prefix=True) for name in names}
+    for architecture in family.architectures:
+        if architecture.marks and all(any(name.startswith(mark) for name in canonical) for mark in architecture.marks):
+            return architecture
+    return family.base_model

@@ -1,0 +1,76 @@
+"""The families of models: one file describes one family; here they are listed and looked up.
+
+To add a family, write its file and add it to `FAMILIES`.
+"""
+
+from collections.abc import Mapping
+
+from flaxbert.base import PreTrainedModel
+from flaxbert.config import BertConfig
+from flaxbert.families.bert import BERT
+from flaxbert.families.family import Architecture, Family, HeadKind
+
+__all__ = [
+    "ARCHITECTURES",
+    "BERT",
+    "FAMILIES",
+    "Architecture",
+    "Family",
+    "HeadKind",
+    "architecture_of",
+    "family_of",
+    "family_of_config_class",
+]
+
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT,)}
+"""The families by the "model_type" of config.json."""
+
+ARCHITECTURES: Mapping[str, type[PreTrainedModel]] = {
+    architecture.name: architecture.model_class for family in FAMILIES.values() for architecture in family.architectures
+}
+"""The model classes of all families by the name in config.json's "architectures"."""
+
+_BY_CLASS = {
+    architecture.model_class: (family, architecture)
+    for family in FAMILIES.values()
+    for architecture in family.architectures
+}
+
+
+def family_of(model: PreTrainedModel | type[PreTrainedModel]) -> Family:
+    """Return the family of a model or model class.
+
+    Raises:
+        TypeError: neither its class nor one that it inherits from is listed by a family.
+    """
+    return _listed(model)[0]
+
+
+def architecture_of(model: PreTrainedModel | type[PreTrainedModel]) -> Architecture:
+    """Return the entry of a model's class, or of the class that it inherits from.
+
+    Raises:
+        TypeError: as `family_of`.
+    """
+    return _listed(model)[1]
+
+
+def family_of_config_class(config_class: type[BertConfig]) -> Family:
+    """Return the family of a configuration class, or of the class that it inherits from.
+
+    Raises:
+        TypeError: no family lists it.
+    """
+    for ancestor in config_class.__mro__:
+        for family in FAMILIES.values():
+            if ancestor is family.config_class:
+                return family
+    raise TypeError(f"{config_class.__name__} is the configuration of no family; known: {', '.join(FAMILIES)}")
+
+
+def _listed(model: PreTrainedModel | type[PreTrainedModel]) -> tuple[Family, Architecture]:
+    model_class = model if isinstance(model, type) else type(model)
+    for ancestor in model_class.__mro__:
+        if ancestor in _BY_CLASS:
+            return _BY_CLASS[ancestor]
+    raise TypeError(f"{model_class.__name__} is a class of no family; known: {', '.join(ARCHITECTURES)}")

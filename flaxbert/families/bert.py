@@ -1,0 +1,123 @@
+"""BERT (Devlin et al., 2018): its classes, inputs and names.
+
+    Hugging Face (PyTorch)                                 params dict (L layers stacked on a leading axis)
+    bert.embeddings.word_embeddings.weight [V, D]          bert/embeddings/word/embedding        [V, D]
+    bert.encoder.layer.N.attention.self.query.weight       bert/layers/attention/query/kernel    [L, D, H, K]
+    bert.encoder.layer.N.attention.output.dense.weight     bert/layers/attention/output/kernel   [L, H, K, D]
+    bert.encoder.layer.N.intermediate.dense.weight [F, D]  bert/layers/up/kernel                 [L, D, F]
+
+`BertModel` has the same names without `bert`. The configuration is `flaxbert.BertConfig`.
+"""
+
+from flaxbert.config import BertConfig
+from flaxbert.encoder import BertModel
+from flaxbert.families.family import (
+    Architecture,
+    Family,
+    HeadKind,
+    SpecialTokens,
+    TensorName,
+    TokenDecoder,
+    embedding,
+    layer_norm,
+    linear,
+)
+from flaxbert.heads import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertLMHeadModel,
+)
+
+_LAYER = "encoder.layer.{layer}"
+
+ENCODER: tuple[TensorName, ...] = (
+    *embedding("embeddings.word_embeddings", "embeddings/word", per_token=True),
+    *embedding("embeddings.position_embeddings", "embeddings/position"),
+    *embedding("embeddings.token_type_embeddings", "embeddings/token_type"),
+    *layer_norm("embeddings.LayerNorm", "embeddings/norm"),
+    *linear(f"{_LAYER}.attention.self.query", "layers/attention/query"),
+    *linear(f"{_LAYER}.attention.self.key", "layers/attention/key"),
+    *linear(f"{_LAYER}.attention.self.value", "layers/attention/value"),
+    *linear(f"{_LAYER}.attention.output.dense", "layers/attention/output", input_axes=2),  # [H, K, D]
+    *linear(f"{_LAYER}.intermediate.dense", "layers/up"),
+    *linear(f"{_LAYER}.output.dense", "layers/down"),
+    *layer_norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
+    *layer_norm(f"{_LAYER}.output.LayerNorm", "layers/output_norm"),
+)
+POOLER: tuple[TensorName, ...] = linear("pooler.dense", "pooler")
+
+_HEADS: tuple[TensorName, ...] = (
+    *layer_norm("cls.predictions.transform.LayerNorm", "predictions/norm"),
+    TensorName("cls.predictions.bias", ("predictions", "bias"), per_token=True),
+    *linear("cls.predictions.transform.dense", "predictions/transform"),
+    *linear("cls.predictions.decoder", "predictions/decoder", per_token=True),
+    *linear("cls.seq_relationship", "seq_relationship"),
+    *linear("classifier", "classifier"),
+    *linear("qa_outputs", "qa_outputs"),
+)
+
+# Keys of config.json without an effect on this library's mathematics.
+KEPT_CONFIG_KEYS = frozenset(
+    [
+        "gradient_checkpointing",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "mask_token_id",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "chunk_size_feed_forward",
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "finetuning_task",
+    ]
+)
+
+BERT = Family(
+    model_type="bert",
+    config_class=BertConfig,
+    kept_config_keys=KEPT_CONFIG_KEYS,
+    prefix="bert",
+    encoder=ENCODER,
+    pooler=POOLER,
+    heads=_HEADS,
+    buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
+    decoder=TokenDecoder(
+        embeddings="bert.embeddings.word_embeddings.weight",
+        weight="cls.predictions.decoder.weight",
+        bias="cls.predictions.bias",
+        untied_bias="cls.predictions.decoder.bias",
+    ),
+    label_weight="classifier.weight",
+    input_names=("input_ids", "attention_mask", "token_type_ids"),
+    # A classifier with a pooler may be one of sequences or of choices, which have the same names: sequences are more
+    # frequent.
+    architectures=(
+        Architecture(BertModel, HeadKind.NONE),
+        Architecture(BertForPreTraining, HeadKind.PRETRAINING, ("cls.predictions.", "cls.seq_relationship.weight")),
+        Architecture(BertForMaskedLM, HeadKind.MASKED_LM, ("cls.predictions.",)),
+        Architecture(BertLMHeadModel, HeadKind.CAUSAL_LM),
+        Architecture(BertForNextSentencePrediction, HeadKind.NEXT_SENTENCE, ("cls.seq_relationship.weight",)),
+        Architecture(BertForQuestionAnswering, HeadKind.QUESTION_ANSWERING, ("qa_outputs.weight",)),
+        Architecture(
+            BertForSequenceClassification,
+            HeadKind.SEQUENCE_CLASSIFICATION,
+            ("classifier.weight", "bert.pooler.dense.weight"),
+        ),
+        Architecture(BertForMultipleChoice, HeadKind.MULTIPLE_CHOICE),
+        Architecture(BertForTokenClassification, HeadKind.TOKEN_CLASSIFICATION, ("classifier.weight",)),
+    ),
+    special_tokens=SpecialTokens(pad="[PAD]", unknown="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
+)
