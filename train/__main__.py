@@ -1,14 +1,19 @@
-"""`python -m train configs/NAME.py [--flags]`; see `command.py`."""
+"""Entry point of `python -m train configs/NAME.py [--flags]`; see `command.py`."""
 
 import sys
 
-from train.environment import compile_quickly, keep_memory, run_inline, without_false_alarm
+from train.environment import (
+    disable_loop_unrolling,
+    restart_with_malloc_settings,
+    run_steps_in_main_thread,
+    silence_xla_log_on_cpu,
+)
 
 if __name__ == "__main__":
-    keep_memory()  # before the imports, which take seconds and would be done twice
-    compile_quickly()
-    without_false_alarm()
-    run_inline()
-    from train.command import end
+    restart_with_malloc_settings()  # first, or the imports below, which take seconds, would be done twice
+    disable_loop_unrolling()
+    silence_xla_log_on_cpu()
+    run_steps_in_main_thread()
+    from train.command import run_and_exit
 
-    end(sys.argv[1:])
+    run_and_exit(sys.argv[1:])

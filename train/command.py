@@ -1,8 +1,9 @@
-"""What `python -m train configs/NAME.py [--flags]` does: reads the config file, applies the flags, runs it."""
+"""Command line of the trainer: read a config file, apply the flags, run the config."""
 
 import importlib.util
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,12 +18,61 @@ from train.config import RENAMED_SETTINGS, Config
 USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
 
 
+def run_and_exit(arguments: list[str]) -> NoReturn:
+    """Call `main` and end the process with its exit code."""
+    try:
+        code = main(arguments)
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and jax.distributed.is_initialized():
+        # A normal exit would make jax wait for the other hosts, which are ending too.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a config and return the exit code.
+
+    Returns:
+        0: the run finished. 1: a loss was not finite. 2: a mistake in the settings or the data. 3: another host was
+        lost (killed, disconnected, or silent); start the run again, and it resumes from its last checkpoint. If one
+        of several hosts fails, all end with its code.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(USAGE, file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        config = parse_flags(load_config(Path(arguments[0])), arguments[1:])
+        # Imported after the flags are read, so that --help and errors in flags are fast.
+        from train.loop import run
+        from train.seeds import run_seeds
+
+        if config.run.seeds:
+            run_seeds(config)
+        else:
+            run(config)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def load_config(file: Path) -> Config:
-    """The `config` that a Python file builds.
+    """Return the `config` that a Python file defines.
 
     Raises:
-        FileNotFoundError: no such file; names its neighbours.
-        ValueError: the file defines no `config` of the right type.
+        FileNotFoundError: there is no such file; the message lists the other files of its folder.
+        ValueError: the file defines no `config` of the right type, or uses a setting by its former name.
     """
     if not file.is_file():
         near = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
@@ -31,7 +81,13 @@ def load_config(file: Path) -> Config:
     if spec is None or spec.loader is None:
         raise ValueError(f"{file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except TypeError as error:
+        renamed = _renamed_field(str(error))
+        if renamed is None:
+            raise
+        raise ValueError(f"{file}: {renamed}") from error
     config = vars(module).get("config")
     if not isinstance(config, Config):
         raise ValueError(f"{file}: must define `config`, a train.config.Config; found {type(config).__name__}")
@@ -47,60 +103,26 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
     for flag in flags:
         option = flag.partition("=")[0]
         section, _, name = option.removeprefix("--").replace("-", "_").rpartition(".")
-        renamed = RENAMED_SETTINGS.get(f"{section}.{name.removeprefix('no_')}")
+        positive = name.removeprefix("no_")
+        renamed = RENAMED_SETTINGS.get(f"{section}.{positive}")
         if option.startswith("--") and renamed is not None:
-            raise ValueError(f"{option} is now called --{renamed.replace('_', '-')}")
+            section, _, new = renamed.rpartition(".")
+            negation = "" if positive == name else "no-"
+            raise ValueError(f"{option} is now called --{section}.{negation}{new.replace('_', '-')}")
     return tyro.cli(
         Config[type(default.task)],
         default=default,
         args=flags,
-        description="Trains what the config file says, with these flags applied.",
-        # Of a union of classes, such as the optimizers, the flags of the one in the config file.
+        description="Train what the config file describes, with these flags applied.",
+        # For a field whose type is a union, such as the optimizer: the flags of the class that the file chose.
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
-def end(arguments: list[str]) -> NoReturn:
-    """Runs `main`, and ends the process with its exit code."""
-    try:
-        code = main(arguments)
-    except BaseException:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        code = 1
-    if code and jax.distributed.is_initialized():
-        # jax would wait for the other hosts at exit, which end too.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def main(arguments: list[str]) -> int:
-    """Runs a config.
-
-    Returns:
-        the exit code: 0 when it finished, 1 for a loss that was not finite, 2 for a mistake of the caller's. Of several
-        hosts all end with the code of the one that failed; 3 says that a host was lost (killed, gone, or silent): start
-        the run again, and it goes on from its last checkpoint.
-    """
-    if not arguments or arguments[0].startswith("-"):
-        print(USAGE, file=sys.stdout if arguments and arguments[0] in ("-h", "--help") else sys.stderr)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        default = load_config(Path(arguments[0]))
-        config = parse_flags(default, arguments[1:])
-        # After the flags: --help and a wrong flag answer at once.
-        from train.loop import run
-        from train.seeds import run_seeds
-
-        (run_seeds if config.run.seeds else run)(config)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    return 0
+def _renamed_field(message: str) -> str | None:
+    """Turn Python's message about an unexpected keyword argument into one about a renamed field, if it is one."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    new = found and {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in RENAMED_SETTINGS.items()}.get(
+        found[2]
+    )
+    return f"{found[2]} of {found[1]} is now called {new}" if found and new else None

@@ -1,10 +1,10 @@
-"""The settings of a run: typed, checked when built, turned into flags by tyro, stored with the run as JSON."""
+"""Settings of a run: frozen dataclasses, checked when built, turned into flags by tyro, stored as JSON."""
 
 import dataclasses
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
 import jax.numpy as jnp
 import tyro
@@ -18,73 +18,91 @@ if TYPE_CHECKING:
     from train.tasks.task import TaskSettings
 
 
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
+
+class ModelAttributes(TypedDict):
+    """Attributes of a model class that the settings choose, as keyword arguments."""
+
+    dtype: jnp.dtype
+    attn_implementation: Attention
+    scan: bool
+    remat: Remat
+    vocab_multiple: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is trained, and how it is computed."""
+    """The model to train, and how it is computed."""
 
     pretrained: Path | None = None
-    """A Hugging Face folder to start from; without one, fresh weights of the sizes below."""
+    """A Hugging Face model folder to start from; without it, a newly initialised model of the sizes below."""
     sizes: BertConfig = BertConfig.tiny()
-    """Used without `pretrained`; the vocabulary's size is the tokenizer's."""
+    """Sizes of the model if `pretrained` is not given; the vocabulary size is taken from the tokenizer."""
     dropout: float | None = None
-    """Of hidden states and of attention; None for the model's own."""
+    """Dropout rate of hidden states and of attention probabilities; None keeps the rates of the model's config."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters stay float32."""
+    """Data type of the computation; parameters stay float32."""
     scan: bool = True
-    """One loop over the layers (compiles fast); otherwise unrolled."""
+    """Compile the layers as one loop, which is fast to compile; otherwise as separate layers."""
     vocab_multiple: int = 128
-    """The vocabulary's axis is padded to a multiple of it, which hardware and devices that share it want."""
+    """Pad the vocabulary axis to a multiple of this, for speed and so that devices can divide it."""
     remat: Annotated[Remat, tyro.conf.EnumChoicesFromValues] = Remat.NONE
-    """What the backward pass recomputes to save memory."""
+    """Activations that the backward pass recomputes to save memory."""
     attn_implementation: Annotated[Attention, tyro.conf.EnumChoicesFromValues] = Attention.EAGER
-    """pallas: one kernel on TPUs, for lengths that are multiples of 32 up to 512; else, and on others, as eager."""
+    """pallas: a fused kernel on TPUs for lengths that are multiples of 32 up to 512; eager in all other cases."""
 
     def __post_init__(self):
         if not 1 <= self.vocab_multiple <= 2**16:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; allowed: 1 to {2**16}")
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """Those of a model class."""
-        how = {"scan": self.scan, "remat": self.remat, "vocab_multiple": self.vocab_multiple}
-        return {"dtype": jnp.dtype(self.dtype), "attn_implementation": self.attn_implementation, **how}
+    def attributes(self) -> ModelAttributes:
+        """The settings that are attributes of a model class."""
+        return ModelAttributes(
+            dtype=jnp.dtype(self.dtype),
+            attn_implementation=self.attn_implementation,
+            scan=self.scan,
+            remat=self.remat,
+            vocab_multiple=self.vocab_multiple,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How long, how often, where."""
+    """The length of a run, the folder it writes, and how often it reports, evaluates and saves."""
 
     folder: Path
-    """Checkpoints, metrics, the trained model and the summary go here; a run found here is resumed."""
+    """Folder for checkpoints, metrics, the trained model and the summary; a run found here is resumed."""
     batch_size: int = 32
-    """Rows a step, over all devices."""
+    """Rows of a batch, over all devices."""
     gradient_accumulation_steps: int = 1
-    """Parts of a batch that are computed one after another, to save memory; the gradients are those of the whole."""
+    """Compute each batch in this many parts, one after another, to save memory; the gradients are the same."""
     epochs: float | None = None
-    """Passes over the data; give this or `steps`."""
+    """Passes over the training data; give this or `steps`."""
     steps: int | None = None
-    """Updates; give this or `epochs`."""
+    """Optimizer steps; give this or `epochs`."""
     evaluation_batch_size: int | None = None
-    """Rows a batch of an evaluation; `batch_size` where None."""
+    """Rows of an evaluation batch; None: `batch_size`."""
     log_every: int = 50
     """Steps between reports."""
     evaluate_every: int | None = None
-    """Steps between evaluations; only at the end where None."""
+    """Steps between evaluations; None: evaluate only at the end."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints; only at the end where None."""
+    """Steps between checkpoints; None: save only at the end."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
     compilation_cache: bool = True
-    """Keep compiled programs in the folder, so that the run goes on at once when it is started again."""
+    """Store compiled programs in the folder, so that a restarted run need not compile them again."""
     best: str | None = None
-    """A figure of evaluations on dev, such as "f1": the run ends with the model of the evaluation where it was best (of
-    losses and perplexity the lowest), not with the last one."""
+    """Name of a metric on the dev set, such as "f1". The run exports the model of the evaluation with the best value
+    (for losses and perplexity the lowest) instead of the last model."""
     patience: int | None = None
-    """Training stops after so many evaluations without a better one; wants `best`."""
+    """Stop training after this many evaluations without a better value of `best`."""
     seed: int = 0
-    """Of weights, data order, masks and dropout."""
+    """Seed of initial weights, data order, masks and dropout."""
     seeds: tuple[int, ...] = ()
-    """Several runs, one for each of these, in folders of their own; figures are told with mean and deviation."""
+    """Train once with each of these seeds, each in a subfolder; the summary gives mean and deviation."""
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
@@ -109,19 +127,19 @@ class Run:
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; each must be there once")
+            raise ValueError(f"seeds is {self.seeds}; each must be given once")
         if self.best is not None and self.evaluate_every is None:
-            raise ValueError(f"best is {self.best!r}, but only the end is evaluated: give evaluate_every, too")
+            raise ValueError(f"best is {self.best!r}, but only the end is evaluated: give evaluate_every")
         if self.patience is not None and self.best is None:
-            raise ValueError(f"patience is {self.patience}, but best does not say of which figure")
+            raise ValueError(f"patience is {self.patience}, but best is not set: give the metric to watch")
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Updates of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
-# What may change between the two halves of a resumed run without changing what it computes.
-_FREE = (
+# Settings that may change when a run is resumed, because they do not change its result.
+_MAY_CHANGE_ON_RESUME = (
     "run.folder",
     "run.log_every",
     "run.evaluate_every",
@@ -135,7 +153,7 @@ _FREE = (
 )
 
 
-# Settings by their former names. A former flag is refused with the new name; a run recorded with it can be resumed.
+# Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
     "run.keep_programs": "run.compilation_cache",
     "run.micro_batches": "run.gradient_accumulation_steps",
@@ -150,7 +168,7 @@ Task = TypeVar("Task", bound="TaskSettings")
 
 @dataclasses.dataclass(frozen=True)
 class Config(Generic[Task]):
-    """A whole run; the class of its task decides which flags it has."""
+    """All settings of a run; the class of its task decides which flags it has."""
 
     task: Task
     run: Run
@@ -160,41 +178,49 @@ class Config(Generic[Task]):
     hosts: Hosts = Hosts()
 
     def to_json(self) -> str:
-        """The resolved settings as JSON, for the run's record."""
-        return json.dumps(_plain(self), indent=2, ensure_ascii=False) + "\n"
+        """Return all settings as JSON, as run.json stores them."""
+        return json.dumps(_to_plain(self), indent=2, ensure_ascii=False) + "\n"
 
     @property
-    def shared(self) -> dict[str, Any]:
-        """The settings, by name, that all hosts of a run must have: all but those that say which host this is."""
-        return _shared(self.to_json())
+    def common_to_hosts(self) -> dict[str, Json]:
+        """Settings by name that must be equal on all hosts of a run: all except those that name the host."""
+        return _settings_by_name(self.to_json())
 
     def differences(self, stored: str) -> list[str]:
-        """Settings in which a stored run computes something else, as "name: stored -> this one"."""
-        old, new = _shared(stored), self.shared
-        names = [name for name in sorted(old.keys() | new.keys()) if name not in _FREE]
-        return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+        """Compare with the settings of a stored run, and describe each that would change the run's result.
+
+        Args:
+            stored: the contents of its run.json; it may use former names of settings.
+
+        Returns:
+            lines "name: stored value -> value of this config".
+        """
+        old, new = _settings_by_name(stored), self.common_to_hosts
+        names = [name for name in sorted(old.keys() | new.keys()) if name not in _MAY_CHANGE_ON_RESUME]
+        return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
-def _shared(record: str) -> dict[str, Any]:
-    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in _flat(json.loads(record)).items()}
+def _settings_by_name(record: str) -> dict[str, Json]:
+    """Read run.json as {"section.name": value}, with current names and without the settings of hosts."""
+    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in _flatten(json.loads(record)).items()}
     return {name: value for name, value in settings.items() if not name.startswith("hosts.")}
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses, enums and paths as what JSON has; the class of a task is kept under "kind"."""
+def _to_plain(value: object) -> Json:
+    """Convert dataclasses, enums and paths to JSON values; the name of a dataclass is stored under "kind"."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(value: Json, prefix: str = "") -> dict[str, Json]:
     if not isinstance(value, dict):
         return {prefix.removesuffix("."): value}
-    return {name: item for key, child in value.items() for name, item in _flat(child, f"{prefix}{key}.").items()}
+    return {name: item for key, child in value.items() for name, item in _flatten(child, f"{prefix}{key}.").items()}

@@ -37,7 +37,7 @@ def run(config: Config) -> Path:
             raise ValueError(
                 f"jax sees {jax.process_count()} processes, and this one was not told to join them: give --hosts.detect"
             )
-        host_group.check_same("settings", config.shared | {"the version of jax": jax.__version__})
+        host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
         return _run(config, host_group)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from train import environment
 from train.command import main, parse_flags
-from train.config import Config, Run
+from train.config import RENAMED_SETTINGS, Config, Run
 from train.optim import Optim
 from train.optim.algorithms import Lamb
 from train.optim.schedules import Polynomial
@@ -168,7 +168,8 @@ def test_help_and_no_arguments(config_file, capsys):
 
 def test_malloc_settings_restart_the_process_once_with_its_own_arguments():
     program = (
-        "import os, sys; from train.environment import keep_memory, run_inline; keep_memory(); run_inline(); "
+        "import os, sys; from train import environment; "
+        "environment.restart_with_malloc_settings(); environment.run_steps_in_main_thread(); "
         "import jax; inline = not jax.config.read('jax_cpu_enable_async_dispatch'); "
         "print(os.getenv('GLIBC_TUNABLES'), sys.argv[1:], inline)"
     )
@@ -204,13 +205,13 @@ def test_what_xla_logs_is_silenced_only_where_there_is_a_cpu_alone(given, plugin
     monkeypatch.setattr(sys, "argv", ["train", "config.py", *arguments])
     monkeypatch.setattr(environment, "entry_points", lambda group: plugins)
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
-    environment.without_false_alarm()
+    environment.silence_xla_log_on_cpu()
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
 
 
 def test_xla_flags_of_the_user_are_kept():
     program = (
-        "import os; from train.environment import compile_quickly; compile_quickly(); "
+        "import os; from train.environment import disable_loop_unrolling; disable_loop_unrolling(); "
         "import jax; assert jax.jit(lambda x: x + 1)(1) == 2; print(os.environ['XLA_FLAGS'])"
     )
 
@@ -227,20 +228,47 @@ def test_xla_flags_of_the_user_are_kept():
     assert flags(theirs) == [theirs]
 
 
-def test_a_former_flag_names_the_new_one(tmp_path):
-    config = Config(task=SequenceClassification("train.tsv"), run=Run(folder=tmp_path, steps=1))
-    for former, new in [
+@pytest.mark.parametrize(
+    ("former", "new"),
+    [
         (["--task.dev-share", "0.1"], "--task.dev-share is now called --task.validation-split"),
         (["--task.also_splits=a"], "--task.also_splits is now called --task.extra-eval-splits"),
-    ]:
-        with pytest.raises(ValueError, match=new):
-            parse_flags(config, former)
+        (["--run.micro-batches", "2"], "--run.micro-batches is now called --run.gradient-accumulation-steps"),
+        (["--run.no-keep-programs"], "--run.no-keep-programs is now called --run.no-compilation-cache"),
+    ],
+)
+def test_a_former_flag_is_refused_with_the_new_name(config_file, capsys, former, new):
+    assert f"error: {new}" in refused(config_file, capsys, *former)
 
 
-def test_a_record_with_a_former_name_can_be_resumed(tmp_path):
+@pytest.mark.parametrize(
+    ("current", "former", "message"),
+    [
+        ("batch_size=8", "micro_batches=8", "micro_batches of Run is now called gradient_accumulation_steps"),
+        ("dev=", "also=", "also of SequenceClassification is now called extra_eval"),
+    ],
+)
+def test_a_config_file_with_a_former_name_is_refused_with_the_new_name(config_file, capsys, current, former, message):
+    config_file.write_text(config_file.read_text().replace(current, former))
+    assert f"{config_file}: {message}" in refused(config_file, capsys)
+
+
+def test_all_former_names_have_a_current_one(config_file):
+    names = {
+        f"{name}.{field}"
+        for name, settings in (("run", Run), ("task", SequenceClassification))
+        for field in settings.__dataclass_fields__
+    }
+    assert set(RENAMED_SETTINGS.values()) <= names and not set(RENAMED_SETTINGS) & names
+
+
+def test_a_record_with_former_names_can_be_resumed(tmp_path):
     config = Config(task=SequenceClassification("train.tsv", validation_split=0.1), run=Run(folder=tmp_path, steps=1))
     stored = json.loads(config.to_json())
-    stored["task"] = {{"validation_split": "dev_share"}.get(name, name): v for name, v in stored["task"].items()}
+    for former, name in RENAMED_SETTINGS.items():
+        section, _, field = name.partition(".")
+        stored[section][former.partition(".")[2]] = stored[section].pop(field)
+    assert "dev_share" in stored["task"] and "micro_batches" in stored["run"]
     assert config.differences(json.dumps(stored)) == []
     stored["task"]["dev_share"] = 0.2
     assert config.differences(json.dumps(stored)) == ["task.validation_split: 0.2 -> 0.1"]

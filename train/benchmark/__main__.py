@@ -6,9 +6,9 @@ import sys
 if __name__ == "__main__":
     # Before jax is imported, which else takes most of a GPU's memory, and PyTorch has to share it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from train.environment import keep_memory
+    from train.environment import restart_with_malloc_settings
 
-    keep_memory()
+    restart_with_malloc_settings()
     from train.benchmark.speed import main
 
     sys.exit(main(sys.argv[1:]))

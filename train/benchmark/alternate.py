@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from train.environment import keep_memory
+from train.environment import restart_with_malloc_settings
 
 TURN = 10.0  # seconds; long against the milliseconds that caches take to fill again
 _TICK = 0.02
@@ -74,5 +74,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    keep_memory()  # here, so that neither command starts itself again for them and pays its imports twice
+    restart_with_malloc_settings()  # here, so that neither command restarts itself and imports everything twice
     sys.exit(main(sys.argv[1:]))

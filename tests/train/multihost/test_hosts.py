@@ -98,7 +98,7 @@ def test_processes_launched_together_that_were_not_told_to_join(monkeypatch, var
 def test_a_record_does_not_depend_on_the_hosts(masked_lm):
     stored = json.loads(masked_lm.to_json())
     many = dataclasses.replace(masked_lm, hosts=Hosts(coordinator="a:1", count=2, index=1))
-    assert many.differences(json.dumps(stored)) == [] and many.shared == masked_lm.shared
+    assert many.differences(json.dumps(stored)) == [] and many.common_to_hosts == masked_lm.common_to_hosts
     del stored["hosts"]  # of a run that began before there were hosts
     assert many.differences(json.dumps(stored)) == []
 
