@@ -79,7 +79,7 @@ def test_a_short_run_compiles_once(examples):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_packed_batches_hold_each_example_whole(examples, devices):
-    batches = train_batches(examples, epochs=1000, kind=PackedBatches, multiple=devices)
+    batches = train_batches(examples, epochs=1000, kind=PackedBatches, row_multiple=devices)
     for i in range(13):
         batch = batches[i]
         assert len(batch["input_ids"]) % devices == 0
@@ -99,7 +99,7 @@ def test_packed_batches_hold_each_example_whole(examples, devices):
 def test_packed_batches_have_few_shapes_and_little_padding(examples):
     batches = train_batches(examples, kind=PackedBatches)
     shapes = [batches[i]["input_ids"].shape for i in range(13 * 5)]
-    assert len(batches.shape[1]) == 1 and len(set(shapes)) <= 2
+    assert len(batches.shape.row_counts) == 1 and len(set(shapes)) <= 2
     real, positions = 5 * examples.lengths.sum(), sum(rows * length for rows, length in shapes)
     assert real / positions > 0.8
 
@@ -108,7 +108,7 @@ def test_evaluation_sees_every_example_once_and_says_which(examples):
     batches = EvaluationBatches(examples, size=10, pad_id=0, max_length=64)
     assert len(batches) == 11
     seen = []
-    for numbers, batch in zip(batches.rows, batches, strict=True):
+    for numbers, batch in zip(batches.members, batches, strict=True):
         assert rows_of(batch) == numbers.tolist()
         seen.extend(numbers.tolist())
     assert sorted(seen) == list(range(103))

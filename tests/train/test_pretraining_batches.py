@@ -8,7 +8,6 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.data.corpus.store import TokenStore
 from train.data.host_shard import HostShard
-from train.data.packing import best_fit
 from train.data.pretraining import batches
 from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_parts
 from train.data.pretraining.masking import Masking
@@ -168,24 +167,6 @@ def test_long_documents_go_in_parts_between_sentences(monkeypatch):
     assert [(parts[:, 0] == document).sum() for document in (0, 1, 3, 4)] == [1, 7, 1, 3]
     one = corpora.store([[" ".join(corpora.WORDS * 5)]])  # a single sentence
     assert document_parts(one, np.array([0])).tolist() == [[0, 0, 1]]
-
-
-def lengths(seed, count=2000):
-    return np.minimum(5 + np.random.default_rng(seed).geometric(0.03, count), 128).tolist()
-
-
-def test_best_fit():
-    for seed in range(3):
-        given = lengths(seed)
-        rows = best_fit(given, room=128, slots=8)
-        assert sorted(i for row in rows for i in row) == list(range(2000))
-        assert all(sum(given[i] for i in row) <= 128 and 1 <= len(row) <= 8 for row in rows)
-        free = best_fit(given, room=128, slots=128)
-        assert len(free) <= 11 / 9 * -(-sum(given) // 128) + 1
-    assert best_fit([5, 9, 5, 5], room=24, slots=4) == [[1, 0, 2, 3]]
-    assert best_fit([5, 9, 5, 5], room=14, slots=4) == [[1, 0], [2, 3]]
-    assert best_fit([10, 7, 3, 4], room=10, slots=4) == [[0], [1, 2], [3]]  # the fullest that has room
-    assert best_fit([], room=10, slots=4) == []
 
 
 def test_the_order_never_changes():

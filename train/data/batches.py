@@ -1,4 +1,4 @@
-"""Examples as batches in a reproducible order: padded to their longest, or several to a row."""
+"""Batches of examples in a reproducible order: one example a row, or several packed into a row."""
 
 import abc
 import dataclasses
@@ -10,12 +10,20 @@ import numpy as np
 
 from train.data.examples import HostBatch, LabelledSequences, SequenceExamples
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.packing import COMPILING, MULTIPLE, PackedShape, choose_padded_sizes, choose_shape, first_fit, pack
+from train.data.packing import (
+    COMPILE_COST,
+    LENGTH_MULTIPLE,
+    PackedBatchShape,
+    choose_packed_shape,
+    choose_padded_sizes,
+    first_fit,
+    pack_sequences,
+)
 
-# Rows are dealt by length within windows of this many batches, so that which rows meet still changes every epoch.
-_WINDOW = 64
-# Batches of which the shape of packed rows is chosen.
-_SAMPLE = 4096
+# Examples are sorted by length inside a shuffled buffer of this many batches, so that epochs have different batches.
+_BUFFER_BATCHES = 64
+# The number of batches from which the shape of packed rows is chosen.
+_SHAPE_SAMPLE = 4096
 
 
 class TrainSet(Protocol):
@@ -26,17 +34,41 @@ class TrainSet(Protocol):
         ...
 
 
+def prefetch(
+    train_set: TrainSet, start: int, stop: int, *, threads: int = 2, buffer_size: int = 8
+) -> Iterator[HostBatch]:
+    """Return batches `start` to `stop - 1` in order, built ahead of time in background threads.
+
+    A batch is a pure function of its number, so a run resumes at step n by starting at n.
+    """
+    import grain  # not needed to build batches, and not installed everywhere that builds them
+
+    numbers = grain.MapDataset.range(start, stop)
+    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, buffer_size)))
+
+
 @dataclasses.dataclass
 class _TrainBatches(abc.ABC):
-    """Batch `i` of a training run, for any i: a pure function of (seed, epoch, place in the epoch)."""
+    """The batches of a training run; batch `i` is a pure function of the seed, the epoch and the index in the epoch.
+
+    Attributes:
+        examples: what is shown once an epoch.
+        size: examples of a batch.
+        pad_id: the token id of padding.
+        max_length: the longest allowed length of a row.
+        seed: the seed of the order.
+        total_steps: the steps of the run, as a function of the steps of an epoch.
+        host_shard: the rows of each batch to build.
+    """
 
     examples: SequenceExamples
+    _: dataclasses.KW_ONLY
     size: int
     pad_id: int
     max_length: int
     seed: int
-    total_steps: Callable[[int], int]  # of the run, given those of an epoch
-    host_shard: HostShard = dataclasses.field(default=WHOLE_BATCH, kw_only=True)  # what is built of each batch
+    total_steps: Callable[[int], int]
+    host_shard: HostShard = WHOLE_BATCH
     _last_epoch: tuple[int, list[np.ndarray]] | None = dataclasses.field(default=None, init=False, repr=False)
 
     @property
@@ -45,94 +77,99 @@ class _TrainBatches(abc.ABC):
         return -(-len(self.examples) // self.size)
 
     def __getitem__(self, index: int) -> HostBatch:
-        epoch, place = divmod(index, self.per_epoch)
-        return self._arrays(self._epoch(epoch)[place])
+        epoch, number = divmod(index, self.per_epoch)
+        return self._arrays(self._epoch(epoch)[number])
 
     @property
-    def _compiling(self) -> float:
-        """What one more size costs a batch of the first epoch, in positions: a run of many pays it once, too."""
-        return COMPILING * self.per_epoch / self.total_steps(self.per_epoch)
+    def _compile_cost(self) -> float:
+        """The cost of one more shape in positions of one epoch: the longer the run, the less an epoch pays of it."""
+        return COMPILE_COST * self.per_epoch / self.total_steps(self.per_epoch)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
-        """The rows of every batch of an epoch: shuffled, dealt by length within windows, batches shuffled again."""
+        """Return the indices of the examples of each batch of an epoch.
+
+        Examples are shuffled, sorted by length inside buffers and divided into batches, which are shuffled again.
+        """
         if self._last_epoch is not None and self._last_epoch[0] == epoch:
             return self._last_epoch[1]
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(len(self.examples))
         lengths = self.examples.lengths
         batches = []
-        for start in range(0, len(order), _WINDOW * self.size):
-            window = order[start : start + _WINDOW * self.size]
-            batches.extend(self._deal(window[np.argsort(lengths[window], kind="stable")], generator))
+        for start in range(0, len(order), _BUFFER_BATCHES * self.size):
+            buffer = order[start : start + _BUFFER_BATCHES * self.size]
+            batches.extend(self._divide(buffer[np.argsort(lengths[buffer], kind="stable")], generator))
         shuffled = [batches[i] for i in generator.permutation(len(batches))]
-        self._last_epoch = (epoch, shuffled)  # the next batch almost always wants it again
+        self._last_epoch = (epoch, shuffled)  # the next batch is almost always of the same epoch
         return shuffled
 
     @abc.abstractmethod
-    def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-        """Rows in the order of their lengths, as batches."""
+    def _divide(self, buffer: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        """Divide examples, sorted by length, into batches."""
 
     @abc.abstractmethod
-    def _arrays(self, rows: np.ndarray) -> HostBatch:
-        """The batch of these rows."""
+    def _arrays(self, members: np.ndarray) -> HostBatch:
+        """Return the batch of these examples."""
 
 
 class PaddedBatches(_TrainBatches):
-    """One example a row; rows of a batch are alike in length, and padded to one of a few lengths."""
+    """Batches of one example a row; examples of a batch are of similar length, and padded to one of a few lengths."""
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
-        """The lengths that batches are padded to."""
-        # Other epochs mix the rows anew, but the longest one is in each of them.
+        """The lengths that batches are padded to, ascending."""
+        # Chosen from the first epoch. Others have other batches, but the longest example is in each of them.
         longest = self.examples.longest(self._epoch(0))
-        return choose_padded_sizes(longest, self.max_length, multiple=MULTIPLE, compiling=self._compiling)
+        return choose_padded_sizes(longest, self.max_length, multiple=LENGTH_MULTIPLE, compile_cost=self._compile_cost)
 
-    def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-        return [window[start : start + self.size] for start in range(0, len(window), self.size)]
+    def _divide(self, buffer: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        return [buffer[start : start + self.size] for start in range(0, len(buffer), self.size)]
 
-    def _arrays(self, rows: np.ndarray) -> HostBatch:
+    def _arrays(self, members: np.ndarray) -> HostBatch:
         return self.examples.batch(
-            rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
+            members, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
         )
 
 
 @dataclasses.dataclass
 class PackedBatches(_TrainBatches):
-    """Several examples a row; every batch has the same mix of lengths, so all fit one shape, or two.
+    """Batches of several examples a row; all batches have a similar mix of lengths, so one or two shapes suffice.
 
-    How many rows a batch has can be divided by `multiple`.
+    Attributes:
+        row_multiple: the number of rows of each batch is a multiple of it.
     """
 
     examples: LabelledSequences
-    multiple: int = dataclasses.field(default=1, kw_only=True)
+    _: dataclasses.KW_ONLY
+    row_multiple: int = 1
 
     @functools.cached_property
-    def shape(self) -> tuple[PackedShape, tuple[int, ...]]:
-        """What a row holds, and how many rows batches are filled up to; one that needs more has as many as it needs."""
+    def shape(self) -> PackedBatchShape:
+        """The capacity of rows, and the numbers of rows of batches; a batch that needs more has as many as it needs."""
         batches, lengths = self._epoch(0), self.examples.lengths
-        sample = [lengths[rows].tolist() for rows in batches[:: -(-len(batches) // _SAMPLE)]]
-        compiling = self._compiling * self.size * len(sample) / len(batches)
-        return choose_shape(sample, int(lengths.max()), step=MULTIPLE, multiple=self.multiple, compiling=compiling)
+        sample = [lengths[members].tolist() for members in batches[:: -(-len(batches) // _SHAPE_SAMPLE)]]
+        compile_cost = self._compile_cost * self.size * len(sample) / len(batches)
+        return choose_packed_shape(sample, int(lengths.max()), multiple=self.row_multiple, compile_cost=compile_cost)
 
-    def _deal(self, window: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-        # The shortest rows, one to each batch, then the next ones, up to the longest.
-        count = -(-len(window) // self.size)
-        hands = [generator.permutation(window[start : start + count]) for start in range(0, len(window), count)]
-        return [np.array([hand[i] for hand in hands if i < len(hand)]) for i in range(count)]
+    def _divide(self, buffer: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        # One of the shortest examples to each batch, then one of the next ones, up to the longest.
+        count = -(-len(buffer) // self.size)
+        strata = [generator.permutation(buffer[start : start + count]) for start in range(0, len(buffer), count)]
+        return [np.array([stratum[i] for stratum in strata if i < len(stratum)]) for i in range(count)]
 
-    def _arrays(self, rows: np.ndarray) -> HostBatch:
-        examples, (shape, counts) = self.examples, self.shape
-        packed = first_fit(examples.lengths[rows].tolist(), shape)
-        counts = (*counts, -(-len(packed) // self.multiple) * self.multiple)
+    def _arrays(self, members: np.ndarray) -> HostBatch:
+        examples, shape = self.examples, self.shape.row
+        packed = first_fit(examples.lengths[members].tolist(), shape)
+        counts = (*self.shape.row_counts, -(-len(packed) // self.row_multiple) * self.row_multiple)
         packed += [[]] * (next(count for count in counts if count >= len(packed)) - len(packed))
-        packed = [packed[row] for row in self.host_shard.rows(len(packed))]  # only now is anything built
-        chosen = [examples.ids[row] for row in rows], [examples.types[row] for row in rows]
-        batch = pack(*chosen, packed, shape, pad_id=self.pad_id)
-        labels = examples.blank(batch["first_positions"].shape)
-        for row, members in enumerate(packed):
-            labels[row, : len(members)] = examples.labels[rows[members]]
-        slots = np.arange(shape.slots) < np.array([[len(members)] for members in packed])
-        return {**batch, "labels": labels, "weight": slots.astype(np.float32)}
+        packed = [packed[row] for row in self.host_shard.rows(len(packed))]  # arrays are built for these rows alone
+        ids, types = [examples.ids[i] for i in members], [examples.types[i] for i in members]
+        batch = pack_sequences(ids, types, packed, shape, pad_id=self.pad_id)
+        labels = examples.blank_labels(batch["first_positions"].shape)
+        for row, own in enumerate(packed):
+            labels[row, : len(own)] = examples.labels[members[own]]
+        filled = np.arange(shape.slots) < np.array([[len(own)] for own in packed])
+        return {**batch, "labels": labels, "weight": filled.astype(np.float32)}
 
 
 Kind = TypeVar("Kind", bound=SequenceExamples)
@@ -140,12 +177,18 @@ Kind = TypeVar("Kind", bound=SequenceExamples)
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatches(Generic[Kind]):
-    """Every example once, longest rows together; `rows` says which example each row of a batch is.
+    """Batches with each example once, in the order of their lengths.
 
-    Of the arrays of a batch only `host_shard` is built.
+    Attributes:
+        examples: what to evaluate on.
+        size: rows of a batch.
+        pad_id: the token id of padding.
+        max_length: the longest allowed length of a row.
+        host_shard: the rows of each batch to build.
     """
 
     examples: Kind
+    _: dataclasses.KW_ONLY
     size: int
     pad_id: int
     max_length: int
@@ -155,36 +198,25 @@ class EvaluationBatches(Generic[Kind]):
         return -(-len(self.examples) // self.size)
 
     def __iter__(self) -> Iterator[HostBatch]:
-        for rows in self.rows:
+        for members in self.members:
             yield self.examples.batch(
-                rows, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
+                members, size=self.size, pad_id=self.pad_id, lengths=self.lengths, host_shard=self.host_shard
             )
 
     @functools.cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths that batches are padded to."""
-        return choose_padded_sizes(self.examples.longest(self.rows), self.max_length, multiple=MULTIPLE)
-
-    def by_example(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Of what a model put out for every batch [B, ...], the entry of each example, in the examples' order."""
-        found: dict[int, np.ndarray] = {}
-        for rows, values in zip(self.rows, outputs, strict=True):
-            found.update(zip(rows.tolist(), values, strict=False))  # filling comes last
-        return [found[number] for number in range(len(self.examples))]
-
-    @functools.cached_property
-    def rows(self) -> list[np.ndarray]:
-        """Example numbers of each batch, in the batches' order."""
+    def members(self) -> list[np.ndarray]:
+        """The indices of the examples of each batch, in the order of its rows."""
         order = np.argsort(self.examples.lengths, kind="stable")
         return [order[start : start + self.size] for start in range(0, len(order), self.size)]
 
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that batches are padded to, ascending."""
+        return choose_padded_sizes(self.examples.longest(self.members), self.max_length, multiple=LENGTH_MULTIPLE)
 
-def prefetch(train_set: TrainSet, start: int, stop: int, *, threads: int = 2, ahead: int = 8) -> Iterator[HostBatch]:
-    """Batches `start` to `stop - 1`; the order does not depend on the number of threads.
-
-    A batch is a pure function of its number, so a run resumes at step n by starting at n: nothing is skipped over.
-    """
-    import grain  # not needed to build batches, and not installed everywhere that builds them
-
-    numbers = grain.MapDataset.range(start, stop)
-    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, ahead)))
+    def by_example(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the output for each example, in the examples' order, from the outputs of each batch [B, ...]."""
+        found: dict[int, np.ndarray] = {}
+        for members, values in zip(self.members, outputs, strict=True):
+            found.update(zip(members.tolist(), values, strict=False))  # rows of padding come last
+        return [found[number] for number in range(len(self.examples))]

@@ -1,4 +1,4 @@
-"""Token sequences of different lengths, what is to be learnt of each, and how some of them become a batch."""
+"""Token sequences of different lengths with their targets, and batches padded to one length."""
 
 import abc
 import dataclasses
@@ -17,7 +17,12 @@ HostBatch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class SequenceExamples(abc.ABC):
-    """Token sequences of different lengths; subclasses know what is to be learnt of each."""
+    """Token sequences of different lengths; subclasses hold the targets.
+
+    Attributes:
+        ids: the token ids of each sequence, int32.
+        types: the token types of each sequence, int32.
+    """
 
     ids: list[np.ndarray]
     types: list[np.ndarray]
@@ -27,77 +32,93 @@ class SequenceExamples(abc.ABC):
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence."""
+        """Tokens of each example [N]."""
         return np.fromiter(map(len, self.ids), np.int64, len(self.ids))
 
     def longest(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """The length of the longest of each batch's rows."""
-        return np.array([self.lengths[rows].max() for rows in batches])
+        """Return the length of the longest example of each batch, given the indices of its examples."""
+        return np.array([self.lengths[members].max() for members in batches])
 
     def batch(
-        self, rows: np.ndarray, *, size: int, pad_id: int, lengths: Sequence[int], host_shard: HostShard = WHOLE_BATCH
+        self,
+        members: np.ndarray,
+        *,
+        size: int,
+        pad_id: int,
+        lengths: Sequence[int],
+        host_shard: HostShard = WHOLE_BATCH,
     ) -> HostBatch:
-        """The rows as arrays [size, T]; rows beyond them are padding of weight 0, which no loss or metric counts.
+        """Return the arrays of a batch, with `weight` 0 for rows of padding, which no loss or metric counts.
 
-        T is the first of `lengths` (ascending) that holds the longest row. Of the arrays only `host_shard` is built.
+        Args:
+            members: the indices of the examples, at most `size`.
+            size: rows of the batch.
+            pad_id: the token id of padding.
+            lengths: allowed lengths of rows, ascending; the first that holds the longest example is taken.
+            host_shard: the rows of the batch to build.
         """
-        (longest,) = self.longest([rows])
+        (longest,) = self.longest([members])
         length = next(length for length in lengths if length >= longest)
-        places = host_shard.rows(size)
-        own = rows[places[places < len(rows)]]  # padding comes last, here too
-        weight = np.zeros(len(places), np.float32)
+        rows = host_shard.rows(size)
+        own = members[rows[rows < len(members)]]  # padding comes last in the shard, too
+        weight = np.zeros(len(rows), np.float32)
         weight[: len(own)] = 1.0
-        how = len(places), length
-        return {**self.inputs(own, *how, pad_id), "weight": weight, **self.targets(own, *how)}
+        inputs = self.inputs(own, size=len(rows), length=length, pad_id=pad_id)
+        return {**inputs, "weight": weight, **self.targets(own, size=len(rows), length=length)}
 
-    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> HostBatch:
-        """What the model is given: arrays [size, length], padding after the last of the rows."""
-        return pad_sequences([self.ids[row] for row in rows], [self.types[row] for row in rows], size, length, pad_id)
+    def inputs(self, members: np.ndarray, *, size: int, length: int, pad_id: int) -> HostBatch:
+        """Return the model's inputs [size, length]; rows after the examples are padding."""
+        ids, types = [self.ids[i] for i in members], [self.types[i] for i in members]
+        return pad_sequences(ids, types, size=size, length=length, pad_id=pad_id)
 
     @abc.abstractmethod
-    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
-        """What is to be learnt of these rows, as arrays of `size` rows; those beyond them count in no loss."""
+    def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
+        """Return the targets, arrays of `size` rows; no loss counts the rows after the examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSequences(SequenceExamples):
-    """Sequences with a label each: its id [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled)."""
+    """Sequences with a label each.
+
+    Attributes:
+        labels: class ids [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled).
+    """
 
     labels: np.ndarray
 
     @classmethod
-    def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "Labelled":
-        """Of tokenised texts."""
+    def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "LabelledSequences":
+        """Return the examples of tokenised texts and their labels."""
         return cls(*encoding_arrays(encodings), labels)
 
     @functools.cached_property
     def labelled(self) -> np.ndarray:
-        """Which of them have a label, [N]."""
+        """Whether each example has a label [N]."""
         if np.issubdtype(self.labels.dtype, np.integer):
             return self.labels != IGNORE
         return np.asarray(np.isfinite(self.labels.reshape(len(self.labels), -1)).all(axis=1))
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
-        """`labels`, and `weight`: 0 where there is none."""
-        labels, weight = self.blank((size,)), np.zeros(size, np.float32)
-        own = np.flatnonzero(self.labelled[rows])
-        labels[own], weight[own] = self.labels[rows[own]], 1.0
+    def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
+        """Return `labels`, and `weight`: 0 for rows without a label."""
+        labels, weight = self.blank_labels((size,)), np.zeros(size, np.float32)
+        own = np.flatnonzero(self.labelled[members])
+        labels[own], weight[own] = self.labels[members[own]], 1.0
         return {"labels": labels, "weight": weight}
 
-    def blank(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Labels for so many sequences that have none."""
-        whole = np.issubdtype(self.labels.dtype, np.integer)
-        return np.full((*shape, *self.labels.shape[1:]), IGNORE if whole else 0, self.labels.dtype)
+    def blank_labels(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of labels for unlabelled examples, -100 for class ids and 0 for numbers."""
+        integer = np.issubdtype(self.labels.dtype, np.integer)
+        return np.full((*shape, *self.labels.shape[1:]), IGNORE if integer else 0, self.labels.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceSequences(SequenceExamples):
-    """Questions with several token sequences each, of which one is right; `ids` and `types` hold those of all.
+    """Questions with several sequences each, one of which is right; `ids` and `types` hold those of all questions.
 
     Attributes:
-        starts: which sequence is each question's first, and at the end how many there are, [N + 1].
-        width: the most sequences of a question.
-        labels: which is right [N]; -100: not told.
+        starts: the index of each question's first sequence, and the number of all sequences at the end [N + 1].
+        width: the largest number of sequences of a question, C.
+        labels: the index of the right choice [N]; -100 if it is not known.
     """
 
     starts: np.ndarray
@@ -109,65 +130,73 @@ class ChoiceSequences(SequenceExamples):
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of the longest sequence of each question."""
+        """Tokens of the longest sequence of each question [N]."""
         each = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
         return np.maximum.reduceat(each, self.starts[:-1])
 
-    def inputs(self, rows: np.ndarray, size: int, length: int, pad_id: int) -> HostBatch:
-        """Arrays [size, width, length]; of choices that there are not, nothing is attended to."""
+    def inputs(self, members: np.ndarray, *, size: int, length: int, pad_id: int) -> HostBatch:
+        """Return the model's inputs [size, C, length]; choices that a question lacks are padding."""
         ids, types = [], []
-        for row in rows:
-            own = slice(self.starts[row], self.starts[row + 1])
+        for question in members:
+            own = slice(self.starts[question], self.starts[question + 1])
             missing = [np.zeros(0, np.int32)] * (self.width - (own.stop - own.start))
             ids += [*self.ids[own], *missing]
             types += [*self.types[own], *missing]
-        arrays = pad_sequences(ids, types, size * self.width, length, pad_id)
+        arrays = pad_sequences(ids, types, size=size * self.width, length=length, pad_id=pad_id)
         return {name: values.reshape(size, self.width, length) for name, values in arrays.items()}
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
-        """`labels`, and `weight`: 0 where it is not told."""
+    def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
+        """Return `labels` [size], and `weight`: 0 where the right choice is not known."""
         labels = np.full(size, IGNORE, np.int32)
-        labels[: len(rows)] = self.labels[rows]
+        labels[: len(members)] = self.labels[members]
         return {"labels": labels, "weight": (labels != IGNORE).astype(np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanSequences(SequenceExamples):
-    """Sequences that hold an answer: the positions of its first and its last token, [N, 2]."""
+    """Sequences with a span to find in each.
+
+    Attributes:
+        positions: the first and last position of the span [N, 2]; beyond the sequence if no loss is to count it.
+    """
 
     positions: np.ndarray
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
-        """`start_positions` and `end_positions` [size]; of filling beyond the sequence, where no loss counts them."""
+    def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
+        """Return `start_positions` and `end_positions` [size]; those of padding lie beyond the sequence."""
         positions = np.full((size, 2), length, np.int32)
-        positions[: len(rows)] = self.positions[rows]
+        positions[: len(members)] = self.positions[members]
         return {"start_positions": positions[:, 0], "end_positions": positions[:, 1]}
 
 
 @dataclasses.dataclass(frozen=True)
 class TaggedSequences(SequenceExamples):
-    """Sequences with a label for every token: its id, [T] for each sequence, -100 where nothing is to be learnt."""
+    """Sequences with a label for each token.
+
+    Attributes:
+        labels: class ids [T] of each sequence; -100 for tokens that no loss counts.
+    """
 
     labels: list[np.ndarray]
 
-    def targets(self, rows: np.ndarray, size: int, length: int) -> HostBatch:
-        """`labels` [size, length], -100 in padding."""
+    def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
+        """Return `labels` [size, length], -100 in padding."""
         labels = np.full((size, length), IGNORE, np.int32)
-        for row, number in enumerate(rows):
+        for row, number in enumerate(members):
             labels[row, : len(self.labels[number])] = self.labels[number]
         return {"labels": labels}
 
 
 def encoding_arrays(encodings: Sequence[Encoding]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The ids and the token types of tokenised texts."""
+    """Return (token ids, token types) of tokenised texts."""
     ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
     return ids, [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]
 
 
 def pad_sequences(
-    ids: Sequence[np.ndarray], types: Sequence[np.ndarray], size: int, length: int, pad_id: int
+    ids: Sequence[np.ndarray], types: Sequence[np.ndarray], *, size: int, length: int, pad_id: int
 ) -> HostBatch:
-    """Sequences, one a row, as the arrays [size, length] that a model is given."""
+    """Return sequences, one a row, as `input_ids`, `attention_mask` and `token_type_ids`, int32 [size, length]."""
     batch = {
         "input_ids": np.full((size, length), pad_id, np.int32),
         "attention_mask": np.zeros((size, length), np.int32),

@@ -1,25 +1,79 @@
-"""Several token sequences in one row of a batch: static shapes with hardly any padding."""
+"""Shapes of batches: sizes to pad to, and several sequences in one row of fixed length."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-# Rows of other lengths than the longest sequence's are tried up to this many times it: a row that leaves
-# less over may be worth the attention over more positions.
-_LONGEST_ROW = 1.5
+# The cost of compiling one more length, in positions of padding of one batch: 8 s against 0.014 s a position, measured
+# with MiniLM and batches of 32 on two CPU cores. It decides only how much is padded.
+COMPILE_COST = 570
+# XLA takes up to half as long again to compile odd lengths, and vector units are made for even ones.
+LENGTH_MULTIPLE = 4
+# Rows of packed sequences may be up to this many times as long as the longest sequence: a length that leaves less
+# padding may be worth the attention over more positions.
+_MAX_LENGTH_RATIO = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedShape:
-    """What a row holds: at most `slots` sequences, at most `length` tokens together."""
+    """The capacity of a row of packed sequences.
+
+    Attributes:
+        length: tokens of all its sequences together.
+        slots: the number of sequences.
+    """
 
     length: int
     slots: int
 
 
+@dataclasses.dataclass(frozen=True)
+class PackedBatchShape:
+    """The shapes of the packed batches of a run.
+
+    Attributes:
+        row: the capacity of each row.
+        row_counts: the numbers of rows, ascending, that batches are filled up to.
+    """
+
+    row: PackedShape
+    row_counts: tuple[int, ...]
+
+
+def choose_padded_sizes(
+    needed: np.ndarray, largest: int | None, *, multiple: int, compile_cost: float = COMPILE_COST
+) -> tuple[int, ...]:
+    """Return the sizes to pad batches to, ascending, that cost least in padding and compilation together.
+
+    Each size is compiled once: with too few sizes batches are mostly padding, with too many the run compiles more than
+    it trains. The solution is exact, by dynamic programming over the multiples that hold the batches.
+
+    Args:
+        needed: the size that each batch needs, such as the length of its longest sequence.
+        largest: no size exceeds it; None for no limit.
+        multiple: each size is a multiple of it, except `largest`.
+        compile_cost: the cost of one more size, in the unit of `needed` and for all batches.
+    """
+    needed = np.minimum(-(-needed // multiple) * multiple, np.inf if largest is None else largest).astype(np.int64)
+    sizes, counts = np.unique(needed, return_counts=True)
+    smaller = np.concatenate([[0], np.cumsum(counts)])  # the number of batches that need less than sizes[k]
+    best, start = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, np.int64)
+    for k in range(1, len(sizes) + 1):
+        # Batches that need sizes[j] to sizes[k - 1] are padded to the last of them. Their own positions are the same
+        # for every choice, so all positions can be counted instead of the padding.
+        costs = best[:k] + compile_cost + sizes[k - 1] * (smaller[k] - smaller[:k])
+        start[k] = np.argmin(costs)
+        best[k] = costs[start[k]]
+    chosen, k = [], len(sizes)
+    while k:
+        chosen.append(int(sizes[k - 1]))
+        k = int(start[k])
+    return tuple(reversed(chosen))
+
+
 def first_fit(lengths: Sequence[int], shape: PackedShape) -> list[list[int]]:
-    """Which sequences (by index) share a row: longest first, each into the first row that has room for it.
+    """Return the indices of the sequences of each row: longest first, each in the first row with room for it.
 
     First-fit decreasing (Johnson, 1973), which needs at most 11/9 of the fewest rows possible, plus one.
     """
@@ -39,43 +93,84 @@ def first_fit(lengths: Sequence[int], shape: PackedShape) -> list[list[int]]:
     return rows
 
 
-def choose_shape(
-    batches: Sequence[Sequence[int]], longest: int, *, step: int, multiple: int, compiling: float
-) -> tuple[PackedShape, tuple[int, ...]]:
-    """The shape of rows, and the numbers of rows to fill batches up to, that cost the fewest positions.
+def best_fit(lengths: Sequence[int], shape: PackedShape) -> list[list[int]]:
+    """Return the indices of the sequences of each row: longest first, each in the fullest row with room for it.
 
-    Row lengths from `longest`, which every row must hold, to one and a half of it are tried.
+    Best-fit decreasing (Johnson, 1973), for the many short sequences of pretraining: its time grows with the number of
+    sequences and not with that of rows. Rows are kept by the room they have left, and the bits of one integer say which
+    amounts of room occur.
 
     Args:
-        batches: the lengths of their sequences.
-        longest: of all sequences that are to come.
-        step: of which row lengths are multiples.
-        multiple: of which numbers of rows are multiples.
-        compiling: cost of one more number of rows, in positions of all batches.
+        lengths: tokens of each sequence, none longer than a row.
+        shape: the capacity of a row.
     """
-    per_token = sum(map(len, batches)) / sum(map(sum, batches))
-    start = -(-longest // step) * step
+    rows: list[list[int]] = []
+    rows_by_room: list[list[int]] = [[] for _ in range(shape.length + 1)]
+    occurring = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[i]
+        if fitting := occurring >> length:
+            left = length + (fitting & -fitting).bit_length() - 1
+            row = rows_by_room[left].pop()
+            if not rows_by_room[left]:
+                occurring ^= 1 << left
+        else:
+            left, row = shape.length, len(rows)
+            rows.append([])
+        rows[row].append(i)
+        left -= length
+        if len(rows[row]) < shape.slots:
+            rows_by_room[left].append(row)
+            occurring |= 1 << left
+    return rows
 
-    def candidate(length: int) -> tuple[float, PackedShape, tuple[int, ...]]:
-        # Twice as many sequences as an average row holds: short ones gather in the last rows to be filled.
-        shape = PackedShape(length, max(1, round(2 * length * per_token)))
+
+def choose_packed_shape(
+    batches: Sequence[Sequence[int]], longest: int, *, multiple: int, compile_cost: float
+) -> PackedBatchShape:
+    """Return the capacity of rows, and the numbers of rows, that cost the fewest positions.
+
+    Row lengths from `longest` to one and a half of it are tried.
+
+    Args:
+        batches: the lengths of the sequences of each batch.
+        longest: the length of the longest sequence of all epochs; each row must hold it.
+        multiple: the number of rows is a multiple of it.
+        compile_cost: the cost of one more number of rows, in positions of all batches.
+    """
+    sequences_per_token = sum(map(len, batches)) / sum(map(sum, batches))
+    start = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    best: PackedBatchShape | None = None
+    lowest = float("inf")
+    for length in range(start, int(start * _MAX_LENGTH_RATIO) + 1, LENGTH_MULTIPLE):
+        # Twice as many sequences as an average row holds: short ones gather in the rows that are filled last.
+        shape = PackedShape(length, max(1, round(2 * length * sequences_per_token)))
         needed = np.array([len(first_fit(batch, shape)) for batch in batches])
-        rows = choose_padded_sizes(needed, None, multiple=multiple, compiling=compiling / length)
-        filled = np.asarray(rows)[np.searchsorted(rows, needed)].sum()
-        return compiling * len(rows) + length * filled, shape, rows
+        counts = choose_padded_sizes(needed, None, multiple=multiple, compile_cost=compile_cost / length)
+        filled = np.asarray(counts)[np.searchsorted(counts, needed)].sum()
+        cost = compile_cost * len(counts) + length * filled
+        if best is None or cost < lowest:
+            best, lowest = PackedBatchShape(shape, counts), cost
+    assert best is not None
+    return best
 
-    candidates = map(candidate, range(start, int(start * _LONGEST_ROW) + 1, step))
-    _, shape, rows = min(candidates, key=lambda found: found[0])
-    return shape, rows
 
-
-def pack(
+def pack_sequences(
     ids: Sequence[np.ndarray], types: Sequence[np.ndarray], rows: list[list[int]], shape: PackedShape, *, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """Sequences as the arrays of a packed batch; an empty row is all padding.
+    """Return the arrays of a packed batch, all int32.
 
-    `segment_ids` [R, T] counts a row's sequences from 1 (0: padding), `position_ids` [R, T] starts anew with
-    each, `first_positions` [R, P] is where each begins (0 where a slot is empty).
+    Args:
+        ids: the token ids of each sequence.
+        types: the token types of each sequence.
+        rows: the indices of the sequences of each row; a row without any is padding.
+        shape: the capacity of a row: T tokens, P sequences.
+        pad_id: the token id of padding.
+
+    Returns:
+        `input_ids` and `token_type_ids` [R, T]; `segment_ids` [R, T] number a row's sequences from 1 (0: padding);
+        `position_ids` [R, T] start at 0 in each sequence; `first_positions` [R, P] are the positions where sequences
+        start (0 for an empty slot).
     """
     size = (len(rows), shape.length)
     batch = {
@@ -86,79 +181,9 @@ def pack(
     for row, sequences in enumerate(rows):
         start = 0
         for slot, i in enumerate(sequences):
-            here = (row, slice(start, start + len(ids[i])))
-            batch["input_ids"][here], batch["token_type_ids"][here] = ids[i], types[i]
-            batch["position_ids"][here], batch["segment_ids"][here] = np.arange(len(ids[i])), slot + 1
+            own = (row, slice(start, start + len(ids[i])))
+            batch["input_ids"][own], batch["token_type_ids"][own] = ids[i], types[i]
+            batch["position_ids"][own], batch["segment_ids"][own] = np.arange(len(ids[i])), slot + 1
             batch["first_positions"][row, slot] = start
             start += len(ids[i])
     return batch
-
-
-# What one more length to compile for costs, in positions of padding of one batch: eight seconds against 0.014, measured
-# with MiniLM and batches of 32 on two CPU cores. Only how much is padded hangs on it.
-COMPILING = 570
-# XLA takes up to half as long again to compile odd lengths, and vector units are made for even ones.
-MULTIPLE = 4
-
-
-def choose_padded_sizes(
-    needed: np.ndarray, largest: int | None, *, multiple: int, compiling: float = COMPILING
-) -> tuple[int, ...]:
-    """The sizes to pad batches to, ascending, for which padding and compiling together cost least.
-
-    Every size compiles anew: too few and small batches are mostly padding, too many and the run compiles more than
-    it trains. Solved exactly, by dynamic programming over the multiples that hold the batches.
-
-    Args:
-        needed: the size that every batch needs, its longest row for instance; one of the sizes holds the largest.
-        largest: no size goes beyond it.
-        multiple: of which every size but the largest allowed is one.
-        compiling: cost of one more size, in those of one batch.
-    """
-    needed = np.minimum(-(-needed // multiple) * multiple, np.inf if largest is None else largest).astype(np.int64)
-    found, counts = np.unique(needed, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])  # batches smaller than found[k]
-    best, start = np.zeros(len(found) + 1), np.zeros(len(found) + 1, np.int64)
-    for k in range(1, len(found) + 1):
-        # Batches of found[j] to found[k - 1] share the last of these sizes. What they hold themselves is the same
-        # whatever is chosen, so all that is computed may stand for the padding.
-        costs = best[:k] + compiling + found[k - 1] * (before[k] - before[:k])
-        start[k] = np.argmin(costs)
-        best[k] = costs[start[k]]
-    chosen, k = [], len(found)
-    while k:
-        chosen.append(int(found[k - 1]))
-        k = int(start[k])
-    return tuple(reversed(chosen))
-
-
-def best_fit(lengths: Sequence[int], *, room: int, slots: int) -> list[list[int]]:
-    """Which examples (by number) share a row: longest first, each into the fullest row that has room for it.
-
-    Best-fit decreasing (Johnson, 1973), in time that grows with the number of examples and not with that of rows: rows
-    are kept by the room they have left, and which of these numbers occur in the bits of one integer.
-
-    Args:
-        lengths: of the examples, none above `room`.
-        room: tokens of a row.
-        slots: examples of a row, at most.
-    """
-    rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(room + 1)]
-    occurring = 0
-    for example in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[example]
-        if fitting := occurring >> length:
-            left = length + (fitting & -fitting).bit_length() - 1
-            row = by_room[left].pop()
-            if not by_room[left]:
-                occurring ^= 1 << left
-        else:
-            left, row = room, len(rows)
-            rows.append([])
-        rows[row].append(example)
-        left -= length
-        if len(rows[row]) < slots:
-            by_room[left].append(row)
-            occurring |= 1 << left
-    return rows

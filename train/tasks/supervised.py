@@ -114,19 +114,36 @@ def as_batches(
     """
     run, pad = config.run, tokenizer.special_ids[0]
     train = examples["train"]
-    how = run.batch_size, pad, max_length, run.seed, run.total_steps
     if packed:
         if not isinstance(train, LabelledSequences):
             raise TypeError(f"{type(train).__name__} cannot share rows")
         # To divide over devices and micro-batches.
         multiple = Placement.of(config.mesh).data_parallel_size * run.gradient_accumulation_steps
-        batches = PackedBatches(train, *how, multiple=multiple, host_shard=host_shard)
+        batches = PackedBatches(
+            train,
+            size=run.batch_size,
+            pad_id=pad,
+            max_length=max_length,
+            seed=run.seed,
+            total_steps=run.total_steps,
+            row_multiple=multiple,
+            host_shard=host_shard,
+        )
     else:
-        batches = PaddedBatches(train, *how, host_shard=host_shard)
+        batches = PaddedBatches(
+            train,
+            size=run.batch_size,
+            pad_id=pad,
+            max_length=max_length,
+            seed=run.seed,
+            total_steps=run.total_steps,
+            host_shard=host_shard,
+        )
     size = run.evaluation_batch_size or run.batch_size
     evaluated = {name: found for name, found in examples.items() if name != "train"}
     evaluations = {
-        name: EvaluationBatches(found, size, pad, max_length, host_shard) for name, found in evaluated.items()
+        name: EvaluationBatches(found, size=size, pad_id=pad, max_length=max_length, host_shard=host_shard)
+        for name, found in evaluated.items()
     }
     return {"train": batches, "steps_per_epoch": batches.per_epoch, "evaluations": evaluations}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from train.data.corpus.store import TokenStore
 from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.packing import best_fit
+from train.data.packing import PackedShape, best_fit
 from train.data.pretraining.examples import PretrainingExamples, key_of
 from train.data.pretraining.rows import RowBuilder
 from train.data.pretraining.segments import DocumentSpan
@@ -153,7 +153,7 @@ def rows_of(examples: PretrainingExamples, build: RowBuilder) -> list[list[int]]
     """The examples of each row."""
     if build.shape.slots is None:
         return [[example] for example in range(len(examples))]
-    return best_fit(examples.lengths.tolist(), room=build.shape.length, slots=build.shape.slots)
+    return best_fit(examples.lengths.tolist(), PackedShape(build.shape.length, build.shape.slots))
 
 
 def document_parts(store: TokenStore, documents: np.ndarray) -> np.ndarray:
