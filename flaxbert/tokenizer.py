@@ -1,4 +1,4 @@
-"""WordPiece tokenizers in BERT's layout: load, train, save. The `tokenizers` library does the work."""
+"""Load, train and save WordPiece tokenizers in BERT's file formats, with the `tokenizers` library."""
 
 import dataclasses
 import hashlib
@@ -12,29 +12,34 @@ from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_t
 from flaxbert.files import atomic_write, read_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT
+_MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
 
 
 @dataclasses.dataclass(frozen=True)
 class WordPieceTokenizer:
-    """Text to word-piece ids and back; `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]` around sequences."""
+    """WordPiece tokenizer that encodes `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
+
+    Attributes:
+        backend: the tokenizer of the `tokenizers` library.
+        lowercase: True if texts are lower-cased before they are split.
+    """
 
     backend: Tokenizer
     lowercase: bool
 
     @classmethod
     def load(cls, path: str | Path, *, lowercase: bool | None = None) -> "WordPieceTokenizer":
-        """Reads a model folder (tokenizer.json, or vocab.txt) or a vocabulary file of one token a line.
+        """Load the tokenizer of a model folder (tokenizer.json, or vocab.txt) or of a vocabulary file.
 
         Args:
-            path: the folder or file.
-            lowercase: of a vocabulary without tokenizer.json; None takes `do_lower_case` of tokenizer_config.json.
-                Where that says nothing, as with Google's checkpoints, a vocabulary with more than one capitalised
-                token in a hundred is a cased one (theirs: a third; uncased and Chinese ones: next to none).
+            path: the folder, or a file with one token per line.
+            lowercase: for a vocabulary without tokenizer.json. None takes `do_lower_case` of tokenizer_config.json. If
+                that is missing, as in Google's checkpoints, a vocabulary is cased if more than one token in a hundred
+                has a capital letter (a third in their cased vocabularies, next to none in uncased and Chinese ones).
 
         Raises:
-            FileNotFoundError: neither file is there.
-            ValueError: not a tokenizer, or a special token is missing from the vocabulary.
+            FileNotFoundError: neither file exists.
+            ValueError: the file is not a tokenizer, or the vocabulary lacks a special token.
         """
         path = Path(path)
         serialised = path / "tokenizer.json"
@@ -44,9 +49,9 @@ class WordPieceTokenizer:
             except Exception as error:  # the library raises bare Exception
                 raise ValueError(f"{serialised}: not a tokenizer.json ({error})") from None
             largest = max(backend.get_vocab().values(), default=0)
-            if largest > _MAX_ID:  # the library counts up to it, and lists the ids that are not there
-                raise ValueError(f"{serialised}: has a token of the id {largest}; at most {_MAX_ID} is read")
-            backend.no_padding()  # sentence-transformers stores a fixed length of its own
+            if largest > _MAX_ID:  # the library would count up to this id and list every id that is missing
+                raise ValueError(f"{serialised}: the largest token id is {largest}; allowed: up to {_MAX_ID}")
+            backend.no_padding()  # sentence-transformers stores a fixed length in the file
             backend.no_truncation()
             normalizer = json.loads(backend.to_str())["normalizer"] or {}
             tokenizer = cls(backend, bool(normalizer.get("lowercase", False)))
@@ -69,44 +74,42 @@ class WordPieceTokenizer:
         chinese_characters: bool = True,
         min_frequency: int = 2,
     ) -> "WordPieceTokenizer":
-        """Learns a vocabulary of at most `vocab_size` word pieces: special tokens first, the others sorted.
+        """Learn a vocabulary of at most `vocab_size` word pieces: special tokens first, the others sorted.
 
-        Pieces of equal frequency at the edge of the vocabulary are chosen by chance (the library's threads), so two
-        calls may differ in a few tokens: keep the result, don't learn it again.
+        The library's threads choose among pieces of equal frequency at random, so two calls may differ in a few tokens:
+        store the result instead of training it again.
 
         Args:
-            texts: read once.
-            vocab_size: special tokens included.
-            lowercase: fold case, and take accents away.
-            chinese_characters: take each Chinese character for a word.
-            min_frequency: pieces that are rarer are not learnt.
+            texts: iterated once.
+            vocab_size: number of tokens, special tokens included.
+            lowercase: lower-case texts and remove accents.
+            chinese_characters: make each Chinese character a word.
+            min_frequency: minimum number of occurrences of a piece.
 
         Raises:
-            ValueError: `vocab_size` leaves no room beside the special tokens.
+            ValueError: `vocab_size` is not larger than the number of special tokens.
         """
         if vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(f"vocab_size is {vocab_size}; it must exceed the {len(SPECIAL_TOKENS)} special tokens")
-        learner = cls._build(
-            {token: i for i, token in enumerate(SPECIAL_TOKENS)}, lowercase, chinese_characters
-        ).backend
-        learner.train_from_iterator(
-            texts,
-            trainers.WordPieceTrainer(
-                vocab_size=vocab_size,
-                min_frequency=min_frequency,
-                special_tokens=list(SPECIAL_TOKENS),
-                show_progress=False,
-            ),
+        backend = cls._build(_vocabulary(SPECIAL_TOKENS), lowercase, chinese_characters).backend
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
         )
-        pieces = sorted(set(learner.get_vocab()) - set(SPECIAL_TOKENS))  # the library's order varies between calls
-        return cls._build(
-            {token: i for i, token in enumerate((*SPECIAL_TOKENS, *pieces))}, lowercase, chinese_characters
-        )
+        backend.train_from_iterator(texts, trainer)
+        pieces = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))  # the library's order varies between calls
+        return cls._build(_vocabulary((*SPECIAL_TOKENS, *pieces)), lowercase, chinese_characters)
 
     @classmethod
     def from_tokens(cls, tokens: Sequence[str], *, lowercase: bool) -> "WordPieceTokenizer":
-        """The tokenizer of this vocabulary: the tokens in the order of their ids, special ones among them."""
-        tokenizer = cls._build({token: i for i, token in enumerate(tokens)}, lowercase)
+        """Build a tokenizer from a vocabulary: all tokens, special ones included, in the order of their ids.
+
+        Raises:
+            ValueError: a special token is missing.
+        """
+        tokenizer = cls._build(_vocabulary(tokens), lowercase)
         tokenizer._require_special_tokens("the tokens")
         return tokenizer
 
@@ -114,7 +117,7 @@ class WordPieceTokenizer:
     def _build(
         cls, vocabulary: dict[str, int], lowercase: bool, chinese_characters: bool = True
     ) -> "WordPieceTokenizer":
-        # 100: words longer than that become [UNK], as in Hugging Face; Google's code allows 200.
+        # Words of more than 100 characters become [UNK], as in Hugging Face; Google's code allows 200.
         backend = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
         backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese_characters)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -130,11 +133,11 @@ class WordPieceTokenizer:
         return cls(backend, lowercase)
 
     def save(self, folder: str | Path, *, max_length: int) -> None:
-        """Writes vocab.txt, tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads.
+        """Write vocab.txt, tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads.
 
         Args:
-            folder: made if it is not there.
-            max_length: what `transformers` truncates to: the model's number of positions.
+            folder: created if it does not exist.
+            max_length: length to which `transformers` truncates: the model's number of positions.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,7 @@ class WordPieceTokenizer:
                 aside.write_text(text, encoding="utf-8", newline="\n")
 
     def file_contents(self, *, max_length: int) -> dict[str, str]:
-        """The contents of the files that `save` writes, by name."""
+        """Return the contents of the files that `save` writes, by name."""
         return {
             "vocab.txt": "".join(f"{token}\n" for token in self.vocabulary),
             "tokenizer.json": self.backend.to_str(pretty=True),
@@ -151,7 +154,7 @@ class WordPieceTokenizer:
         }
 
     def tokenizer_config(self, *, max_length: int) -> dict[str, str | bool | int]:
-        """The content of tokenizer_config.json."""
+        """Return the content of tokenizer_config.json."""
         return {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.lowercase,
@@ -166,42 +169,47 @@ class WordPieceTokenizer:
 
     @property
     def vocabulary(self) -> list[str]:
-        """The tokens in the order of their ids."""
+        """All tokens in the order of their ids."""
         ids = self.backend.get_vocab()
         return sorted(ids, key=ids.__getitem__)
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """Largest id plus 1."""
         return max(self.backend.get_vocab().values()) + 1
 
     def token_id(self, token: str) -> int:
-        """The id of a token of the vocabulary."""
-        found = self.backend.token_to_id(token)
-        if found is None:
+        """Return the id of a token.
+
+        Raises:
+            ValueError: the token is not in the vocabulary.
+        """
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
             raise ValueError(f"{token!r} is not in the vocabulary")
-        return found
+        return token_id
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK], in this order."""
         return tuple(self.token_id(token) for token in SPECIAL_TOKENS)
 
     def piece_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, nothing added and nothing cut."""
-        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Return the ids of each text, without special tokens and not truncated."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_pieces(self, texts: Sequence[str]) -> list[Encoding]:
-        """The pieces of each text, nothing added and nothing cut.
+        """Return encodings with `ids`, `tokens`, `word_ids` and `offsets`, without special tokens and not truncated.
 
-        The encodings carry `ids` and `offsets`: from which character of the text to which each piece comes.
+        `offsets` are the start and end of each piece, in characters of the text.
         """
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int) -> list[Encoding]:
-        """`[CLS] text [SEP]`, with `pair [SEP]` where that is not None, cut to `max_length` (longest first).
+        """Encode `[CLS] text [SEP]`, followed by `pair [SEP]` where the pair is not None.
 
-        The encodings carry `ids`, `type_ids` and `attention_mask`; offsets and tokens are left out for speed.
+        Texts are truncated to `max_length` tokens together, the longer one of a pair first. The encodings have `ids`,
+        `type_ids` and `attention_mask`, but no offsets and tokens, which saves time.
         """
         inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
         self.backend.enable_truncation(max_length, strategy="longest_first")
@@ -211,29 +219,33 @@ class WordPieceTokenizer:
             self.backend.no_truncation()
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """The tokens of ids."""
+        """Return the tokens of ids; [UNK] for ids that the vocabulary lacks."""
         return [self.backend.id_to_token(int(i)) or UNK for i in ids]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Readable text; special tokens stay visible."""
+        """Return the text of ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def _require_special_tokens(self, path: Path | str) -> None:
-        lacking = [token for token in SPECIAL_TOKENS if self.backend.token_to_id(token) is None]
-        if lacking:
-            raise ValueError(f"{path}: the vocabulary lacks {', '.join(lacking)}; BERT needs all of {SPECIAL_TOKENS}")
+        missing = [token for token in SPECIAL_TOKENS if self.backend.token_to_id(token) is None]
+        if missing:
+            raise ValueError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of {SPECIAL_TOKENS}")
+
+
+def _vocabulary(tokens: Iterable[str]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(tokens)}
 
 
 def _read_vocabulary(file: Path) -> dict[str, int]:
     try:
-        # Not splitlines(): vocabularies hold tokens such as U+2028, which it takes for line ends.
+        # Not splitlines(): it takes tokens such as U+2028 for line ends.
         lines = file.read_text(encoding="utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text ({error})") from None
-    vocabulary = {token: i for i, token in enumerate(lines)}
+    vocabulary = _vocabulary(lines)
     if len(vocabulary) != len(lines):
         twice = next(token for i, token in enumerate(lines) if vocabulary[token] != i)
-        raise ValueError(f"{file}: the token {twice!r} is there twice (again on line {vocabulary[twice] + 1})")
+        raise ValueError(f"{file}: the token {twice!r} occurs twice (again on line {vocabulary[twice] + 1})")
     return vocabulary
 
 

@@ -1,1 +1,1 @@
-"""Texts around a model: sliding windows, answer spans, entity tags, tables of texts."""
+"""Texts around a model: windows over long texts, answer spans, entity tags, tables of texts."""

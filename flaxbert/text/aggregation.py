@@ -1,39 +1,35 @@
-"""Entities in a text, of the probabilities of its word pieces, as `transformers`' token-classification pipeline."""
+"""Turn tag probabilities of word pieces into entities, as the token-classification pipeline of `transformers` does."""
 
 import dataclasses
 import enum
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from tokenizers import Encoding
 
 from flaxbert.text.tags import OUTSIDE
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-
-    from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.tokenizer import UNK, WordPieceTokenizer
 
 
 class Aggregation(enum.Enum):
-    """How the pieces of a word agree on a tag."""
+    """Rule that chooses the tag of a word from the probabilities of its pieces."""
 
     SIMPLE = "simple"
-    """They need not: each piece has its own, and an entity may be part of a word."""
+    """Each piece keeps its own tag; an entity may be a part of a word."""
     FIRST = "first"
-    """That of the first piece."""
+    """Tag of the first piece."""
     AVERAGE = "average"
-    """The likeliest by the mean of their probabilities."""
+    """Tag with the highest mean probability."""
     MAX = "max"
-    """That of the piece which is surest of its own."""
+    """Tag of the piece with the highest probability."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-    """An entity in a text: characters `start` up to `end`, its type, and how sure its tags are (their mean).
+    """Entity text[start:end] with its type; `score` is the mean probability of its tags.
 
-    `word` is read from the pieces: in lower case where the tokenizer is, blanks around punctuation.
+    `word` is decoded from the pieces: lower-cased if the tokenizer lower-cases, with spaces around punctuation.
     """
 
     start: int
@@ -44,8 +40,8 @@ class Entity:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tagged:
-    """A piece or a word, and its tag."""
+class _TaggedSpan:
+    """Characters `start` to `end` of a piece or word, and its tag."""
 
     start: int
     end: int
@@ -54,8 +50,8 @@ class _Tagged:
     word: str
 
     @property
-    def parts(self) -> tuple[str, str]:
-        """Prefix and type; of a label without prefix, "I" and the whole label."""
+    def prefix_and_type(self) -> tuple[str, str]:
+        """Prefix and type of the tag; a tag without a prefix gives "I" and the whole tag."""
         prefix, dash, kind = self.tag.partition("-")
         return (prefix, kind) if dash and prefix in ("B", "I", "E", "S") else ("I", self.tag)
 
@@ -64,81 +60,86 @@ def aggregate_entities(
     probabilities: np.ndarray,
     *,
     text: str,
-    encoding: "Encoding",
+    encoding: Encoding,
     labels: Sequence[str],
-    tokenizer: "WordPieceTokenizer",
+    tokenizer: WordPieceTokenizer,
     strategy: Aggregation,
 ) -> list[Entity]:
-    """The entities of a text.
+    """Return the entities of a text.
 
-    Equal to `transformers.pipeline("token-classification", aggregation_strategy=...)` for labels with B- and I-, and
-    for those without prefix. Two differences: what a word is, says the tokenizer, where the pipeline compares lengths
-    of pieces and text (a word with a combining accent is torn apart there); and E- and S- end an entity, while there
-    they are part of its type.
+    The result equals `transformers.pipeline("token-classification", aggregation_strategy=...)` for labels with B- and
+    I- and for labels without prefix, with two differences. Words are those of the tokenizer; the pipeline compares the
+    lengths of pieces and text, which splits words with combining accents. E- and S- end an entity; the pipeline takes
+    them for a part of the type.
 
     Args:
-        probabilities: of the labels, for each piece [T, N]; [CLS] and [SEP] left out.
-        text: what was tokenized.
+        probabilities: for each piece, without [CLS] and [SEP], and each label [T, N].
+        text: the text that was tokenized.
         encoding: its pieces, from `WordPieceTokenizer.encode_pieces`.
         labels: the label of each id.
         tokenizer: joins pieces to words.
-        strategy: how the pieces of a word agree.
+        strategy: rule for words of several pieces.
 
     Raises:
-        ValueError: the shape of the probabilities is not that of pieces and labels.
+        ValueError: `probabilities` has another shape.
     """
     if probabilities.shape != (len(encoding.ids), len(labels)):
-        what = f"{len(encoding.ids)} pieces, {len(labels)} labels"
-        raise ValueError(f"probabilities have shape {probabilities.shape}; there are {what}")
+        expected = f"{len(encoding.ids)} pieces, {len(labels)} labels"
+        raise ValueError(f"probabilities have shape {probabilities.shape}; there are {expected}")
     offsets = encoding.offsets
-    unknown = tokenizer.token_id("[UNK]")
-    # An unknown word is shown as it is written.
+    unknown = tokenizer.token_id(UNK)
+    # An unknown word is shown as it is written in the text.
     tokens = [
-        text[start:end] if number == unknown else token
-        for number, token, (start, end) in zip(encoding.ids, encoding.tokens, offsets, strict=True)
+        text[start:end] if token_id == unknown else token
+        for token_id, token, (start, end) in zip(encoding.ids, encoding.tokens, offsets, strict=True)
     ]
     tagged = []
-    for pieces in _words(encoding.word_ids, strategy):
-        row = _agreed(probabilities[pieces], strategy)
-        best = int(row.argmax())
+    for pieces in _group_pieces(encoding.word_ids, strategy):
+        word_probabilities = _aggregate_pieces(probabilities[pieces], strategy)
+        best = int(word_probabilities.argmax())
         first, last = pieces[0], pieces[-1]
-        word = tokens[first] if strategy is Aggregation.SIMPLE else _joined([tokens[i] for i in pieces], tokenizer)
-        tagged.append(_Tagged(offsets[first][0], offsets[last][1], labels[best], float(row[best]), word))
-    return [_entity(members, tokenizer) for members in _grouped(tagged) if members[0].tag != OUTSIDE]
+        word = tokens[first] if strategy is Aggregation.SIMPLE else _join([tokens[i] for i in pieces], tokenizer)
+        score = float(word_probabilities[best])
+        tagged.append(_TaggedSpan(offsets[first][0], offsets[last][1], labels[best], score, word))
+    return [_entity(members, tokenizer) for members in _group_spans(tagged) if members[0].tag != OUTSIDE]
 
 
-def _words(word_ids: Sequence[int | None], strategy: Aggregation) -> list[list[int]]:
-    """The pieces of each word; each piece by itself for SIMPLE."""
+def _group_pieces(word_ids: Sequence[int | None], strategy: Aggregation) -> list[list[int]]:
+    """Return the indices of each word's pieces; for SIMPLE every piece is a group."""
     pieces = range(len(word_ids))
     if strategy is Aggregation.SIMPLE:
         return [[i] for i in pieces]
     return [list(members) for _, members in itertools.groupby(pieces, key=lambda i: word_ids[i])]
 
 
-def _agreed(rows: np.ndarray, strategy: Aggregation) -> np.ndarray:
-    """The probabilities [N] that stand for a word's pieces [P, N]."""
+def _aggregate_pieces(probabilities: np.ndarray, strategy: Aggregation) -> np.ndarray:
+    """Return the probabilities [N] of a word from those of its pieces [P, N]."""
     if strategy is Aggregation.AVERAGE:
-        return rows.mean(axis=0)
-    return rows[rows.max(axis=1).argmax()] if strategy is Aggregation.MAX else rows[0]
+        return probabilities.mean(axis=0)
+    if strategy is Aggregation.MAX:
+        return probabilities[probabilities.max(axis=1).argmax()]
+    return probabilities[0]
 
 
-def _grouped(tagged: Sequence[_Tagged]) -> list[list[_Tagged]]:
-    """Neighbours of one type together, unless a prefix says that the first has ended or the second begins."""
-    groups: list[list[_Tagged]] = []
-    for item in tagged:
-        before, here = groups[-1][-1].parts if groups else ("", ""), item.parts
-        if groups and here[1] == before[1] and here[0] in "IE" and before[0] in "BI":
-            groups[-1].append(item)
+def _group_spans(tagged: Sequence[_TaggedSpan]) -> list[list[_TaggedSpan]]:
+    """Group neighbours of one type, unless a prefix ends the first or begins the second."""
+    groups: list[list[_TaggedSpan]] = []
+    previous_prefix, previous_type = "", ""
+    for span in tagged:
+        prefix, kind = span.prefix_and_type
+        if groups and kind == previous_type and prefix in "IE" and previous_prefix in "BI":
+            groups[-1].append(span)
         else:
-            groups.append([item])
+            groups.append([span])
+        previous_prefix, previous_type = prefix, kind
     return groups
 
 
-def _entity(members: Sequence[_Tagged], tokenizer: "WordPieceTokenizer") -> Entity:
+def _entity(members: Sequence[_TaggedSpan], tokenizer: WordPieceTokenizer) -> Entity:
     score = float(np.mean([member.score for member in members]))
-    word = _joined([member.word for member in members], tokenizer)
-    return Entity(members[0].start, members[-1].end, members[0].parts[1], score, word)
+    word = _join([member.word for member in members], tokenizer)
+    return Entity(members[0].start, members[-1].end, members[0].prefix_and_type[1], score, word)
 
 
-def _joined(tokens: list[str], tokenizer: "WordPieceTokenizer") -> str:
+def _join(tokens: list[str], tokenizer: WordPieceTokenizer) -> str:
     return tokenizer.backend.decoder.decode(tokens)

@@ -1,4 +1,7 @@
-"""The best answers to a question, from the scores of all windows of its context."""
+"""Rank the answer spans of a question, by the rules of Google BERT's run_squad.
+
+Spans are counted in characters of the context, so that scripts without spaces between words work as well.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -10,9 +13,9 @@ from flaxbert.text.windows import QuestionWindow
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A possible answer: `text` is context[start:end], empty where it says that there is no answer.
+    """Possible answer `text` = context[start:end]; an empty text means "no answer".
 
-    `probability` is a softmax over the candidates' scores, start_logit + end_logit.
+    `probability` is a softmax over the scores of all ranked candidates.
     """
 
     text: str
@@ -24,17 +27,17 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """The higher, the better."""
+        """Sum of start logit and end logit."""
         return self.start_logit + self.end_logit
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedAnswers:
-    """What is known about the answer to a question.
+    """Ranked answers of one question.
 
     Attributes:
-        candidates: best first.
-        null_odds: by how much "there is no answer" scores better than the best candidate that is one.
+        candidates: highest score first.
+        null_odds: score of "no answer" minus the score of the best candidate with a text (run_squad's score_diff).
     """
 
     candidates: tuple[Candidate, ...]
@@ -42,11 +45,11 @@ class RankedAnswers:
 
     @property
     def best(self) -> str:
-        """The best answer's text; empty where no window has any."""
+        """Text of the best candidate that has one; empty if none has."""
         return next((candidate.text for candidate in self.candidates if candidate.text), "")
 
     def text(self, threshold: float | None) -> str:
-        """The best answer's text, empty where the odds that there is none exceed the threshold (None: never)."""
+        """Return the best text, or an empty text if `null_odds` exceeds the threshold; None is never exceeded."""
         return "" if threshold is not None and self.null_odds > threshold else self.best
 
 
@@ -60,31 +63,34 @@ def rank_answers(
     max_answer: int = 30,
     may_be_empty: bool = False,
 ) -> RankedAnswers:
-    """Answers by the rules of run_squad.
+    """Return the best answers to one question from the logits of all windows of its context.
 
-    Of every window the `n_best` best starts and ends are paired. A pair counts whose start has its maximum of context
-    here, whose end is not before it and both in the context. That there is no answer scores as [CLS] does for both,
-    in the window where that is least. Unlike run_squad, padding is never among the best; where nothing is found, the
-    odds are, as in Hugging Face's scripts, against a score of 0.
+    The `n_best` highest starts and ends of every window are paired. A pair is a candidate if its start has its maximum
+    context in this window, its end is not before its start, and both are context tokens. "No answer" has the score of
+    [CLS] as start and end, in the window where this score is lowest. Unlike run_squad, padding is never a candidate. If
+    no span is found, `null_odds` compares with a score of 0, as Hugging Face's scripts do.
 
     Args:
         context: of the question.
-        windows: those of `question_windows`, of one question.
-        start_logits: of each window [T] or more; those beyond its tokens are not looked at.
+        windows: all windows of the question, from `question_windows`.
+        start_logits: for each window [T] or longer; values beyond the window's tokens are ignored.
         end_logits: likewise.
-        n_best: candidates to return; the same text counts once, with its best score.
-        max_answer: tokens of an answer.
-        may_be_empty: whether "no answer" is a candidate. It is one more where it is not among the best.
+        n_best: number of candidates to return. Candidates with equal texts count once, with the best score.
+        max_answer: maximum number of tokens of an answer.
+        may_be_empty: make "no answer" a candidate. It is added to the `n_best` if it is not among them.
 
     Raises:
-        ValueError: there is no window, or one with more tokens than scores; or `n_best` has no room for an answer.
+        ValueError: there is no window, a window has more tokens than logits, or `n_best` is too small.
     """
     if n_best < 1 + may_be_empty:
         raise ValueError(f'n_best is {n_best}; must be at least 1, or 2 where "no answer" is a candidate')
-    starts, ends = _cut(windows, start_logits), _cut(windows, end_logits)
-    spans = [_spans(*of_one, n_best, max_answer) for of_one in zip(windows, starts, ends, strict=True)]
-    (characters, scores) = (np.concatenate(parts) for parts in zip(*spans, strict=True))
-    null = min(((s[0], e[0]) for s, e in zip(starts, ends, strict=True)), key=sum)
+    starts, ends = _window_logits(windows, start_logits), _window_logits(windows, end_logits)
+    spans = [
+        _window_spans(window, start, end, n_best, max_answer)
+        for window, start, end in zip(windows, starts, ends, strict=True)
+    ]
+    characters, scores = (np.concatenate(parts) for parts in zip(*spans, strict=True))
+    null = min(((start[0], end[0]) for start, end in zip(starts, ends, strict=True)), key=sum)
     if may_be_empty:
         characters, scores = np.append(characters, [[0, 0]], axis=0), np.append(scores, [null], axis=0)
     order = np.argsort(-scores.sum(axis=1), kind="stable")
@@ -92,28 +98,34 @@ def rank_answers(
         Candidate(context[first:last], int(first), int(last), float(start), float(end))
         for (first, last), (start, end) in zip(characters[order], scores[order], strict=True)
     )
-    found = _distinct(ranked, n_best)
-    if may_be_empty and all(candidate.text for candidate in found):
-        found.append(Candidate("", 0, 0, float(null[0]), float(null[1])))
-    best = next((candidate.score for candidate in found if candidate.text), 0.0)
-    return RankedAnswers(_with_probabilities(found), float(sum(null)) - best)
+    candidates = _distinct_texts(ranked, n_best)
+    if may_be_empty and all(candidate.text for candidate in candidates):
+        candidates.append(Candidate("", 0, 0, float(null[0]), float(null[1])))
+    best = next((candidate.score for candidate in candidates if candidate.text), 0.0)
+    return RankedAnswers(_with_probabilities(candidates), float(sum(null)) - best)
 
 
-def _cut(windows: Sequence[QuestionWindow], logits: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _window_logits(windows: Sequence[QuestionWindow], logits: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return each window's logits without padding, in float64.
+
+    In float64 the sum of two logits is exact, as it is for Python's floats in run_squad.
+    """
     if not windows:
         raise ValueError("no windows: a question has at least one")
+    cut = []
     for window, given in zip(windows, logits, strict=True):
         if len(given) < len(window.ids):
             raise ValueError(f"{len(given)} scores for a window of {len(window.ids)} tokens")
-    # In float64, so that a sum of two is exact, as that of Python's floats in the reference.
-    return [np.asarray(given, np.float64)[: len(window.ids)] for window, given in zip(windows, logits, strict=True)]
+        cut.append(np.asarray(given, np.float64)[: len(window.ids)])
+    return cut
 
 
-def _spans(
-    window: QuestionWindow, starts: np.ndarray, ends: np.ndarray, n_best: int, max_answer: int
+def _window_spans(
+    window: QuestionWindow, start_logits: np.ndarray, end_logits: np.ndarray, n_best: int, max_answer: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of a window's allowed pairs: from and up to which character [N, 2], score as start and as end [N, 2]."""
-    first, last = (np.argsort(-logits, kind="stable")[:n_best] - window.first for logits in (starts, ends))
+    """Return the candidates of a window: `(start, end)` in characters [N, 2], start and end logit [N, 2]."""
+    first = np.argsort(-start_logits, kind="stable")[:n_best] - window.first
+    last = np.argsort(-end_logits, kind="stable")[:n_best] - window.first
     count = len(window.offsets)
     first, last = first[(first >= 0) & (first < count)], last[(last >= 0) & (last < count)]
     first = first[window.has_max_context[first]]
@@ -121,25 +133,28 @@ def _spans(
     i, j = np.nonzero((length >= 1) & (length <= max_answer))
     first, last = first[i], last[j]
     characters = np.stack([window.offsets[first, 0], window.offsets[last, 1]], axis=1)
-    scores = np.stack([starts[window.first + first], ends[window.first + last]], axis=1)
-    some = characters[:, 0] < characters[:, 1]
-    return characters[some], scores[some]
+    scores = np.stack([start_logits[window.first + first], end_logits[window.first + last]], axis=1)
+    not_empty = characters[:, 0] < characters[:, 1]
+    return characters[not_empty], scores[not_empty]
 
 
-def _distinct(ranked: Iterable[Candidate], count: int) -> list[Candidate]:
-    """The first so many whose texts differ."""
-    found: dict[str, Candidate] = {}
+def _distinct_texts(ranked: Iterable[Candidate], count: int) -> list[Candidate]:
+    """Return the first `count` candidates whose texts differ."""
+    by_text: dict[str, Candidate] = {}
     for candidate in ranked:
-        if len(found) == count:
+        if len(by_text) == count:
             break
-        found.setdefault(candidate.text, candidate)
-    return list(found.values())
+        by_text.setdefault(candidate.text, candidate)
+    return list(by_text.values())
 
 
 def _with_probabilities(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     if not candidates:
         return ()
     scores = np.array([candidate.score for candidate in candidates])
-    weights = np.exp(scores - scores.max())
-    chances = (weights / weights.sum()).tolist()
-    return tuple(dataclasses.replace(c, probability=chance) for c, chance in zip(candidates, chances, strict=True))
+    exponentials = np.exp(scores - scores.max())
+    probabilities = (exponentials / exponentials.sum()).tolist()
+    return tuple(
+        dataclasses.replace(candidate, probability=probability)
+        for candidate, probability in zip(candidates, probabilities, strict=True)
+    )

@@ -104,7 +104,7 @@ def test_broken_files(tmp_path, data_dir):
     with pytest.raises(ValueError, match=r"lacks \[CLS\], \[SEP\], \[MASK\]"):
         WordPieceTokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "b", "a"]))
-    with pytest.raises(ValueError, match=r"'a' is there twice \(again on line 8\)"):
+    with pytest.raises(ValueError, match=r"'a' occurs twice \(again on line 8\)"):
         WordPieceTokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\n")
     with pytest.raises(ValueError, match="not UTF-8"):
@@ -129,5 +129,5 @@ def test_an_id_far_beyond_any_vocabulary_is_refused(tmp_path):
     model = {"type": "WordPiece", "vocab": tokens, "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
     content = {"version": "1.0", "model": model | {"max_input_chars_per_word": 100}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tokenizer.json: has a token of the id 4294967294"):
+    with pytest.raises(ValueError, match="tokenizer.json: the largest token id is 4294967294"):
         WordPieceTokenizer.load(tmp_path)
