@@ -138,7 +138,7 @@ class Predict:
         if self.texts:
             options["batch_size"] = min(self.batch_size, len(self.texts))
         elif self.file is None and sys.stdin.isatty():  # whoever types waits for each answer
-            options |= {"batch_size": 1, "window": 1}
+            options |= {"batch_size": 1, "read_ahead": 1}
         if self.targets:
             options["targets"] = self.targets
         if self.pooling is not None:

@@ -9,15 +9,15 @@ import numpy as np
 from flaxbert.cli.text_inputs import InputShape
 from flaxbert.files import escape_control_characters
 from flaxbert.pipelines import (
-    Answer,
     Choice,
     Classification,
     EntityRecognitionPipeline,
+    ExtractedAnswer,
     FilledText,
     FillMaskPipeline,
-    Following,
     MultipleChoicePipeline,
     NextSentencePipeline,
+    NextSentencePrediction,
     Pipeline,
     QuestionAnsweringPipeline,
     SentenceEmbeddingPipeline,
@@ -61,7 +61,7 @@ def _classified(texts: Sequence[str], answer: Classification) -> list[str]:
     return [" | ".join(texts), *(f"  {label.score:.4f}  {label.name}" for label in answer.labels)]
 
 
-def _followed(texts: Sequence[str], answer: Following) -> list[str]:
+def _followed(texts: Sequence[str], answer: NextSentencePrediction) -> list[str]:
     return [f"{answer.probability:.4f}  {'follows' if answer.follows else 'does not'}  {' | '.join(texts)}"]
 
 
@@ -75,7 +75,7 @@ def _tagged(texts: Sequence[str], answer: TaggedText) -> list[str]:
     return [texts[0], *(f"  {e.score:.4f}  {e.type:8} {answer.text[e.start : e.end]}" for e in answer.entities)]
 
 
-def _answered(texts: Sequence[str], answer: Answer) -> list[str]:
+def _answered(texts: Sequence[str], answer: ExtractedAnswer) -> list[str]:
     lines = [texts[0], f"  {answer.probability:.4f} * {answer.text or '(no answer)'}"]
     others = (candidate for candidate in answer.candidates if candidate.text != answer.text)
     return [*lines, *(f"  {other.probability:.4f}   {other.text or '(no answer)'}" for other in others)]

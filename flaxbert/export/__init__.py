@@ -14,5 +14,6 @@ _RENAMED = {"Exported": "ExportedModel", "load": "load_stablehlo"}
 
 def __getattr__(name: str) -> object:
     if name in _RENAMED:
-        raise AttributeError(f"flaxbert.export.{name} is now flaxbert.export.{_RENAMED[name]}")
+        # ImportError, because `from ... import` would hide the message of an AttributeError.
+        raise ImportError(f"flaxbert.export.{name} is now flaxbert.export.{_RENAMED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

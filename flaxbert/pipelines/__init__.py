@@ -1,40 +1,45 @@
-"""Texts in, answers out: one pipeline a task, on the same batches.
+"""Pipelines from texts to results, one class per task.
 
     fill = FillMaskPipeline.from_pretrained("folder", top_k=3)
     fill(["Paris is the [MASK] of France."])[0].masks[0][0].token
 
-Each is a frozen dataclass of a model, its parameters and its tokenizer. Calling it with a list gives one small
-dataclass a text (`SentenceEmbeddingPipeline` an array); `stream` takes any iterable and gives them one by one, as their
-window is ready.
+A pipeline is a frozen dataclass of a model, its parameters and its tokenizer. A call takes a list of texts and returns
+one small dataclass per text (`SentenceEmbeddingPipeline` returns an array). `stream` takes any iterable and yields the
+results one by one.
 """
 
-from flaxbert.pipelines.answer_extraction import Answer, QuestionAnsweringPipeline
+from flaxbert.pipelines.answer_extraction import ExtractedAnswer, QuestionAnsweringPipeline
 from flaxbert.pipelines.entity_recognition import EntityRecognitionPipeline, TaggedText
 from flaxbert.pipelines.fill_mask import FilledText, Filling, FillMaskPipeline
-from flaxbert.pipelines.multiple_choice import Choice, MultipleChoicePipeline
-from flaxbert.pipelines.next_sentence import Following, NextSentencePipeline
 from flaxbert.pipelines.pipeline import Pipeline
-from flaxbert.pipelines.sentence_embedding import SentenceEmbeddingPipeline
-from flaxbert.pipelines.sentence_folder import Pooling
-from flaxbert.pipelines.text_classification import Classification, Label, TextClassificationPipeline
+from flaxbert.pipelines.sentence_embedding import Pooling, SentenceEmbeddingPipeline
+from flaxbert.pipelines.text_classification import (
+    Choice,
+    Classification,
+    Label,
+    MultipleChoicePipeline,
+    NextSentencePipeline,
+    NextSentencePrediction,
+    TextClassificationPipeline,
+)
 from flaxbert.text.aggregation import Aggregation, Entity
 from flaxbert.text.answers import Candidate
 
 __all__ = [
     "Aggregation",
-    "Answer",
     "Candidate",
     "Choice",
     "Classification",
     "Entity",
     "EntityRecognitionPipeline",
+    "ExtractedAnswer",
     "FillMaskPipeline",
     "FilledText",
     "Filling",
-    "Following",
     "Label",
     "MultipleChoicePipeline",
     "NextSentencePipeline",
+    "NextSentencePrediction",
     "Pipeline",
     "Pooling",
     "QuestionAnsweringPipeline",
@@ -42,3 +47,22 @@ __all__ = [
     "TaggedText",
     "TextClassificationPipeline",
 ]
+
+_RENAMED = {
+    "Answer": "ExtractedAnswer",
+    "EntityRecognition": "EntityRecognitionPipeline",
+    "FillMask": "FillMaskPipeline",
+    "Following": "NextSentencePrediction",
+    "MultipleChoice": "MultipleChoicePipeline",
+    "NextSentence": "NextSentencePipeline",
+    "QuestionAnswering": "QuestionAnsweringPipeline",
+    "SentenceEmbedding": "SentenceEmbeddingPipeline",
+    "TextClassification": "TextClassificationPipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        # ImportError, because `from ... import` would hide the message of an AttributeError.
+        raise ImportError(f"flaxbert.pipelines.{name} is now flaxbert.pipelines.{_RENAMED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

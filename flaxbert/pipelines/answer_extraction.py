@@ -1,29 +1,32 @@
-"""Answers to questions, found in contexts of any length."""
+"""Pipeline that answers questions with a part of a context of any length."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 
-from flaxbert.pipelines.batching import Row
-from flaxbert.pipelines.pipeline import Pipeline, at_least, fields_of, text_of
+from flaxbert.pipelines.batching import InputSequence
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
 from flaxbert.text.answers import Candidate, rank_answers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 
-_MAX_QUERY = 64  # run_squad's
-_SPECIAL = 3  # [CLS], and two [SEP]
+_MAX_QUERY = 64  # the default of run_squad
+_SPECIAL_TOKENS = 3  # [CLS] and two [SEP]
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a context says to a question: `text` is context[start:end], empty where it has no answer.
+class ExtractedAnswer:
+    """Answer `text` = context[start:end]; an empty text means that the context has no answer.
 
-    `probability` is among the candidates that were ranked, `n_best` of them; `candidates` are the best of these, the
-    likeliest first, without "there is no answer" where that is not among the best. `null_odds` says by how much it
-    scores better than the best text.
+    Attributes:
+        text: the answer.
+        start: its first character.
+        end: the character after its last.
+        probability: relative to all ranked candidates (`n_best`).
+        null_odds: score of "no answer" minus the score of the best text.
+        candidates: the `top_k` best candidates, highest score first; "no answer" is included only if it is among them.
     """
 
     text: str
@@ -35,31 +38,32 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part(Row):
-    """A window of a context."""
+class _ContextWindow(InputSequence):
+    """Model input of a window."""
 
     _: dataclasses.KW_ONLY
     window: QuestionWindow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuestionAnsweringPipeline(Pipeline[tuple[str, str], Answer]):
-    """The part of a context that answers a question, by the rules of Google's run_squad.
+class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
+    """Part of a context that answers a question, by the rules of Google's run_squad.
 
-    A question and a context longer than `max_length` are read in overlapping windows, each with the question. Settings
-    equal to those of an evaluation give its answers.
+    A question and a context longer than `max_length` are split into overlapping windows, each with the question. With
+    the settings of an evaluation of training, the answers are the same.
 
     Attributes:
-        top_k: candidates of each answer.
-        n_best: starts and ends of each window that are paired, and candidates that probabilities are among; `top_k`
-            where that is more.
-        max_answer: tokens of an answer.
-        max_query: tokens of a question; those beyond are cut off. 64 where None, or a third of a shorter window.
-        step: tokens from the start of a window to that of the next; instead of `overlap`.
-        overlap: tokens of context that a window shares with the next; where neither is given, a quarter of what the
-            longest question leaves of a window.
-        null_threshold: there is no answer where the null odds exceed this; None, for models that were taught no such
-            questions, always takes the best text.
+        top_k: number of candidates of each answer.
+        n_best: number of starts and ends of each window that are paired, and of candidates that are ranked; at least
+            `top_k` are taken.
+        max_answer: maximum number of tokens of an answer.
+        max_query: maximum number of tokens of a question; further tokens are cut off. None is 64, or a third of a
+            shorter window.
+        step: tokens from the start of a window to the start of the next one; an alternative to `overlap`.
+        overlap: tokens of context that neighbouring windows share. If neither is given, a quarter of the room that the
+            longest question leaves in a window.
+        null_threshold: the answer is empty if `null_odds` exceeds this. None, for models that were not trained with
+            unanswerable questions, always takes the best text.
     """
 
     top_k: int = 5
@@ -74,60 +78,63 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], Answer]):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least("top_k", self.top_k, 1)
-        at_least("n_best", self.n_best, 1)
-        at_least("max_answer", self.max_answer, 1)
+        require_at_least("top_k", self.top_k, 1)
+        require_at_least("n_best", self.n_best, 1)
+        require_at_least("max_answer", self.max_answer, 1)
         if self.null_threshold is not None and math.isnan(self.null_threshold):
             raise ValueError("null_threshold is not a number")
         if self.model.config.type_vocab_size < 2:
             raise ValueError("the model has one token type; questions and their contexts need two")
-        _ = self._windowing  # which checks its numbers
+        self._windowing_options()  # raises an error for numbers out of range
 
-    def __call__(self, questions: Iterable[tuple[str, str]]) -> list[Answer]:
-        """The answer to each question: a pair of the question and its context.
+    def __call__(self, questions: Iterable[tuple[str, str]]) -> list[ExtractedAnswer]:
+        """Return the answer to each pair of a question and its context.
 
         Raises:
-            TypeError, ValueError: names the first input that is no such pair.
+            TypeError, ValueError: an input is not such a pair; the message names the first one.
         """
         return list(self.stream(questions))
 
-    @functools.cached_property
-    def _windowing(self) -> WindowingOptions:
-        longest = self._longest
-        query = min(_MAX_QUERY, longest // 3) if self.max_query is None else self.max_query
-        usual = max(0, longest - query - _SPECIAL) // 4 if self.step is None else None
-        return WindowingOptions(longest, query, self.step, usual if self.overlap is None else self.overlap)
+    def _windowing_options(self) -> WindowingOptions:
+        max_query = min(_MAX_QUERY, self._longest // 3) if self.max_query is None else self.max_query
+        overlap = self.overlap
+        if self.step is None and overlap is None:
+            overlap = max(0, self._longest - max_query - _SPECIAL_TOKENS) // 4
+        return WindowingOptions(self._longest, max_query, self.step, overlap)
 
-    def _checked(self, item: Any, place: str) -> tuple[str, str]:
-        question, context = fields_of(item, place, "a pair of a question and its context")
-        return text_of(question, f"{place}[0]"), text_of(context, f"{place}[1]")
+    def _check(self, item: Any, name: str) -> tuple[str, str]:
+        question, context = require_pair(item, name, "a pair of a question and its context")
+        return require_text(question, f"{name}[0]"), require_text(context, f"{name}[1]")
 
-    def _rows(self, items: Sequence[tuple[str, str]], places: Sequence[str]) -> list[list[Row]]:
+    def _encode(self, items: Sequence[tuple[str, str]], names: Sequence[str]) -> list[list[InputSequence]]:
         questions, contexts = zip(*items, strict=True)
-        found = question_windows(self.tokenizer, questions, contexts, self._windowing)
-        return [[self._part(window) for window in own] for own in found]
+        windows = question_windows(self.tokenizer, questions, contexts, self._windowing_options())
+        return [
+            [_ContextWindow(window.ids.tolist(), window.types.tolist(), window=window) for window in of_question]
+            for of_question in windows
+        ]
 
-    def _part(self, window: QuestionWindow) -> Row:
-        return _Part(window.ids.tolist(), window.types.tolist(), window=window)
-
-    def _forward(self, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        out = self._outputs(params, batch)
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        out = self._model_outputs(params, batch)
         return out.start_logits, out.end_logits
 
-    def _result(self, item: tuple[str, str], rows: Sequence[Row], outputs: Sequence[Any]) -> Answer:
-        starts, ends = zip(*outputs, strict=True)
+    def _decode(
+        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[Any]
+    ) -> ExtractedAnswer:
+        start_logits, end_logits = zip(*outputs, strict=True)
         may_be_empty = self.null_threshold is not None
         answers = rank_answers(
             item[1],
-            [row.window for row in rows if isinstance(row, _Part)],
-            starts,
-            ends,
+            [sequence.window for sequence in sequences if isinstance(sequence, _ContextWindow)],
+            start_logits,
+            end_logits,
             n_best=max(self.n_best, self.top_k, 1 + may_be_empty),
             max_answer=self.max_answer,
             may_be_empty=may_be_empty,
         )
         text = answers.text(self.null_threshold)
-        nothing = Candidate("", 0, 0, 0.0, 0.0)  # of a context without tokens
-        best = next((candidate for candidate in answers.candidates if candidate.text == text), nothing)
-        shown = answers.candidates[: self.top_k]
-        return Answer(best.text, best.start, best.end, best.probability, answers.null_odds, shown)
+        no_candidate = Candidate("", 0, 0, 0.0, 0.0)  # for a context without tokens
+        best = next((candidate for candidate in answers.candidates if candidate.text == text), no_candidate)
+        return ExtractedAnswer(
+            best.text, best.start, best.end, best.probability, answers.null_odds, answers.candidates[: self.top_k]
+        )

@@ -1,51 +1,49 @@
-"""Named entities, or whatever else a model tags, in texts of any length."""
+"""Pipeline that finds named entities, or other tagged spans, in texts of any length."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from tokenizers import Encoding
 
-from flaxbert.pipelines.batching import Row
-from flaxbert.pipelines.pipeline import Pipeline, text_of
+from flaxbert.pipelines.batching import InputSequence
+from flaxbert.pipelines.pipeline import Pipeline, require_text
 from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
 from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import CLS, SEP
 
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-
-_SPECIAL = 2  # [CLS] and [SEP]
+_SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 
 
 @dataclasses.dataclass(frozen=True)
 class TaggedText:
-    """A text and its entities, in their order."""
+    """A text and its entities, in the order of the text."""
 
     text: str
     entities: tuple[Entity, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part(Row):
-    """A window of a text, and the pieces of the whole text."""
+class _TextWindow(InputSequence):
+    """A window of a text, and the encoding of the whole text."""
 
     _: dataclasses.KW_ONLY
-    encoding: "Encoding"
+    encoding: Encoding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
-    """The entities of a text, equal to those of transformers' pipeline "token-classification" where that cuts nothing.
+    """Entities of texts, equal to those of transformers' pipeline "token-classification" unless that truncates.
 
-    A text longer than `max_length` is read in overlapping windows of so many tokens. What is said of a piece is taken
-    from the window in which it has most context; the pieces of the whole text then are made into entities at once, so
-    that no entity ends where a window does.
+    A text longer than `max_length` is split into overlapping windows. The probabilities of a piece are taken from the
+    window in which it has the most context. The entities are made from the pieces of the whole text, so windows do not
+    split them.
 
     Attributes:
-        aggregation: how the pieces of a word agree on a tag.
-        overlap: pieces that neighbouring windows share; a quarter of a window where None.
+        aggregation: rule for the tag of a word of several pieces.
+        overlap: number of pieces that neighbouring windows share; None is a quarter of a window.
     """
 
     aggregation: Aggregation = Aggregation.FIRST
@@ -57,47 +55,47 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
         super().__post_init__()
         if not isinstance(self.aggregation, Aggregation):
             raise ValueError(f"aggregation is {self.aggregation!r}; give one of {', '.join(map(str, Aggregation))}")
-        room = self._longest - _SPECIAL
+        room = self._longest - _SPECIAL_TOKENS
         if self.overlap is not None and not 0 <= self.overlap < room:
             raise ValueError(f"overlap is {self.overlap}; allowed: 0 to {room - 1}, less than a window has pieces")
 
     def __call__(self, texts: Iterable[str]) -> list[TaggedText]:
-        """The entities of each text.
+        """Return the entities of each text.
 
         Raises:
-            TypeError, ValueError: names the first text that is none, or is empty.
+            TypeError, ValueError: an input is not a text, or is empty; the message names the first one.
         """
         return list(self.stream(texts))
 
-    def _checked(self, item: Any, place: str) -> str:
-        return text_of(item, place)
+    def _check(self, item: Any, name: str) -> str:
+        return require_text(item, name)
 
-    def _rows(self, items: Sequence[str], places: Sequence[str]) -> list[list[Row]]:
-        return [self._parts(encoding) for encoding in self.tokenizer.encode_pieces(items)]
+    def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
+        return [self._split(encoding) for encoding in self.tokenizer.encode_pieces(items)]
 
-    def _parts(self, encoding: "Encoding") -> list[Row]:
+    def _split(self, encoding: Encoding) -> list[InputSequence]:
         cls, sep, ids = self.tokenizer.token_id(CLS), self.tokenizer.token_id(SEP), encoding.ids
-        tokens = [[cls, *ids[start:end], sep] for start, end in self._places(len(ids))]
-        return [_Part(window, [0] * len(window), encoding=encoding) for window in tokens]
+        windows = [[cls, *ids[start:end], sep] for start, end in self._window_spans(len(ids))]
+        return [_TextWindow(window, [0] * len(window), encoding=encoding) for window in windows]
 
-    def _places(self, length: int) -> list[tuple[int, int]]:
-        room = self._longest - _SPECIAL
+    def _window_spans(self, length: int) -> list[tuple[int, int]]:
+        room = self._longest - _SPECIAL_TOKENS
         return sliding_windows(length, room, room // 4 if self.overlap is None else self.overlap)
 
-    def _forward(self, params: Any, batch: Any) -> jax.Array:
-        return jax.nn.softmax(self._outputs(params, batch).logits, axis=-1)
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+        return jax.nn.softmax(self._model_outputs(params, batch).logits, axis=-1)
 
-    def _result(self, item: str, rows: Sequence[Row], outputs: Sequence[Any]) -> TaggedText:
-        first = rows[0]
-        assert isinstance(first, _Part)
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> TaggedText:
+        first = sequences[0]
+        assert isinstance(first, _TextWindow)
         labels, length = self.model.config.id2label, len(first.encoding.ids)
-        places = self._places(length)
-        owner = max_context_windows(places, length)
+        spans = self._window_spans(length)
+        max_context = max_context_windows(spans, length)
         probabilities = np.zeros((length, len(labels)), np.float32)
-        for number, ((start, end), output) in enumerate(zip(places, outputs, strict=True)):
-            own = owner[start:end] == number
-            probabilities[start:end][own] = output[1 : 1 + end - start][own]  # without [CLS]
-        found = aggregate_entities(
+        for index, ((start, end), output) in enumerate(zip(spans, outputs, strict=True)):
+            selected = max_context[start:end] == index
+            probabilities[start:end][selected] = output[1 : 1 + end - start][selected]  # without [CLS]
+        entities = aggregate_entities(
             probabilities,
             text=item,
             encoding=first.encoding,
@@ -105,4 +103,4 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
             tokenizer=self.tokenizer,
             strategy=self.aggregation,
         )
-        return TaggedText(item, tuple(found))
+        return TaggedText(item, tuple(entities))

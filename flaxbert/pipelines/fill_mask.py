@@ -1,30 +1,30 @@
-"""Words for [MASK]."""
+"""Pipeline that fills [MASK] tokens."""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert.pipelines.batching import Row
-from flaxbert.pipelines.pipeline import Pipeline, at_least, text_of
+from flaxbert.pipelines.batching import InputSequence, chunked
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text
 from flaxbert.tokenizer import MASK, UNK
 
-# Masks of a row that are scored at once. The decoder's work for the four is a few hundredths of the encoder's, so one
-# shape serves texts with one mask and with more; those with more still are several rows.
-_SLOTS = 4
-_CONTINUED = "##"
+# Number of masks per sequence that are scored at once. The decoder takes a few hundredths of the encoder's time for
+# four positions, so one shape serves texts with one mask and with more. Texts with more masks are several sequences.
+_MASKS_PER_SEQUENCE = 4
+_CONTINUATION = "##"
 
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-    """One word for one mask: the token, its id and probability, and the text with it in place.
+    """Token for one mask, its id and probability, and the text in which it replaces the mask.
 
-    Of `text` the other masks stay; a token like "##ing" is joined to the word before it.
+    The other masks of the text stay. A token such as "##ing" is joined to the word before it.
     """
 
     token: str
@@ -35,20 +35,19 @@ class Filling:
 
 @dataclasses.dataclass(frozen=True)
 class FilledText:
-    """The fillings of each mask of a text, in its order, the likeliest first; each mask is filled on its own."""
+    """Fillings of each mask of a text, the most probable first; every mask is filled independently of the others."""
 
     masks: tuple[tuple[Filling, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FillMaskPipeline(Pipeline[str, FilledText]):
-    """The likeliest words for every [MASK] of a text.
-
-    Probabilities are of the whole vocabulary, and equal to those of transformers' pipeline "fill-mask".
+    """Most probable tokens for every [MASK] of a text, equal to those of transformers' pipeline "fill-mask".
 
     Attributes:
-        top_k: fillings of each mask.
-        targets: only these words are considered, each one token of the vocabulary; probabilities stay those among all.
+        top_k: number of fillings of each mask.
+        targets: words to choose from, each one token of the vocabulary; None chooses from the whole vocabulary. The
+            probabilities are relative to the whole vocabulary in both cases.
     """
 
     top_k: int = 5
@@ -58,69 +57,84 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least("top_k", self.top_k, 1)
+        require_at_least("top_k", self.top_k, 1)
         if self.targets is not None and not len(self._target_ids):
             raise ValueError("targets is empty; name a word, or give None for the whole vocabulary")
 
     def __call__(self, texts: Iterable[str]) -> list[FilledText]:
-        """The fillings of each text.
+        """Return the fillings of each text.
 
         Raises:
-            TypeError, ValueError: names the first text that is none, holds no [MASK], or one beyond `max_length`.
+            TypeError, ValueError: an input is not a text, has no [MASK], or has one beyond `max_length`; the message
+                names the first one.
         """
         return list(self.stream(texts))
 
     @functools.cached_property
     def _target_ids(self) -> np.ndarray:
-        """The ids of the targets [N], none twice."""
+        """Distinct ids of the targets [N]."""
         assert self.targets is not None
         ids = []
         for word, pieces in zip(self.targets, self.tokenizer.piece_ids(self.targets), strict=True):
-            whole = self.tokenizer.backend.token_to_id(word)  # "##ing", say, which is three pieces as a text
-            if whole is None and (len(pieces) != 1 or pieces == [self.tokenizer.token_id(UNK)]):
-                said = ", ".join(self.tokenizer.tokens(pieces)) or "nothing"
-                raise ValueError(f"targets: {word!r} is no token of the vocabulary but {said}; a mask takes one token")
-            ids.append(pieces[0] if whole is None else whole)
+            token_id = self.tokenizer.backend.token_to_id(word)  # of "##ing", which is three pieces as a text
+            if token_id is None and (len(pieces) != 1 or pieces == [self.tokenizer.token_id(UNK)]):
+                tokens = ", ".join(self.tokenizer.tokens(pieces)) or "nothing"
+                raise ValueError(
+                    f"targets: {word!r} is no token of the vocabulary but {tokens}; a mask takes one token"
+                )
+            ids.append(pieces[0] if token_id is None else token_id)
         return np.array(list(dict.fromkeys(ids)), np.int32)
 
-    def _checked(self, item: Any, place: str) -> str:
-        text = text_of(item, place)
+    def _check(self, item: Any, name: str) -> str:
+        text = require_text(item, name)
         if MASK not in text:
-            raise ValueError(f"{place} holds no {MASK}: {text!r:.60}")
+            raise ValueError(f"{name} holds no {MASK}: {text!r:.60}")
         return text
 
-    def _rows(self, items: Sequence[str], places: Sequence[str]) -> list[list[Row]]:
-        mask, found = self.tokenizer.token_id(MASK), []
-        for text, place, row in zip(items, places, self._encoded(items, [None] * len(items)), strict=True):
-            positions = [position for position, token in enumerate(row.ids) if token == mask]
+    def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
+        mask, encoded = self.tokenizer.token_id(MASK), []
+        for text, name, sequence in zip(items, names, self._encode_pairs(items, [None] * len(items)), strict=True):
+            positions = [position for position, token in enumerate(sequence.ids) if token == mask]
             if len(positions) != text.count(MASK):
-                raise ValueError(f"{place}: a {MASK} lies beyond its first {self._longest} tokens; shorten the text")
-            parts = (positions[start : start + _SLOTS] for start in range(0, len(positions), _SLOTS))
-            slots = (np.array(part + [0] * (_SLOTS - len(part)), np.int32) for part in parts)
-            found.append([dataclasses.replace(row, more={"positions": slot}) for slot in slots])
-        return found
+                raise ValueError(f"{name}: a {MASK} lies beyond its first {self._longest} tokens; shorten the text")
+            sequences = []
+            for part in chunked(positions, _MASKS_PER_SEQUENCE):
+                padded = np.zeros(_MASKS_PER_SEQUENCE, np.int32)
+                padded[: len(part)] = part
+                sequences.append(dataclasses.replace(sequence, extra={"positions": padded}))
+            encoded.append(sequences)
+        return encoded
 
-    def _forward(self, params: Any, batch: Any) -> dict[str, jax.Array]:
-        out = self._outputs(params, batch, masked_lm_positions=batch["positions"])
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        out = self._model_outputs(params, batch, masked_lm_positions=batch["positions"])
         logits = out.prediction_logits if type(self.model).__name__ == "BertForPreTraining" else out.logits
-        among_all = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        ids = np.arange(self.model.config.vocab_size) if self.targets is None else self._target_ids
-        best, places = jax.lax.top_k(logits if self.targets is None else logits[..., ids], min(self.top_k, len(ids)))
-        return {"ids": jnp.asarray(ids)[places], "probabilities": jnp.exp(best - among_all)}
+        normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        if self.targets is None:
+            ids = np.arange(self.model.config.vocab_size)
+        else:
+            ids = self._target_ids
+            logits = logits[..., ids]
+        best, indices = jax.lax.top_k(logits, min(self.top_k, len(ids)))
+        return {"ids": jnp.asarray(ids)[indices], "probabilities": jnp.exp(best - normalizer)}
 
-    def _result(self, item: str, rows: Sequence[Row], outputs: Sequence[Any]) -> FilledText:
-        slots = itertools.chain.from_iterable(
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> FilledText:
+        scored = itertools.chain.from_iterable(
             zip(output["ids"], output["probabilities"], strict=True) for output in outputs
         )
-        masks = zip(range(item.count(MASK)), slots, strict=False)  # the slots after the last mask are empty
-        return FilledText(tuple(self._fillings(item, number, *found) for number, found in masks))
+        masks = itertools.islice(scored, item.count(MASK))  # without the padding of the last sequence
+        return FilledText(
+            tuple(self._fillings(item, index, ids, probabilities) for index, (ids, probabilities) in enumerate(masks))
+        )
 
-    def _fillings(self, text: str, number: int, ids: np.ndarray, probabilities: np.ndarray) -> tuple[Filling, ...]:
+    def _fillings(self, text: str, index: int, ids: np.ndarray, probabilities: np.ndarray) -> tuple[Filling, ...]:
+        """Return the fillings of the mask number `index` of the text."""
         parts = text.split(MASK)
-        before, after = MASK.join(parts[: number + 1]), MASK.join(parts[number + 1 :])
+        before, after = MASK.join(parts[: index + 1]), MASK.join(parts[index + 1 :])
         fillings = []
-        for token, id_, probability in zip(self.tokenizer.tokens(ids), ids, probabilities, strict=True):
-            joined = token.startswith(_CONTINUED) and len(token) > len(_CONTINUED)
-            start = before.rstrip() + token.removeprefix(_CONTINUED) if joined else before + token
-            fillings.append(Filling(token, int(id_), float(probability), start + after))
+        for token, token_id, probability in zip(self.tokenizer.tokens(ids), ids, probabilities, strict=True):
+            if token.startswith(_CONTINUATION) and len(token) > len(_CONTINUATION):
+                filled = before.rstrip() + token.removeprefix(_CONTINUATION) + after
+            else:
+                filled = before + token + after
+            fillings.append(Filling(token, int(token_id), float(probability), filled))
         return tuple(fillings)

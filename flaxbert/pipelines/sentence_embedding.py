@@ -1,7 +1,8 @@
-"""A vector for every text."""
+"""Pipeline that embeds texts as vectors, with the settings of sentence-transformers folders."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import enum
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,22 +12,46 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flaxbert.config import BertConfig
-from flaxbert.pipelines import sentence_folder
-from flaxbert.pipelines.batching import Row
-from flaxbert.pipelines.pipeline import Pipeline, text_of
-from flaxbert.pipelines.sentence_folder import Pooling
+from flaxbert.files import path_inside, read_json
+from flaxbert.pipelines.batching import InputSequence
+from flaxbert.pipelines.pipeline import Pipeline, require_text
+
+
+class Pooling(enum.Enum):
+    """Function from the vectors of all tokens to one vector, by the names of sentence-transformers."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    MAX = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceSettings:
+    """Settings of a sentence-transformers folder; the defaults are those of sentence-transformers.
+
+    Attributes:
+        pooling: function from token vectors to a sentence vector.
+        normalize: scale vectors to length 1.
+        max_length: maximum number of tokens, or None.
+        prompt: prefix of every text.
+    """
+
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = False
+    max_length: int | None = None
+    prompt: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
-    """Texts as vectors, equal to those of sentence-transformers' `encode`.
+    """Vectors of texts, equal to those of sentence-transformers' `encode`.
 
-    `from_pretrained` takes what is not given from the folder's modules.json and the files beside it.
+    `from_pretrained` takes attributes that are not given from the folder's modules.json and the files that it names.
 
     Attributes:
-        pooling: of the tokens' vectors: their mean, [CLS]'s, or the largest number of each column.
-        normalize: bring vectors to length 1, so that their dot product is the cosine.
-        prompt: what stands before every text.
+        pooling: function from token vectors to a sentence vector: mean, the vector of [CLS], or maximum of each column.
+        normalize: scale vectors to length 1, so that their dot product is the cosine.
+        prompt: prefix of every text.
     """
 
     pooling: Pooling = Pooling.MEAN
@@ -37,44 +62,144 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: DTypeLike = jnp.float32, **options: Any) -> Self:
-        """Loads a model folder, one of sentence-transformers with its settings; see `Pipeline.from_pretrained`."""
-        told = dataclasses.asdict(sentence_folder.read(Path(folder)))
-        if told["max_length"] is not None:
-            told["max_length"] = min(told["max_length"], BertConfig.from_pretrained(folder).max_position_embeddings)
+        """Load a model folder, with the settings of sentence-transformers if it has some.
+
+        The arguments and errors are those of `Pipeline.from_pretrained`; options that are None count as not given.
+        """
+        settings = dataclasses.asdict(read_sentence_settings(Path(folder)))
+        if settings["max_length"] is not None:
+            positions = BertConfig.from_pretrained(folder).max_position_embeddings
+            settings["max_length"] = min(settings["max_length"], positions)
         given = {name: value for name, value in options.items() if value is not None}
-        return super().from_pretrained(folder, dtype=dtype, **{**told, **given})
+        return super().from_pretrained(folder, dtype=dtype, **{**settings, **given})
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
-        """The vectors [N, D] of N texts, float32.
+        """Return the vectors [N, D] of N texts, float32.
 
         Raises:
-            TypeError, ValueError: names the first text that is none, or is empty.
+            TypeError, ValueError: an input is not a text, or is empty; the message names the first one.
         """
         vectors = list(self.stream(texts))
         return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
 
-    def _checked(self, item: Any, place: str) -> str:
-        return self.prompt + text_of(item, place)
+    def _check(self, item: Any, name: str) -> str:
+        return self.prompt + require_text(item, name)
 
-    def _rows(self, items: Sequence[str], places: Sequence[str]) -> list[list[Row]]:
-        return [[row] for row in self._encoded(items, [None] * len(items))]
+    def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
+        return [[sequence] for sequence in self._encode_pairs(items, [None] * len(items))]
 
-    def _forward(self, params: Any, batch: Any) -> jax.Array:
-        states = self._outputs(params, batch).last_hidden_state.astype(jnp.float32)
-        vectors = pooled(states, batch["attention_mask"], self.pooling)
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+        states = self._model_outputs(params, batch).last_hidden_state.astype(jnp.float32)
+        vectors = pool(states, batch["attention_mask"], self.pooling)
         if not self.normalize:
             return vectors
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
-    def _result(self, item: str, rows: Sequence[Row], outputs: Sequence[Any]) -> np.ndarray:
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> np.ndarray:
         return outputs[0]
 
 
-def pooled(states: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
-    """One vector a row, [B, D], of the tokens' vectors [B, T, D]; padding, where `mask` [B, T] is 0, does not count."""
+def pool(states: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
+    """Return one vector per text [B, D] from token vectors [B, T, D]; tokens with mask [B, T] == 0 are ignored."""
     if pooling is Pooling.CLS:
         return states[:, 0]
-    real = mask[:, :, None] != 0
+    valid = mask[:, :, None] != 0
     if pooling is Pooling.MAX:
-        return jnp.max(jnp.where(real, states, jnp.finfo(states.dtype).min), axis=1)
-    return jnp.sum(jnp.where(real, states, 0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+        return jnp.max(jnp.where(valid, states, jnp.finfo(states.dtype).min), axis=1)
+    return jnp.sum(jnp.where(valid, states, 0), axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
+
+
+def read_sentence_settings(folder: Path) -> SentenceSettings:
+    """Read modules.json and the files that it names; return the defaults if the folder has no modules.json.
+
+    Raises:
+        ValueError: a module that is not a transformer, pooling or normalisation (its weights would be ignored), an
+            unknown pooling, or an invalid file.
+    """
+    if not (folder / "modules.json").is_file():
+        return SentenceSettings()
+    pooling, normalize, prompt = Pooling.MEAN, False, _read_prompt(folder)
+    for module in _read_modules(folder):
+        if module.kind == "Pooling":
+            pooling = _read_pooling(path_inside(folder, module.path) / "config.json", prompt)
+        elif module.kind == "Normalize":
+            normalize = True
+        elif module.kind != "Transformer":
+            raise ValueError(
+                f"{folder / 'modules.json'}: has a module {module.kind!r}, which is not supported; known: Transformer, "
+                "Pooling, Normalize"
+            )
+    return SentenceSettings(pooling, normalize, _read_max_length(folder), prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SentenceModule:
+    """A module of modules.json: the last part of its class name, and its folder."""
+
+    kind: str
+    path: str
+
+
+def _read_modules(folder: Path) -> list[_SentenceModule]:
+    file = path_inside(folder, "modules.json")
+    entries = read_json(file)
+    modules = []
+    for entry in entries if isinstance(entries, list) else []:
+        kind, path = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
+        if isinstance(kind, str) and isinstance(path, str):
+            modules.append(_SentenceModule(kind.rpartition(".")[2], path))
+    if not modules or len(modules) < len(entries):
+        raise ValueError(f"{file}: expected a list of modules, each with its type and path")
+    return modules
+
+
+# Older folders have a switch for each kind of pooling, newer ones its name.
+_POOLING_SWITCHES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+def _read_pooling(file: Path, prompt: str) -> Pooling:
+    values = _read_object(file)
+    switched_on = [name for switch, name in _POOLING_SWITCHES.items() if values.get(switch) is True]
+    value = values.get("pooling_mode", switched_on)
+    names = [value] if isinstance(value, str) else value
+    known = [pooling.value for pooling in Pooling]
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
+        raise ValueError(f"{file}: the pooling is {names!r}; allowed, one of them: {', '.join(known)}")
+    if prompt and values.get("include_prompt") is False:
+        raise ValueError(f"{file}: leaves the prompt out of the mean (include_prompt), which is not supported")
+    return Pooling(names[0])
+
+
+def _read_max_length(folder: Path) -> int | None:
+    """Return the length in the transformer's file, or in the tokenizer's, where newer folders keep it."""
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        file = path_inside(folder, name)
+        value = _read_object(file).get(key) if file.is_file() else None
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _read_prompt(folder: Path) -> str:
+    file = path_inside(folder, "config_sentence_transformers.json")
+    values = _read_object(file) if file.is_file() else {}
+    name, prompts = values.get("default_prompt_name"), values.get("prompts")
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise ValueError(f"{file}: the default prompt {name!r:.60} is none of its prompts")
+    return prompts[name]
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
+    return values

@@ -1,20 +1,24 @@
-"""Labels, or a number, for texts and pairs of texts."""
+"""Pipelines that score texts and pairs: labels of a text, next sentence, best choice."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 
-from flaxbert.pipelines.batching import Row
-from flaxbert.pipelines.pipeline import Pipeline, at_least, fields_of, text_of
+from flaxbert.pipelines.batching import InputSequence
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
 
-Text = str | tuple[str, str]
+TextOrPair = str | tuple[str, str]
+PromptWithChoices = tuple[str, Sequence[str]]
+
+_IS_NEXT = 0  # BERT's next-sentence labels: 0 the next sentence, 1 a random one
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A label's name and its score: a probability, or of a regression the number itself."""
+    """Name of a label and its score: a probability, or the predicted number of a regression model."""
 
     name: str
     score: float
@@ -22,26 +26,26 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """The labels of a text, the highest score first."""
+    """Labels of a text, highest score first."""
 
     labels: tuple[Label, ...]
 
     @property
     def best(self) -> Label:
-        """The label of the highest score."""
+        """Label with the highest score."""
         return self.labels[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextClassificationPipeline(Pipeline[Text, Classification]):
-    """The labels of a text, or of a pair of texts, with their scores.
+class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
+    """Scores of the labels of a text or of a pair of texts, as in transformers' pipeline "text-classification".
 
-    The config's `problem_type` says what scores are: of one label among several a softmax, of several labels each a
-    sigmoid, of a regression the model's numbers. Where it says nothing, a single label is a sigmoid and several are a
-    softmax. All of it as transformers' pipeline "text-classification".
+    The config's `problem_type` determines the scores: softmax for single_label_classification, sigmoid for
+    multi_label_classification, the model's outputs for regression. Without a problem type, one label has a sigmoid and
+    several labels have a softmax.
 
     Attributes:
-        top_k: labels of each answer; all where None.
+        top_k: number of labels of each result; None returns all.
     """
 
     top_k: int | None = None
@@ -51,36 +55,129 @@ class TextClassificationPipeline(Pipeline[Text, Classification]):
     def __post_init__(self):
         super().__post_init__()
         if self.top_k is not None:
-            at_least("top_k", self.top_k, 1)
+            require_at_least("top_k", self.top_k, 1)
 
-    def __call__(self, texts: Iterable[Text]) -> list[Classification]:
-        """The labels of each text or pair.
+    def __call__(self, texts: Iterable[TextOrPair]) -> list[Classification]:
+        """Return the labels of each text or pair.
 
         Raises:
-            TypeError, ValueError: names the first input that is neither, or is empty.
+            TypeError, ValueError: an input is neither a text nor a pair, or is empty; the message names the first one.
         """
         return list(self.stream(texts))
 
-    def _checked(self, item: Any, place: str) -> Text:
+    def _check(self, item: Any, name: str) -> TextOrPair:
         if isinstance(item, str):
-            return text_of(item, place)
-        first, second = fields_of(item, place, "a text, or a pair of texts")
-        return text_of(first, f"{place}[0]"), text_of(second, f"{place}[1]")
+            return require_text(item, name)
+        first, second = require_pair(item, name, "a text, or a pair of texts")
+        return require_text(first, f"{name}[0]"), require_text(second, f"{name}[1]")
 
-    def _rows(self, items: Sequence[Text], places: Sequence[str]) -> list[list[Row]]:
+    def _encode(self, items: Sequence[TextOrPair], names: Sequence[str]) -> list[list[InputSequence]]:
         pairs = [(item, None) if isinstance(item, str) else item for item in items]
-        return [[row] for row in self._encoded([text for text, _ in pairs], [pair for _, pair in pairs])]
+        return [[sequence] for sequence in self._encode_pairs([text for text, _ in pairs], [pair for _, pair in pairs])]
 
-    def _forward(self, params: Any, batch: Any) -> jax.Array:
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
         config = self.model.config
-        logits = self._outputs(params, batch).logits
+        logits = self._model_outputs(params, batch).logits
         if config.problem_type == "regression":
             return logits
         if config.problem_type == "multi_label_classification" or config.num_labels == 1:
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits, axis=-1)
 
-    def _result(self, item: Text, rows: Sequence[Row], outputs: Sequence[Any]) -> Classification:
+    def _decode(self, item: TextOrPair, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> Classification:
         scores = zip(self.model.config.id2label, outputs[0], strict=True)
         labels = sorted((Label(name, float(score)) for name, score in scores), key=lambda label: -label.score)
         return Classification(tuple(labels[: self.top_k]))
+
+
+@dataclasses.dataclass(frozen=True)
+class NextSentencePrediction:
+    """Probability that the second text of a pair follows the first."""
+
+    probability: float
+
+    @property
+    def follows(self) -> bool:
+        """True if the probability is above 0.5."""
+        return self.probability > 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NextSentencePipeline(Pipeline[tuple[str, str], NextSentencePrediction]):
+    """Probability that the second of two texts follows the first (Devlin et al., 2018, section 3.1)."""
+
+    architectures: ClassVar = ("BertForNextSentencePrediction", "BertForPreTraining")
+
+    def __call__(self, pairs: Iterable[tuple[str, str]]) -> list[NextSentencePrediction]:
+        """Return the probability for each pair.
+
+        Raises:
+            TypeError, ValueError: an input is not a pair of texts; the message names the first one.
+        """
+        return list(self.stream(pairs))
+
+    def _check(self, item: Any, name: str) -> tuple[str, str]:
+        first, second = require_pair(item, name, "a pair of texts")
+        return require_text(first, f"{name}[0]"), require_text(second, f"{name}[1]")
+
+    def _encode(self, items: Sequence[tuple[str, str]], names: Sequence[str]) -> list[list[InputSequence]]:
+        firsts, seconds = [first for first, _ in items], [second for _, second in items]
+        return [[sequence] for sequence in self._encode_pairs(firsts, seconds)]
+
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+        out = self._model_outputs(params, batch)
+        both = type(self.model).__name__ == "BertForPreTraining"
+        return jax.nn.softmax(out.seq_relationship_logits if both else out.logits, axis=-1)
+
+    def _decode(
+        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[Any]
+    ) -> NextSentencePrediction:
+        return NextSentencePrediction(float(outputs[0][_IS_NEXT]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Index of the best choice, and the probability of each choice."""
+
+    best: int
+    probabilities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
+    """Best choice for each prompt; the number of choices may differ between prompts.
+
+    The model scores each `[CLS] prompt [SEP] choice [SEP]` independently, so every choice is a sequence of its own and
+    none is padded to the largest number of choices. The probabilities are a softmax over a prompt's choices.
+    """
+
+    architectures: ClassVar = ("BertForMultipleChoice",)
+
+    def __call__(self, prompts: Iterable[PromptWithChoices]) -> list[Choice]:
+        """Return the choice for each pair of a prompt and a list of choices.
+
+        Raises:
+            TypeError, ValueError: an input is not such a pair, or has no choices; the message names the first one.
+        """
+        return list(self.stream(prompts))
+
+    def _check(self, item: Any, name: str) -> PromptWithChoices:
+        prompt, choices = require_pair(item, name, "a pair of a prompt and a list of choices")
+        if not isinstance(choices, list | tuple) or not choices:
+            raise TypeError(f"{name}[1] is {choices!r:.60}; expected a list of choices, one at least")
+        texts = [require_text(choice, f"{name}[1][{index}]") for index, choice in enumerate(choices)]
+        return require_text(prompt, f"{name}[0]"), texts
+
+    def _encode(self, items: Sequence[PromptWithChoices], names: Sequence[str]) -> list[list[InputSequence]]:
+        pairs = [(prompt, choice) for prompt, choices in items for choice in choices]
+        sequences = iter(self._encode_pairs([prompt for prompt, _ in pairs], [choice for _, choice in pairs]))
+        return [[next(sequences) for _ in choices] for _, choices in items]
+
+    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+        one_choice = {name: array[:, None] for name, array in batch.items()}
+        return self._model_outputs(params, one_choice).logits[:, 0]
+
+    def _decode(self, item: PromptWithChoices, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> Choice:
+        scores = np.array(outputs, np.float32)
+        exponentials = np.exp(scores - scores.max())
+        return Choice(int(scores.argmax()), tuple((exponentials / exponentials.sum()).tolist()))

@@ -6,19 +6,25 @@ import numpy as np
 import pytest
 
 from flaxbert.pipelines import batching
-from flaxbert.pipelines.batching import Row
+from flaxbert.pipelines.batching import InputSequence
 
 LENGTHS = (4, 6, 8)
 
 
 def rows_of(lengths):
-    return [Row([10 + i] * n, [i % 2] * n, {"number": np.array([i, n], np.int16)}) for i, n in enumerate(lengths)]
+    return [
+        InputSequence([10 + i] * n, [i % 2] * n, {"number": np.array([i, n], np.int16)}) for i, n in enumerate(lengths)
+    ]
 
 
-def test_the_ladder_has_powers_of_two_their_middles_and_the_longest():
-    assert batching.ladder(512) == (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-    assert batching.ladder(100) == (16, 24, 32, 48, 64, 96, 100)
-    assert batching.ladder(16) == (16,) and batching.ladder(9) == (9,) and batching.ladder(24) == (16, 24)
+def test_the_length_buckets_has_powers_of_two_their_middles_and_the_longest():
+    assert batching.length_buckets(512) == (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    assert batching.length_buckets(100) == (16, 24, 32, 48, 64, 96, 100)
+    assert (
+        batching.length_buckets(16) == (16,)
+        and batching.length_buckets(9) == (9,)
+        and batching.length_buckets(24) == (16, 24)
+    )
 
 
 def test_results_are_those_of_the_rows_in_their_order_and_shapes_are_few():
@@ -33,22 +39,22 @@ def test_results_are_those_of_the_rows_in_their_order_and_shapes_are_few():
         sums = (batch["input_ids"] * real).sum(axis=1), batch["token_type_ids"].sum(axis=1)
         return {"sums": np.stack(sums, axis=1), "number": batch["number"]}
 
-    found = batching.in_batches(rows_of(lengths), compute, size=8, lengths=LENGTHS, pad_id=3)
+    found = batching.run_in_batches(rows_of(lengths), compute, batch_size=8, lengths=LENGTHS, pad_id=3)
     for i, (length, outputs) in enumerate(zip(lengths, found, strict=True)):
         assert outputs["sums"].tolist() == [(10 + i) * length, i % 2 * length]
         assert outputs["number"].tolist() == [i, length]
     assert len(shapes) == 7 and {size for size, _ in shapes} == {8} and {t for _, t in shapes} <= set(LENGTHS)
     assert [t for _, t in shapes] == sorted(t for _, t in shapes)  # rows of similar length share a batch
-    assert batching.in_batches([], compute, size=8, lengths=LENGTHS, pad_id=3) == []
+    assert batching.run_in_batches([], compute, batch_size=8, lengths=LENGTHS, pad_id=3) == []
 
 
 def test_windows_read_no_further_than_they_must():
     source = itertools.count()
-    windows = batching.windows(source, 3)
+    windows = batching.chunked(source, 3)
     assert next(windows) == [0, 1, 2] and next(source) == 3
-    assert list(batching.windows("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
+    assert list(batching.chunked("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
 
 
 def test_a_row_that_is_too_long_is_no_shape_of_its_own():
     with pytest.raises(StopIteration):
-        batching.padded(rows_of([9]), 2, LENGTHS, 0)
+        batching.pad_batch(rows_of([9]), 2, LENGTHS, 0)

@@ -14,7 +14,7 @@ from flaxbert.pipelines import (
     SentenceEmbeddingPipeline,
     TextClassificationPipeline,
 )
-from flaxbert.pipelines.batching import ladder
+from flaxbert.pipelines.batching import length_buckets
 from tests.flaxbert.reference_folders import saved
 
 TEXTS = [("one two three four five six seven eight nine ten " * 4)[: 3 + 9 * (i * 7 % 13)] for i in range(41)]
@@ -28,7 +28,7 @@ def folder(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classify(folder):
-    return TextClassificationPipeline.from_pretrained(folder, batch_size=4, window=10)
+    return TextClassificationPipeline.from_pretrained(folder, batch_size=4, read_ahead=10)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,19 +43,19 @@ class Counted(TextClassificationPipeline):
 
 
 def test_one_program_a_length_however_many_texts(classify):
-    counted = Counted(classify.model, classify.params, classify.tokenizer, batch_size=4, window=10)
+    counted = Counted(classify.model, classify.params, classify.tokenizer, batch_size=4, read_ahead=10)
     texts = [*TEXTS, "one more"]
     first = counted(texts)
     seen = list(counted.traced)
     assert counted(texts) == first
     counted(texts[:5])
     assert len(set(seen)) == len(seen) and {size for size, _ in seen} == {4}
-    assert {length for _, length in seen} == set(ladder(24)) == {16, 24}
+    assert {length for _, length in seen} == set(length_buckets(24)) == {16, 24}
     assert counted.traced == seen
 
 
 def test_answers_come_in_the_order_of_the_texts_whatever_they_share_a_batch_with(classify):
-    alone = dataclasses.replace(classify, batch_size=1, window=1)
+    alone = dataclasses.replace(classify, batch_size=1, read_ahead=1)
     assert len({len(text) for text in TEXTS}) > 10
     for together, single in zip(classify(TEXTS), alone(TEXTS), strict=True):
         assert [label.name for label in together.labels] == [label.name for label in single.labels]
@@ -110,10 +110,10 @@ def test_wrong_texts_are_named(classify, texts, error, said):
 def test_a_folder_of_another_task_says_what_it_is_good_for(folder, tmp_path):
     holds = "holds a BertForSequenceClassification, good for classify; "
     for pipeline, wanted in (
-        (FillMaskPipeline, "FillMask needs a BertForMaskedLM or BertForPreTraining"),
-        (NextSentencePipeline, "NextSentence needs a BertForNextSentencePrediction or BertForPreTraining"),
-        (MultipleChoicePipeline, "MultipleChoice needs a BertForMultipleChoice"),
-        (SentenceEmbeddingPipeline, "SentenceEmbedding needs a BertModel"),
+        (FillMaskPipeline, "FillMaskPipeline needs a BertForMaskedLM or BertForPreTraining"),
+        (NextSentencePipeline, "NextSentencePipeline needs a BertForNextSentencePrediction or BertForPreTraining"),
+        (MultipleChoicePipeline, "MultipleChoicePipeline needs a BertForMultipleChoice"),
+        (SentenceEmbeddingPipeline, "SentenceEmbeddingPipeline needs a BertModel"),
     ):
         with pytest.raises(ValueError, match=holds + wanted):
             pipeline.from_pretrained(folder)
@@ -135,7 +135,7 @@ def test_a_folder_of_another_task_says_what_it_is_good_for(folder, tmp_path):
         ({"max_length": 25}, "max_length is 25; allowed: 5 to 24"),
         ({"max_length": 4}, "max_length is 4; allowed: 5 to 24"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"window": 2.5}, "window is 2.5"),
+        ({"read_ahead": 2.5}, "read_ahead is 2.5"),
         ({"top_k": 0}, "top_k is 0"),
     ],
 )
@@ -157,3 +157,12 @@ def test_pairs_need_two_token_types(classify):
     with pytest.raises(ValueError, match="one token type; it takes single texts"):
         one_type([("a", "b")])
     assert one_type(["a"])[0].best.score == pytest.approx(1 / 3)
+
+
+def test_old_names_give_errors_with_the_new_ones(folder):
+    with pytest.raises(ImportError, match="flaxbert.pipelines.FillMask is now flaxbert.pipelines.FillMaskPipeline"):
+        from flaxbert.pipelines import FillMask  # noqa: F401
+    with pytest.raises(ImportError, match="flaxbert.export.load is now flaxbert.export.load_stablehlo"):
+        from flaxbert.export import load  # noqa: F401
+    with pytest.raises(TypeError, match="the option window is now named read_ahead"):
+        TextClassificationPipeline.from_pretrained(folder, window=10)

@@ -9,7 +9,8 @@ import sentence_transformers
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling as Pool
 
-from flaxbert.pipelines import Pooling, SentenceEmbeddingPipeline, sentence_folder
+from flaxbert.pipelines import Pooling, SentenceEmbeddingPipeline
+from flaxbert.pipelines.sentence_embedding import read_sentence_settings
 from tests.flaxbert.reference_folders import saved
 
 SENTENCES = [
@@ -59,14 +60,14 @@ def test_what_would_give_other_vectors_is_refused(minilm, tmp_path):
     for name in ("modules.json", "1_Pooling", "sentence_bert_config.json", "config_sentence_transformers.json"):
         copy = shutil.copytree if (minilm / name).is_dir() else shutil.copyfile
         copy(minilm / name, tmp_path / name)
-    assert sentence_folder.read(tmp_path).max_length == 256
+    assert read_sentence_settings(tmp_path).max_length == 256
 
     def refused(file, change, said):
         before = (tmp_path / file).read_text()
         values = json.loads(before)
         (tmp_path / file).write_text(json.dumps(change(values)))
         with pytest.raises(ValueError, match=said):
-            sentence_folder.read(tmp_path)
+            read_sentence_settings(tmp_path)
         (tmp_path / file).write_text(before)
 
     dense = {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
@@ -74,10 +75,10 @@ def test_what_would_give_other_vectors_is_refused(minilm, tmp_path):
     refused("modules.json", lambda modules: [*modules, 3], "expected a list of modules")
     refused("modules.json", lambda modules: [modules[1] | {"path": "../x"}], "leads out of the folder")
     file = "1_Pooling/config.json"
-    refused(file, lambda v: v | {"pooling_mode_cls_token": True}, "pools by .'mean', 'cls'.")
-    refused(file, lambda v: {"pooling_mode": "lasttoken"}, "pools by .'lasttoken'.")
+    refused(file, lambda v: v | {"pooling_mode_cls_token": True}, "the pooling is .'mean', 'cls'.")
+    refused(file, lambda v: {"pooling_mode": "lasttoken"}, "the pooling is .'lasttoken'.")
     prompted = {"default_prompt_name": "query", "prompts": {"query": "q: "}}
     refused("config_sentence_transformers.json", lambda v: {"default_prompt_name": "query"}, "none of its prompts")
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompted))
-    assert sentence_folder.read(tmp_path).prompt == "q: "
+    assert read_sentence_settings(tmp_path).prompt == "q: "
     refused(file, lambda v: v | {"include_prompt": False}, "leaves the prompt out")
