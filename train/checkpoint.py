@@ -1,8 +1,9 @@
-"""Checkpoints of a run: parameters, optimizer state and step as one atomic unit, by orbax.
+"""Checkpoints of a run by orbax: step, parameters and optimizer state, written together or not at all.
 
-The position in the data is the step itself: batch `i` is a pure function of the seed and `i`.
+The position in the data needs no storage: batch `i` is a pure function of the seed and `i`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,27 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from flaxbert.weights.names import shape_differences
 from train.step import TrainState
 
+_ITEM = "default"  # orbax's name for the only item of a checkpoint
+
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest `keep`, and where they are `scored` the one with the highest score."""
+    """Checkpoints in a folder: the newest `keep`, and if `scored` also the one with the highest score."""
 
     def __init__(self, folder: Path, *, keep: int, scored: bool = False):
-        """Opens or makes the folder (absolute: orbax insists)."""
-        self._folder, self._scored = folder.absolute(), scored
+        """Open or make the folder; half-written checkpoints of a killed run are deleted."""
+        self._folder, self._scored = folder.absolute(), scored  # orbax refuses relative paths
         best = BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        handler = ocp.StandardCheckpointHandler()
+        registry.add(_ITEM, ocp.args.StandardSave, handler)
+        registry.add(_ITEM, ocp.args.StandardRestore, handler)
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_handlers=ocp.StandardCheckpointHandler(),
+            handler_registry=registry,
             options=ocp.CheckpointManagerOptions(
                 best_fn=_rank if scored else None,
                 preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if scored else [])]),
-                cleanup_tmp_directories=True,  # what a killed run left half-written
+                cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
         )
@@ -40,28 +47,28 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest step, None where there is no checkpoint yet."""
+        """The newest step, or None without checkpoints."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
-        """The step with the highest score, of equal ones the first; None where none has a score."""
+        """The step with the highest score, the first of equal ones; None if no checkpoint has a score."""
         step = self._manager.best_step() if self._scored else None
-        metrics: Any = None if step is None else self._manager.metrics(step)
+        metrics = None if step is None else self._manager.metrics(step)
         return None if metrics is None or metrics["score"] is None else step
 
     def save(self, state: TrainState, step: int, *, score: float | None = None) -> None:
-        """Copies the state to the host and writes it in the background; an earlier failure surfaces here."""
+        """Copy the state to the host and write it in the background; errors of the previous write are raised here."""
         if step != self.latest:
-            # Without a score, too: orbax warns on the terminal of a checkpoint that has no metrics.
+            # Metrics are given even without a score, because orbax warns of a checkpoint that has none.
             metrics = {"score": score, "step": step} if self._scored else None
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
     def restore(self, shapes: TrainState, shardings: TrainState, *, step: int | None = None) -> TrainState:
-        """The newest state, or that of a step, placed by `shardings`.
+        """Return the state of `step` (None: the newest) with the given shardings.
 
         Raises:
-            ValueError: it is the state of another model; lists each parameter that differs.
+            ValueError: there is no checkpoint, or it is of another model; lists each parameter that differs.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -73,9 +80,13 @@ class Checkpoints:
         restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
         return restored
 
+    def wait(self) -> None:
+        """Wait until everything is written to disk."""
+        self._manager.wait_until_finished()
+
     def _check_fits(self, step: int, shapes: TrainState) -> None:
-        # Before orbax starts to read: what it raises in the middle of it leaves background tasks behind.
-        stored: Any = self._manager.item_metadata(step)
+        # Checked before orbax starts to read, because an error during the read leaves background tasks behind.
+        stored: Any = self._manager.metadata(step).item_metadata
         differing = shape_differences(stored["params"], shapes.params)
         if differing:
             raise ValueError(
@@ -83,12 +94,8 @@ class Checkpoints:
                 "delete it:\n" + "\n".join(differing)
             )
 
-    def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
 
-
-def _rank(metrics: Any) -> Any:
-    """Of equal scores the first is the best; those without one come last."""
+def _rank(metrics: Mapping[str, Any]) -> Any:
+    """Sort key: the first of equal scores is the best; checkpoints without a score come last."""
     score = metrics["score"]
     return score is not None, score or 0.0, -metrics["step"]
