@@ -134,6 +134,11 @@ class BertConfig:
     # -- derived --------------------------------------------------------------------------------------
 
     @property
+    def max_sequence_length(self) -> int:
+        """The largest number of tokens of a sequence whose positions are counted by the model."""
+        return self.max_position_embeddings
+
+    @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads

@@ -95,7 +95,7 @@ def _run(config: Config, host_group: HostGroup) -> Path:
             # The model as transformers reads it, then what the task has to show.
             save_pretrained(folder / "model", model, state.params)
             if writes:
-                task.tokenizer.save(folder / "model", max_length=task.config.max_position_embeddings)
+                task.tokenizer.save(folder / "model", max_length=task.config.max_sequence_length)
             reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
             for line in task.write_predictions(model, state.params, folder, results):
                 reporter.message(line)
@@ -110,7 +110,7 @@ def _describe(config: Config, task: Task, model: PreTrainedModel) -> None:
     """Writes what the run is: its tokenizer, its model's sizes, its settings."""
     folder = config.run.folder
     if not (folder / TOKENIZER_FOLDER).is_dir():
-        task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_position_embeddings)
+        task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
     # With these two the folder is a model of its own: `flaxbert convert` takes it while it still trains.
     with atomic_write(folder / "config.json") as aside:
         described = model.config.to_dict(architecture=task.architecture.__name__)

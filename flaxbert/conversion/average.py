@@ -81,7 +81,7 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
         write_model_folder(folder, model, tensors, options)
         source = checkpoints[0].checkpoint.config_folder
         copy_tokenizer_files(source, folder, sentence_transformers=architecture.is_base_model)
-        write_missing_tokenizer_files(folder, max_length=model.config.max_position_embeddings)
+        write_missing_tokenizer_files(folder, max_length=model.config.max_sequence_length)
     return found
 
 

@@ -157,7 +157,7 @@ def _convert_model(
             written.verify_checksums()
             _compare(folder, tensors, match(written, model).tensors)
         files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=architecture.is_base_model)
-        files += write_missing_tokenizer_files(folder, max_length=model.config.max_position_embeddings)
+        files += write_missing_tokenizer_files(folder, max_length=model.config.max_sequence_length)
     return Conversion(
         read=checkpoint.format,
         written=output.format,

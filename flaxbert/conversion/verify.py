@@ -11,7 +11,7 @@ import numpy as np
 from flaxbert.base import PreTrainedModel
 from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.conversion.unknown_models import copied_tensors
-from flaxbert.families import FAMILIES, architecture_of, family_of
+from flaxbert.families import FAMILIES, architecture_of, random_inputs
 from flaxbert.families.config_file import config_to_dict, read_config, read_model_type
 from flaxbert.weights.checkpoint_files import open_checkpoint
 from flaxbert.weights.load import MatchedTensors, place_on_devices
@@ -136,21 +136,7 @@ def _setting_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> di
 def _output_difference(one: _Side, other: _Side, seed: int) -> float | None:
     if one.model is None or other.model is None or type(one.model.model) is not type(other.model.model):
         return None
-    inputs = _random_inputs(one.model.model, seed)
+    model = one.model.model
+    inputs = random_inputs(model, rows=2, length=min(16, model.config.max_sequence_length), seed=seed)
     outputs = zip(one.model.outputs(inputs), other.model.outputs(inputs), strict=True)
     return max((_difference(left, right) for left, right in outputs), default=0.0)
-
-
-def _random_inputs(model: PreTrainedModel, seed: int) -> dict[str, np.ndarray]:
-    """Draw two rows of tokens, the second of them padded."""
-    random, config = np.random.default_rng(seed), model.config
-    length = min(16, config.max_position_embeddings)
-    shape = (2, 2, length) if model.takes_choices else (2, length)
-    mask = np.ones(shape, np.int32)
-    mask[1, ..., length * 3 // 4 :] = 0
-    inputs = {
-        "input_ids": random.integers(0, config.vocab_size, shape, np.int32),
-        "attention_mask": mask,
-        "token_type_ids": random.integers(0, config.type_vocab_size, shape, np.int32),
-    }
-    return {name: inputs[name] for name in family_of(model).input_names}

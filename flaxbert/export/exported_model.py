@@ -5,7 +5,7 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +13,13 @@ import jax
 import numpy as np
 
 from flaxbert.base import PreTrainedModel
+from flaxbert.families import architecture_of, family_of, random_inputs
 from flaxbert.files import atomic_folder
 from flaxbert.tokenizer_files import copy_tokenizer_files
 
 DESCRIPTION = "export.json"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-
-# A loaded program: arrays in the order of `INPUTS` to outputs by name.
+# A loaded program: arrays in the order of the family's input names to outputs by name.
 Program = Callable[..., Mapping[str, np.ndarray]]
 
 
@@ -73,8 +72,8 @@ class ExportedModel(ProgramDescription):
 
 
 def model_outputs(model: PreTrainedModel, params: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
-    """Return the model's outputs for the arrays `INPUTS`, by name; outputs that are None are left out."""
-    outputs: Any = model.apply({"params": params}, **dict(zip(INPUTS, inputs, strict=True)))
+    """Return the model's outputs for the family's input arrays, by name; outputs that are None are left out."""
+    outputs: Any = model.apply({"params": params}, **dict(zip(family_of(model).input_names, inputs, strict=True)))
     fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -107,8 +106,8 @@ def write_export(
             copy_tokenizer_files(model.origin, folder, sentence_transformers=False)
         exported = ExportedModel(
             **vars(description),
-            architecture=type(model).__name__,
-            max_length=length or model.config.max_position_embeddings,
+            architecture=architecture_of(model).name,
+            max_length=length or model.config.max_sequence_length,
             files=tuple(sorted([*(path.name for path in folder.iterdir()), DESCRIPTION])),
             parity=parity,
             exported_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -129,7 +128,8 @@ def largest_difference(
     reference = jax.jit(lambda params, *inputs: model_outputs(model, params, *inputs))
     differences = []
     for rows, tokens in ((2, 16), (3, 9)):
-        inputs = _random_inputs(model, rows, length or min(tokens, model.config.max_position_embeddings))
+        tokens = length or min(tokens, model.config.max_sequence_length)
+        inputs = random_inputs(model, rows=rows, length=tokens).values()
         expected, actual = jax.device_get(reference(params, *inputs)), program(*inputs)
         for name in expected:
             if expected[name].shape != actual[name].shape:
@@ -141,24 +141,13 @@ def largest_difference(
     return float(max(differences))
 
 
-def _random_inputs(model: PreTrainedModel, rows: int, length: int) -> Sequence[np.ndarray]:
-    """Return arrays in the order of `INPUTS`; every row but the first ends in padding."""
-    random, config = np.random.default_rng(0), model.config
-    shape = (rows, 2, length) if model.takes_choices else (rows, length)
-    mask = np.ones(shape, np.int32)
-    mask[1:, ..., -(-length * 3 // 4) :] = 0
-    ids = random.integers(0, config.vocab_size, shape, np.int32)
-    types = random.integers(0, config.type_vocab_size, shape, np.int32)
-    return ids, mask, types
-
-
-def input_specs(model: PreTrainedModel, length: int | None) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return shapes [B, T] or [B, C, T], int32, of `INPUTS`; all axes are symbolic except T where `length` is given.
+def input_specs(model: PreTrainedModel, length: int | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shape [B, T] or [B, C, T], int32, of each input; axes are symbolic except T where `length` is given.
 
     Raises:
         ValueError: `length` is outside 1 to the model's number of positions.
     """
-    limit = model.config.max_position_embeddings
+    limit = model.config.max_sequence_length
     if length is not None and not 1 <= length <= limit:
         raise ValueError(f"length is {length}; allowed: 1 to {limit}, the model's number of positions")
     axes = ["B", "C"] if model.takes_choices else ["B"]
@@ -169,7 +158,7 @@ def input_specs(model: PreTrainedModel, length: int | None) -> tuple[jax.ShapeDt
     else:
         axes.append(str(length))
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=constraints)
-    return tuple(jax.ShapeDtypeStruct(shape, np.int32) for _ in INPUTS)
+    return {name: jax.ShapeDtypeStruct(shape, np.int32) for name in family_of(model).input_names}
 
 
 def array_specs(arrays: Mapping[str, Any], *, dtype: str | None = None) -> dict[str, ArraySpec]:

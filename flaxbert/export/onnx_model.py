@@ -17,7 +17,6 @@ import numpy as np
 
 from flaxbert.base import PreTrainedModel
 from flaxbert.export.exported_model import (
-    INPUTS,
     ArraySpec,
     ExportedModel,
     Program,
@@ -29,6 +28,7 @@ from flaxbert.export.exported_model import (
     require_package,
     write_export,
 )
+from flaxbert.families import architecture_of
 from flaxbert.files import require_absent
 from flaxbert.pretrained import from_pretrained, save_pretrained
 
@@ -59,10 +59,10 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > _MAX_BYTES:
         raise ValueError(f"the weights are {size:,} bytes; an ONNX file holds less than 2 GB. Use stablehlo")
-    outputs = jax.eval_shape(lambda params, *inputs: model_outputs(model, params, *inputs), params, *specs)
+    outputs = jax.eval_shape(lambda params, *inputs: model_outputs(model, params, *inputs), params, *specs.values())
     description = ProgramDescription(
         format="onnx",
-        inputs=array_specs(dict(zip(INPUTS, specs, strict=True)), dtype="int64"),
+        inputs=array_specs(specs, dtype="int64"),
         outputs=array_specs(outputs),
         platforms=("onnxruntime",),
         versions=installed_versions("flaxbert", "torch", "transformers", "onnxruntime") | {"opset": str(_OPSET)},
@@ -93,7 +93,7 @@ def _write_graph(
             return tuple(getattr(outputs, name) for name in description.outputs)
 
     arrays = {**description.inputs, **description.outputs}
-    sizes = _EXAMPLE_SIZES | {"T": min(_EXAMPLE_SIZES["T"], model.config.max_position_embeddings)}
+    sizes = _EXAMPLE_SIZES | {"T": min(_EXAMPLE_SIZES["T"], model.config.max_sequence_length)}
     examples = [
         torch.ones([sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape], dtype=torch.int64)
         for spec in description.inputs.values()
@@ -127,8 +127,8 @@ def _torch_model(model: PreTrainedModel, params: Mapping[str, Any]) -> Any:
     pooling = {} if getattr(model, "add_pooling_layer", True) else {"add_pooling_layer": False}
     with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
         save_pretrained(folder, model, params)
-        architecture = getattr(transformers, type(model).__name__)
-        return architecture.from_pretrained(folder, attn_implementation="eager", **pooling)
+        torch_class = getattr(transformers, architecture_of(model).name)
+        return torch_class.from_pretrained(folder, attn_implementation="eager", **pooling)
 
 
 @contextlib.contextmanager
@@ -150,9 +150,10 @@ def _load_graph(file: Path) -> Program:
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     outputs = [value.name for value in session.get_outputs()]
+    names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: np.ndarray) -> dict[str, Any]:
-        arrays = {name: np.asarray(value, np.int64) for name, value in zip(INPUTS, inputs, strict=True)}
+        arrays = {name: np.asarray(value, np.int64) for name, value in zip(names, inputs, strict=True)}
         return dict(zip(outputs, session.run(outputs, arrays), strict=True))
 
     return run

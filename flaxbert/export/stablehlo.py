@@ -23,7 +23,6 @@ from safetensors.numpy import load_file, save_file
 
 from flaxbert.export.exported_model import (
     DESCRIPTION,
-    INPUTS,
     ExportedModel,
     Program,
     ProgramDescription,
@@ -67,11 +66,11 @@ def export_stablehlo(
     def program(weights, *inputs):
         return model_outputs(model, traverse_util.unflatten_dict(weights, sep="/"), *inputs)
 
-    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(weight_specs, *specs)
+    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(weight_specs, *specs.values())
     versions = installed_versions("flaxbert", "jax", "jaxlib")
     description = ProgramDescription(
         format="stablehlo",
-        inputs=array_specs(dict(zip(INPUTS, specs, strict=True))),
+        inputs=array_specs(specs),
         outputs=array_specs(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
         platforms=PLATFORMS,
         versions=versions,
@@ -84,7 +83,7 @@ def export_stablehlo(
     def write_program(folder: Path) -> Program:
         (folder / PROGRAM).write_bytes(exported.serialize())
         save_file(weights, folder / WEIGHTS)
-        return _load_program(folder, length or model.config.max_position_embeddings)
+        return _load_program(folder, length or model.config.max_sequence_length)
 
     return write_export(Path(target), model, params, description, write_program, length=length)
 
@@ -92,8 +91,8 @@ def export_stablehlo(
 def load_stablehlo(folder: str | Path) -> Program:
     """Load the program of a folder that `export_stablehlo` wrote.
 
-    The program takes input_ids, attention_mask and token_type_ids and returns the outputs by name. It raises ValueError
-    for inputs that are longer than its maximum.
+    The program takes the arrays listed under "inputs" in export.json, in that order, and returns the outputs by name.
+    It raises ValueError for inputs that are longer than its maximum.
 
     Raises:
         FileNotFoundError: the folder holds no such program.

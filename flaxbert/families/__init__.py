@@ -5,6 +5,8 @@ To add a family, write its file and add it to `FAMILIES`.
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
@@ -20,6 +22,7 @@ __all__ = [
     "architecture_of",
     "family_of",
     "family_of_config_class",
+    "random_inputs",
 ]
 
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT,)}
@@ -66,6 +69,23 @@ def family_of_config_class(config_class: type[BertConfig]) -> Family:
             if ancestor is family.config_class:
                 return family
     raise TypeError(f"{config_class.__name__} is the configuration of no family; known: {', '.join(FAMILIES)}")
+
+
+def random_inputs(model: PreTrainedModel, *, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draw a batch of tokens by the names of the family's inputs: [rows, length], or [rows, 2, length] for choices.
+
+    Every row but the first ends in padding.
+    """
+    random, config = np.random.default_rng(seed), model.config
+    shape = (rows, 2, length) if model.takes_choices else (rows, length)
+    mask = np.ones(shape, np.int32)
+    mask[1:, ..., -(-length * 3 // 4) :] = 0
+    arrays = {
+        "input_ids": random.integers(0, config.vocab_size, shape, np.int32),
+        "attention_mask": mask,
+        "token_type_ids": random.integers(0, config.type_vocab_size, shape, np.int32),
+    }
+    return {name: arrays[name] for name in family_of(model).input_names}
 
 
 def _listed(model: PreTrainedModel | type[PreTrainedModel]) -> tuple[Family, Architecture]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 
+from flaxbert.families import BERT
 from train.benchmark.torch_peer import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
@@ -96,8 +97,7 @@ def tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
     """A host batch for PyTorch: no filling rows, no columns beyond the longest row."""
     rows = batch["weight"] > 0
     length = int(batch["attention_mask"].sum(axis=1).max())
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    cut = {name: torch.tensor(batch[name][rows, :length], dtype=torch.long) for name in names}
+    cut = {name: torch.tensor(batch[name][rows, :length], dtype=torch.long) for name in BERT.input_names}
     return {**cut, "labels": torch.tensor(batch["labels"][rows], dtype=torch.long)}
 
 

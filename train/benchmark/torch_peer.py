@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from flaxbert.families import BERT
 from train.benchmark.contestant import Contestant
 from train.benchmark.workload import Workload, labels_of_all_positions
 
@@ -29,8 +30,7 @@ class TorchPeer(Contestant):
         self._device, self._compiles = device, peer == "compile"
         self._half = work.dtype == "bfloat16"
         batch = work.batch(seed)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        arrays = {name: batch[name] for name in names} | {"labels": labels_of_all_positions(batch)}
+        arrays = {name: batch[name] for name in BERT.input_names} | {"labels": labels_of_all_positions(batch)}
         arrays |= {"next_sentence_label": batch["next_sentence_labels"]}
         self._batch = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in arrays.items()}
         self._optimizer: Any = None

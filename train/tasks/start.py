@@ -49,10 +49,9 @@ def model_config(
             )
     if model.dropout is not None:
         config = config.replace(hidden_dropout_prob=model.dropout, attention_probs_dropout_prob=model.dropout)
-    if not 3 <= max_length <= config.max_position_embeddings:
+    if not 3 <= max_length <= config.max_sequence_length:
         raise ValueError(
-            f"max_length is {max_length}; allowed: 3 to the model's max_position_embeddings, "
-            f"{config.max_position_embeddings}"
+            f"max_length is {max_length}; allowed: 3 to the model's number of positions, {config.max_sequence_length}"
         )
     return config if labels is None else config.replace(id2label=labels)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
+from flaxbert.families import family_of
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.batches import TrainSet
@@ -164,8 +165,7 @@ class TokenCounts:
 
 def padded_outputs(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Any:
     """What the model returns for a batch of `data.examples.padded`; dropout where `key` is not None."""
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return outputs(model, params, {name: batch[name] for name in names}, key)
+    return outputs(model, params, {name: batch[name] for name in family_of(model).input_names}, key)
 
 
 def outputs(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> Any:
