@@ -1,4 +1,4 @@
-"""README's commands and code do what it says."""
+"""The commands, code and links of README.md and docs/ do what the pages say."""
 
 import ast
 import importlib.util
@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,23 +20,95 @@ import flaxbert
 from flaxbert import cli
 from tests.flags import COMPILER
 from tests.train import corpora
+from train.aot import pods
 from train.benchmark.speed import main
 from train.benchmark.text import main as benchmark_text
 from train.command import load_config, parse_flags
+from train.command import main as train
 from train.data.corpus.preparation import Preparation, prepare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-QUICKSTART, TESTS, SLOW, *OTHERS, BENCHMARK = COMMANDS
-CONVERT = [command for command in OTHERS if re.match("flaxbert (convert|inspect|verify|average) ", command)]
-PREDICT = [command for command in OTHERS if re.match("flaxbert (predict|export) ", command)]
-ESTIMATE = [command for command in OTHERS if " -m train.aot " in command]
-LAUNCH = re.findall(r"(?<=[\s\"])python -m train .*?(?=\"?$)", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE)
-(PREPARE,) = [command for command in OTHERS if " -m train.data.prepare " in command]
-(SPEED,) = [command for command in OTHERS if " -m train.benchmark " in command]
-TEXT = [command for command in OTHERS if " -m train.benchmark.text " in command]
-TRAIN = [command for command in OTHERS if command not in (*CONVERT, *PREDICT, *ESTIMATE, PREPARE, SPEED, *TEXT)]
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def commands_of(page: str) -> list[str]:
+    """Return the commands of a page's bash blocks, without comments."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+# A command that several pages show is tested once.
+COMMANDS = list(dict.fromkeys(command for page in PAGES.values() for command in commands_of(page)))
+QUICKSTART, TESTS = commands_of(README)[:2]
+PREDICTING = commands_of(PAGES[ROOT / "docs" / "predicting.md"])
+CONVERTING = commands_of(PAGES[ROOT / "docs" / "converting.md"])
+# Also inside srun, gcloud and Kubernetes manifests, where other words stand around them.
+TRAIN = re.findall(r"(?:^|(?<=[\s\"']))python -m train (.*?)(?=[\"']?$|' ')", "\n".join(PAGES.values()), re.MULTILINE)
+(PREPARE,) = [command for command in COMMANDS if " -m train.data.prepare " in command]
+(SPEED,) = [command for command in COMMANDS if " -m train.benchmark " in command and "--json" in command]
+TEXT = [command for command in COMMANDS if " -m train.benchmark.text " in command]
+(BENCHMARK,) = [command for command in COMMANDS if " -m train.benchmark.alternate " in command]
+(PODS,) = [command for command in COMMANDS if " -m train.aot.pods " in command]
+ESTIMATE = [command for command in COMMANDS if " -m train.aot " in command]
+
+
+def test_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 130 and max(map(len, lines)) <= 120
+
+
+def test_every_command_is_one_that_a_test_runs_or_parses():
+    modules = ("train", "train.data.prepare", "train.benchmark", "train.benchmark.text", "train.benchmark.alternate")
+    modules += ("train.aot", "train.aot.pods")
+    known = [f"python -m {module} " for module in modules]
+    known += ["python3 -m venv ", ".venv/bin/pytest", "pip install ", "srun ", "gcloud "]
+    tested = {*CONVERTING, *PREDICTING}
+    assert [command for command in COMMANDS if command not in tested and not command.startswith(tuple(known))] == []
+
+
+def test_links_lead_to_files_and_headings():
+    missing = []
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:)(.*?)\)", text):
+            path, _, heading = target.partition("#")
+            file = page.parent / path if path else page
+            lines = PAGES.get(file.resolve(), "").splitlines()
+            headings = [line.lstrip("# ").lower().replace(" ", "-") for line in lines if line.startswith("#")]
+            if not file.exists() or (heading and heading not in headings):
+                missing.append(f"{page.name}: {target}")
+    assert missing == []
+
+
+def test_the_map_of_the_code_names_existing_files():
+    page = PAGES[ROOT / "docs" / "contributing.md"]
+    tables = dict(re.findall(r"^\| in (\w+)/ \|.*?\n(.*?)\n\n", page, re.DOTALL | re.MULTILINE))
+    assert tables.keys() == {"flaxbert", "train"}
+    for package, table in tables.items():
+        names = [name for row in table.splitlines() for name in re.findall(r"`([^`]*)`", row.split("|")[1])]
+        assert len(names) > 10 and [name for name in names if not (ROOT / package / name).exists()] == []
+
+
+def test_extras_that_pages_name_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = re.findall(r"(?:-e '(?:flaxbert|\.)|[( `]|^)\[([a-z,]+)\](?!\()", "\n".join(PAGES.values()))
+    named = {name for group in installed for name in group.split(",")}
+    assert {"train", "test", "cuda", "tpu", "torch"} <= named <= set(extras)
+
+
+def test_python_blocks_of_docs(tmp_path, finished):
+    """Run all blocks of a page, one after another, where a quickstart run has finished."""
+    for page, text in PAGES.items():
+        code = "\n".join(blocks(text, "python"))
+        if code and page.name != "README.md":
+            folder = tmp_path / page.stem
+            (folder / "runs" / "quickstart").mkdir(parents=True)
+            (folder / "runs" / "quickstart" / "model").symlink_to(finished.folder / "model")
+            subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True)
 
 
 def test_ci_runs_the_test_command():
@@ -63,8 +136,7 @@ def test_convert_commands(tmp_path, finished, monkeypatch, capsys):
             archive.write(file, f"uncased_L-12_H-768_A-12/{file.name}")
     Path("runs").mkdir()
     Path("runs/quickstart").symlink_to(finished.folder)
-    assert len(CONVERT) == 6
-    for command in CONVERT:
+    for command in CONVERTING:
         assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert all((tmp_path / name / "model.safetensors").is_file() for name in ("averaged", "bert", "classifier"))
@@ -83,18 +155,16 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
     Path("reviews.txt").write_text("It is a statement.\nReturn an object.\n")
     capsys.readouterr()
     shown = []
-    (encoder,) = [command for command in CONVERT if command.endswith("--head BertModel")]
-    assert cli.main(shlex.split(encoder)[1:]) == 0
-    capsys.readouterr()
-    for command in PREDICT:
-        if command.startswith("flaxbert predict "):
-            assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-            shown.append(capsys.readouterr().out)
-        else:  # in a process of its own: here shapes are checked by what knows no symbols for them
+    for command in PREDICTING:
+        if command.startswith("flaxbert export "):
+            # In its own process: the export traces symbolic shapes, which the checks of shapes in tests do not know.
             done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             shown.append(done.stdout)
-    fill_mask, classify, tag, answer, embed, export = shown
+        else:
+            assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+            shown.append(capsys.readouterr().out)
+    fill_mask, classify, tag, answer, _, embed, export = shown
     assert tag.strip() and answer.strip()
     assert len(fill_mask.splitlines()) >= 3 and "Return a new" in fill_mask
     assert [json.loads(line)["input"] for line in classify.splitlines()] == Path("reviews.txt").read_text().splitlines()
@@ -102,26 +172,22 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
     assert float(re.search(r"at most (\S+) from the model", export)[1]) < 1e-5
 
 
-def test_launch_recipes_are_found():
-    assert len(LAUNCH) == 8 and sum("--hosts.detect" in command for command in LAUNCH) == 3
+def test_train_commands_are_understood(capsys):
+    assert len(TRAIN) >= 20 and sum("--hosts.detect" in command for command in TRAIN) == 3
+    for command in TRAIN:
+        file, *flags = shlex.split(command)
+        if "--help" not in flags:
+            config = parse_flags(load_config(ROOT / file), flags)
+            assert config.hosts.detect == ("--hosts.detect" in flags)
+            assert (config.hosts.count == 2) == ("--hosts.count" in flags)
 
 
-def test_launch_recipes_are_understood():
-    for command in LAUNCH:
-        words = shlex.split(command)
-        config = parse_flags(load_config(ROOT / words[3]), words[4:])
-        assert config.hosts.detect == ("--hosts.detect" in words) and (config.hosts.count == 2) == ("2" in words)
-
-
-@pytest.mark.parametrize("command", TRAIN)
-def test_train_commands_are_understood(command, tmp_path):
-    words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "train"]
-    help_asked = words[-1] == "--help"
-    done = subprocess.run(
-        [sys.executable, *words[1:], *(() if help_asked else ("--help",))], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "--optim.learning-rate" in done.stdout
+def test_help_command_lists_the_flags(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (command,) = [command for command in COMMANDS if command.endswith(" --help")]
+    with pytest.raises(SystemExit) as ended:
+        train(shlex.split(command)[3:])
+    assert ended.value.code == 0 and "--optim.learning-rate" in capsys.readouterr().out
 
 
 def test_prepare_command_and_the_run_after_it(tmp_path):
@@ -131,8 +197,8 @@ def test_prepare_command_and_the_run_after_it(tmp_path):
     how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, *shlex.split(PREPARE)[1:]], **how)
     assert done.returncode == 0, done.stderr
-    after = [command for command in TRAIN if "configs/pretrain_tiny.py" in command]
-    words = shlex.split(after[-1].replace("configs/", f"{ROOT}/configs/"))  # that with the most flags
+    after = max((command for command in COMMANDS if " -m train configs/pretrain_tiny.py" in command), key=len)
+    words = shlex.split(after.replace("configs/", f"{ROOT}/configs/"))
     # A stage like the rest of the run: both are one program.
     small = ["--run.steps", "2", "--task.stages.0.steps", "1", "--task.stages.0.max-length", "None"]
     small += ["--model.sizes.hidden-size", "16"]
@@ -196,14 +262,22 @@ def test_estimate_command_is_understood(command):
         assert done.returncode == 0 and "estimated" in done.stdout
 
 
-def test_benchmark_command_is_understood():
+def test_table_of_estimates_command_is_understood(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(PODS)
+    assert pods.main([*words[3:], "--table"]) == 0
+    assert capsys.readouterr().out in PAGES[ROOT / "docs" / "pods.md"]
+
+
+def test_alternate_command_is_understood():
     words = shlex.split(BENCHMARK)
     assert words[:3] == ["python", "-m", "train.benchmark.alternate"] and len(words) == 5
-    # Both sides answer --help instead of training.
-    commands = [word.replace("python", sys.executable, 1) + " --help" for word in words[3:]]
-    done = subprocess.run([sys.executable, *words[1:3], *commands], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("--optim.learning-rate") == 2
-    assert re.search(r"\d s  \S+ -m train configs/sst2.py", done.stdout)
+    sides = [shlex.split(word) for word in words[3:]]
+    assert [side[:3] for side in sides] == [
+        ["python", "-m", name] for name in ("train", "train.benchmark.torch_classifier")
+    ]
+    ours, theirs = (parse_flags(load_config(ROOT / side[3]), side[4:]) for side in sides)
+    assert ours == theirs
 
 
 @pytest.mark.slow
