@@ -42,6 +42,15 @@ def commands_of(page: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def run_python(arguments: list[str], folder: Path) -> str:
+    """Return what a Python process in `folder` prints, with this checkout's packages."""
+    # One device: that compiles faster than eight.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": COMPILER}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 # A command that several pages show is tested once.
 COMMANDS = list(dict.fromkeys(command for page in PAGES.values() for command in commands_of(page)))
 QUICKSTART, TESTS = commands_of(README)[:2]
@@ -108,7 +117,7 @@ def test_python_blocks_of_docs(tmp_path, finished):
             folder = tmp_path / page.stem
             (folder / "runs" / "quickstart").mkdir(parents=True)
             (folder / "runs" / "quickstart" / "model").symlink_to(finished.folder / "model")
-            subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True)
+            run_python(["-c", code], folder)
 
 
 def test_ci_runs_the_test_command():
@@ -121,10 +130,7 @@ def test_python_block(tmp_path, finished):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     (tmp_path / "runs" / "quickstart" / "model").symlink_to(finished.folder / "model")
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
-    assert len(ast.literal_eval(shown)) == 5
+    assert len(ast.literal_eval(run_python(["-c", code], tmp_path))) == 5
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "copy" / name).is_file()
 
@@ -158,9 +164,7 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
     for command in PREDICTING:
         if command.startswith("flaxbert export "):
             # In its own process: the export traces symbolic shapes, which the checks of shapes in tests do not know.
-            done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            shown.append(done.stdout)
+            shown.append(run_python(["-m", *shlex.split(command)], tmp_path))
         else:
             assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
             shown.append(capsys.readouterr().out)
@@ -192,18 +196,13 @@ def test_help_command_lists_the_flags(capsys, monkeypatch):
 
 def test_prepare_command_and_the_run_after_it(tmp_path):
     (tmp_path / "wiki_en.txt").write_text("\n\n".join(f"It is {i}. It was {i - 1}.\nNow {i}." for i in range(200)))
-    # One device: that compiles faster than eight.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": COMPILER}
-    how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, *shlex.split(PREPARE)[1:]], **how)
-    assert done.returncode == 0, done.stderr
+    run_python(shlex.split(PREPARE)[1:], tmp_path)
     after = max((command for command in COMMANDS if " -m train configs/pretrain_tiny.py" in command), key=len)
     words = shlex.split(after.replace("configs/", f"{ROOT}/configs/"))
     # A stage like the rest of the run: both are one program.
     small = ["--run.steps", "2", "--task.stages.0.steps", "1", "--task.stages.0.max-length", "None"]
     small += ["--model.sizes.hidden-size", "16"]
-    done = subprocess.run([sys.executable, *words[1:], *small], **how)
-    assert done.returncode == 0 and "eval dev" in done.stdout, done.stderr
+    assert "eval dev" in run_python([*words[1:], *small], tmp_path)
 
 
 def test_speed_command(tmp_path, monkeypatch, capsys):
