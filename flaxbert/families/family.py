@@ -188,6 +188,10 @@ class Family:
         """The encoder without a task head."""
         return next(architecture for architecture in self.architectures if architecture.is_base_model)
 
+    def architecture_named(self, name: str | None) -> Architecture | None:
+        """Return the architecture with a class of this name; None where the family has none."""
+        return next((known for known in self.architectures if known.name == name), None)
+
     def classes_for(self, heads: Iterable[HeadKind]) -> tuple[str, ...]:
         """Return the names of the model classes that have one of these heads, in the order of `heads`."""
         return tuple(known.name for head in heads for known in self.architectures if known.head is head)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from flaxbert.families import HeadKind
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
 from flaxbert.text.answers import Candidate, rank_answers
@@ -74,7 +75,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
     overlap: int | None = None
     null_threshold: float | None = None
 
-    architectures: ClassVar = ("BertForQuestionAnswering",)
+    heads: ClassVar = (HeadKind.QUESTION_ANSWERING,)
 
     def __post_init__(self):
         super().__post_init__()

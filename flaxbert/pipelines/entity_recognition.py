@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tokenizers import Encoding
 
+from flaxbert.families import HeadKind
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_text
 from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
@@ -49,7 +50,7 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
     aggregation: Aggregation = Aggregation.FIRST
     overlap: int | None = None
 
-    architectures: ClassVar = ("BertForTokenClassification",)
+    heads: ClassVar = (HeadKind.TOKEN_CLASSIFICATION,)
 
     def __post_init__(self):
         super().__post_init__()

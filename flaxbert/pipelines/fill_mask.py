@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxbert.families import HeadKind
+from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence, chunked
 from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text
 from flaxbert.tokenizer import MASK, UNK
@@ -53,7 +55,7 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
     top_k: int = 5
     targets: tuple[str, ...] | None = None
 
-    architectures: ClassVar = ("BertForMaskedLM", "BertForPreTraining")
+    heads: ClassVar = (HeadKind.MASKED_LM, HeadKind.PRETRAINING)
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,7 +109,7 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
 
     def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         out = self._model_outputs(params, batch, masked_lm_positions=batch["positions"])
-        logits = out.prediction_logits if type(self.model).__name__ == "BertForPreTraining" else out.logits
+        logits = out.prediction_logits if isinstance(out, PreTrainingOutput) else out.logits
         normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         if self.targets is None:
             ids = np.arange(self.model.config.vocab_size)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flaxbert.base import PreTrainedModel
+from flaxbert.families import Family, HeadKind, architecture_of, family_of, family_of_config_class
 from flaxbert.families.config_file import architecture_name, read_config
 from flaxbert.pipelines.batching import InputSequence, ModelBatch, chunked, length_buckets, run_in_batches
 from flaxbert.pretrained import from_pretrained
@@ -21,18 +22,17 @@ from flaxbert.tokenizer import PAD, WordPieceTokenizer
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
-# The task of `flaxbert predict` for each architecture.
+# The task of `flaxbert predict` for each kind of head.
 TASKS = {
-    "BertModel": "embed",
-    "BertForPreTraining": "fill-mask and next-sentence",
-    "BertForMaskedLM": "fill-mask",
-    "BertForNextSentencePrediction": "next-sentence",
-    "BertForSequenceClassification": "classify",
-    "BertForMultipleChoice": "choose",
-    "BertForTokenClassification": "tag",
-    "BertForQuestionAnswering": "answer",
+    HeadKind.NONE: "embed",
+    HeadKind.PRETRAINING: "fill-mask and next-sentence",
+    HeadKind.MASKED_LM: "fill-mask",
+    HeadKind.NEXT_SENTENCE: "next-sentence",
+    HeadKind.SEQUENCE_CLASSIFICATION: "classify",
+    HeadKind.MULTIPLE_CHOICE: "choose",
+    HeadKind.TOKEN_CLASSIFICATION: "tag",
+    HeadKind.QUESTION_ANSWERING: "answer",
 }
 
 
@@ -41,7 +41,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     """Model with its tokenizer; subclasses encode the inputs and decode the outputs.
 
     Attributes:
-        model: a model of one of the class's `architectures`.
+        model: a model with one of the class's `heads`.
         params: its parameters.
         tokenizer: the tokenizer that the model was trained with.
         batch_size: sequences per batch; smaller batches are padded, so choose 1 to process one text at a time.
@@ -51,7 +51,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
             share a batch.
 
     Raises:
-        ValueError: the model has another architecture, the vocabulary is larger than the model's, or a number is out
+        ValueError: the model has another head, the vocabulary is larger than the model's, or a number is out
             of range.
     """
 
@@ -62,17 +62,17 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     max_length: int | None = None
     read_ahead: int = 512
 
-    architectures: ClassVar[tuple[str, ...]]
+    heads: ClassVar[tuple[HeadKind, ...]]
 
     def __post_init__(self):
-        name = type(self.model).__name__
-        self._require_architecture(name, name)
+        name = architecture_of(self.model).name
+        self._require_head(family_of(self.model), name, name)
         config = self.model.config
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("read_ahead", self.read_ahead, 1)
-        if self.max_length is not None and not _SHORTEST <= self.max_length <= config.max_position_embeddings:
+        if self.max_length is not None and not _SHORTEST <= self.max_length <= config.max_sequence_length:
             raise ValueError(
-                f"max_length is {self.max_length}; allowed: {_SHORTEST} to {config.max_position_embeddings}, the "
+                f"max_length is {self.max_length}; allowed: {_SHORTEST} to {config.max_sequence_length}, the "
                 "model's number of positions"
             )
         if self.tokenizer.vocab_size > config.vocab_size:
@@ -92,27 +92,32 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
         Raises:
             FileNotFoundError: the folder, its weights or its tokenizer do not exist.
-            ValueError: the model has another architecture, or a file cannot be read.
+            ValueError: the model has another head, or a file cannot be read.
         """
         if "window" in options:
             raise TypeError("the option window is now named read_ahead")
-        named = architecture_name(read_config(folder).unused)
-        cls._require_architecture(named, str(folder))  # before the weights are read
+        config = read_config(folder)
+        family = family_of_config_class(type(config))
+        cls._require_head(family, architecture_name(config.unused), str(folder))  # before the weights are read
         tokenizer = WordPieceTokenizer.load(folder)
         model, params = from_pretrained(folder, dtype=dtype)
         return cls(model, params, tokenizer, **options)
 
     @classmethod
-    def _require_architecture(cls, name: str | None, source: str) -> None:
-        if name in cls.architectures:
+    def _require_head(cls, family: Family, name: str | None, source: str) -> None:
+        """Raise ValueError unless the class of this name, which `source` has, is one with a head of this pipeline."""
+        architecture = family.architecture_named(name)
+        if architecture is not None and architecture.head in cls.heads:
             return
-        wanted = " or ".join(cls.architectures)
-        if name is None:
+        allowed = family.classes_for(cls.heads)
+        wanted = " or ".join(allowed) or f"model for {cls.heads[0].value}, which {family.model_type!r} has none of here"
+        if name is None and allowed:
             raise ValueError(
                 f"{source}: names no architecture; {cls.__name__} needs a {wanted}. Write a folder of that class: "
-                f"flaxbert convert {source} NEW --head {cls.architectures[0]}"
+                f"flaxbert convert {source} NEW --head {allowed[0]}"
             )
-        use = f"good for {TASKS[name]}" if name in TASKS else "which no pipeline here takes"
+        task = None if architecture is None else TASKS.get(architecture.head)
+        use = "which no pipeline here takes" if task is None else f"good for {task}"
         raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")
 
     @abc.abstractmethod
@@ -162,18 +167,20 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     def _encode_pairs(self, texts: Sequence[str], pairs: Sequence[str | None]) -> list[InputSequence]:
         """Return `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, truncated to the maximum length."""
-        if self.model.config.type_vocab_size < 2 and any(pair is not None for pair in pairs):
+        one_type = self.model.config.type_vocab_size < 2 and "token_type_ids" in family_of(self.model).input_names
+        if one_type and any(pair is not None for pair in pairs):
             raise ValueError("the model has one token type; it takes single texts, no pairs")
         encodings = self.tokenizer.encode(texts, pairs, max_length=self._longest)
         return [InputSequence(encoding.ids, encoding.type_ids) for encoding in encodings]
 
     def _model_outputs(self, params: Mapping[str, Any], batch: Mapping[str, Any], **arguments: Any) -> Any:
         """Return the model's output dataclass for a batch; `arguments` are further arguments of the model."""
-        return self.model.apply({"params": params}, **{name: batch[name] for name in _INPUTS}, **arguments)
+        inputs = {name: batch[name] for name in family_of(self.model).input_names}
+        return self.model.apply({"params": params}, **inputs, **arguments)
 
     @property
     def _longest(self) -> int:
-        return self.max_length or self.model.config.max_position_embeddings
+        return self.max_length or self.model.config.max_sequence_length
 
     @functools.cached_property
     def _compiled_forward(self) -> Callable[[ModelBatch], Any]:

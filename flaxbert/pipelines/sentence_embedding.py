@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flaxbert.config import BertConfig
+from flaxbert.families import HeadKind
+from flaxbert.families.config_file import read_config
 from flaxbert.files import path_inside, read_json
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_text
@@ -58,7 +59,7 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
     normalize: bool = False
     prompt: str = ""
 
-    architectures: ClassVar = ("BertModel",)
+    heads: ClassVar = (HeadKind.NONE,)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: DTypeLike = jnp.float32, **options: Any) -> Self:
@@ -68,7 +69,7 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
         """
         settings = dataclasses.asdict(read_sentence_settings(Path(folder)))
         if settings["max_length"] is not None:
-            positions = BertConfig.from_pretrained(folder).max_position_embeddings
+            positions = read_config(folder).max_sequence_length
             settings["max_length"] = min(settings["max_length"], positions)
         given = {name: value for name, value in options.items() if value is not None}
         return super().from_pretrained(folder, dtype=dtype, **{**settings, **given})

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from flaxbert.families import HeadKind
+from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
 
@@ -50,7 +52,7 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
 
     top_k: int | None = None
 
-    architectures: ClassVar = ("BertForSequenceClassification",)
+    heads: ClassVar = (HeadKind.SEQUENCE_CLASSIFICATION,)
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,7 +108,7 @@ class NextSentencePrediction:
 class NextSentencePipeline(Pipeline[tuple[str, str], NextSentencePrediction]):
     """Probability that the second of two texts follows the first (Devlin et al., 2018, section 3.1)."""
 
-    architectures: ClassVar = ("BertForNextSentencePrediction", "BertForPreTraining")
+    heads: ClassVar = (HeadKind.NEXT_SENTENCE, HeadKind.PRETRAINING)
 
     def __call__(self, pairs: Iterable[tuple[str, str]]) -> list[NextSentencePrediction]:
         """Return the probability for each pair.
@@ -126,8 +128,9 @@ class NextSentencePipeline(Pipeline[tuple[str, str], NextSentencePrediction]):
 
     def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
         out = self._model_outputs(params, batch)
-        both = type(self.model).__name__ == "BertForPreTraining"
-        return jax.nn.softmax(out.seq_relationship_logits if both else out.logits, axis=-1)
+        return jax.nn.softmax(
+            out.seq_relationship_logits if isinstance(out, PreTrainingOutput) else out.logits, axis=-1
+        )
 
     def _decode(
         self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[Any]
@@ -151,7 +154,7 @@ class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
     none is padded to the largest number of choices. The probabilities are a softmax over a prompt's choices.
     """
 
-    architectures: ClassVar = ("BertForMultipleChoice",)
+    heads: ClassVar = (HeadKind.MULTIPLE_CHOICE,)
 
     def __call__(self, prompts: Iterable[PromptWithChoices]) -> list[Choice]:
         """Return the choice for each pair of a prompt and a list of choices.
