@@ -1,178 +1,299 @@
-"""A training run from settings to summary; reads straight down."""
+"""A training run, from the settings to the summary. Read it from top to bottom."""
 
-import json
+import dataclasses
+import functools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+import optax
 
 from flaxbert import PreTrainedModel, save_pretrained
-from flaxbert.files import atomic_write
+from train import run_description
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
-from train.config import Config
+from train.config import Config, Run
+from train.data.batches import prefetch
 from train.distributed import Placement
+from train.evaluate import Evaluation, compile_eval_step, evaluate
 from train.multihost.host_group import HostGroup
 from train.multihost.hosts import join_hosts, make_shared_folder
 from train.optim import make_optimizer
 from train.report import Reporter
-from train.step import Params, compile_step, create_state, state_shapes, state_shardings
+from train.step import Params, TrainState, compile_step, create_state, state_shapes, state_shardings
+from train.step_log import StepLog
 from train.summary import write_summary
-from train.tasks.start import TOKENIZER_FOLDER
 from train.tasks.task import Task
-from train.trainer import Trainer, check_best
 
-RECORD = "run.json"
+DEV = "dev"  # name of the set that is evaluated during training
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that a run needs besides its state."""
+
+    config: Config
+    placement: Placement
+    task: Task
+    model: PreTrainedModel
+    optimizer: optax.GradientTransformation
+    state_shapes: TrainState
+    state_shardings: TrainState
+    total_steps: int
+    is_first_host: bool  # it writes the files that are not divided among hosts
 
 
 def run(config: Config) -> Path:
-    """Trains, evaluates, exports and summarises; returns the run's folder.
+    """Train, evaluate, export the model and write the summary; return the run's folder.
 
     Raises:
-        FileNotFoundError, ValueError: what is wrong with the settings, data or weights, or which host did not come;
-            before anything is written.
+        FileNotFoundError, ValueError: the settings, data or weights are wrong, or a host did not come; nothing has been
+            written then.
+        FloatingPointError: a loss was not finite.
     """
-    with join_hosts(config.hosts) as host_group:
-        if jax.process_count() != len(host_group.names):
-            raise ValueError(
-                f"jax sees {jax.process_count()} processes, and this one was not told to join them: give --hosts.detect"
-            )
-        host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
-        return _run(config, host_group)
-
-
-def _run(config: Config, host_group: HostGroup) -> Path:
-    # Everything that can be wrong is found here, before the folder is touched.
-    placement = Placement.of(config.mesh)
-    placement.check_rows(
-        "batch_size", config.run.batch_size, gradient_accumulation_steps=config.run.gradient_accumulation_steps
-    )
-    placement.check_rows("evaluation_batch_size", config.run.evaluation_batch_size or config.run.batch_size)
-    _check_record(config)
-    task: Task = config.task.prepare(config, host_shard=placement.host_shard, host_group=host_group)
-    check_best(config, task)
-    model, pretrained = _model(config, task, placement)
-    total_steps = config.run.total_steps(task.steps_per_epoch)
-    optimizer = make_optimizer(config.optim, total_steps)
-    state_shapes(model, optimizer)  # finds frozen paths that the model lacks
-    host_group.check_same("data", _digest(task))  # all have read what was in the folder
-    writes = host_group.index == 0
-
-    # Where the state comes from: the run's own checkpoint, else a pretrained folder, else fresh weights.
     folder = config.run.folder
-    make_shared_folder(folder, host_group)
-    with (
-        compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
-        compile_time() as compiling,
-        Checkpoints(folder / "checkpoints", keep=config.run.keep, scored=config.run.best is not None) as checkpoints,
-    ):
-        shardings = state_shardings(model, optimizer, placement)
-        first_step = checkpoints.latest or 0
-        host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
-        if first_step:
-            state = checkpoints.restore(state_shapes(model, optimizer), shardings)
-        else:
-            state = create_state(model, optimizer, shardings, seed=config.run.seed, params=pretrained)
-        if writes:
-            _describe(config, task, model)
-
-        with Reporter(folder, total_steps, start_step=first_step, primary=writes) as reporter:
-            reporter.message(_opening(config, task, total_steps, first_step, placement))
-            started = time.perf_counter()
-            trainer = Trainer(config, task, model, placement, reporter, checkpoints, total_steps)
-            parts = config.run.gradient_accumulation_steps
-            step = compile_step(trainer.loss, optimizer, placement, shardings, gradient_accumulation_steps=parts)
-            state, number = trainer.train(state, step, first_step)
-            if checkpoints.best not in (None, number):
-                number = checkpoints.best
-                reporter.message(f"step {number} had the best {config.run.best} on dev: the model is that one")
+    with join_hosts(config.hosts) as host_group:
+        setup, pretrained = prepare(config, host_group)
+        make_shared_folder(folder, host_group)
+        with (
+            compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
+            compile_time() as compiling,
+            Checkpoints(
+                folder / "checkpoints", keep=config.run.keep, scored=config.run.best is not None
+            ) as checkpoints,
+        ):
+            first_step = checkpoints.latest or 0
+            host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
+            state = restore_or_create(setup, checkpoints, pretrained)
+            if setup.is_first_host:
+                run_description.write_files(config, setup.task, setup.model)
+            with Reporter(folder, setup.total_steps, start_step=first_step, primary=setup.is_first_host) as reporter:
+                reporter.message(
+                    run_description.opening(
+                        config,
+                        setup.task,
+                        setup.placement,
+                        total_steps=setup.total_steps,
+                        first_step=first_step,
+                    )
+                )
+                started = time.perf_counter()
+                evaluator = Evaluator(setup, reporter)
+                state, step = train(setup, state, first_step, evaluator, checkpoints, reporter)
+                state, step = restore_best(setup, state, step, checkpoints, reporter)
+                results = evaluator.evaluate(state.params, step, tuple(setup.task.evaluations))
+                seconds = time.perf_counter() - started
                 checkpoints.wait()
-                state = checkpoints.restore(state_shapes(model, optimizer), shardings, step=number)
-            results = trainer.evaluate(state.params, number, names=tuple(task.evaluations))
-            seconds = time.perf_counter() - started
-            checkpoints.wait()
-
-            # The model as transformers reads it, then what the task has to show.
-            save_pretrained(folder / "model", model, state.params)
-            if writes:
-                task.tokenizer.save(folder / "model", max_length=task.config.max_sequence_length)
-            reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
-            for line in task.write_predictions(model, state.params, folder, results):
-                reporter.message(line)
-            facts = _facts(config, task, state.params, total_steps, seconds, compiling.seconds)
-            if writes:
-                summary = write_summary(folder, title=f"{folder.name}: {type(config.task).__name__}", facts=facts)
-                reporter.message(f"summary: {summary}")
+                export(setup, state.params, results, reporter)
+                if setup.is_first_host:
+                    summarise(setup, state.params, reporter, seconds=seconds, compile_seconds=compiling.seconds)
     return folder
 
 
-def _describe(config: Config, task: Task, model: PreTrainedModel) -> None:
-    """Writes what the run is: its tokenizer, its model's sizes, its settings."""
-    folder = config.run.folder
-    if not (folder / TOKENIZER_FOLDER).is_dir():
-        task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
-    # With these two the folder is a model of its own: `flaxbert convert` takes it while it still trains.
-    with atomic_write(folder / "config.json") as aside:
-        described = model.config.to_dict(architecture=task.architecture.__name__)
-        aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-    with atomic_write(folder / RECORD) as aside:
-        aside.write_text(config.to_json())
+def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None]:
+    """Make the mesh, read the data, load the model and make the optimizer; write nothing.
+
+    Returns:
+        the setup, and the pretrained parameters if the config names a pretrained model.
+
+    Raises:
+        FileNotFoundError, ValueError: the settings, data or weights are wrong, or differ between hosts.
+    """
+    # Hosts
+    if jax.process_count() != len(host_group.names):
+        raise ValueError(
+            f"jax sees {jax.process_count()} processes, but this process was not told to join them: give --hosts.detect"
+        )
+    host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
+
+    # Mesh
+    settings, placement = config.run, Placement.of(config.mesh)
+    accumulation = settings.gradient_accumulation_steps
+    placement.check_rows("batch_size", settings.batch_size, gradient_accumulation_steps=accumulation)
+    placement.check_rows("evaluation_batch_size", settings.evaluation_batch_size or settings.batch_size)
+
+    # Data
+    run_description.check_folder(config)
+    task: Task = config.task.prepare(config, host_shard=placement.host_shard, host_group=host_group)
+    _check_best(config, task)
+
+    # Model
+    model, pretrained = load_model(config, task, placement)
+
+    # Optimizer
+    total_steps = settings.total_steps(task.steps_per_epoch)
+    optimizer = make_optimizer(config.optim, total_steps)
+    setup = Setup(
+        config,
+        placement,
+        task,
+        model,
+        optimizer,
+        state_shapes=state_shapes(model, optimizer),  # raises for frozen paths that the model does not have
+        state_shardings=state_shardings(model, optimizer, placement),
+        total_steps=total_steps,
+        is_first_host=host_group.index == 0,
+    )
+    host_group.check_same("data", run_description.data_digest(task))
+    return setup, pretrained
 
 
-def _model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
-    """The model, and its pretrained parameters where there are any."""
-    folder, how = config.model.pretrained, config.model.attributes
-    model = task.architecture(task.config, **how)
+def load_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
+    """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
+    model = task.architecture(task.config, **config.model.attributes)
     placement.check_model(model)
-    if folder is None:
+    if config.model.pretrained is None:
         return model, None
-    how |= {"mesh": placement.mesh, "rules": placement.rules, "key": jax.random.key(config.run.seed)}
-    return task.architecture.from_pretrained(folder, strict=False, config=task.config, **how)
+    return task.architecture.from_pretrained(
+        config.model.pretrained,
+        strict=False,
+        key=jax.random.key(config.run.seed),
+        mesh=placement.mesh,
+        rules=placement.rules,
+        config=task.config,
+        **config.model.attributes,
+    )
 
 
-def _check_record(config: Config) -> None:
-    """A folder that holds a run of other settings is not continued with these."""
-    record = config.run.folder / RECORD
-    if record.is_file():
-        differences = config.differences(record.read_text())
-        if differences:
-            raise ValueError(
-                f"{config.run.folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
-                + "\n  ".join(differences)
-            )
+def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:
+    """Return the state to train from."""
+    # The run's own newest checkpoint comes first, then pretrained parameters, then a new initialisation.
+    if checkpoints.latest:
+        return checkpoints.restore(setup.state_shapes, setup.state_shardings)
+    seed = setup.config.run.seed
+    return create_state(setup.model, setup.optimizer, setup.state_shardings, seed=seed, params=pretrained)
 
 
-def _digest(task: Task) -> dict[str, str | float | int]:
-    """What hosts that have read the same files have in common."""
-    vocabulary = task.tokenizer.vocabulary_digest
-    return {**task.facts, "steps of an epoch": task.steps_per_epoch, "SHA-256 of the vocabulary": vocabulary}
+def train(
+    setup: Setup,
+    state: TrainState,
+    first_step: int,
+    evaluator: "Evaluator",
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+) -> tuple[TrainState, int]:
+    """Train from `first_step` to the last step, or until evaluations no longer improve.
+
+    Returns:
+        the last state, which is also in a checkpoint, and its step.
+    """
+    settings, task, placement, total_steps = setup.config.run, setup.task, setup.placement, setup.total_steps
+    train_step = compile_step(
+        functools.partial(task.loss, setup.model),
+        setup.optimizer,
+        placement,
+        setup.state_shardings,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+    )
+    log = StepLog(setup.config, task, reporter, total_steps, fraction=placement.host_shard.fraction)
+    step = first_step
+    for host_batch in prefetch(task.train, first_step, total_steps):
+        if _out_of_patience(settings, step, checkpoints):
+            reporter.message(f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}")
+            break
+        step += 1
+        state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed))
+        log.add(step, metrics, task.token_counts(host_batch))
+        evaluates, saves = _is_due(step, settings.evaluate_every), _is_due(step, settings.checkpoint_every)
+        if step < total_steps and (evaluates or saves):
+            log.flush()  # first, so that no state is saved after a step with a loss that is not finite
+            with log.paused():
+                score = evaluator.score(state.params, step) if evaluates else None
+                if saves or score is not None:
+                    checkpoints.save(state, step, score=score)
+    log.flush()
+    if step != checkpoints.latest:
+        checkpoints.save(state, step, score=evaluator.score(state.params, step) if settings.best else None)
+    return state, step
 
 
-def _opening(config: Config, task: Task, total_steps: int, first_step: int, placement: Placement) -> str:
-    shape = " x ".join(f"{name} {size}" for name, size in placement.mesh.shape.items() if size > 1)
-    devices = f"{placement.mesh.size} {jax.devices()[0].device_kind} device(s)" + (f" ({shape})" if shape else "")
-    if jax.process_count() > 1:
-        devices += f" of {jax.process_count()} hosts"
-    about = ", ".join(f"{name} {value}" for name, value in task.facts.items())
-    start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
-    return f"{type(config.task).__name__} on {devices}: {about}; {total_steps} steps, {start}"
+def restore_best(
+    setup: Setup, state: TrainState, step: int, checkpoints: Checkpoints, reporter: Reporter
+) -> tuple[TrainState, int]:
+    """Return the state with the best evaluation and its step, if the settings ask for it; else the given ones."""
+    best = checkpoints.best
+    if best in (None, step):
+        return state, step
+    reporter.message(f"step {best} had the best {setup.config.run.best} on dev: the model is that one")
+    checkpoints.wait()
+    return checkpoints.restore(setup.state_shapes, setup.state_shardings, step=best), best
 
 
-def _facts(
-    config: Config,
-    task: Task,
-    params: Params,
-    total_steps: int,
-    seconds: float,
-    compiling: float,
-) -> dict[str, str | float | int]:
-    return {
-        "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
-        "start": str(config.model.pretrained or "fresh weights"),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "steps": total_steps,
-        "batch size": config.run.batch_size,
-        "seconds of training and evaluation": round(seconds, 1),
-        "seconds of compiling": round(compiling, 1),
-        **task.facts,
-    }
+class Evaluator:
+    """Evaluate sets of a task and report their metrics; each set only once for the same step."""
+
+    def __init__(self, setup: Setup, reporter: Reporter):
+        """Compile nothing yet: that is done at the first batch."""
+        self._task, self._placement, self._reporter = setup.task, setup.placement, reporter
+        self._best = setup.config.run.best
+        self._eval_step = compile_eval_step(functools.partial(setup.task.eval_step, setup.model), setup.placement)
+        self._step, self._evaluations = -1, dict[str, Evaluation]()
+
+    def evaluate(self, params: Params, step: int, names: Sequence[str]) -> dict[str, Evaluation]:
+        """Return the evaluations of the sets with these names, by name."""
+        if step != self._step:
+            self._step, self._evaluations = step, {}
+        for name in names:
+            if name not in self._evaluations:
+                found = evaluate(self._eval_step, params, self._task.evaluations[name], self._placement)
+                means = {**found.means, **self._task.compute_metrics(name, found)}
+                self._evaluations[name] = dataclasses.replace(found, means=means)
+                self._reporter.evaluation(step, name, means)
+        return {name: self._evaluations[name] for name in names}
+
+    def score(self, params: Params, step: int) -> float | None:
+        """Evaluate dev, if the task has it; return the metric that chooses the best model, higher is better."""
+        names = [DEV] if DEV in self._task.evaluations else []
+        evaluations = self.evaluate(params, step, names)
+        if self._best is None:
+            return None
+        value = evaluations[DEV].means[self._best]
+        return -value if self._best.endswith("loss") or self._best == "perplexity" else value
+
+
+def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], reporter: Reporter) -> None:
+    """Save the model as a folder that transformers loads, and write the predictions of the task."""
+    folder, task = setup.config.run.folder, setup.task
+    save_pretrained(folder / "model", setup.model, params)
+    if setup.is_first_host:
+        task.tokenizer.save(folder / "model", max_length=task.config.max_sequence_length)
+    reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
+    for line in task.write_predictions(setup.model, params, folder, results):
+        reporter.message(line)
+
+
+def summarise(setup: Setup, params: Params, reporter: Reporter, *, seconds: float, compile_seconds: float) -> None:
+    """Write summary.md and the picture of the loss; `seconds` are those of training and evaluation."""
+    folder = setup.config.run.folder
+    facts = run_description.summary_facts(
+        setup.config,
+        setup.task,
+        params,
+        total_steps=setup.total_steps,
+        seconds=seconds,
+        compile_seconds=compile_seconds,
+    )
+    title = f"{folder.name}: {type(setup.config.task).__name__}"
+    reporter.message(f"summary: {write_summary(folder, title=title, facts=facts)}")
+
+
+def _check_best(config: Config, task: Task) -> None:
+    best = config.run.best
+    if best is not None and DEV not in task.evaluations:
+        raise ValueError(f"best is {best!r}, a metric of the dev set, but there is no dev set: give --task.dev")
+    if best is not None and best not in task.metric_names:
+        raise ValueError(f"best is {best!r}; metrics of this task: {', '.join(task.metric_names)}")
+
+
+def _out_of_patience(settings: Run, step: int, checkpoints: Checkpoints) -> bool:
+    """Return whether the last `patience` evaluations were worse than the best; depends on checkpoints alone."""
+    if settings.patience is None or settings.evaluate_every is None:
+        return False
+    best = checkpoints.best
+    return best is not None and (step - best) // settings.evaluate_every >= settings.patience
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

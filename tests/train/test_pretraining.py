@@ -11,6 +11,7 @@ import pytest
 from flaxbert import BertConfig, BertForMaskedLM, BertForPreTraining, losses
 from flaxbert.losses import IGNORE
 from tests.train import corpora
+from tests.train.test_loop import stop_after
 from train.config import Config, Model, Run
 from train.data.corpus.preparation import Preparation, prepare
 from train.data.pretraining.batches import Stage
@@ -18,7 +19,6 @@ from train.evaluate import Evaluation
 from train.loop import run
 from train.optim import Optim
 from train.tasks.pretraining import Pretraining, Segments
-from train.trainer import Trainer
 
 SIZES = BertConfig(
     vocab_size=205,
@@ -246,14 +246,7 @@ def test_a_run_in_stages_goes_on_as_it_would_have(config, monkeypatch):
     given = staged(config, Stage(2, batch_size=16, max_length=16), steps=5)
     given = dataclasses.replace(given, run=dataclasses.replace(given.run, checkpoint_every=1, log_every=1))
     whole = run(given)
-    real = Trainer._report
-
-    def interrupted(self, number, *rest):
-        if number == 4:
-            raise KeyboardInterrupt
-        real(self, number, *rest)
-
-    monkeypatch.setattr(Trainer, "_report", interrupted)
+    stop_after(monkeypatch, 4)
     again = dataclasses.replace(given, run=dataclasses.replace(given.run, folder=given.run.folder.with_name("again")))
     with pytest.raises(KeyboardInterrupt):
         run(again)
