@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from train.aot.collectives import Slice
-from train.aot.cost import estimate
-from train.aot.guess import EFFICIENCY
-from train.aot.hlo import parse
+from train.aot.collectives import TpuSlice
+from train.aot.cost import estimate_cost
+from train.aot.hlo import parse_program
+from train.aot.instruction_cost import EFFICIENCY
 from train.chips import V5E
 
 HEADER = "HloModule jit_step, is_scheduled=true\n\n"
@@ -25,7 +25,7 @@ LINK = 2 * BYTES / 2 / V5E.link_bandwidth  # all-reduce of two: 2 (n - 1) / n on
 
 
 def where():
-    return Slice(V5E, {"data": 2}, np.asarray([[0, 0, 0, 0], [1, 0, 0, 0]]))
+    return TpuSlice(V5E, {"data": 2}, np.asarray([[0, 0, 0, 0], [1, 0, 0, 0]]))
 
 
 def cycles(count):
@@ -41,7 +41,7 @@ def entry(body, root="x"):
 
 
 def cost(text):
-    return estimate(parse(HEADER + ADD + text), where())
+    return estimate_cost(parse_program(HEADER + ADD + text), where())
 
 
 def seconds(count):
@@ -124,7 +124,7 @@ def test_a_collective_alone_is_waited_for():
     found = cost(entry(work("a", "x", 1500) + f"  %r = {REDUCE}\n"))
     assert found.waiting_links == pytest.approx(LINK)
     assert found.seconds == pytest.approx(LINK + 1e-6)
-    ((key, sent),) = found.sent.items()
+    ((key, sent),) = found.collectives.items()
     assert key == ("all-reduce", ("data",))
     assert (sent.runs, sent.bytes, sent.overlapped) == (1, BYTES, 0)
 
@@ -143,7 +143,7 @@ def test_work_between_start_and_done_hides_a_collective():
     found = cost(pair(work("a", "x", much)))
     assert found.seconds == pytest.approx(seconds(much))
     assert found.waiting_links == 0.0
-    (sent,) = found.sent.values()
+    (sent,) = found.collectives.values()
     assert (sent.runs, sent.bytes, sent.overlapped) == (1, BYTES, 1)
     assert sent.seconds == pytest.approx(LINK)
 
@@ -164,11 +164,11 @@ def test_a_collective_that_fusions_carry_is_counted_once():
         )
     )
     found = cost(carriers + entry(body))
-    (sent,) = found.sent.values()
+    (sent,) = found.collectives.values()
     assert (sent.runs, sent.bytes, sent.overlapped) == (1, BYTES, 1)
     assert found.seconds == pytest.approx(LINK)
     assert found.waiting_links == pytest.approx(LINK - 1e-6)
-    assert found.guessed == 0.0
+    assert found.roofline == 0.0
 
 
 def test_a_collective_of_the_sparse_cores_is_hidden_too():
@@ -180,11 +180,11 @@ def test_a_collective_of_the_sparse_cores_is_hidden_too():
     start = "  %s = ((f32[1048576]{0}), f32[1048576]{0}) call-start(%x), to_apply=%there\n"
     done = "  %d = f32[1048576]{0} call-done(%s)\n"
     found = cost(there + '}, execution_thread="sparsecore"\n\n' + entry(ready + start + work("a", "x", 1500) + done))
-    (sent,) = found.sent.values()
+    (sent,) = found.collectives.values()
     assert (sent.runs, sent.bytes, sent.overlapped) == (1, BYTES, 1)
     assert found.seconds == pytest.approx(LINK)
     assert found.waiting_links == pytest.approx(LINK - 1e-6)
-    assert found.guessed == found.waiting_memory == 0.0
+    assert found.roofline == found.waiting_memory == 0.0
 
 
 def test_collectives_wait_in_line_for_the_links():
@@ -207,12 +207,12 @@ def test_a_copy_between_memories_takes_the_bandwidth():
 def test_a_kernel_is_guessed_from_what_it_states_or_moves():
     call = '  %k = f32[1048576]{0} custom-call(%x), custom_call_target="tpu_custom_call"'
     found = cost(entry(call))
-    assert found.guessed == found.seconds == pytest.approx(2 * BYTES / V5E.hbm_bandwidth / EFFICIENCY)
+    assert found.roofline == found.seconds == pytest.approx(2 * BYTES / V5E.hbm_bandwidth / EFFICIENCY)
     assert found.operations["k"].basis == "guess"
     stated = cost(entry(call + ', backend_config={"cost_estimate":{"flops":"1000000000000","bytes_accessed":"5"}}'))
-    assert stated.guessed == pytest.approx(1e12 / V5E.peak_flops / EFFICIENCY)
+    assert stated.roofline == pytest.approx(1e12 / V5E.peak_flops / EFFICIENCY)
     vectors = cost(entry(call + ', backend_config={"cost_estimate":{"flops":"5","transcendentals":"1000000000000"}}'))
-    assert vectors.guessed == pytest.approx(1e12 / (8 * 128 * 4 * 1.5e9) / EFFICIENCY)
+    assert vectors.roofline == pytest.approx(1e12 / (8 * 128 * 4 * 1.5e9) / EFFICIENCY)
     buffer = cost(entry('  %b = f32[1048576]{0} custom-call(), custom_call_target="AllocateBuffer"'))
     assert buffer.seconds == 0.0
 
@@ -238,10 +238,10 @@ def test_a_table_is_not_moved_for_its_rows():
     read = "  %g = f32[16,64]{1,0} fusion(%t, %i), kind=kCustom, calls=%rows\n"
     rows = 16 * 64 * 4
     found = cost(ROWS + entry(table + read))
-    assert found.guessed == pytest.approx(2 * rows / V5E.hbm_bandwidth / EFFICIENCY)
+    assert found.roofline == pytest.approx(2 * rows / V5E.hbm_bandwidth / EFFICIENCY)
     write = "  %s = f32[30000,64]{1,0} fusion(%t, %i, %g), kind=kCustom, calls=%sums\n"
     both = cost(ROWS + entry(table + read + write))
-    assert both.guessed - found.guessed == pytest.approx(3 * (rows + 16 * 4) / V5E.hbm_bandwidth / EFFICIENCY)
+    assert both.roofline - found.roofline == pytest.approx(3 * (rows + 16 * 4) / V5E.hbm_bandwidth / EFFICIENCY)
 
 
 def test_the_slowest_branch_of_a_conditional_counts():

@@ -1,8 +1,7 @@
 import pytest
 
-from train.aot.hlo import Shape, parse, parse_instruction, parse_shapes
-from train.aot.loops import trip_count
-from train.aot.products import product_flops
+from train.aot.hlo import ArrayShape, parse_instruction, parse_program, parse_shapes
+from train.aot.instruction_cost import matmul_flops, trip_count
 
 # Lines of programs that the TPU compiler made of train steps, cut down; numbers are as it wrote them.
 LAYOUT = "(bf16[1,256,4,64]{1,3,2,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[2,256]{1,0:T(2,128)}, u32[]{:S(2)})"
@@ -57,16 +56,16 @@ ENTRY %main (a: f32[8]) -> (s32[], f32[8]) {
 
 
 def loop(text):
-    program = parse(text)
+    program = parse_program(text)
     main = program.computations["main"]
     return program, main, main.by_name["while"]
 
 
 def test_a_type_is_read_with_its_memory():
     assert parse_shapes(LAYOUT) == (
-        Shape("bf16", (1, 256, 4, 64), space=1),
-        Shape("f32", (2, 256)),
-        Shape("u32", (), space=2),
+        ArrayShape("bf16", (1, 256, 4, 64), space=1),
+        ArrayShape("f32", (2, 256)),
+        ArrayShape("u32", (), space=2),
     )
     assert [shape.bytes for shape in parse_shapes(LAYOUT)] == [2 * 65536, 2048, 4]
     assert parse_shapes("s4[16]{0:T(8,128)E(4)}")[0].bytes == 8
@@ -88,7 +87,7 @@ def test_what_is_no_instruction_is_an_error():
     with pytest.raises(ValueError, match="not an HLO instruction: 'nothing'"):
         parse_instruction("nothing")
     with pytest.raises(ValueError, match="no ENTRY"):
-        parse("%c (p: f32[]) -> f32[] {\n  ROOT %p = f32[] parameter(0)\n}\n")
+        parse_program("%c (p: f32[]) -> f32[] {\n  ROOT %p = f32[] parameter(0)\n}\n")
 
 
 def test_an_instruction_names_its_source_lines_innermost_first():
@@ -129,8 +128,8 @@ def product(result, left, right, rest):
         "ENTRY %main (a: f32[], b: f32[]) -> f32[] {\n"
         f"  %a = {left} parameter(0)\n  %b = {right} parameter(1)\n  ROOT %c = {result} {rest}\n}}\n"
     )
-    main = parse(text).computations["main"]
-    return product_flops(main, main.root)
+    main = parse_program(text).computations["main"]
+    return matmul_flops(main, main.root)
 
 
 def test_products_are_counted_without_padding():

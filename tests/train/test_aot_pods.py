@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from train.aot import pods
-from train.aot.pods import Case, cases, main, read
-from train.aot.pods_table import Line, table
-from train.aot.presets import Preset
+from train.aot.pods import PodCase, PodEstimate, main, pod_cases, pods_table, read_pod_estimates
+from train.aot.topology import Preset
 
 GIB = 2**30
 
@@ -25,7 +24,9 @@ def line(topology="v5e:16x16", preset="fsdp", *, seconds=0.1, devices=256, rows=
     }
     estimate = {"devices": devices, "estimated": estimated | found}
     about = {"config": "base_128", "topology": topology, "preset": preset, "rows": rows, "error": None}
-    return Line(key=f"{topology} {preset}", versions="jax 1, libtpu 2", date="2026-01-01", estimate=estimate, **about)
+    return PodEstimate(
+        key=f"{topology} {preset}", versions="jax 1, libtpu 2", date="2026-01-01", estimate=estimate, **about
+    )
 
 
 def cells(text, number):
@@ -33,7 +34,7 @@ def cells(text, number):
 
 
 def test_every_kind_of_chip_is_estimated_alone_before_its_slices():
-    found = list(cases(["base_128", "large_512"], ["v5e:4x4", "v5e:16x16", "v5p:8x8x16"], list(Preset)))
+    found = list(pod_cases(["base_128", "large_512"], ["v5e:4x4", "v5e:16x16", "v5p:8x8x16"], list(Preset)))
     assert [(case.topology, case.preset.value) for case in found[:8]] == [
         ("v5e:1x1", "replicated"),
         *[(topology, preset.value) for topology in ("v5e:4x4", "v5e:16x16") for preset in Preset],
@@ -44,15 +45,15 @@ def test_every_kind_of_chip_is_estimated_alone_before_its_slices():
 
 
 def test_rows_grow_with_the_memory_of_a_chip():
-    rows = [Case("large_512", name, Preset.FSDP).rows for name in ("v5e:4x4", "v4:4x4x8", "v6e:1x1", "v5p:1x1x1")]
+    rows = [PodCase("large_512", name, Preset.FSDP).rows for name in ("v5e:4x4", "v4:4x4x8", "v6e:1x1", "v5p:1x1x1")]
     assert rows == [20, 40, 40, 80]  # of 16, 32, 32 and 95 GiB
-    assert "--rows-per-device 40 --json" in Case("large_512", "v4:4x4x8", Preset.FSDP).key
+    assert "--rows-per-device 40 --json" in PodCase("large_512", "v4:4x4x8", Preset.FSDP).key
 
 
 def test_weak_scaling_is_against_one_chip_of_the_kind_with_the_same_rows():
     alone = line("v5e:1x1", "replicated", seconds=0.09, devices=1)
     other = line("v6e:1x1", "replicated", seconds=0.01, devices=1)
-    text = table([alone, other, line(), line(rows=32), line("v6e:16x16")])
+    text = pods_table([alone, other, line(), line(rows=32), line("v6e:16x16")])
     assert cells(text, 0)[-1] == ""
     assert cells(text, 2) == [
         *("base_128", "v5e:16x16", "256", "fsdp", "64", "5.0 of 16 GiB"),
@@ -64,18 +65,18 @@ def test_weak_scaling_is_against_one_chip_of_the_kind_with_the_same_rows():
 
 
 def test_what_is_misplaced_stands_below_the_table():
-    text = table([line(), line(whole_batches=None)])
+    text = pods_table([line(), line(whole_batches=None)])
     assert "Parameters gathered beyond fsdp: none of 2 programs." in text
-    assert "Whole batches: none of 1 programs (1 not told)." in text
+    assert "Whole batches: none of 1 programs (1 unknown)." in text
     array = {"shape": {"dtype": "bf16", "dims": [768, 3072]}, "axes": ["data"]}
-    text = table([line(parameters_gathered_beyond_fsdp=[array])])
+    text = pods_table([line(parameters_gathered_beyond_fsdp=[array])])
     assert "Parameters gathered beyond fsdp: 1 of 1 programs." in text
     assert "- base_128 on v5e:16x16, fsdp: bf16[768, 3072] over data" in text
 
 
 def test_a_step_without_a_program_says_why():
     absent = dataclasses.replace(line("v5e:1x1"), estimate=None, error="the step does not fit")
-    text = table([absent, line()])
+    text = pods_table([absent, line()])
     assert cells(text, 0)[5] == "the step does not fit"
     assert cells(text, 1)[-1] == ""  # nothing to be held against
 
@@ -83,11 +84,11 @@ def test_a_step_without_a_program_says_why():
 def test_a_stopped_table_goes_on(tmp_path, monkeypatch, capsys):
     made = []
 
-    def estimate(case):
+    def estimate_case(case):
         made.append(case.topology)
         return dataclasses.replace(line(case.topology), key=case.key)
 
-    monkeypatch.setattr(pods, "estimate", estimate)
+    monkeypatch.setattr(pods, "estimate_case", estimate_case)
     file = tmp_path / "lines"
     flags = ["--json", str(file), "--configs", "base_128", "--presets", "fsdp"]
     assert main([*flags, "--topologies", "v5e:4x4"]) == 0
@@ -96,23 +97,23 @@ def test_a_stopped_table_goes_on(tmp_path, monkeypatch, capsys):
     assert [json.loads(text)["topology"] for text in file.read_text().splitlines()] == made
     capsys.readouterr()
     assert main(["--json", str(file), "--table"]) == 0
-    assert capsys.readouterr().out == table(read(file)) + "\n"
+    assert capsys.readouterr().out == pods_table(read_pod_estimates(file)) + "\n"
     assert main([*flags, "--topologies", "v5e:5x5"]) == 2
     assert "the topology is 'v5e:5x5'" in capsys.readouterr().err
 
 
 def test_the_documented_table_is_that_of_the_lines_beside_it():
     docs = Path(__file__).parents[2] / "docs"
-    assert table(read(docs / "pods.jsonl")) in (docs / "pods.md").read_text()
+    assert pods_table(read_pod_estimates(docs / "pods.jsonl")) in (docs / "pods.md").read_text()
 
 
 def test_a_mistake_of_the_process_is_passed_on(monkeypatch):
-    monkeypatch.setattr(Case, "command", ["-c", "import sys; sys.exit('error: no such thing')"])
+    monkeypatch.setattr(PodCase, "command", ["-c", "import sys; sys.exit('error: no such thing')"])
     with pytest.raises(ValueError, match="ended with 1: error: no such thing"):
-        pods.estimate(Case("base_128", "v5e:1x1", Preset.FSDP))
+        pods.estimate_case(PodCase("base_128", "v5e:1x1", Preset.FSDP))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: '.[tpu]'")
 def test_a_compiler_that_crashes_is_told_of_and_no_mistake(monkeypatch):
-    monkeypatch.setattr(Case, "command", ["-c", "import os; os.kill(os.getpid(), 11)"])
-    assert pods.estimate(Case("base_128", "v5e:1x1", Preset.FSDP)).error == "the compiler crashed (signal 11)"
+    monkeypatch.setattr(PodCase, "command", ["-c", "import os; os.kill(os.getpid(), 11)"])
+    assert pods.estimate_case(PodCase("base_128", "v5e:1x1", Preset.FSDP)).error == "the compiler crashed (signal 11)"

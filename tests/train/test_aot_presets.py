@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from train.aot.command import for_slice, main
-from train.aot.presets import Preset
+from train.aot.topology import Preset
 from train.command import load_config
 from train.distributed import MeshShape, Placement
 
@@ -47,9 +47,9 @@ def test_rows_and_mesh_are_those_of_the_slice():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--preset", "fsdp", "--mesh.fsdp", "4"], "--preset fsdp and --mesh.fsdp both say what the mesh is"),
-        (["--preset", "replicated", "--mesh.tensor=2"], "--preset replicated and --mesh.tensor both say"),
-        (["--rows-per-device", "8", "--run.batch_size", "64"], "--rows-per-device and --run.batch-size both say"),
+        (["--preset", "fsdp", "--mesh.fsdp", "4"], "--preset fsdp and --mesh.fsdp both set the mesh"),
+        (["--preset", "replicated", "--mesh.tensor=2"], "--preset replicated and --mesh.tensor both set"),
+        (["--rows-per-device", "8", "--run.batch_size", "64"], "--rows-per-device and --run.batch-size both set"),
     ],
 )
 def test_nothing_is_said_in_two_ways(flags, message, capsys):

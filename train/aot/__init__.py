@@ -1,1 +1,1 @@
-"""What a train step would cost on a TPU slice, estimated from its compiled program; no TPU is needed."""
+"""Estimate of a train step's cost on a TPU slice, from its compiled program; no TPU is needed."""

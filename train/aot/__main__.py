@@ -4,7 +4,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Before jax is imported: nothing here may take hold of a device.
+    # Before jax is imported, so that it does not claim a device.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from train.aot.command import main
 

@@ -1,6 +1,6 @@
-"""The text of an optimized XLA program, read into computations and instructions.
+"""Parser of the text of an optimized XLA program (HLO) into computations and instructions.
 
-Grammar: XLA's HLO text as `compiled.as_text()` of a TPU executable writes it. Only what a cost needs is read.
+The grammar is that of `compiled.as_text()` of a TPU executable; only the parts that a cost estimate needs are parsed.
 """
 
 import dataclasses
@@ -28,71 +28,75 @@ _TABLE_ROW = re.compile(r"(\d+) (.*)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """An array of the program as one device holds it."""
+class ArrayShape:
+    """Type and sizes of an array on one device."""
 
     dtype: str
     dims: tuple[int, ...]
     space: int = 0
-    """Where it lives: 0 is HBM, 1 the core's vector memory, others scalars and semaphores."""
+    """Memory space: 0 is HBM, 1 the vector memory of the core, others hold scalars and semaphores."""
 
     @property
     def elements(self) -> int:
-        """How many entries."""
+        """Return the number of entries."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """Without the padding of its tiles."""
+        """Return the size in bytes, without the padding of tiles."""
         return self.elements * _BITS[self.dtype] // 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """Operation of a computation, one line of the text."""
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]
-    """Of its result; the leaves of a tuple, in order."""
+    shapes: tuple[ArrayShape, ...]
+    """Shapes of the result; the leaves in order if it is a tuple."""
     operands: tuple[str, ...]
-    inside: str
-    """What stands between the parentheses: operands, or the value of a constant."""
+    arguments: str
+    """Text between the parentheses: operands, or the value of a constant."""
     attributes: str
-    """Everything after the operands."""
+    """Text after the operands."""
     root: bool = False
 
     @property
     def bytes(self) -> int:
-        """Of its result."""
+        """Return the size of the result in bytes."""
         return sum(shape.bytes for shape in self.shapes)
 
     @property
     def estimated_cycles(self) -> int | None:
-        """The compiler's own estimate, where it made one."""
+        """Return the compiler's own estimate, or None if there is none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found[1]) if found else None
 
     @property
     def op_name(self) -> str:
-        """The traced operation it came from, with the modules around it; "" where none is noted."""
+        """Return the traced operation with its enclosing modules, or "" if none is recorded."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
-    def target(self) -> str:
-        """Of a custom call; "" for anything else."""
+    def custom_call_target(self) -> str:
+        """Return the target of a custom call, or "" for other instructions."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def channel(self) -> int | None:
-        """The number of a collective, the same in all instructions that carry it out."""
+        """Return the channel of a collective, common to all instructions that carry it out, or None."""
         found = re.search(r"channel_id=(\d+)", self.attributes)
         return int(found[1]) if found else None
 
     def called(self, role: str) -> str:
-        """The computation named after `role=`, such as body, condition, calls or to_apply."""
+        """Return the name of the computation after `role=`, such as body, condition, calls or to_apply.
+
+        Raises:
+            ValueError: the instruction has no such attribute.
+        """
         found = re.search(rf"\b{role}=%?([^\s,)}}]+)", self.attributes)
         if found is None:
             raise ValueError(f"{self.name} ({self.opcode}) names no computation {role}=")
@@ -100,7 +104,7 @@ class Instruction:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The computations of a conditional."""
+        """Return the names of the computations of a conditional."""
         listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         if listed:
             return tuple(name.strip().lstrip("%") for name in listed[1].split(","))
@@ -109,47 +113,46 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions in the order in which the device runs them."""
+    """Sequence of instructions in the order in which the device runs them."""
 
     name: str
     instructions: tuple[Instruction, ...]
 
     @functools.cached_property
     def by_name(self) -> Mapping[str, Instruction]:
-        """The instructions by their names."""
+        """Return the instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose value the computation returns."""
+        """Return the instruction whose value is the result of the computation."""
         return next(instruction for instruction in self.instructions if instruction.root)
 
     def parameter(self, number: int) -> Instruction:
-        """The parameter of this number."""
-        inside = str(number)
-        return next(i for i in self.instructions if i.opcode == "parameter" and i.inside == inside)
+        """Return the parameter with this number."""
+        return next(i for i in self.instructions if i.opcode == "parameter" and i.arguments == str(number))
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """All computations of a compiled module."""
+    """Computations of a compiled module."""
 
     entry: str
     computations: Mapping[str, Computation]
     lines: Mapping[int, tuple[str, ...]]
-    """By stack_frame_id, the source lines "file:number" from the innermost call outwards."""
+    """For each stack_frame_id, the source lines "file:number" from the innermost call outwards."""
 
     def source(self, instruction: Instruction) -> tuple[str, ...]:
-        """The source lines that an instruction came from, the innermost first."""
+        """Return the source lines of an instruction, the innermost call first."""
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         return self.lines[int(found[1])] if found and int(found[1]) in self.lines else ()
 
 
-def parse(text: str) -> Program:
-    """The program of a module's text.
+def parse_program(text: str) -> Program:
+    """Parse the text of an HLO module.
 
     Raises:
-        ValueError: a line that is no HLO, or no entry computation.
+        ValueError: a line is not HLO, or there is no entry computation.
     """
     computations: dict[str, Computation] = {}
     tables: dict[str, dict[int, str]] = {}
@@ -170,12 +173,12 @@ def parse(text: str) -> Program:
         elif table and (row := _TABLE_ROW.match(line)):
             tables.setdefault(table, {})[int(row[1])] = row[2]
     if not entry:
-        raise ValueError("the text holds no ENTRY computation; it is not an HLO module")
+        raise ValueError("the text has no ENTRY computation; it is not an HLO module")
     return Program(entry, computations, _source_lines(tables))
 
 
 def parse_instruction(line: str) -> Instruction:
-    """One line such as "%add.1 = f32[8]{0} add(%a, %b), metadata={...}"."""
+    """Parse a line such as "%add.1 = f32[8]{0} add(%a, %b), metadata={...}"."""
     begin = _INSTRUCTION.match(line)
     if begin is None:
         raise ValueError(f"not an HLO instruction: {line[:120]!r}")
@@ -185,40 +188,40 @@ def parse_instruction(line: str) -> Instruction:
     if opcode is None:
         raise ValueError(f"no operation in the HLO instruction {line[:120]!r}")
     close = _closing(line, opcode.end() - 1)
-    inside = line[opcode.end() : close - 1]
+    arguments = line[opcode.end() : close - 1]
     return Instruction(
         name=begin[2],
         opcode=opcode[1],
         shapes=parse_shapes(line[begin.end() : end]),
-        operands=tuple(re.findall(r"%([^\s,()]+)", inside)),
-        inside=inside,
+        operands=tuple(re.findall(r"%([^\s,()]+)", arguments)),
+        arguments=arguments,
         attributes=line[close:],
         root=begin[1] is not None,
     )
 
 
-def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """The leaves of a type such as "(f32[2,256]{1,0:T(2,128)S(1)}, u32[])"."""
+def parse_shapes(text: str) -> tuple[ArrayShape, ...]:
+    """Return the leaves of a type such as "(f32[2,256]{1,0:T(2,128)S(1)}, u32[])"."""
     shapes = []
     for dtype, dims, layout in _SHAPE.findall(text):
         space = _SPACE.search(layout)
         sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
-        shapes.append(Shape(dtype, sizes, int(space[1]) if space else 0))
+        shapes.append(ArrayShape(dtype, sizes, int(space[1]) if space else 0))
     return tuple(shapes)
 
 
 def _closing(text: str, start: int) -> int:
-    """One past the parenthesis that closes the one at `start`."""
+    """Return the index after the parenthesis that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place + 1
+            return index + 1
     raise ValueError(f"a parenthesis is not closed in {text[:120]!r}")
 
 
 def _source_lines(tables: Mapping[str, Mapping[int, str]]) -> dict[int, tuple[str, ...]]:
-    """What the four tables at the head of the text say about each stack frame."""
+    """Return the source lines of each stack frame from the four tables at the head of the text."""
     if "StackFrames" not in tables:
         return {}
     locations = {number: _fields(row) for number, row in tables["FileLocations"].items()}
@@ -228,9 +231,9 @@ def _source_lines(tables: Mapping[str, Mapping[int, str]]) -> dict[int, tuple[st
         chain: list[str] = []
         frame = number
         while frame in frames and len(chain) <= len(frames):
-            place = locations[frames[frame]["file_location_id"]]
-            chain.append(f"{tables['FileNames'][place['file_name_id']].strip(chr(34))}:{place['line']}")
-            # Parents are numbered from one higher than frames: 1 means that there is none.
+            location = locations[frames[frame]["file_location_id"]]
+            chain.append(f"{tables['FileNames'][location['file_name_id']].strip(chr(34))}:{location['line']}")
+            # A parent's number is one higher than the number of its frame; 1 means that there is no parent.
             frame = frames[frame]["parent_frame_id"] - 1
         lines[number] = tuple(chain)
     return lines

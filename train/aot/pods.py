@@ -1,9 +1,9 @@
-"""`python -m train.aot.pods --json FILE`: BERT's pretraining on slices of many sizes, estimated, as one table.
+"""Command `python -m train.aot.pods --json FILE`: estimates of BERT's pretraining on many slices, as one table.
 
-Each estimate is that of `python -m train.aot`, made in a process of its own and kept in FILE at once: the same command
-goes on where it was stopped. Weak scaling is against one chip of the same kind with the same rows for each chip, so
-that the batch grows with the slice. Also where several chips take the same rows (`fsdp+tensor`): rows are counted for
-each chip, and every chip has as much to compute as the one.
+Each estimate is made by `python -m train.aot` in a separate process and appended to FILE at once, so that the same
+command continues an interrupted table. Weak scaling compares with one chip of the same generation and the same rows per
+chip; the batch grows with the slice. Rows are counted for each chip also where several chips compute the same rows
+(`fsdp+tensor`), so that every chip has as much work as the single one.
 """
 
 import argparse
@@ -16,22 +16,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from train.aot.pods_table import Line, table
-from train.aot.presets import Preset
-from train.aot.topology import parse_topology
+from train.aot.topology import Preset, parse_topology
 
 _CONFIGS = {"base_128": 80, "base_512": 40, "large_128": 80, "large_512": 20}
-"""Of configs/pretrain_NAME.py, with the rows of a chip that has 16 GiB; one with 32 has twice as many, and so on.
+"""For each configs/pretrain_NAME.py, the rows of a chip with 16 GiB; a chip with 32 GiB has twice as many, and so on.
 
-Fives, which no size of a model is a multiple of: whole batches can be told from everything else.
+The factor 5 divides no size of a model, so that `whole_batches` can recognise arrays of the whole batch.
 """
 _TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:16x16", "v5p:8x8x16")
+_HEAD = ("config", "slice", "chips", "preset", "rows a chip", "memory", "step", "collectives", "MFU", "weak scaling")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """What is estimated."""
+class PodCase:
+    """Config, slice and preset of one estimate."""
 
     config: str
     topology: str
@@ -39,68 +39,101 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Of each chip: the 16 GiB of a v5e times a power of two."""
+        """Return the rows of each chip: those for the 16 GiB of a v5e times a power of two."""
         chip, _ = parse_topology(self.topology)
         return _CONFIGS[self.config] * 2 ** int(math.log2(chip.hbm_bytes / 2**34))
 
     @property
     def command(self) -> list[str]:
-        """What estimates it, after the interpreter."""
+        """Return the arguments of the Python interpreter that make the estimate."""
         config = f"configs/pretrain_{self.config}.py"
-        how = ["--preset", self.preset.value, "--rows-per-device", str(self.rows)]
-        return ["-m", "train.aot", config, "--topology", self.topology, *how, "--json"]
+        flags = ["--topology", self.topology, "--preset", self.preset.value, "--rows-per-device", str(self.rows)]
+        return ["-m", "train.aot", config, *flags, "--json"]
 
     @property
     def key(self) -> str:
-        """The same for the same case."""
+        """Return the command as text, which identifies the case in a file."""
         return " ".join(self.command)
 
 
+@dataclasses.dataclass(frozen=True)
+class PodEstimate:
+    """Line of the file: a case with its estimate, or with the reason why there is none."""
+
+    key: str
+    config: str
+    topology: str
+    preset: str
+    rows: int
+    """Rows of each chip."""
+    versions: str
+    date: str
+    estimate: Any
+    """The JSON of `python -m train.aot` without operations; None if there is no program."""
+    error: str | None
+    """Reason why there is no program."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the time of a step; None if there is no program."""
+        return None if self.estimate is None else self.estimate["estimated"]["step_seconds"]
+
+    @property
+    def comparable(self) -> tuple[str, str, int]:
+        """Return config, generation and rows per chip: what two lines must share to be compared."""
+        return self.config, self.topology.partition(":")[0], self.rows
+
+    @property
+    def single_chip(self) -> bool:
+        """Return whether the slice is one chip."""
+        return set(self.topology.partition(":")[2].split("x")) == {"1"}
+
+
 def main(arguments: list[str]) -> int:
-    """Estimates what FILE does not hold yet, and prints the table of what it holds; 0, or 2 for a mistake."""
+    """Make the estimates that FILE lacks, and print its table; return 0, or 2 for an error of the user."""
     parser = argparse.ArgumentParser(prog="python -m train.aot.pods", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="a line for each estimate")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="file with a line for each estimate")
     parser.add_argument("--configs", nargs="+", choices=list(_CONFIGS), default=list(_CONFIGS))
     parser.add_argument("--topologies", nargs="+", default=list(_TOPOLOGIES))
     presets = [preset.value for preset in Preset]
     parser.add_argument("--presets", nargs="+", choices=presets, default=presets)
-    parser.add_argument("--table", action="store_true", help="print the table of FILE, and estimate nothing")
+    parser.add_argument("--table", action="store_true", help="only print the table of FILE, without new estimates")
     own = parser.parse_args(arguments)
     try:
-        asked = [] if own.table else list(cases(own.configs, own.topologies, [Preset(name) for name in own.presets]))
-        done = {line.key for line in read(own.json)}
-        missing = [case for case in asked if case.key not in done]
+        cases = [] if own.table else pod_cases(own.configs, own.topologies, [Preset(name) for name in own.presets])
+        done = {line.key for line in read_pod_estimates(own.json)}
+        missing = [case for case in cases if case.key not in done]
         for number, case in enumerate(missing, 1):
             print(f"{number}/{len(missing)}: python {case.key}", file=sys.stderr)
-            line = estimate(case)
+            line = estimate_case(case)
             with own.json.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(line)) + "\n")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(read(own.json)))
+    print(pods_table(read_pod_estimates(own.json)))
     return 0
 
 
-def cases(configs: Sequence[str], topologies: Sequence[str], presets: Sequence[Preset]) -> Iterator[Case]:
-    """For each config and kind of chip one chip, then every slice with every preset."""
+def pod_cases(configs: Sequence[str], topologies: Sequence[str], presets: Sequence[Preset]) -> Iterator[PodCase]:
+    """Yield for each config and generation the single chip, then every slice with every preset."""
     for config in configs:
-        kinds: set[str] = set()
+        generations: set[str] = set()
         for topology in topologies:
             chip, shape = parse_topology(topology)
-            alone = f"{chip.name}:{'x'.join('1' * len(shape))}"
-            if alone not in kinds:
-                yield Case(config, alone, Preset.REPLICATED)
-            kinds.add(alone)
-            if topology != alone:
-                yield from (Case(config, topology, preset) for preset in presets)
+            single = f"{chip.name}:{'x'.join('1' * len(shape))}"
+            if single not in generations:
+                yield PodCase(config, single, Preset.REPLICATED)
+            generations.add(single)
+            if topology != single:
+                yield from (PodCase(config, topology, preset) for preset in presets)
 
 
-def estimate(case: Case) -> Line:
-    """One case, in a process of its own: the compiler has been seen to end its process.
+def estimate_case(case: PodCase) -> PodEstimate:
+    """Make one estimate in a separate process, because the compiler may crash.
 
     Raises:
-        ValueError: what the process complained of, but for a step that does not fit and a compiler that crashed.
+        ValueError: the process failed, except for a step that does not fit or a crash of the compiler.
     """
     done = subprocess.run([sys.executable, *case.command], capture_output=True, text=True)
     if done.returncode > 1 or (done.returncode == 1 and not done.stdout and "does not fit" not in done.stderr):
@@ -109,11 +142,11 @@ def estimate(case: Case) -> Line:
         error = f"the compiler crashed (signal {-done.returncode})"
     else:
         error = None if done.stdout else done.stderr.splitlines()[0]
-    found = None if error else json.loads(done.stdout)
-    if found is not None:
-        del found["estimated"]["costliest"]  # nine tenths of it, and in no table
-        del found["compile_seconds"]  # of the machine, and of what else it did
-    return Line(
+    estimate = None if error else json.loads(done.stdout)
+    if estimate is not None:
+        del estimate["estimated"]["costliest"]  # nine tenths of the JSON, and not in the table
+        del estimate["compile_seconds"]  # depends on this machine and its load
+    return PodEstimate(
         key=case.key,
         config=case.config,
         topology=case.topology,
@@ -121,14 +154,61 @@ def estimate(case: Case) -> Line:
         rows=case.rows,
         versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu")),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        estimate=found,
+        estimate=estimate,
         error=error,
     )
 
 
-def read(file: Path) -> list[Line]:
-    """The lines that a file holds; none where it is not there."""
-    return [Line(**json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+def read_pod_estimates(file: Path) -> list[PodEstimate]:
+    """Return the lines of a file; none if the file does not exist."""
+    return [PodEstimate(**json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def pods_table(lines: Sequence[PodEstimate]) -> str:
+    """Return a Markdown table, followed by the versions, dates and results of the sharding checks."""
+    single = {line.comparable: line.seconds for line in lines if line.single_chip}
+    rows = [_HEAD, ("---",) * len(_HEAD), *(_table_row(line, single.get(line.comparable)) for line in lines)]
+    text = [f"| {' | '.join(row)} |" for row in rows]
+    made = sorted({f"{line.versions}, {line.date}" for line in lines})
+    return "\n".join([*text, "", f"Estimated with {'; '.join(made)}.", *_sharding_checks(lines)])
+
+
+def _table_row(line: PodEstimate, single_chip_seconds: float | None) -> tuple[str, ...]:
+    begin = (line.config, line.topology)
+    if line.estimate is None or line.seconds is None:
+        return (*begin, "", line.preset, str(line.rows), line.error or "", "", "", "", "")
+    estimated = line.estimate["estimated"]
+    memory = estimated["memory_bytes"]
+    sent = sum(collective["seconds"] for collective in estimated["collectives"])
+    waited = estimated["seconds"]["waiting_links"]
+    return (
+        *begin,
+        str(line.estimate["devices"]),
+        "" if line.single_chip else line.preset,
+        str(line.rows),
+        f"{memory['total'] / 2**30:.1f} of {memory['capacity'] / 2**30:.0f} GiB",
+        f"{line.seconds * 1e3:.1f} ms",
+        "" if line.single_chip else f"{sent * 1e3:.2f} ms, {waited * 1e3:.2f} not hidden",
+        f"{estimated['mfu']:.1%}",
+        "" if line.single_chip or single_chip_seconds is None else f"{single_chip_seconds / line.seconds:.1%}",
+    )
+
+
+def _sharding_checks(lines: Sequence[PodEstimate]) -> Iterator[str]:
+    """Yield for both sharding checks the number of programs with findings, and the arrays found."""
+    estimates = [line for line in lines if line.estimate is not None]
+    for name in ("parameters_gathered_beyond_fsdp", "whole_batches"):
+        unknown = sum(line.estimate["estimated"][name] is None for line in estimates)
+        affected = [line for line in estimates if line.estimate["estimated"][name]]
+        count = f"{len(affected) or 'none'} of {len(estimates) - unknown} programs"
+        title = name.replace("_", " ").capitalize()
+        yield f"\n{title}: {count}" + (f" ({unknown} unknown)." if unknown else ".")
+        for line in affected:
+            arrays = ", ".join(
+                f"{array['shape']['dtype']}{array['shape']['dims']} over {'+'.join(array['axes'])}"
+                for array in line.estimate["estimated"][name]
+            )
+            yield f"- {line.config} on {line.topology}, {line.preset}: {arrays}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The devices of a TPU slice that is not there, by name: libtpu describes them, and compiles for them."""
+"""TPU slices by name, as devices that libtpu describes and compiles for without a TPU, and meshes for them."""
 
+import enum
 import importlib.util
 import math
 import os
@@ -7,9 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.chips import CHIPS, Chip
+from train.distributed import MeshShape
 
 _DIMENSIONS = {chip.name: chip.links // 2 for chip in CHIPS}
-_NO_MACHINE = {
+_FSDP = 16
+_TENSOR = 2
+# For libtpu without a TPU: do not query the metadata server of Google's machines, do not report an unknown machine,
+# and do not claim the chips exclusively. The compiler ignores the accelerator type; any value serves all generations.
+_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -18,45 +24,60 @@ _NO_MACHINE = {
 
 
 class LibtpuMissing(RuntimeError):
-    """libtpu, which holds the compiler, is not installed."""
+    """libtpu, which contains the TPU compiler, is not installed."""
+
+
+class Preset(enum.Enum):
+    """Mesh for a slice of any size, by the way the devices share the work."""
+
+    REPLICATED = "replicated"
+    """Every device holds the whole model; batch rows are divided among all."""
+    FSDP = "fsdp"
+    """Groups of 16 devices split parameters and optimizer state."""
+    FSDP_TENSOR = "fsdp+tensor"
+    """Pairs divide heads, feed-forward units and vocabulary entries; 16 pairs split parameters and optimizer state."""
+
+    def mesh(self, devices: int) -> MeshShape:
+        """Return the mesh for a number of devices; a slice smaller than a group is one group."""
+        tensor = math.gcd(devices, _TENSOR) if self is Preset.FSDP_TENSOR else 1
+        fsdp = 1 if self is Preset.REPLICATED else math.gcd(devices // tensor, _FSDP)
+        return MeshShape(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
 
 
 def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
-    """The chip and the JAX devices of a slice such as "v5e:16x16": its generation, and its chips along each dimension.
+    """Return the chip and the JAX devices of a slice such as "v5e:16x16" (generation, chips along each dimension).
 
     Raises:
         LibtpuMissing: libtpu is not installed.
-        ValueError: no such generation, or a shape that its chips are not built into; lists what is known.
+        ValueError: the generation is unknown, or its chips are not built into this shape; the message lists both.
     """
     chip, shape = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise LibtpuMissing("the TPU compiler is not installed; pip install -e '.[tpu]' (x86 Linux)")
-    # Before libtpu starts, which else asks a metadata server that only Google's machines have, complains that it
-    # knows no machine, and wants to be the only one to hold the chips, of which there are none. The type is not
-    # looked at by the compiler: any will do for any generation.
-    for variable, value in _NO_MACHINE.items():
+    for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
     settings: dict[str, Any] = {}
     if chip.name in ("v4", "v5p"):
-        settings["chip_config_name"] = "megacore"  # both cores as one device, as jax has them on a TPU machine
+        settings["chip_config_name"] = "megacore"  # both cores as one device, as JAX shows them on a TPU machine
     sizes = (*shape, *(1,) * (3 - len(shape)))
     if any(size % 2 for size in sizes[:2]):
-        settings["chips_per_host_bounds"] = _host(sizes)
+        # A machine has 2x2 chips by default; here it has a single one, or two in a line.
+        settings["chips_per_host_bounds"] = (2 if sizes[0] % 2 == 0 else 1, 2 if sizes[1] % 2 == 0 else 1, 1)
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
     except JaxRuntimeError as error:
-        raise ValueError(f"{_expected(name)}; libtpu says: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{_expected(name)}; libtpu reports: {str(error).splitlines()[0]}") from None
     return chip, devices
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the chips along each dimension of a name such as "v5e:16x16".
+    """Return the chip and the number of chips along each dimension of a name such as "v5e:16x16".
 
     Raises:
-        ValueError: no such generation, or a shape that its chips are not built into; lists what is known.
+        ValueError: the generation is unknown, or its chips are not built into this shape; the message lists both.
     """
     generation, _, text = name.partition(":")
     chips = [chip for chip in CHIPS if chip.name == generation]
@@ -71,17 +92,12 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, shape
 
 
-def _host(sizes: Sequence[int]) -> tuple[int, ...]:
-    """The chips of one machine where they are not 2x2: a single one, or two of a line."""
-    return (2 if sizes[0] % 2 == 0 else 1, 2 if sizes[1] % 2 == 0 else 1, 1)
-
-
 def _expected(name: str) -> str:
-    flat = ", ".join(chip.name for chip in CHIPS if _DIMENSIONS[chip.name] == 2)
-    solid = ", ".join(chip.name for chip in CHIPS if _DIMENSIONS[chip.name] == 3)
-    most = ", ".join(f"{chip.name} {chip.pod}" for chip in CHIPS)
+    two = ", ".join(chip.name for chip in CHIPS if _DIMENSIONS[chip.name] == 2)
+    three = ", ".join(chip.name for chip in CHIPS if _DIMENSIONS[chip.name] == 3)
+    largest = ", ".join(f"{chip.name} {chip.pod}" for chip in CHIPS)
     return (
         f"the topology is {name!r}; give GENERATION:SHAPE, the shape being the chips along each dimension, 1 or even: "
-        f"{flat} have two (v5e:2x2, v5e:4x4, ... v5e:16x16), {solid} three (v5p:2x2x1, v5p:4x4x4, ...); "
-        f"chips of a slice at most: {most}"
+        f"{two} have two (v5e:2x2, v5e:4x4, ... v5e:16x16), {three} three (v5p:2x2x1, v5p:4x4x4, ...); "
+        f"chips of a slice at most: {largest}"
     )

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from train.aot.collectives import Slice
-from train.aot.hlo import parse
-from train.aot.layout import Layout, gathered_parameters, whole_batches
+from train.aot.collectives import TpuSlice
+from train.aot.hlo import parse_program
+from train.aot.sharding_check import ShardingCheck, gathered_parameters, whole_batches
 from train.chips import V5E
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -15,7 +15,7 @@ DATA, FSDP, TENSOR = ("{{0,4},{1,5},{2,6},{3,7}}", "{{0,2},{1,3},{4,6},{5,7}}", 
 def where(**sizes):
     mesh = MESH | sizes
     places = np.stack(np.unravel_index(np.arange(8), (2, 4, 1, 1)), axis=1)
-    return Slice(V5E, mesh, places)
+    return TpuSlice(V5E, mesh, places)
 
 
 FUSED = """%fused (p: f32[8]) -> f32[8] {{
@@ -29,7 +29,7 @@ FUSED = """%fused (p: f32[8]) -> f32[8] {{
 def program(*lines, inside=""):
     body = "".join(f"  {line}\n" for line in (*lines, "%f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused"))
     main = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} parameter(0)\n{body}}}\n"
-    return parse(FUSED.format(inside=inside) + main)
+    return parse_program(FUSED.format(inside=inside) + main)
 
 
 def gather(shape, groups):
@@ -90,7 +90,7 @@ def test_rows_that_are_as_many_as_something_else_are_not_told_apart():
         batch = {"input_ids": jax.ShapeDtypeStruct((rows, length), np.int32)}
         parameters = {"kernel": jax.ShapeDtypeStruct(KERNEL, np.float32)}
         array = f"%a = bf16[{rows},5,64]{{2,1,0}} copy(%x)"
-        return Layout.of(program(array), where(), rows=rows, parameters=parameters, batch=batch).whole
+        return ShardingCheck.of(program(array), where(), rows=rows, parameters=parameters, batch=batch).whole_batches
 
     assert [it.shape.dims for it in found(24, 128)] == [(24, 5, 64)]
     assert found(3072, 128) is None  # a size of the parameter

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from train.aot.collectives import HOP, Slice
-from train.aot.groups import crossed, parse_groups
+from train.aot.collectives import HOP, TpuSlice, crossed_axes, parse_groups
 from train.aot.hlo import parse_instruction
 from train.chips import V5E, V5P
 
@@ -36,17 +35,17 @@ def test_an_unknown_form_is_an_error():
 
 
 def test_a_collective_crosses_the_axes_along_which_its_groups_differ():
-    assert crossed(((0, 4, 8, 12),), MESH) == ("data",)
-    assert crossed(((0, 1), (2, 3)), MESH) == ("tensor",)
-    assert crossed(((0, 1, 2, 3), (4, 5, 6, 7)), MESH) == ("fsdp", "tensor")
-    assert crossed(((5, 6),), MESH) == ("fsdp", "tensor")  # a permutation that crosses two at once
-    assert crossed(((7,), (3,)), MESH) == ()
+    assert crossed_axes(((0, 4, 8, 12),), MESH) == ("data",)
+    assert crossed_axes(((0, 1), (2, 3)), MESH) == ("tensor",)
+    assert crossed_axes(((0, 1, 2, 3), (4, 5, 6, 7)), MESH) == ("fsdp", "tensor")
+    assert crossed_axes(((5, 6),), MESH) == ("fsdp", "tensor")  # a permutation that crosses two at once
+    assert crossed_axes(((7,), (3,)), MESH) == ()
 
 
 def grid(chip, mesh, *sizes):
     sizes = (*sizes, *(1,) * (4 - len(sizes)))
     places = np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), axis=1)
-    return Slice(chip, mesh, places)
+    return TpuSlice(chip, mesh, places)
 
 
 def test_links_take_the_time_of_rings():

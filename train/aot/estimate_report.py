@@ -1,4 +1,4 @@
-"""An estimate as a table for people and as JSON for programs."""
+"""An estimate as text for people and as JSON for programs."""
 
 import dataclasses
 import json
@@ -8,29 +8,29 @@ from typing import Any
 
 from train.aot.cost import Cost, Operation
 from train.aot.estimate import Estimate
-from train.aot.guess import EFFICIENCY
-from train.aot.layout import Layout, Misplaced
+from train.aot.instruction_cost import EFFICIENCY
+from train.aot.sharding_check import ShardingCheck, UnexpectedArray
 
 _COSTLIEST = 12
-_HERE = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
-def table(estimate: Estimate) -> str:
-    """Plain lines, the word "estimated" in every heading of what is."""
+def estimate_table(estimate: Estimate) -> str:
+    """Return plain lines; every heading of estimated figures contains the word "estimated"."""
     return "\n".join(
         [
             *_heading(estimate),
             *_memory(estimate),
             *_time(estimate),
-            *_sent(estimate.cost),
-            *_layout(estimate.layout),
+            *_collectives(estimate.cost),
+            *_sharding(estimate.sharding),
             *_operations(estimate.cost),
         ]
     )
 
 
-def to_json(estimate: Estimate) -> str:
-    """Everything, under one key "estimated" but for what is known: the slice, the chip and the compiler's time."""
+def estimate_json(estimate: Estimate) -> str:
+    """Return the estimate under the key "estimated"; slice, chip and compilation time, which are known, beside it."""
     cost = estimate.cost
     known = {
         "topology": estimate.topology,
@@ -47,7 +47,7 @@ def to_json(estimate: Estimate) -> str:
         "cycles": cost.cycles,
         "seconds": {
             "compiler": cost.compiler,
-            "guessed": cost.guessed,
+            "guessed": cost.roofline,
             "waiting_links": cost.waiting_links,
             "waiting_memory": cost.waiting_memory,
         },
@@ -58,12 +58,13 @@ def to_json(estimate: Estimate) -> str:
         "tokens": estimate.tokens,
         "tokens_per_second": estimate.tokens_per_second,
         "collectives": [
-            {"kind": kind, "axes": list(axes), **dataclasses.asdict(sent)} for (kind, axes), sent in cost.sent.items()
+            {"kind": kind, "axes": list(axes), **dataclasses.asdict(total)}
+            for (kind, axes), total in cost.collectives.items()
         ],
-        "parameters_gathered_beyond_fsdp": [dataclasses.asdict(found) for found in estimate.layout.gathered],
+        "parameters_gathered_beyond_fsdp": [dataclasses.asdict(array) for array in estimate.sharding.gathered],
         "whole_batches": None
-        if estimate.layout.whole is None
-        else [dataclasses.asdict(found) for found in estimate.layout.whole],
+        if estimate.sharding.whole_batches is None
+        else [dataclasses.asdict(array) for array in estimate.sharding.whole_batches],
         "costliest": [dataclasses.asdict(operation) for operation in costliest(cost)],
         "loops_of_unknown_length": cost.unknown_loops,
         "conditionals": cost.conditionals,
@@ -72,7 +73,7 @@ def to_json(estimate: Estimate) -> str:
 
 
 def costliest(cost: Cost) -> list[Operation]:
-    """The operations that take the most time, over all their runs."""
+    """Return the operations with the largest total time."""
     return sorted(cost.operations.values(), key=lambda operation: -operation.seconds)[:_COSTLIEST]
 
 
@@ -91,7 +92,7 @@ def _memory(estimate: Estimate) -> Iterator[str]:
     yield f"  batch             {_size(memory.batch)}"
     padding = memory.arguments - memory.parameters - memory.optimizer - memory.batch
     yield f"  padding of these  {_size(padding)}"
-    yield f"  new outputs       {_size(memory.outputs)}   (the new state takes the old one's place)"
+    yield f"  new outputs       {_size(memory.outputs)}   (the new state reuses the memory of the old one)"
     yield f"  temporaries       {_size(memory.temporaries)}   (activations, gradients)"
     yield f"  program           {_size(memory.program)}"
     verdict = "fits, free" if memory.free >= 0 else "DOES NOT FIT, missing"
@@ -104,59 +105,59 @@ def _time(estimate: Estimate) -> Iterator[str]:
     clock = f"{cost.cycles:,.0f} cycles at {chip.clock / 1e9:.2f} GHz; {chip.clock_source}"
     yield "\nestimated time of a step"
     yield f"  compiler's cycles {_duration(cost.compiler)}   ({clock})"
-    yield f"  without estimate  {_duration(cost.guessed)}   (guessed: {EFFICIENCY:.0%} of the peaks)"
-    yield f"  wait for links    {_duration(cost.waiting_links)}   (collectives, where no work hides them)"
-    yield f"  wait for memory   {_duration(cost.waiting_memory)}   (copies between memories, where no work hides them)"
+    yield f"  roofline          {_duration(cost.roofline)}   (no cycle estimate: {EFFICIENCY:.0%} of the peaks assumed)"
+    yield f"  wait for links    {_duration(cost.waiting_links)}   (collectives not hidden by other work)"
+    yield f"  wait for memory   {_duration(cost.waiting_memory)}   (copies between memories not hidden by other work)"
     yield f"  step              {_duration(cost.seconds)}"
     yield f"  tokens/s          {estimate.tokens_per_second:>12,.0f}   ({estimate.tokens:,} tokens a step, all devices)"
     yield f"  MFU               {estimate.mfu:>12.1%}   (model FLOPs {estimate.model_flops:.3e} a step, all devices)"
     yield f"  FLOPs on a device {cost.flops:>12.3e}   (matrix products in the program)"
     for name in cost.unknown_loops:
-        yield f"  the loop {name} has no known length and is counted once"
+        yield f"  loop {name}: unknown trip count, counted once"
     for name in cost.conditionals:
-        yield f"  of the conditional {name} the slowest branch is counted"
+        yield f"  conditional {name}: only the slowest branch is counted"
 
 
-def _sent(cost: Cost) -> Iterator[str]:
-    yield "\nestimated collectives (bytes that a device takes part in; time of the links, hidden or not)"
-    if not cost.sent:
+def _collectives(cost: Cost) -> Iterator[str]:
+    yield "\nestimated collectives (bytes of the whole arrays; time on the links, hidden or not)"
+    if not cost.collectives:
         yield "  none"
-    for (kind, axes), sent in sorted(cost.sent.items(), key=lambda item: -item[1].seconds):
+    for (kind, axes), total in sorted(cost.collectives.items(), key=lambda item: -item[1].seconds):
         over = "+".join(axes) or "no axis"
-        hidden = f", {sent.overlapped:,.0f} beside other work" if sent.overlapped else ""
-        much = f"{sent.runs:>6,.0f} x  {_size(sent.bytes)} {_duration(sent.seconds)}"
-        yield f"  {kind:<18} over {over:<14} {much}{hidden}"
+        overlapped = f", {total.overlapped:,.0f} overlapped" if total.overlapped else ""
+        amount = f"{total.runs:>6,.0f} x  {_size(total.bytes)} {_duration(total.seconds)}"
+        yield f"  {kind:<18} over {over:<14} {amount}{overlapped}"
 
 
-def _layout(layout: Layout) -> Iterator[str]:
-    yield "\nlayout of the compiled program"
-    yield f"  parameters gathered beyond fsdp: {'' if layout.gathered else 'none'}".rstrip()
-    yield from map(_misplaced, layout.gathered)
-    if layout.whole is None:
-        yield "  arrays of the whole batch on one device: not told, other axes are as long as the batch has rows"
+def _sharding(check: ShardingCheck) -> Iterator[str]:
+    yield "\nsharding of the compiled program"
+    yield f"  parameters gathered beyond fsdp: {'' if check.gathered else 'none'}".rstrip()
+    yield from map(_unexpected, check.gathered)
+    if check.whole_batches is None:
+        yield "  arrays of the whole batch on one device: unknown, another axis is as long as the batch has rows"
         return
-    yield f"  arrays of the whole batch on one device: {'' if layout.whole else 'none'}".rstrip()
-    yield from map(_misplaced, layout.whole)
+    yield f"  arrays of the whole batch on one device: {'' if check.whole_batches else 'none'}".rstrip()
+    yield from map(_unexpected, check.whole_batches)
 
 
-def _misplaced(found: Misplaced) -> str:
-    shape = f"{found.shape.dtype}[{','.join(map(str, found.shape.dims))}]"
-    return f"    {found.name} {shape} over {'+'.join(found.axes)}: {_line(found.source)} {found.op_name}"
+def _unexpected(array: UnexpectedArray) -> str:
+    shape = f"{array.shape.dtype}[{','.join(map(str, array.shape.dims))}]"
+    return f"    {array.name} {shape} over {'+'.join(array.axes)}: {_line(array.source)} {array.op_name}"
 
 
 def _operations(cost: Cost) -> Iterator[str]:
     yield "\nestimated costliest operations"
     for operation in costliest(cost):
         share = operation.seconds / cost.seconds if cost.seconds else 0.0
-        basis = {"compiler": "", "guess": " (guess)", "links": " (links)"}[operation.basis]
+        basis = {"compiler": "", "guess": " (roofline)", "links": " (links)"}[operation.basis]
         yield f"  {_duration(operation.seconds)} {share:>6.1%}  {operation.runs:>4,.0f} x {operation.name}{basis}"
         yield f"      {_line(operation.source)} {operation.op_name}"
 
 
 def _line(source: tuple[str, ...]) -> str:
-    """The innermost line of this repository, else the innermost of all."""
-    own = [line for line in source if line.startswith(f"{_HERE}/") and "/site-packages/" not in line]
-    return (own or source or ("",))[0].removeprefix(f"{_HERE}/")
+    """Return the innermost source line in this repository, or else the innermost of all."""
+    own = [line for line in source if line.startswith(f"{_ROOT}/") and "/site-packages/" not in line]
+    return (own or source or ("",))[0].removeprefix(f"{_ROOT}/")
 
 
 def _size(count: float) -> str:
