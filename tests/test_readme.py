@@ -214,7 +214,7 @@ def test_speed_command(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2 + 6 and "| tiny | 4 x 32, float32 | train | flaxbert |" in shown[2]
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
-    assert [(r["kind"], r["contestant"]) for r in results] == [
+    assert [(r["kind"], r["implementation"]) for r in results] == [
         (kind, name)
         for kind in ("train", "forward")
         for name in ("flaxbert", "transformers, eager", "transformers, sdpa")
@@ -225,7 +225,7 @@ def test_speed_command(tmp_path, monkeypatch, capsys):
         assert 0 < r["lowest_seconds"] <= r["step_seconds"] <= r["highest_seconds"]
         assert r["tokens_per_second"] == pytest.approx(4 * 24 / r["step_seconds"])
         assert r["mfu"] is None and r["peak_bytes"] is None  # of a CPU neither is known
-        assert (r["compile_seconds"] > 0) == (r["contestant"] == "flaxbert")
+        assert (r["compile_seconds"] > 0) == (r["implementation"] == "flaxbert")
 
 
 def test_text_benchmark_commands(tmp_path, monkeypatch, capsys):

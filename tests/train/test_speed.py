@@ -8,10 +8,9 @@ import pytest
 
 from flaxbert import BertConfig
 from train.benchmark import speed
-from train.benchmark.contestant import Contestant
 from train.benchmark.speed import Benchmark, main, measure, take_turns
-from train.benchmark.torch_peer import TorchPeer
-from train.benchmark.workload import Workload, labels_of_all_positions
+from train.benchmark.torch_implementation import TorchImplementation
+from train.benchmark.workload import Implementation, Workload, labels_of_all_positions
 
 WORK = Workload(
     "small",
@@ -42,13 +41,13 @@ def test_flops_are_those_of_real_tokens():
 
 
 def test_losses_that_differ_end_it(monkeypatch):
-    monkeypatch.setattr(TorchPeer, "loss", lambda self: 3.0)
+    monkeypatch.setattr(TorchImplementation, "loss", lambda self: 3.0)
     with pytest.raises(ValueError, match="the losses differ by more than 0.0001: flaxbert"):
         measure(WORK, Benchmark(peers=("sdpa",)))
 
 
 @dataclasses.dataclass
-class Counted(Contestant):
+class Counted(Implementation):
     """Takes turns without computing."""
 
     seconds: float = 1.0

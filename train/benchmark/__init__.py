@@ -1,1 +1,1 @@
-"""Side-by-side measurements against what a user would pick instead."""
+"""Benchmarks of this project beside PyTorch and the tokenizers library, measured in turns on one machine."""

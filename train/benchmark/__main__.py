@@ -4,7 +4,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Before jax is imported, which else takes most of a GPU's memory, and PyTorch has to share it.
+    # Before jax is imported: by default it reserves most of a GPU's memory, which PyTorch has to share.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from train.environment import restart_with_malloc_settings
 

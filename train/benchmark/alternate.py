@@ -1,11 +1,11 @@
-"""Two commands timed against each other on a machine whose speed wanders.
+"""Comparison of the run times of two commands on a machine whose speed varies.
 
     python -m train.benchmark.alternate 'python -m train configs/sst2.py' \\
         'python -m train.benchmark.torch_classifier configs/sst2.py'
 
-They take turns of some seconds, the other one stopped meanwhile (SIGSTOP, SIGCONT), until both have ended: each has
-the whole machine in its turns, and what slows the machine down slows both. Both get the malloc settings
-that `python -m train` asks for. Prints the seconds that each ran.
+The commands run in turns of some seconds while the other one is stopped (SIGSTOP, SIGCONT), until both have ended: each
+has the whole machine during its turns, and a slow phase of the machine affects both. Both get the malloc settings of
+`python -m train`. Prints the seconds that each command ran.
 """
 
 import os
@@ -18,20 +18,20 @@ from collections.abc import Sequence
 
 from train.environment import restart_with_malloc_settings
 
-TURN = 10.0  # seconds; long against the milliseconds that caches take to fill again
+TURN = 10.0  # seconds; long compared with the milliseconds that caches need to fill again
 _TICK = 0.02
 
 
 def alternate(commands: Sequence[Sequence[str]], *, turn: float = TURN) -> list[float]:
-    """Runs the commands in turns; the seconds of each from its start to its end, without those it was stopped for.
+    """Run the commands in turns; return the seconds of each, without the time that it was stopped.
 
     Raises:
-        RuntimeError: a command failed; the others are ended.
+        RuntimeError: a command failed; the others are killed.
     """
     seconds = [0.0] * len(commands)
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
-        # Each begins with its own turn: a session of its own, so that its threads and children stop with it.
+        # Each command gets its own session, so that its threads and child processes are stopped with it.
         waiting = list(range(len(commands)))
         while waiting:
             number = waiting.pop(0)
@@ -40,7 +40,7 @@ def alternate(commands: Sequence[Sequence[str]], *, turn: float = TURN) -> list[
                 _signal(running[number], signal.SIGCONT)
             else:
                 running[number] = subprocess.Popen(commands[number], start_new_session=True)
-            # The last one left needs no turns.
+            # The last remaining command needs no turns.
             while running[number].poll() is None and (not waiting or time.perf_counter() - begin < turn):
                 time.sleep(_TICK)
             status = running[number].poll()
@@ -63,7 +63,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Times the commands, each one argument."""
+    """Time the commands, each given as one argument; return 0, or 2 without two commands."""
     if len(arguments) < 2:
         print(__doc__, file=sys.stderr)
         return 2

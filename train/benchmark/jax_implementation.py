@@ -1,31 +1,37 @@
-"""The contestant that this project is."""
+"""This project's implementation of the benchmark's workload."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import Attention, BertForPreTraining, Remat, save_pretrained
-from train.benchmark.contestant import Contestant
-from train.benchmark.workload import Workload
+from train.benchmark.workload import Implementation, Pass, Workload
 from train.distributed import MeshShape, Placement
 from train.evaluate import compile_eval_step
 from train.optim import Optim, make_optimizer
-from train.step import compile_step, create_state, state_shardings
+from train.step import Batch, Params, compile_step, create_state, state_shardings
 from train.tasks.pretraining_objective import PretrainingObjective
 
 
-class Ours(Contestant):
+class JaxImplementation(Implementation):
     """The train step of `python -m train`, and the forward pass of an evaluation, on the first device."""
 
     def __init__(self, work: Workload, *, scan: bool, seed: int = 0):
-        """Draws the weights."""
+        """Initialise parameters and batch from the seed."""
         super().__init__("flaxbert")
-        how: dict[str, Any] = {"dtype": jnp.dtype(work.dtype), "scan": scan, "remat": Remat.NONE}
-        self._model = BertForPreTraining(work.config, **how, attn_implementation=Attention.EAGER, vocab_multiple=128)
+        self._model = BertForPreTraining(
+            work.config,
+            dtype=jnp.dtype(work.dtype),
+            scan=scan,
+            remat=Remat.NONE,
+            attn_implementation=Attention.EAGER,
+            vocab_multiple=128,
+        )
         objective = PretrainingObjective(config=work.config, architecture=BertForPreTraining)
         placement = Placement.of(MeshShape(), jax.devices()[:1])
         optimizer = make_optimizer(Optim(), 10_000)
@@ -34,42 +40,43 @@ class Ours(Contestant):
         self._batch = placement.batch(work.batch(seed))
         self._seed = np.uint32(seed)
 
-        def loss(params: Any, batch: Any, key: Any) -> Any:
+        def loss(params: Params, batch: Batch, key: jax.Array | None) -> Any:
             return objective.loss(self._model, params, batch, key)
 
-        def eval_step(params: Any, batch: Any) -> Any:
+        def eval_step(params: Params, batch: Batch) -> Any:
             return objective.loss(self._model, params, batch, None).mean
 
-        self._step = compile_step(loss, optimizer, placement, shardings)
-        self._eval_step = compile_eval_step(eval_step, placement)
+        # Jitted functions; `Any` because their declared types have no `lower`.
+        self._step: Any = compile_step(loss, optimizer, placement, shardings)
+        self._eval_step: Any = compile_eval_step(eval_step, placement)
         self._compiled: dict[str, Any] = {}
 
     def save(self, folder: Path) -> None:
-        """Writes the first weights, for others to load."""
+        """Write the initial parameters, for other implementations to load."""
         save_pretrained(folder, self._model, self._state.params)
 
     def loss(self) -> float:
-        """Of the batch and the first weights, without dropout."""
+        """Return the loss of the batch with the initial parameters, without dropout."""
         return float(self._program("forward")(self._state.params, self._batch))
 
-    def prepare(self, kind: str) -> None:
-        """Compiles it, and runs it three times."""
+    def prepare(self, kind: Pass) -> None:
+        """Compile a pass, and run it three times."""
         self._program(kind)
         self.run(kind, 3)
 
-    def _program(self, kind: str) -> Any:
+    def _program(self, kind: Pass) -> Callable[..., Any]:
         if kind not in self._compiled:
             start = time.perf_counter()
             if kind == "train":
-                lowered = cast(Any, self._step).lower(self._state, self._batch, self._seed)
+                lowered = self._step.lower(self._state, self._batch, self._seed)
             else:
-                lowered = cast(Any, self._eval_step).lower(self._state.params, self._batch)
+                lowered = self._eval_step.lower(self._state.params, self._batch)
             self._compiled[kind] = lowered.compile()
             self.compile_seconds[kind] = time.perf_counter() - start
         return self._compiled[kind]
 
-    def run(self, kind: str, steps: int) -> float:
-        """Seconds that so many of them take, until the last is done."""
+    def run(self, kind: Pass, steps: int) -> float:
+        """Run a number of passes; return the seconds until the last one has finished."""
         function = self._program(kind)
         start = time.perf_counter()
         result = None
@@ -81,10 +88,10 @@ class Ours(Contestant):
         jax.block_until_ready(result)
         return time.perf_counter() - start
 
-    def peak_bytes(self, kind: str) -> int | None:
-        """What the compiler says that the program needs; None on a CPU."""
+    def peak_bytes(self, kind: Pass) -> int | None:
+        """Return the memory that the compiler plans for the program; None on a CPU."""
         if jax.default_backend() == "cpu":
             return None
-        needs = self._compiled[kind].memory_analysis()
-        arguments = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
-        return arguments + needs.temp_size_in_bytes
+        stats = self._compiled[kind].memory_analysis()
+        arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        return arguments + stats.temp_size_in_bytes

@@ -1,9 +1,10 @@
-"""Pretraining's step and forward pass beside PyTorch's `transformers`: same device, weights and batch, in turns.
+"""Speed of a pretraining step and forward pass beside PyTorch's `transformers`, on one device.
 
     python -m train.benchmark --sizes base large --lengths 128 512 --rows 32 --dtype bfloat16 --json speed.json
 
-Losses are compared first. Then every contestant runs for some seconds in each round, so that what slows the machine
-down for a while slows all of them; medians over the rounds are shown with the lowest and highest.
+All implementations have the same parameters and batch, and their losses are compared first. Then each one runs for some
+seconds in every round, so that a slow phase of the machine affects all of them; the table has the median over the rounds
+with the lowest and highest.
 """
 
 import dataclasses
@@ -17,47 +18,46 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import tyro
 
 from flaxbert import BertConfig
 from flaxbert.files import atomic_write
-from train.benchmark.contestant import Contestant
-from train.benchmark.ours import Ours
-from train.benchmark.workload import Workload
+from train.benchmark.jax_implementation import JaxImplementation
+from train.benchmark.workload import Implementation, Pass, Workload
 from train.flops import device_peak
 
-_CLOSE = {"float32": 1e-4, "bfloat16": 3e-2}  # of two losses, in nats
+_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # largest difference of two losses
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Times pretraining (masked words and next sentences) beside PyTorch, on the device that JAX takes."""
+    """Time pretraining (masked words and next sentences) beside PyTorch, on JAX's default device."""
 
     sizes: tuple[Literal["tiny", "mini", "small", "medium", "base", "large"], ...] = ("base",)
-    """Models, by the names of Turc et al. (2019) and Devlin et al. (2018)."""
+    """Model sizes, by the names of Turc et al. (2019) and Devlin et al. (2018)."""
     lengths: tuple[int, ...] = (128,)
-    """Tokens of a row."""
+    """Tokens of a row, padding included."""
     rows: int = 8
-    """Of a batch."""
+    """Rows of a batch."""
     fill: float = 1.0
-    """Share of a row that is no padding."""
+    """Fraction of a row that is not padding."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; parameters are float32."""
-    kinds: tuple[Literal["train", "forward"], ...] = ("train", "forward")
-    """A step (dropout 0.1, AdamW), or loss alone."""
+    """Type of matrix products; parameters are float32."""
+    kinds: tuple[Pass, ...] = ("train", "forward")
+    """A train step (dropout 0.1, AdamW), or the forward pass with the loss."""
     peers: tuple[Literal["eager", "sdpa", "compile"], ...] = ("eager", "sdpa")
-    """PyTorch with attention as products, with its fused attention, and that through torch.compile."""
+    """PyTorch with attention as matrix products, with its fused attention, or that with torch.compile."""
     scan: bool = False
-    """Ours with one loop over the layers, which compiles faster, instead of unrolled."""
+    """Run the layers of flaxbert in one loop, which compiles faster, instead of unrolled."""
     rounds: int = 5
-    """Turns of each contestant."""
+    """Turns of each implementation."""
     seconds: float = 2.0
-    """Of a turn, about."""
+    """Approximate length of a turn."""
     json: Path | None = None
-    """A file for all that was measured."""
+    """File for all results."""
 
     def __post_init__(self):
         for name in ("rows", "rounds"):
@@ -70,15 +70,15 @@ class Benchmark:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """One contestant's times for one kind of pass over one workload; what is not known is None."""
+class SpeedResult:
+    """Times of one implementation for one pass over one workload; unknown values are None."""
 
     size: str
     length: int
     rows: int
     dtype: str
     kind: str
-    contestant: str
+    implementation: str
     step_seconds: float
     lowest_seconds: float
     highest_seconds: float
@@ -92,21 +92,24 @@ class Result:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures, and prints a table; 1 where the losses differ, 2 for a mistake."""
+    """Measure and print a table; return 0, 1 if the losses differ, or 2 if PyTorch is missing."""
     settings = tyro.cli(Benchmark, args=arguments, prog="python -m train.benchmark", description=__doc__)
     try:
         import torch  # noqa: F401
     except ImportError:
-        print("error: the peer is PyTorch: pip install -e '.[torch]'", file=sys.stderr)
+        print(
+            "error: the benchmark compares with PyTorch, which is not installed; pip install -e '.[torch]'",
+            file=sys.stderr,
+        )
         return 2
-    results: list[Result] = []
-    print("\n".join(table([])), flush=True)
+    results: list[SpeedResult] = []
+    print("\n".join(speed_table([])), flush=True)
     try:
         for work in workloads(settings):
-            found = measure(work, settings)
-            results += found
-            # Each at once: a later one may not fit into memory, and an operating system then just ends the process.
-            print("\n".join(table(found)[2:]), flush=True)
+            measured = measure(work, settings)
+            results += measured
+            # Printed at once, because the operating system kills the process if a later workload exceeds its memory.
+            print("\n".join(speed_table(measured)[2:]), flush=True)
             if settings.json is not None:
                 record = {"environment": environment(), "results": [dataclasses.asdict(result) for result in results]}
                 with atomic_write(settings.json) as aside:
@@ -118,7 +121,7 @@ def main(arguments: list[str]) -> int:
 
 
 def workloads(settings: Benchmark) -> list[Workload]:
-    """All sizes at all lengths."""
+    """Return the workloads of all sizes at all lengths."""
     configs: dict[str, BertConfig] = {name: getattr(BertConfig, name)() for name in settings.sizes}
     return [
         Workload(name, config, settings.rows, length, settings.dtype, settings.fill)
@@ -127,74 +130,78 @@ def workloads(settings: Benchmark) -> list[Workload]:
     ]
 
 
-def measure(work: Workload, settings: Benchmark) -> list[Result]:
-    """Times all contestants on a workload.
+def measure(work: Workload, settings: Benchmark) -> list[SpeedResult]:
+    """Time all implementations on a workload.
 
     Raises:
         ValueError: their losses differ.
     """
-    from train.benchmark.torch_peer import TorchPeer
+    from train.benchmark.torch_implementation import TorchImplementation
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    ours = Ours(work, scan=settings.scan)
+    flaxbert = JaxImplementation(work, scan=settings.scan)
     with tempfile.TemporaryDirectory() as folder:
-        ours.save(Path(folder) / "model")
-        peers = [TorchPeer(work, peer, Path(folder) / "model", device=device) for peer in settings.peers]
-    contestants: list[Contestant] = [ours, *peers]
-    losses = [contestant.loss() for contestant in contestants]
-    told = ", ".join(f"{c.name} {loss:.6f}" for c, loss in zip(contestants, losses, strict=True))
-    print(f"{work.name}, {work.rows} x {work.length}, {work.dtype}: losses {told}", file=sys.stderr)
-    if max(losses) - min(losses) > _CLOSE[work.dtype]:
-        raise ValueError(f"the losses differ by more than {_CLOSE[work.dtype]}: {told}")
+        flaxbert.save(Path(folder) / "model")
+        peers = [TorchImplementation(work, peer, Path(folder) / "model", device=device) for peer in settings.peers]
+    implementations: list[Implementation] = [flaxbert, *peers]
+    losses = [implementation.loss() for implementation in implementations]
+    listed = ", ".join(f"{i.name} {loss:.6f}" for i, loss in zip(implementations, losses, strict=True))
+    print(f"{work.name}, {work.rows} x {work.length}, {work.dtype}: losses {listed}", file=sys.stderr)
+    if max(losses) - min(losses) > _LOSS_TOLERANCE[work.dtype]:
+        raise ValueError(f"the losses differ by more than {_LOSS_TOLERANCE[work.dtype]}: {listed}")
     results = []
     for kind in settings.kinds:
-        times = take_turns(contestants, kind, rounds=settings.rounds, seconds=settings.seconds)
-        for contestant, seconds, loss in zip(contestants, times, losses, strict=True):
-            results.append(_result(work, kind, contestant, seconds, loss))
-    gc.collect()  # the weights, before the next ones are made
+        times = take_turns(implementations, kind, rounds=settings.rounds, seconds=settings.seconds)
+        for implementation, seconds, loss in zip(implementations, times, losses, strict=True):
+            results.append(_result(work, kind, implementation, seconds, loss))
+    gc.collect()  # frees the parameters before the next workload
     return results
 
 
-def take_turns(contestants: Sequence[Contestant], kind: str, *, rounds: int, seconds: float) -> list[list[float]]:
-    """Seconds of one step of each contestant in each round."""
+def take_turns(
+    implementations: Sequence[Implementation], kind: Pass, *, rounds: int, seconds: float
+) -> list[list[float]]:
+    """Return the seconds of one pass of each implementation in each round."""
     steps = []
-    for contestant in contestants:
-        contestant.prepare(kind)
-        steps.append(max(1, round(seconds / contestant.run(kind, 1))))
-    times: list[list[float]] = [[] for _ in contestants]
+    for implementation in implementations:
+        implementation.prepare(kind)
+        steps.append(max(1, round(seconds / implementation.run(kind, 1))))
+    times: list[list[float]] = [[] for _ in implementations]
     for _ in range(rounds):
-        for contestant, count, own in zip(contestants, steps, times, strict=True):
-            contestant.run(kind, 1)  # caches and threads are the other's
-            own.append(contestant.run(kind, count) / count)
+        for implementation, count, own in zip(implementations, steps, times, strict=True):
+            implementation.run(kind, 1)  # not timed: caches and threads still belong to the previous implementation
+            own.append(implementation.run(kind, count) / count)
     return times
 
 
-def _result(work: Workload, kind: str, contestant: Contestant, seconds: list[float], loss: float) -> Result:
+def _result(
+    work: Workload, kind: Pass, implementation: Implementation, seconds: list[float], loss: float
+) -> SpeedResult:
     median = statistics.median(seconds)
     flops = work.flops(training=kind == "train") / median
     peak = device_peak(jax.devices()[0].device_kind)
-    return Result(
+    return SpeedResult(
         size=work.name,
         length=work.length,
         rows=work.rows,
         dtype=work.dtype,
         kind=kind,
-        contestant=contestant.name,
+        implementation=implementation.name,
         step_seconds=median,
         lowest_seconds=min(seconds),
         highest_seconds=max(seconds),
         sequences_per_second=work.rows / median,
-        tokens_per_second=work.rows * work.real / median,
+        tokens_per_second=work.rows * work.tokens_per_row / median,
         teraflops_per_second=flops / 1e12,
         mfu=None if peak is None else flops / peak,
-        peak_bytes=contestant.peak_bytes(kind),
-        compile_seconds=contestant.compile_seconds[kind],
+        peak_bytes=implementation.peak_bytes(kind),
+        compile_seconds=implementation.compile_seconds[kind],
         loss=loss,
     )
 
 
-def table(results: Sequence[Result]) -> list[str]:
-    """Lines of markdown."""
+def speed_table(results: Sequence[SpeedResult]) -> list[str]:
+    """Return the lines of a Markdown table."""
     head = ["model", "batch", "", "", "ms (lowest to highest)", "sequences/s", "tokens/s", "TFLOP/s", "MFU", "memory"]
     lines = [head + ["compiled in"], ["---"] * (len(head) + 1)]
     for r in results:
@@ -204,12 +211,12 @@ def table(results: Sequence[Result]) -> list[str]:
         memory = "" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f} GiB"
         compiled = f"{r.compile_seconds:.1f} s" if r.compile_seconds else ""
         batch = f"{r.rows} x {r.length}, {r.dtype}"
-        lines.append([r.size, batch, r.kind, r.contestant, spread, *speed, mfu, memory, compiled])
+        lines.append([r.size, batch, r.kind, r.implementation, spread, *speed, mfu, memory, compiled])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def environment() -> dict[str, Any]:
-    """On what it was measured, and when."""
+def environment() -> dict[str, object]:
+    """Return the device, machine, versions, command and date of the measurement."""
     packages = ("jax", "jaxlib", "torch", "transformers")
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -1,9 +1,9 @@
-"""The peer of a classification run: the same job in PyTorch `transformers`, on the CPU.
+"""Fine-tuning of a sequence classifier in PyTorch `transformers` on the CPU, for comparison with `python -m train`.
 
     python -m train.benchmark.torch_classifier configs/sst2.py [--flags]
 
-Same weights, rows, optimizer, schedule and clipping as `python -m train` with the same arguments. The rows of a batch
-are alike in length and it is cut to its longest: PyTorch does not compile per length. Prints seconds and accuracy.
+Uses the same parameters, batches, optimizer, schedule and clipping as `python -m train` with the same arguments. A batch
+is cut to its longest row, because PyTorch does not compile for each length. Prints seconds and accuracy.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from flaxbert.families import BERT
-from train.benchmark.torch_peer import parameter_groups
+from train.benchmark.torch_implementation import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
 from train.optim.algorithms import AdamW
@@ -27,7 +27,7 @@ from train.tasks.task import HostBatch
 
 
 def main(arguments: list[str]) -> None:
-    """Trains and evaluates as the config says."""
+    """Train and evaluate as the config specifies."""
     config: Config[Any] = parse_flags(load_config(Path(arguments[0])), arguments[1:])
     if not isinstance(config.task, SequenceClassification) or config.model.pretrained is None:
         raise SystemExit("the config must fine-tune a pretrained folder for sequence classification")
@@ -47,12 +47,12 @@ def main(arguments: list[str]) -> None:
 
 
 def train(model: Any, config: Config[Any], task: PreparedClassification, total_steps: int) -> list[float]:
-    """All steps, with a line every 100; the loss of each."""
+    """Train all steps and print a line every 100; return the loss of each step."""
     optim = config.optim
     algorithm = optim.algorithm
     plain_settings = optim.schedule == Linear() and optim.layer_decay == 1.0 and not optim.frozen
     if not isinstance(algorithm, AdamW) or not plain_settings:
-        raise SystemExit("the config must train all layers alike with AdamW on the Linear schedule")
+        raise SystemExit("the config must use AdamW, the Linear schedule, and neither layer_decay nor frozen")
     betas = (algorithm.beta1, algorithm.beta2)
     groups = parameter_groups(model, optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=algorithm.epsilon)
@@ -77,13 +77,13 @@ def train(model: Any, config: Config[Any], task: PreparedClassification, total_s
 
 
 def accuracy(model: Any, task: PreparedClassification, name: str) -> float:
-    """The share of right answers on one of the task's sets."""
-    given = task.evaluations[name].examples.labels
-    return float(np.mean(predictions(model, task, name) == given))
+    """Return the accuracy on one of the task's evaluation sets."""
+    labels = task.evaluations[name].examples.labels
+    return float(np.mean(predictions(model, task, name) == labels))
 
 
 def predictions(model: Any, task: PreparedClassification, name: str) -> np.ndarray:
-    """The likeliest label of each example of one of the task's sets [N]."""
+    """Return the label with the highest score of each example of an evaluation set [N]."""
     model.eval()
     batches, found = task.evaluations[name], []
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def predictions(model: Any, task: PreparedClassification, name: str) -> np.ndarr
 
 
 def tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
-    """A host batch for PyTorch: no filling rows, no columns beyond the longest row."""
+    """Return a host batch as tensors, without filler rows and without columns beyond the longest row."""
     rows = batch["weight"] > 0
     length = int(batch["attention_mask"].sum(axis=1).max())
     cut = {name: torch.tensor(batch[name][rows, :length], dtype=torch.long) for name in BERT.input_names}

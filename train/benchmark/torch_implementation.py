@@ -1,4 +1,4 @@
-"""The contestant that users would pick instead: PyTorch's `BertForPreTraining` of `transformers`."""
+"""PyTorch's implementation of the benchmark's workload: `BertForPreTraining` of `transformers`."""
 
 import contextlib
 import time
@@ -9,18 +9,14 @@ import torch
 import transformers
 
 from flaxbert.families import BERT
-from train.benchmark.contestant import Contestant
-from train.benchmark.workload import Workload, labels_of_all_positions
-
-PEERS = ("eager", "sdpa", "compile")
-"""Attention as products, PyTorch's fused attention, and that with the whole model through torch.compile."""
+from train.benchmark.workload import Implementation, Pass, Workload, labels_of_all_positions
 
 
-class TorchPeer(Contestant):
-    """The same weights and batch, AdamW and clipping; bfloat16 by autocast, float32 parameters."""
+class TorchImplementation(Implementation):
+    """The same parameters, batch, AdamW and clipping in PyTorch; bfloat16 by autocast with float32 parameters."""
 
     def __init__(self, work: Workload, peer: str, folder: Path, *, device: str, seed: int = 0):
-        """Loads the weights of a folder."""
+        """Load the parameters of a model folder; `peer` is "eager", "sdpa", or "compile" (sdpa with torch.compile)."""
         super().__init__(f"transformers, {peer}")
         transformers.utils.logging.disable_progress_bar()
         attention = "eager" if peer == "eager" else "sdpa"
@@ -28,7 +24,7 @@ class TorchPeer(Contestant):
         self._plain = model.to(device)
         self._model: Any = torch.compile(self._plain) if peer == "compile" else self._plain
         self._device, self._compiles = device, peer == "compile"
-        self._half = work.dtype == "bfloat16"
+        self._bfloat16 = work.dtype == "bfloat16"
         batch = work.batch(seed)
         arrays = {name: batch[name] for name in BERT.input_names} | {"labels": labels_of_all_positions(batch)}
         arrays |= {"next_sentence_label": batch["next_sentence_labels"]}
@@ -37,25 +33,25 @@ class TorchPeer(Contestant):
         self._peaks: dict[str, int] = {}
 
     def loss(self) -> float:
-        """Of the batch and the first weights, without dropout."""
+        """Return the loss of the batch with the initial parameters, without dropout."""
         self._plain.eval()
         with torch.inference_mode(), self._precision():
             return self._plain(**self._batch).loss.item()
 
-    def prepare(self, kind: str) -> None:
-        """Compiles it where it is compiled, and runs it three times."""
+    def prepare(self, kind: Pass) -> None:
+        """Run a pass once, which compiles it with torch.compile, and then three times."""
         if kind == "train" and self._optimizer is None:
             self._optimizer = torch.optim.AdamW(parameter_groups(self._plain, 0.01), lr=1e-9, fused=True)
         first = self.run(kind, 1)
         if self._device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        usual = self.run(kind, 3) / 3
-        self.compile_seconds[kind] = max(0.0, first - usual) if self._compiles else 0.0
+        steady = self.run(kind, 3) / 3
+        self.compile_seconds[kind] = max(0.0, first - steady) if self._compiles else 0.0
         if self._device == "cuda":
             self._peaks[kind] = torch.cuda.max_memory_allocated()
 
-    def run(self, kind: str, steps: int) -> float:
-        """Seconds that so many of them take, until the last is done."""
+    def run(self, kind: Pass, steps: int) -> float:
+        """Run a number of passes; return the seconds until the last one has finished."""
         self._model.train(kind == "train")
         self._synchronize()
         start = time.perf_counter()
@@ -73,12 +69,12 @@ class TorchPeer(Contestant):
         self._synchronize()
         return time.perf_counter() - start
 
-    def peak_bytes(self, kind: str) -> int | None:
-        """What PyTorch had allocated at most; None on a CPU."""
+    def peak_bytes(self, kind: Pass) -> int | None:
+        """Return the peak of PyTorch's allocated memory; None on a CPU."""
         return self._peaks.get(kind)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self._device, torch.bfloat16) if self._half else contextlib.nullcontext()
+        return torch.autocast(self._device, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
 
     def _synchronize(self) -> None:
         if self._device == "cuda":
@@ -86,8 +82,8 @@ class TorchPeer(Contestant):
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What decays, and what does not: biases and LayerNorms."""
+    """Return PyTorch's parameter groups: weight decay for all parameters except biases and LayerNorms."""
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[not (name.endswith("bias") or "LayerNorm" in name)].append(parameter)
-    return [{"params": own, "weight_decay": weight_decay * decays} for decays, own in groups.items()]
+    return [{"params": group, "weight_decay": weight_decay * decays} for decays, group in groups.items()]

@@ -1,6 +1,8 @@
-"""What is timed: a model's sizes, a batch of pairs with masked words, and how much work they are."""
+"""Workload of the speed benchmark, and the interface of the implementations that are timed on it."""
 
+import abc
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -8,19 +10,21 @@ from flaxbert import BertConfig
 from flaxbert.losses import IGNORE
 from train.flops import train_flops
 
-_RATE = 0.15
+Pass = Literal["train", "forward"]
+"""Train step (dropout 0.1, AdamW), or forward pass with the loss."""
+_MASKED_SHARE = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A batch for a model.
+    """Batch of sentence pairs with masked tokens for a model.
 
     Attributes:
-        name: of the model's size.
-        config: its sizes.
-        rows, length: of the batch.
-        dtype: "float32", or "bfloat16" for products while parameters stay float32.
-        fill: share of positions that are no padding, the same for every row.
+        name: name of the model size.
+        config: its configuration.
+        rows, length: shape of the batch.
+        dtype: "float32", or "bfloat16" for matrix products with float32 parameters.
+        fill: fraction of the positions that are not padding, the same for every row.
     """
 
     name: str
@@ -31,45 +35,74 @@ class Workload:
     fill: float = 1.0
 
     @property
-    def real(self) -> int:
-        """Tokens of a row that are no padding."""
+    def tokens_per_row(self) -> int:
+        """Return the number of tokens of a row that are not padding."""
         return max(8, round(self.fill * self.length))
 
     @property
     def predictions(self) -> int:
-        """Masked words of a row."""
-        return round(_RATE * self.real)
+        """Return the number of masked tokens of a row."""
+        return round(_MASKED_SHARE * self.tokens_per_row)
 
     def batch(self, seed: int) -> dict[str, np.ndarray]:
-        """Random words in two segments, a seventh of them to be predicted."""
-        chance = np.random.default_rng(seed)
-        there = np.arange(self.length) < self.real
+        """Return random token ids in two segments, with 15 % of the positions to predict, and random labels."""
+        generator = np.random.default_rng(seed)
+        is_token = np.arange(self.length) < self.tokens_per_row
         shape = (self.rows, self.length)
-        ids = np.where(there, chance.integers(5, self.config.vocab_size, shape), self.config.pad_token_id or 0)
-        second = there & (np.arange(self.length) >= self.real // 2)
+        ids = np.where(is_token, generator.integers(5, self.config.vocab_size, shape), self.config.pad_token_id or 0)
+        second = is_token & (np.arange(self.length) >= self.tokens_per_row // 2)
         positions = np.stack(
-            [np.sort(chance.choice(self.real, self.predictions, replace=False)) for _ in range(self.rows)]
+            [np.sort(generator.choice(self.tokens_per_row, self.predictions, replace=False)) for _ in range(self.rows)]
         )
-        labels = chance.integers(5, self.config.vocab_size, positions.shape)
+        labels = generator.integers(5, self.config.vocab_size, positions.shape)
         return {
             "input_ids": ids.astype(np.int32),
-            "attention_mask": np.broadcast_to(there, shape).astype(np.int32),
+            "attention_mask": np.broadcast_to(is_token, shape).astype(np.int32),
             "token_type_ids": np.broadcast_to(second, shape).astype(np.int32),
             "masked_lm_positions": positions.astype(np.int32),
             "masked_lm_labels": labels.astype(np.int32),
-            "next_sentence_labels": chance.integers(2, size=self.rows).astype(np.int32),
+            "next_sentence_labels": generator.integers(2, size=self.rows).astype(np.int32),
         }
 
     def flops(self, *, training: bool) -> float:
-        """Of a step over the batch, or of its forward pass: the model's, over real tokens; nothing counts twice."""
-        tokens = self.rows * self.real
-        squares, predictions = tokens * self.real, self.rows * self.predictions
-        whole = train_flops(self.config, tokens=tokens, squares=squares, predictions=predictions)
-        return whole if training else whole / 3
+        """Return the model FLOPs of a train step or forward pass over the tokens, without any recomputation."""
+        tokens = self.rows * self.tokens_per_row
+        squares, predictions = tokens * self.tokens_per_row, self.rows * self.predictions
+        step = train_flops(self.config, tokens=tokens, squares=squares, predictions=predictions)
+        return step if training else step / 3
 
 
 def labels_of_all_positions(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """[B, T], as PyTorch's classes take them: -100 but at the masked positions."""
+    """Return masked-LM labels [B, T] as PyTorch's classes take them: -100 except at the masked positions."""
     labels = np.full(batch["input_ids"].shape, IGNORE, np.int64)
     np.put_along_axis(labels, batch["masked_lm_positions"], batch["masked_lm_labels"].astype(np.int64), axis=1)
     return labels
+
+
+@dataclasses.dataclass
+class Implementation(abc.ABC):
+    """Framework and options that compute a workload.
+
+    Attributes:
+        name: name in the table.
+        compile_seconds: compilation time of each prepared pass; 0 if nothing is compiled.
+    """
+
+    name: str
+    compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict, init=False)
+
+    @abc.abstractmethod
+    def loss(self) -> float:
+        """Return the loss of the batch with the initial parameters, without dropout."""
+
+    @abc.abstractmethod
+    def prepare(self, kind: Pass) -> None:
+        """Compile a pass, and run it until its speed is steady."""
+
+    @abc.abstractmethod
+    def run(self, kind: Pass, steps: int) -> float:
+        """Run a number of passes; return the seconds until the last one has finished."""
+
+    @abc.abstractmethod
+    def peak_bytes(self, kind: Pass) -> int | None:
+        """Return the peak of device memory; None if it is unknown."""
