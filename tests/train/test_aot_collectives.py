@@ -3,7 +3,7 @@ import pytest
 
 from train.aot.collectives import HOP, TpuSlice, crossed_axes, parse_groups
 from train.aot.hlo import parse_instruction
-from train.chips import V5E, V5P
+from train.flops import V5E, V5P
 
 MESH = {"data": 4, "fsdp": 2, "tensor": 2}  # device = 4 * data + 2 * fsdp + tensor
 

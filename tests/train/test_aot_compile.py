@@ -20,9 +20,9 @@ from train.aot.estimate import DoesNotFit, compile_config, compile_lowered, esti
 from train.aot.estimate_report import estimate_json, estimate_table
 from train.aot.hlo import parse_program
 from train.aot.topology import slice_devices
-from train.chips import CHIPS, V5E
 from train.config import Config, Model, Run
 from train.distributed import MeshShape, Placement
+from train.flops import CHIPS, V5E
 from train.tasks.pretraining import Pretraining, Segments
 
 if importlib.util.find_spec("libtpu") is None:

@@ -5,7 +5,7 @@ from train.aot.collectives import TpuSlice
 from train.aot.cost import estimate_cost
 from train.aot.hlo import parse_program
 from train.aot.instruction_cost import EFFICIENCY
-from train.chips import V5E
+from train.flops import V5E
 
 HEADER = "HloModule jit_step, is_scheduled=true\n\n"
 ADD = """%add (l: f32[], r: f32[]) -> f32[] {

@@ -5,7 +5,7 @@ import pytest
 from train.aot.collectives import TpuSlice
 from train.aot.hlo import parse_program
 from train.aot.sharding_check import ShardingCheck, gathered_parameters, whole_batches
-from train.chips import V5E
+from train.flops import V5E
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 KERNEL = (12, 768, 3072)  # of a stack of 12 layers

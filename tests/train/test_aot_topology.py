@@ -4,9 +4,9 @@ import pytest
 
 from train.aot.command import main
 from train.aot.topology import LibtpuMissing, slice_devices
-from train.chips import CHIPS
+from train.flops import CHIPS
 
-# Multiply-adds a cycle of one chip: units x rows x columns; for v6e and tpu7x what `chips.py` infers.
+# Multiply-adds a cycle of one chip: units x rows x columns; for v6e and tpu7x those that `flops.py` infers.
 UNITS = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2, "tpu7x": 2 * 4 * 256**2}
 
 

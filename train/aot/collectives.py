@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train.aot.hlo import Instruction
-from train.chips import Chip
+from train.flops import Chip
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 HOP = 1e-6  # seconds from a chip to its neighbour (How to Scale Your Model)

@@ -14,11 +14,10 @@ from train.aot.collectives import TpuSlice
 from train.aot.cost import Cost, estimate_cost
 from train.aot.hlo import parse_program
 from train.aot.sharding_check import ShardingCheck
-from train.chips import Chip
 from train.compilation import without_compilation_cache
 from train.config import Config
 from train.distributed import Placement
-from train.flops import train_flops
+from train.flops import Chip, train_flops
 from train.optim import make_optimizer
 from train.step import Batch, TrainState, compile_step, state_shapes, state_shardings
 from train.tasks.task import Objective, TokenCounts, TrainSpec

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from train.aot.hlo import Computation, Instruction, Program
-from train.chips import Chip
+from train.flops import Chip
 
 EFFICIENCY = 0.5
 """Assumed share of the peak FLOP/s and of the memory bandwidth, where the compiler estimates no cycles."""

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from train.chips import CHIPS, Chip
 from train.distributed import MeshShape
+from train.flops import CHIPS, Chip
 
 _DIMENSIONS = {chip.name: chip.links // 2 for chip in CHIPS}
 _FSDP = 16

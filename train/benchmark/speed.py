@@ -2,9 +2,9 @@
 
     python -m train.benchmark --sizes base large --lengths 128 512 --rows 32 --dtype bfloat16 --json speed.json
 
-All implementations have the same parameters and batch, and their losses are compared first. Then each one runs for some
-seconds in every round, so that a slow phase of the machine affects all of them; the table has the median over the rounds
-with the lowest and highest.
+All implementations have the same parameters and batch, and their losses are compared first. Then each one runs for
+some seconds in every round, so that a slow phase of the machine affects all of them; the table has the median over the
+rounds with the lowest and highest.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
         import torch  # noqa: F401
     except ImportError:
         print(
-            "error: the benchmark compares with PyTorch, which is not installed; pip install -e '.[torch]'",
+            "error: the benchmark needs PyTorch to compare with; pip install -e '.[torch]'",
             file=sys.stderr,
         )
         return 2

@@ -1,10 +1,10 @@
-"""How fast text becomes tokens, and tokens become batches, on this machine.
+"""Speed of the preparation of a text (tokens/s) and of the assembly of training batches, on this machine.
 
     python -m train.benchmark.text prepare TEXT --tokenizer vocab.txt
     python -m train.benchmark.text batches STORE
 
-The first takes turns: a whole preparation of the text, and the tokenizers library alone on the same sentences, read and
-split before the clock starts, in as many threads of its own. The second makes training batches in one thread.
+The first alternates between a whole preparation of the text and the tokenizers library alone, which gets the same
+sentences, already read and split, and as many threads. The second makes training batches in one thread.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from train.data.pretraining.masking import Masking
 from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
 from train.data.pretraining.segments import NextSentencePairs
 
-_BATCH = 5000  # sentences that the library is given at once
+_BATCH = 5000  # sentences of one call of the library
 
 
 def main(arguments: list[str]) -> int:
-    """Measures one of the two; 0, or 2 for a mistake."""
+    """Measure one of the two and print the speeds; return 0, or 2 for an error of the user."""
     parser = argparse.ArgumentParser(prog="python -m train.benchmark.text", description=__doc__, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="kind", required=True)
     first = kinds.add_parser("prepare", help="text to tokens")
@@ -63,12 +63,12 @@ def _prepare(own: argparse.Namespace) -> list[str]:
 
     def library() -> float:
         count, start = 0, time.perf_counter()
-        for place in range(0, len(sentences), _BATCH):
-            found = backend.encode_batch_fast(sentences[place : place + _BATCH], add_special_tokens=False)
-            count += sum(map(len, found))
+        for start_index in range(0, len(sentences), _BATCH):
+            batch = sentences[start_index : start_index + _BATCH]
+            count += sum(map(len, backend.encode_batch_fast(batch, add_special_tokens=False)))
         return count / (time.perf_counter() - start)
 
-    def ours() -> float:
+    def preparation() -> float:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             settings = Preparation(
@@ -77,55 +77,54 @@ def _prepare(own: argparse.Namespace) -> list[str]:
             count = prepare(settings)["tokens"]
             return count / (time.perf_counter() - start)
 
-    speeds = _in_turns([ours, library], own.rounds)
+    speeds = _in_turns([preparation, library], own.rounds)
     named = zip((f"prepare, {own.workers} processes", f"tokenizers alone, {own.workers} threads"), speeds, strict=True)
     ratio = statistics.median(speeds[1]) / statistics.median(speeds[0])
-    return [*(_line(name, each) for name, each in named), f"the library alone is {ratio:.2f} times as fast"]
+    return [*(_line(name, tokens) for name, tokens in named), f"the library alone is {ratio:.2f} times as fast"]
 
 
 def _batches(own: argparse.Namespace) -> list[str]:
     store = TokenStore.open(own.store)
-    every = np.arange(store.document_count)
+    documents = np.arange(store.document_count)
     masking = Masking.of(store.tokenizer)
     lines = []
     for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
         shape = PretrainingRowShape.of(masking, max_length=length, row_length=row_length)
-        make = NextSentencePairs(store, every, max_length=length, short=0.1)
+        make = NextSentencePairs(store, documents, max_length=length, short=0.1)
         batches = TrainBatches(
-            store, every, make, RowBuilder(store, masking, shape, True), 64, 0, host_shard=WHOLE_BATCH
+            store, documents, make, RowBuilder(store, masking, shape, True), 64, 0, host_shard=WHOLE_BATCH
         )
-        place, real = 0, "attention_mask" if row_length is None else "segment_ids"
+        index, mask = 0, "attention_mask" if row_length is None else "segment_ids"
 
-        def speed(batches: TrainBatches = batches, real: str = real) -> float:
-            nonlocal place
+        def speed(batches: TrainBatches = batches, mask: str = mask) -> float:
+            nonlocal index
             count, start = 0, time.perf_counter()
             while time.perf_counter() - start < own.seconds:
-                batch = batches[place]
-                count += int(np.count_nonzero(batch[real]))
-                place += 1
+                batch = batches[index]
+                count += int(np.count_nonzero(batch[mask]))
+                index += 1
             return count / (time.perf_counter() - start)
 
         (speeds,) = _in_turns([speed], own.rounds)
-        how = (
+        description = (
             f"rows of one pair of up to {length}"
             if row_length is None
             else f"pairs of {length} in rows of {row_length}"
         )
-        lines.append(_line(how, speeds))
+        lines.append(_line(description, speeds))
     return lines
 
 
-def _in_turns(contestants: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    found: list[list[float]] = [[] for _ in contestants]
+def _in_turns(measurements: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    speeds: list[list[float]] = [[] for _ in measurements]
     for _ in range(rounds):
-        for contestant, own in zip(contestants, found, strict=True):
-            own.append(contestant())
-    return found
+        for measurement, own in zip(measurements, speeds, strict=True):
+            own.append(measurement())
+    return speeds
 
 
 def _line(name: str, speeds: list[float]) -> str:
-    middle = statistics.median(speeds)
-    return f"{name}: {middle:,.0f} tokens/s ({min(speeds):,.0f} to {max(speeds):,.0f})"
+    return f"{name}: {statistics.median(speeds):,.0f} tokens/s ({min(speeds):,.0f} to {max(speeds):,.0f})"
 
 
 if __name__ == "__main__":

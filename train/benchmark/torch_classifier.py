@@ -2,8 +2,8 @@
 
     python -m train.benchmark.torch_classifier configs/sst2.py [--flags]
 
-Uses the same parameters, batches, optimizer, schedule and clipping as `python -m train` with the same arguments. A batch
-is cut to its longest row, because PyTorch does not compile for each length. Prints seconds and accuracy.
+Uses the same parameters, batches, optimizer, schedule and clipping as `python -m train` with the same arguments. Each
+batch is cut to its longest row, because PyTorch does not compile for each length. Prints seconds and accuracy.
 """
 
 import dataclasses
