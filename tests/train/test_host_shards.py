@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.runs import SMALL
 from train.config import Model
@@ -16,7 +17,7 @@ from train.distributed import MeshShape, Placement
 PROCESSES = {count: [HostShard((index,), count) for index in range(count)] for count in (1, 2, 4)}
 
 
-def test_rows_of_a_part():
+def test_rows_of_a_shard():
     assert WHOLE_BATCH.rows(6).tolist() == [0, 1, 2, 3, 4, 5] and WHOLE_BATCH.fraction == 1
     shard = HostShard((0, 2), 4)
     assert shard.rows(8).tolist() == [0, 1, 4, 5] and shard.fraction == 0.5
@@ -25,10 +26,10 @@ def test_rows_of_a_part():
         shard.rows(6)
 
 
-@pytest.mark.parametrize("numbers", [(), (1, 0), (0, 0), (4,)])
-def test_numbers_that_are_no_shards(numbers):
+@pytest.mark.parametrize("shards", [(), (1, 0), (0, 0), (4,)])
+def test_wrong_shards_are_refused(shards):
     with pytest.raises(ValueError, match="must be one or more of 0 to 3, ascending"):
-        HostShard(numbers, 4)
+        HostShard(shards, 4)
 
 
 def joined(shards):
@@ -77,7 +78,8 @@ def test_a_batch_arrives_at_the_devices_that_take_it(shape):
     assert placement.host_shard.rows(16).tolist() == list(range(16))  # of the only process
     values = np.arange(32).reshape(16, 2)
     (arrived,) = placement.batch({"x": values}).values()
-    assert arrived.sharding.is_equivalent_to(placement.batch_sharding, 2)
+    rows = NamedSharding(placement.mesh, PartitionSpec(("data", "fsdp"), None))
+    assert arrived.sharding.is_equivalent_to(rows, 2)
     np.testing.assert_array_equal(arrived, values)
 
 
