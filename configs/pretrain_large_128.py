@@ -1,12 +1,12 @@
 """BERT-large as Google pretrained it, first phase: pairs of up to 128 tokens, nine tenths of the steps.
 
-python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
-python -m train configs/pretrain_large_128.py
+    python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
+    python -m train configs/pretrain_large_128.py
 
 Google's recipe (Devlin et al., 2018, appendix A.2; create_pretraining_data.py and optimization.py of
-google-research/bert): 256 rows for 900,000 steps, ten sets of pairs and masks that come again; the last 100,000 steps
-are `pretrain_large_512.py`. Not run here: Google's took four days for both phases on 64 TPU chips (section A.2);
-docs/pods.md has estimates of a step on TPU slices.
+google-research/bert): 256 rows for 900,000 steps, ten sets of pairs and masks, repeated. The last 100,000 steps are
+`pretrain_large_512.py`. Not run here: both phases took Google four days on 64 TPU chips (section A.2). docs/pods.md
+has estimates of a step on TPU slices.
 """
 
 from pathlib import Path

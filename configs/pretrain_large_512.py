@@ -1,11 +1,10 @@
 """BERT-large as Google pretrained it, second phase: pairs of up to 512 tokens, the last tenth of the steps.
 
-python -m train configs/pretrain_large_512.py
+    python -m train configs/pretrain_large_512.py
 
-After `pretrain_large_128.py`, from the model that it leaves and the same store; optimizer and schedule begin anew, as
-they do with Google's init_checkpoint. Google's recipe (Devlin et al., 2018, appendix A.2): 100,000 steps of 256 rows.
-Not run here: Google's took four days for both phases on 64 TPU chips (section A.2); docs/pods.md has estimates of a
-step on TPU slices.
+Continues from the model of `pretrain_large_128.py` on the same store. Optimizer and schedule start again, as with
+Google's init_checkpoint. Google's recipe (Devlin et al., 2018, appendix A.2): 100,000 steps of 256 rows. Not run here:
+both phases took Google four days on 64 TPU chips (section A.2). docs/pods.md has estimates of a step on TPU slices.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
 """BERT-large in large batches with LAMB, first phase: rows of 128 tokens.
 
-python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
-python -m train configs/pretrain_nvidia_128.py
+    python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
+    python -m train configs/pretrain_nvidia_128.py
 
-NVIDIA's recipe (DeepLearningExamples, PyTorch/LanguageModeling/BERT; You et al., 2019): 7038 steps of 65,536 rows.
-Micro-batches are for 8 GPUs of 80 GB, 64 rows each. Not run here; NVIDIA's own code took 28 hours for this phase by the
-4591 sequences a second that it publishes for 8 A100.
+NVIDIA's recipe (DeepLearningExamples, PyTorch/LanguageModeling/BERT; You et al., 2019): 7038 steps of 65,536 rows. The
+gradient-accumulation steps are for 8 GPUs of 80 GB, 64 rows each. Not run here: NVIDIA's own code takes 28 hours for
+this phase at the 4591 sequences/s that NVIDIA publishes for 8 A100.
 """
 
 from pathlib import Path

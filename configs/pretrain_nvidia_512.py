@@ -1,10 +1,10 @@
 """BERT-large in large batches with LAMB, second phase: rows of 512 tokens.
 
-python -m train configs/pretrain_nvidia_512.py
+    python -m train configs/pretrain_nvidia_512.py
 
-After `pretrain_nvidia_128.py`, from the model it leaves, with optimizer and schedule begun anew as in NVIDIA's recipe:
-1563 steps of 32,768 rows. Micro-batches are for 8 GPUs of 80 GB, 16 rows each. Not run here; NVIDIA's own code took 8.6
-hours for this phase by the 1657 sequences a second that it publishes for 8 A100.
+Continues from the model of `pretrain_nvidia_128.py`. Optimizer and schedule start again, as in NVIDIA's recipe: 1563
+steps of 32,768 rows. The gradient-accumulation steps are for 8 GPUs of 80 GB, 16 rows each. Not run here: NVIDIA's own
+code takes 8.6 hours for this phase at the 1657 sequences/s that NVIDIA publishes for 8 A100.
 """
 
 from pathlib import Path

