@@ -1,4 +1,7 @@
-"""Files that are whole and on the disk, or not there; and others' files: small, plain, in the folder they belong to."""
+"""Atomic writes, safe reads of files named by untrusted checkpoints, and escaping of their text before it is printed.
+
+Atomic means: write to a temporary file beside the target, fsync, rename. Readers never see half of a file.
+"""
 
 import contextlib
 import json
@@ -11,124 +14,125 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_MAX_JSON = 64 * 2**20
-_LONGEST, _END = 100_000, 2000
+_MAX_JSON_BYTES = 64 * 2**20
+_MAX_NAME_BYTES = 255  # limit of common file systems
+_MAX_PRINTED, _PRINTED_END = 100_000, 2000  # characters
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The file of this name in a folder, which a file there names; it need not exist.
+    """Return `folder / name` for a file name that comes from an untrusted file; the path need not exist.
 
-    Links are followed within the folder, and from a snapshot of huggingface_hub's cache to the files it links to.
+    Links may point to other files of the folder and, in a snapshot of huggingface_hub's cache, to the cached blobs.
 
     Raises:
-        ValueError: the name leads out of the folder.
+        ValueError: `name` is not a plain file name, or the path leads out of the folder.
     """
-    plain = name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
-    plain = plain and len(name.encode(errors="replace")) < 256  # what file systems take
-    if not plain or not _leads_into(folder.resolve(), folder / name):
+    is_plain = name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
+    is_plain = is_plain and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
+    if not is_plain or not _resolves_into(folder.resolve(), folder / name):
         raise ValueError(f"{folder}: the file name {name[:200]!r} leads out of the folder")
     return folder / name
 
 
-def _leads_into(folder: Path, file: Path) -> bool:
+def _resolves_into(folder: Path, file: Path) -> bool:
     root = folder.parent.parent if folder.parent.name == "snapshots" else folder
     try:
         return file.resolve().is_relative_to(root)
-    except (OSError, RuntimeError, ValueError):  # links in a circle, a name too long or not to be encoded
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a name too long or impossible to encode
         return False
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: too large, or not JSON.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is larger than 64 MiB, or not JSON.
     """
     size = file.stat().st_size
-    if size > _MAX_JSON:
-        raise ValueError(f"{file}: {size} bytes; at most {_MAX_JSON} are read")
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{file}: {size} bytes; JSON files of at most {_MAX_JSON_BYTES} bytes are read")
     try:
         return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
         raise ValueError(f"{file}: not a JSON file ({error})") from None
 
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write to; renames it on success and removes it on failure."""
+    """Yield a temporary path beside `target` to write to; rename it on success, delete it on failure."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
-    aside = Path(name)
+    temporary = Path(name)
     try:
-        yield aside
-        aside.chmod(0o666 & ~_umask())
-        _sync(aside)
-        os.replace(aside, target)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, target)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def require_absent(target: Path) -> None:
-    """Raises FileExistsError where a folder to be made is there already."""
+    """Raise FileExistsError if a folder that is to be created already exists."""
     if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{target}: is there already; choose a folder that is not")
+        raise FileExistsError(f"{target}: already exists; choose another path")
 
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Gives a folder beside `target`, which is not there yet; renames it on success and removes it on failure."""
+    """Yield a temporary folder beside the absent `target`; rename it on success, delete it on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        yield aside
-        aside.chmod(0o777 & ~_umask())
-        for path in (*aside.rglob("*"), aside):
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for path in (*temporary.rglob("*"), temporary):
             _sync(path)
-        os.rename(aside, target)
+        os.rename(temporary, target)
         _sync(target.parent)
     finally:
-        for seconds in (0, 0.1, 1):  # threads of orbax write for a while after it has failed
+        for seconds in (0, 0.1, 1):  # orbax's threads may still write for a while after a failure
             time.sleep(seconds)
-            shutil.rmtree(aside, ignore_errors=True)
-            if not aside.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not temporary.exists():
                 break
 
 
 def _sync(path: Path) -> None:
-    """Waits for the disk: a name that is given after it will not outlive a power cut without its content."""
+    """Wait for the disk, so that a later rename cannot survive a power cut without the content."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     except OSError:
-        if not path.is_dir():  # some file systems cannot with folders
+        if not path.is_dir():  # some file systems cannot sync folders
             raise
     finally:
         os.close(opened)
 
 
 def _umask() -> int:
-    # The only way to read it; mkstemp ignores it and makes files that only their owner can read.
+    # mkstemp ignores the umask and creates files that only their owner can read. Setting it is the only way to read it.
     current = os.umask(0)
     os.umask(current)
     return current
 
 
 def escape_control_characters(text: str, *, lines: bool = True) -> str:
-    """Text with all that is not printable as in Python's literals, and without its middle where it is endless.
+    """Escape non-printable characters as Python literals do; over 100,000 characters the middle is left out.
 
     Args:
-        text: whatever a file, or an error about it, says.
-        lines: leave line ends as they are.
+        text: text from a file, or an error message that quotes a file.
+        lines: keep line ends as they are.
     """
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]}\n... ({len(text):,} characters) ...\n{text[-_END:]}"
+    if len(text) > _MAX_PRINTED:
+        text = f"{text[:_MAX_PRINTED]}\n... ({len(text):,} characters) ...\n{text[-_PRINTED_END:]}"
     return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
 
 
 class EscapingFormatter(logging.Formatter):
-    """Of log messages that are plain."""
+    """Log formatter that escapes control characters in messages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, plain."""
+        """Return the formatted message, escaped."""
         return escape_control_characters(super().format(record))

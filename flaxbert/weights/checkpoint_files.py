@@ -1,32 +1,31 @@
-"""What lies at a path: which format, and its tensors under Hugging Face's names."""
+"""Detect the format of the checkpoint at a path and list its tensors under Hugging Face's names, unread."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flaxbert.files import path_inside
+from flaxbert.files import path_inside, read_json
 from flaxbert.weights.checksums import verify_checksums
-from flaxbert.weights.file_format import FILE_FORMATS, SAFETENSORS, FileFormat, folder_contents, open_model_folder
+from flaxbert.weights.file_format import FILE_FORMATS, SAFETENSORS, FileFormat
 from flaxbert.weights.formats.orbax_params import find_config_folder, find_orbax_params, open_orbax_params
 from flaxbert.weights.formats.tf1 import open_tf1
 from flaxbert.weights.tensors import LazyTensor
 
-ORBAX = "orbax"  # the format
-# Weights of Keras, which are not read.
-_KERAS = ("tf_model.h5", "saved_model.pb", "keras_metadata.pb")
+ORBAX, TENSORFLOW = "orbax", "TensorFlow 1"  # formats, beside those of `FILE_FORMATS`
+_KERAS_FILES = ("tf_model.h5", "saved_model.pb", "keras_metadata.pb")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint: its tensors, none of them read yet.
+    """The files and lazy tensors of a checkpoint.
 
     Attributes:
-        format: what it is.
-        file: that lists the tensors.
-        config_folder: the folder of its config and tokenizer.
-        tensors: by Hugging Face's names.
-        files: that hold them.
-        skipped_names: the names of what is no weight, such as an optimizer's.
+        format: the name of the format.
+        file: the file that lists the tensors, used in messages.
+        config_folder: the folder of config.json and the tokenizer.
+        tensors: the tensors by Hugging Face's names.
+        files: the files that hold the tensors.
+        skipped_names: names of variables that are not weights, such as an optimizer's.
     """
 
     format: str
@@ -37,31 +36,32 @@ class Checkpoint:
     skipped_names: Sequence[str] = ()
 
     def verify_checksums(self) -> bool:
-        """Compares its files with the SHA256SUMS beside them; whether there were any.
+        """Compare the files with the SHA256SUMS beside them, and return whether it lists any of them.
 
         Raises:
-            ValueError: a file is not the one that was written.
+            ValueError: a file differs from its checksum.
         """
         return verify_checksums(self.file.parent, self.files)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Looks at a path.
+    """Open the checkpoint at a path without reading its tensors.
 
-    A Hugging Face folder or one of its weight files; a TensorFlow 1 checkpoint: its folder, its index or PREFIX;
-    a folder of this library's training runs, of one checkpoint, or of parameters that orbax wrote.
+    Args:
+        path: a Hugging Face folder or one of its weights files; a TensorFlow 1 checkpoint, given as its folder, its
+            index or PREFIX; the folder of a training run, of one of its checkpoints, or of parameters that orbax wrote.
 
     Raises:
-        FileNotFoundError: no weights there.
-        ValueError: what is wrong with which file.
+        FileNotFoundError: there are no weights, or a file that an index names is missing.
+        ValueError: a file is damaged, not supported, or outside of the folder.
     """
-    return _folder(path) if path.is_dir() else _file(path)
+    return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
-def _folder(path: Path) -> Checkpoint:
-    for form in FILE_FORMATS:
-        if form.is_in(path):
-            return _hugging_face(path, form)
+def _open_folder(path: Path) -> Checkpoint:
+    for file_format in FILE_FORMATS:
+        if file_format.is_in(path):
+            return _open_model_folder(path, file_format)
     item = find_orbax_params(path)
     if item is not None:
         if not item.resolve().is_relative_to(path.resolve()):
@@ -70,41 +70,79 @@ def _folder(path: Path) -> Checkpoint:
         return Checkpoint(ORBAX, item, find_config_folder(item), tensors, files)
     indices = sorted(file.name for file in path.glob("*.index"))
     if len(indices) > 1:
-        raise ValueError(f"{path}: holds {len(indices)} checkpoints ({', '.join(indices[:5])}); name the one you mean")
+        raise ValueError(f"{path}: holds {len(indices)} checkpoints ({', '.join(indices[:5])}); give the path of one")
     if indices:
-        return _tensorflow(path_inside(path, indices[0]))
-    if any((path / name).exists() for name in _KERAS):
-        raise ValueError(f"{path}: holds weights of TensorFlow 2 (Keras), which are not read; save it as safetensors")
-    known = ", ".join(form.file_name for form in FILE_FORMATS)
+        return _open_tensorflow(path_inside(path, indices[0]))
+    if any((path / name).exists() for name in _KERAS_FILES):
+        raise ValueError(f"{path}: TensorFlow 2 (Keras) weights are not supported; save the model as safetensors")
+    known = ", ".join(file_format.file_name for file_format in FILE_FORMATS)
     raise FileNotFoundError(
-        f"{path / SAFETENSORS.file_name}: no such file, nor other weights ({known}, "
-        f"an index of TensorFlow 1, a checkpoint of orbax){folder_contents(path)}"
+        f"{path / SAFETENSORS.file_name}: no such file, nor other weights ({known}, an index of TensorFlow 1, "
+        f"an orbax checkpoint){_folder_contents(path)}"
     )
 
 
-def _file(path: Path) -> Checkpoint:
+def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".index":
-        return _tensorflow(path)
-    beside = path.with_name(f"{path.name}.index")
-    if not path.is_file() and beside.is_file():
-        return _tensorflow(beside)
+        return _open_tensorflow(path)
+    index = path.with_name(f"{path.name}.index")
+    if not path.is_file() and index.is_file():
+        return _open_tensorflow(index)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    for form in FILE_FORMATS:
-        if path.name == form.index:
-            return _hugging_face(path.parent, form)
-        if path.suffix == Path(form.file_name).suffix:
-            return Checkpoint(form.name, path, path.parent, form.open(path), [path])
-    kinds = ", ".join(Path(form.file_name).suffix for form in FILE_FORMATS)
-    raise ValueError(f"{path}: not a file of weights that is read; known: {kinds}, and .index of TensorFlow 1")
+    for file_format in FILE_FORMATS:
+        if path.name == file_format.index:
+            return _open_model_folder(path.parent, file_format)
+        if path.suffix == Path(file_format.file_name).suffix:
+            return Checkpoint(file_format.name, path, path.parent, file_format.open(path), [path])
+    suffixes = ", ".join(Path(file_format.file_name).suffix for file_format in FILE_FORMATS)
+    raise ValueError(f"{path}: not a supported weights file; supported: {suffixes}, and .index of TensorFlow 1")
 
 
-def _hugging_face(folder: Path, form: FileFormat) -> Checkpoint:
-    file, tensors, files = open_model_folder(folder, form)
-    return Checkpoint(form.name, file, folder, tensors, files)
-
-
-def _tensorflow(index: Path) -> Checkpoint:
+def _open_tensorflow(index: Path) -> Checkpoint:
     tensors, skipped_names = open_tf1(index.with_suffix(""))
     files = sorted({index, *index.parent.glob(f"{index.stem}.data-*")})
-    return Checkpoint("TensorFlow 1", index, index.parent, tensors, files, skipped_names)
+    return Checkpoint(TENSORFLOW, index, index.parent, tensors, files, skipped_names)
+
+
+def _open_model_folder(folder: Path, file_format: FileFormat) -> Checkpoint:
+    if (folder / file_format.file_name).exists():
+        file = _existing_file(folder, file_format.file_name)
+        return Checkpoint(file_format.name, file, folder, file_format.open(file), [file])
+    index = _existing_file(folder, file_format.index)
+    weight_map = _read_index(index, file_format)
+    shards = {name: _existing_file(folder, name) for name in sorted(set(weight_map.values()))}  # all before any is read
+    tensors: dict[str, LazyTensor] = {}
+    for shard, file in shards.items():
+        for name, tensor in file_format.open(file).items():
+            if weight_map.get(name) != shard:
+                raise ValueError(f"{file}: holds {name!r}, which {index.name} places in {weight_map.get(name)}")
+            tensors[name] = tensor
+    missing = sorted(weight_map.keys() - tensors.keys())
+    if missing:
+        raise ValueError(
+            f"{index}: {len(missing)} tensors are not in the files that it names: {', '.join(missing[:5])}"
+        )
+    return Checkpoint(file_format.name, index, folder, tensors, list(shards.values()))
+
+
+def _read_index(index: Path, file_format: FileFormat) -> dict[str, str]:
+    """Return file names by Hugging Face tensor name."""
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: has no weight_map from tensor names to file names")
+    return {file_format.from_index_name(name): file for name, file in weight_map.items()}
+
+
+def _existing_file(folder: Path, name: str) -> Path:
+    file = path_inside(folder, name)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file{_folder_contents(folder)}")
+    return file
+
+
+def _folder_contents(folder: Path) -> str:
+    """Return the end of a "not found" message: the first ten names in the folder."""
+    names = ", ".join(sorted(path.name for path in folder.iterdir())[:10])
+    return f"; the folder holds {names}" if names else ""

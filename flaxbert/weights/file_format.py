@@ -1,4 +1,4 @@
-"""How Hugging Face keeps a model's weights in a folder: one file, or several and an index that says what is where.
+"""Formats of Hugging Face model folders: one weights file, or several and an index from tensor names to files.
 
 one file             several                                index
 model.safetensors    model-00001-of-00002.safetensors       model.safetensors.index.json
@@ -11,9 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from flaxbert.files import path_inside, read_json
 from flaxbert.weights.formats import safetensors
 from flaxbert.weights.formats.flax_msgpack import (
     flax_msgpack_order,
@@ -26,146 +24,93 @@ from flaxbert.weights.formats.torch_bin import open_torch_bin, write_torch_bin
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
 
-def _same(name: str) -> str:
+def _unchanged(name: str) -> str:
     return name
 
 
 @dataclasses.dataclass(frozen=True)
 class FileFormat:
-    """The file names of a format, and how one of its files is read and written.
+    """A file format of Hugging Face folders: its file names, reader and writer.
 
     Attributes:
-        name: its name.
-        file_name: of a model in one file.
-        open: the tensors of a file by Hugging Face's names, none of them read yet.
-        write: writes a file from tensors in the order of `order`; gives its SHA-256 in hex.
-        order: the order in which a file wants its tensors.
-        to_index_name: a tensor's name in the index, from Hugging Face's.
-        from_index_name: the opposite.
+        name: the name of the format, as in `flaxbert convert --format`.
+        file_name: the file name of a model in one file.
+        open: returns the tensors of a file by Hugging Face's names, unread.
+        write: writes a file from specs and, in the same order, tensors.
+        order: sorts specs in the order that a file requires.
+        to_index_name: converts a Hugging Face name to the tensor's name in the index.
+        from_index_name: the inverse of `to_index_name`.
     """
 
     name: str
     file_name: str
     open: Callable[[Path], Mapping[str, LazyTensor]]
-    write: Callable[[Path, Sequence[TensorSpec], Iterable[LazyTensor]], str]
+    write: Callable[[Path, Sequence[TensorSpec], Iterable[LazyTensor]], None]
     order: Callable[[Iterable[TensorSpec]], list[TensorSpec]]
-    to_index_name: Callable[[str], str] = _same
-    from_index_name: Callable[[str], str] = _same
+    to_index_name: Callable[[str], str] = _unchanged
+    from_index_name: Callable[[str], str] = _unchanged
 
     @property
     def index(self) -> str:
-        """The file name of the index."""
+        """File name of the index."""
         return f"{self.file_name}.index.json"
 
     def shard(self, number: int, count: int) -> str:
-        """The file name of one of several files; the first is number 1."""
+        """Return the name of file `number` (from 1) of `count`."""
         stem, _, suffix = self.file_name.rpartition(".")
         return f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
 
     def owns(self, name: str) -> bool:
-        """Whether a file name is one of this format's."""
+        """Return True if a file name belongs to this format."""
         stem, _, suffix = self.file_name.rpartition(".")
         shard = re.fullmatch(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{suffix}", name)
         return name in (self.file_name, self.index) or shard is not None
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder holds weights of this format."""
+        """Return True if a folder holds weights of this format."""
         return (folder / self.file_name).exists() or (folder / self.index).exists()
 
+    def assign_to_files(self, specs: Iterable[TensorSpec], max_bytes: int | None) -> dict[str, list[TensorSpec]]:
+        """Return file names and their tensors, in order; each file holds at most `max_bytes`, or one tensor."""
+        files: list[list[TensorSpec]] = [[]]
+        room = limit = float("inf") if max_bytes is None else max_bytes
+        for spec in specs:
+            if files[-1] and spec.size > room:
+                files.append([])
+                room = limit
+            files[-1].append(spec)
+            room -= spec.size
+        if len(files) == 1:
+            return {self.file_name: files[0]}
+        return {self.shard(number, len(files)): file for number, file in enumerate(files, 1)}
 
-def _write_safetensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> str:
-    return safetensors.write_safetensors(file, specs, tensors, metadata={"format": "pt"})
+    def index_text(self, files: Mapping[str, Sequence[TensorSpec]]) -> str:
+        """Return the content of the index for the tensors of each file."""
+        weight_map = {self.to_index_name(spec.name): file for file, specs in files.items() for spec in specs}
+        total = sum(spec.size for specs in files.values() for spec in specs)
+        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        return json.dumps(content, indent=2) + "\n"
+
+
+def _write_safetensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> None:
+    safetensors.write_safetensors(file, specs, tensors, metadata={"format": "pt"})
 
 
 SAFETENSORS = FileFormat(
-    "safetensors",
-    "model.safetensors",
-    lambda file: safetensors.read_safetensors_header(file)[0],
-    _write_safetensors,
-    safetensors.safetensors_order,
+    name="safetensors",
+    file_name="model.safetensors",
+    open=lambda file: safetensors.read_safetensors_header(file)[0],
+    write=_write_safetensors,
+    order=safetensors.safetensors_order,
 )
-PYTORCH = FileFormat("pytorch", "pytorch_model.bin", open_torch_bin, write_torch_bin, list)
+PYTORCH = FileFormat("pytorch", "pytorch_model.bin", open=open_torch_bin, write=write_torch_bin, order=list)
 FLAX = FileFormat(
-    "flax",
-    "flax_model.msgpack",
-    open_flax_msgpack,
-    write_flax_msgpack,
-    flax_msgpack_order,
-    to_flax_name,
-    from_flax_name,
+    name="flax",
+    file_name="flax_model.msgpack",
+    open=open_flax_msgpack,
+    write=write_flax_msgpack,
+    order=flax_msgpack_order,
+    to_index_name=to_flax_name,
+    from_index_name=from_flax_name,
 )
-# The order is that in which they are looked for in a folder.
-FILE_FORMATS = (SAFETENSORS, PYTORCH, FLAX)
-
-
-def open_model_folder(folder: Path, file_format: FileFormat) -> tuple[Path, dict[str, LazyTensor], list[Path]]:
-    """The tensors of a folder by name, after the file that lists them; and the files that they are in.
-
-    Raises:
-        FileNotFoundError: a file that the index names is missing.
-        ValueError: what is wrong with which file; a file outside of the folder.
-    """
-    if (folder / file_format.file_name).exists():
-        file = _existing(folder, file_format.file_name)
-        return file, dict(file_format.open(file)), [file]
-    index = _existing(folder, file_format.index)
-    places = _places(index, file_format)
-    shards = {shard: _existing(folder, shard) for shard in sorted(set(places.values()))}  # all, before any is read
-    found: dict[str, LazyTensor] = {}
-    for shard, file in shards.items():
-        for name, tensor in file_format.open(file).items():
-            if places.get(name) != shard:
-                raise ValueError(f"{file}: holds {name!r}, which {index.name} places in {places.get(name)}")
-            found[name] = tensor
-    lost = sorted(places.keys() - found.keys())
-    if lost:
-        raise ValueError(f"{index}: {len(lost)} tensors are not in the files that it names: {', '.join(lost[:5])}")
-    return index, found, list(shards.values())
-
-
-def _places(index: Path, file_format: FileFormat) -> dict[str, str]:
-    """File names by tensor name."""
-    content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(f"{index}: has no weight_map from tensor names to file names")
-    return {file_format.from_index_name(name): place for name, place in places.items()}
-
-
-def _existing(folder: Path, name: str) -> Path:
-    file = path_inside(folder, name)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file{folder_contents(folder)}")
-    return file
-
-
-def folder_contents(folder: Path) -> str:
-    """What a folder holds, for the end of a message about what it does not."""
-    held = ", ".join(sorted(path.name for path in folder.iterdir())[:10])
-    return f"; the folder holds {held}" if held else ""
-
-
-def assign_to_files(
-    specs: list[TensorSpec], file_format: FileFormat, max_shard_size: int | None
-) -> dict[str, list[TensorSpec]]:
-    """File names and their tensors: each file filled up to the limit, with at least one tensor."""
-    found: list[list[TensorSpec]] = [[]]
-    room = limit = float("inf") if max_shard_size is None else max_shard_size
-    for spec in specs:
-        if found[-1] and spec.size > room:
-            found.append([])
-            room = limit
-        found[-1].append(spec)
-        room -= spec.size
-    if len(found) == 1:
-        return {file_format.file_name: found[0]}
-    return {file_format.shard(i, len(found)): shard for i, shard in enumerate(found, 1)}
-
-
-def index_text(files: Mapping[str, Sequence[TensorSpec]], file_format: FileFormat) -> str:
-    """The content of the index."""
-    places: dict[str, Any] = {
-        file_format.to_index_name(spec.name): name for name, shard in files.items() for spec in shard
-    }
-    total = sum(spec.size for shard in files.values() for spec in shard)
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n"
+FILE_FORMATS = (SAFETENSORS, PYTORCH, FLAX)  # a folder is searched for them in this order

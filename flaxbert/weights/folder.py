@@ -18,8 +18,8 @@ from flaxbert.families.config_file import config_to_dict
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import atomic_write
 from flaxbert.sharding import spread
-from flaxbert.weights.checksums import CHECKSUMS_FILE, format_checksums
-from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat, assign_to_files, index_text
+from flaxbert.weights.checksums import CHECKSUMS_FILE, file_sha256, format_checksums
+from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat
 from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings, shape_differences
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
@@ -103,7 +103,7 @@ def write_folder(path: str | Path, config: str, tensors: Mapping[str, LazyTensor
     """Write a folder as `save` does, from the content of config.json and tensors under their names in the file."""
     file_format = options.file_format
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    files = assign_to_files(specs, file_format, options.max_shard_size)
+    files = file_format.assign_to_files(specs, options.max_shard_size)
     if options.in_given_order and file_format is not FLAX:  # by falling size of numbers, which keeps them aligned
         files = {name: sorted(specs, key=lambda spec: -spec.dtype.itemsize) for name, specs in files.items()}
     else:
@@ -114,7 +114,7 @@ def write_folder(path: str | Path, config: str, tensors: Mapping[str, LazyTensor
         return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    index = {file_format.index: index_text(files, file_format)} if len(files) > 1 else {}
+    index = {file_format.index: file_format.index_text(files)} if len(files) > 1 else {}
     with contextlib.ExitStack() as opened:  # closed, and the files renamed, in the opposite order: config.json last
         config_file = opened.enter_context(atomic_write(folder / "config.json"))
         sums_file = opened.enter_context(atomic_write(folder / CHECKSUMS_FILE)) if options.checksums else None
@@ -123,7 +123,9 @@ def write_folder(path: str | Path, config: str, tensors: Mapping[str, LazyTensor
         digests = {}
         for name, specs in files.items():
             file = opened.enter_context(atomic_write(folder / name))
-            digests[name] = file_format.write(file, specs, (tensors[spec.name] for spec in specs))
+            file_format.write(file, specs, (tensors[spec.name] for spec in specs))
+            if options.checksums:
+                digests[name] = file_sha256(file)
         config_file.write_text(config, encoding="utf-8")
         if sums_file is not None:
             sums_file.write_text(format_checksums(digests), encoding="utf-8")

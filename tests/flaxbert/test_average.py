@@ -60,7 +60,7 @@ def test_the_newest_checkpoints_of_a_run_are_taken_by_number(tmp_path):
 def test_what_lies_there_stays_and_a_damaged_checkpoint_is_told(tmp_path):
     paths = [folder_of(value, tmp_path / str(value)) for value in (1, 3)]
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="there: is there already"):
+    with pytest.raises(FileExistsError, match="there: already exists"):
         average(paths, tmp_path / "there")
     content = bytearray((paths[1] / "model.safetensors").read_bytes())
     content[-1] ^= 1

@@ -153,7 +153,7 @@ def test_outputs_count_as_much_as_tensors():
 
 
 def test_verify_reads_every_part_of_a_tensor(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tensors, "_PART", 32)  # two rows of four numbers
+    monkeypatch.setattr(tensors, "_PART_BYTES", 32)  # two rows of four numbers
     run(capsys, "convert", folder, tmp_path / "out", "--verify")
     for row in (0, 11, 22):  # the first, one within, and the last alone in its part
 
@@ -220,7 +220,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["convert", "FOLDER", "FOLDER"], "is there already"),
+        (["convert", "FOLDER", "FOLDER"], "already exists"),
         (["convert", "./nowhere", "out"], "./nowhere: no such file or folder"),
         (["convert", "no/such-model-here", "out"], "no such model on the Hugging Face hub"),
         (["convert", "FOLDER", "out", "--revision", "main"], "only models on the hub have a revision"),

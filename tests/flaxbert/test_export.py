@@ -160,7 +160,7 @@ def test_the_command(format, tmp_path, capsys, unchecked):
     assert description["readable_by"] in out
     assert datetime.date.fromisoformat(description["exported_on"]) <= datetime.datetime.now(datetime.UTC).date()
     assert cli.main(["export", str(source), str(target), "--format", format]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert cli.main(["export", str(source), str(tmp_path / "b"), "--format", format, "--length", "14"]) == 2
     assert "length is 14; allowed: 1 to 13" in capsys.readouterr().err
 

@@ -1,6 +1,5 @@
 """Flax weights of transformers 4: the same bytes as flax's own, and no other error than ValueError on broken files."""
 
-import hashlib
 import struct
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from flaxbert.weights.formats.flax_msgpack import (
     to_flax_name,
     write_flax_msgpack,
 )
-from flaxbert.weights.tensors import ArrayTensor, LazyTensor, TensorSpec
+from flaxbert.weights.tensors import LazyTensor, TensorSpec
+from tests.flaxbert.array_tensor import ArrayTensor
 
 FIXTURES = Path(__file__).with_name("fixtures") / "flax"
 DTYPES = ["?", "u1", "i1", "<i2", "<u2", "<f2", "bfloat16", "<i4", "<u4", "<f4", "<f8", "<i8", "<u8"]
@@ -70,7 +70,7 @@ def written(path, tensors):
 def chunks(request, monkeypatch):
     """Arrays of more bytes than that are chunked; an element may be larger."""
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", request.param)
-    monkeypatch.setattr(flax_msgpack, "_MAX_CHUNK_SIZE", request.param)
+    monkeypatch.setattr(flax_msgpack, "_MAX_CHUNK_BYTES", request.param)
 
 
 # -- agreement with flax ---------------------------------------------------------------------------------
@@ -78,16 +78,14 @@ def chunks(request, monkeypatch):
 
 def test_the_same_bytes_as_flax(tmp_path, chunks):
     arrays = some_arrays()
-    digest = written(tmp_path / "ours", as_stored(arrays))
-    content = (tmp_path / "ours").read_bytes()
-    assert content == by_flax(arrays)
-    assert digest == hashlib.sha256(content).hexdigest()
+    written(tmp_path / "ours", as_stored(arrays))
+    assert (tmp_path / "ours").read_bytes() == by_flax(arrays)
 
 
 @pytest.mark.parametrize("limit", [2**30, 70_000])
 def test_lengths_of_every_width(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", limit)
-    monkeypatch.setattr(flax_msgpack, "_MAX_CHUNK_SIZE", limit)
+    monkeypatch.setattr(flax_msgpack, "_MAX_CHUNK_BYTES", limit)
     arrays = {f"{size:x}/bias": np.arange(size).astype(np.int8) for size in (*range(20), 127, 128, 200, 70_000, 2**17)}
     arrays |= {f"{'b' * size}/kernel": np.full((size, size), 3, np.int8) for size in (31, 32, 255, 256, 1024)}
     arrays |= {f"map/{i}/bias": np.zeros((), np.uint8) for i in range(300)}
@@ -97,7 +95,7 @@ def test_lengths_of_every_width(tmp_path, monkeypatch, limit):
     for name, array in as_stored(arrays).items():
         np.testing.assert_array_equal(found[name].read(), array, strict=True)
     for size in (0, 15, 16, 2**16 - 1, 2**16, 2**32 - 1):  # too many to be made
-        assert msgpack_tokens.token("map", size) == msgpack.Packer().pack_map_header(size)
+        assert msgpack_tokens.msgpack_head("map", size) == msgpack.Packer().pack_map_header(size)
 
 
 def test_an_order_other_than_ours(tmp_path):
@@ -266,7 +264,7 @@ NESTED = b"\x81\xa1a" * 100_000 + b"\x80"
         (packed({"a": token(ONE, parts=[[1, -1], "float32", b"1234"])}), "axis 1 of 'a' is a token 0xff"),
         (packed({"a": token(ONE, parts=[[1.0], "float32", b"1234"])}), "axis 0 of 'a' is a token 0xcb"),
         (packed({"a": token(ONE, parts=[[1], b"float32", b"1234"])}), "the type of 'a' is bytes, not string"),
-        (packed({"a": token(ONE, parts=[[1], "float32", "1234"])}), "what 'a' holds is string, not bytes"),
+        (packed({"a": token(ONE, parts=[[1], "float32", "1234"])}), "the data of 'a' is string, not bytes"),
         (packed({"a": token(ONE, parts=[[2], "float32", b"1234"])}), r"'a' of shape \[2\] and type float32 has 4"),
         (packed({"a": token(ONE, parts=[[2**40] * 3, "float32", b"1234"])}), "and type float32 has 4"),
         (packed({"a": token(ONE, parts=[[0, 2**62], "float32", b""])}), "and type float32 has 0"),
@@ -343,9 +341,9 @@ def test_a_tensor_that_is_cut_after_its_head_was_read(tmp_path, chunks):
     ("specs", "message"),
     [
         (["a.b.bias", "c.bias", "a.d.bias"], "do not follow each other"),
-        (["a.bias", "a.bias"], "'a.bias' is there twice"),
+        (["a.bias", "a.bias"], "'a.bias' occurs twice"),
         (["a", "a.bias"], "'a' cannot hold 'a.bias'"),
-        (["a.bias", "a"], "'a' is there twice, or holds another tensor"),
+        (["a.bias", "a"], "'a' occurs twice, or holds another tensor"),
         (["a..bias"], "'a..bias' has the key ''"),
         ([""], "'' has the key ''"),
         ([".bias"], "'.bias' has the key ''"),

@@ -1,6 +1,5 @@
 """The safetensors format: the same bytes as its own library's, and no other error than ValueError on broken files."""
 
-import hashlib
 import json
 
 import ml_dtypes
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from flaxbert.weights.formats.safetensors import read_safetensors_header, safetensors_order, write_safetensors
-from flaxbert.weights.tensors import ArrayTensor, TensorSpec
+from flaxbert.weights.tensors import TensorSpec
+from tests.flaxbert.array_tensor import ArrayTensor
 
 
 def some_tensors():
@@ -40,10 +40,8 @@ def header(entries, data=b"", length=None):
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt"}])
 def test_the_same_bytes_as_the_library(tmp_path, metadata):
     save_file(some_tensors(), tmp_path / "theirs", metadata=metadata or None)
-    digest = written(tmp_path / "ours", some_tensors(), metadata)
-    content = (tmp_path / "ours").read_bytes()
-    assert content == (tmp_path / "theirs").read_bytes()
-    assert digest == hashlib.sha256(content).hexdigest()
+    written(tmp_path / "ours", some_tensors(), metadata)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_what_the_library_wrote_is_read_whole_and_in_rows(tmp_path):
@@ -69,10 +67,10 @@ def test_what_the_library_wrote_is_read_whole_and_in_rows(tmp_path):
         (header(b"{"), "not a readable safetensors file"),
         (header(b"\xff\xfe"), "not a readable safetensors file"),
         (header(b'{"a":' * 100_000), "not a readable safetensors file"),
-        (header(b"[]"), "the header is no object"),
-        (header(b'{"a": 1, "a": 1}'), "a name is there twice"),
+        (header(b"[]"), "the header is not an object"),
+        (header(b'{"a": 1, "a": 1}'), "a name occurs twice"),
         (header({"a": 1}), "the entry of 'a' is 1"),
-        (header({"__metadata__": {"a": 1}}), "__metadata__ holds something other than strings"),
+        (header({"__metadata__": {"a": 1}}), "__metadata__ holds values that are not strings"),
         (header({"a": {"dtype": "F32", "shape": [1]}}), "the entry of 'a'"),
         (header({"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}, b"1234"), "of type 'X'; known: BOOL"),
         (header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"1234"), r"shape \[True\]"),

@@ -3,6 +3,7 @@
 import functools
 import math
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -154,7 +155,7 @@ def test_slots_are_known_by_the_names_that_tensorflow_gives_them(checkpoint, mon
 
 def test_a_checkpoint_of_tensorflow_2_is_told(checkpoint, monkeypatch):
     with_variables(monkeypatch, "model/layer_with_weights-0/embeddings/.ATTRIBUTES/VARIABLE_VALUE")
-    with pytest.raises(ValueError, match="a checkpoint of TensorFlow 2.*Export it to safetensors first"):
+    with pytest.raises(ValueError, match="a TensorFlow 2 checkpoint.*Export it to safetensors first"):
         flaxbert.BertForPreTraining.from_pretrained(checkpoint.parent)
 
 
@@ -250,7 +251,7 @@ def test_a_mutated_index_is_read_or_refused(original, changes, length, checked):
         content[place % len(content)] = value
     with pytest.MonkeyPatch.context() as patch:
         if not checked:  # as if whoever made the file had put the right checksums in
-            patch.setattr(tensor_bundle, "_matches", lambda *_: True)
+            patch.setattr(tensor_bundle, "masked_crc32c", lambda _: mock.ANY)
         prefix.with_name("x.index").write_bytes(content[:length])
         try:
             for variable in read_bundle_index(prefix).values():
@@ -278,7 +279,7 @@ def test_a_written_index_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (block([]), "there are 0 data files"),
+        (block([]), "announces 0 data files"),
         (block([(b"", message((1, 2**40)))]), "data files"),
         (block([(b"", message((1, 1), (2, 1)))]), "big-endian"),
         (block([HEADER, (b"a", entry(DATA, offset=1))]), "'a' ends at byte 9 of x.data-00000-of-00001, which has 8"),
@@ -293,12 +294,12 @@ def test_a_written_index_is_read(tmp_path):
             "'a' is stored in slices",
         ),
         (block([HEADER, (b"a", message((1, 1), (2, message((3, 1)))))]), "'a' has no known shape"),
-        (block([HEADER, (b"a", message((1, b"1")))]), "field 1 is no number"),
+        (block([HEADER, (b"a", message((1, b"1")))]), "field 1 is not a number"),
         (block([HEADER, (b"a", b"\x0b")]), "field 1 has the wire type 3"),
         (block([HEADER, (b"a", b"\x0a\x7f")]), "field 1 runs over the end"),
         (block([HEADER, (b"a", b"\xff" * 11)]), "a number has more than ten bytes"),
         (block([HEADER, (b"\xff", entry(DATA))]), "is not UTF-8"),
-        (block([HEADER, HEADER]), "the name b'' is there twice"),
+        (block([HEADER, HEADER]), "the name b'' occurs twice"),
         (block([HEADER], compression=1), "its blocks are compressed"),
         (block([HEADER, (b"a", entry(DATA))], shared=1), "an entry of the block at byte 0 runs over its end"),
         (block([HEADER, (b"ab", entry(DATA)), (b"c", entry(DATA))], shared=3), "runs over its end"),
@@ -315,8 +316,8 @@ def test_an_index_that_breaks_the_rules(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is it cut short"),
-        (index(block([HEADER]))[:-1], "is it cut short"),
+        (b"", "may be cut short"),
+        (index(block([HEADER]))[:-1], "may be cut short"),
         (index(block([HEADER]), places=[(0, 2**40)]), "does not fit into"),
         (index(block([HEADER]), places=[(0, SIZE), (0, SIZE)]), "overlap"),
         (index(block([HEADER]), places=[(0, SIZE - 1)]), "does not match its checksum"),

@@ -1,8 +1,6 @@
 """PyTorch's files of weights: what torch wrote is read, torch reads what is written, and hostile files are refused."""
 
 import collections
-import errno
-import hashlib
 import io
 import os
 import pickle
@@ -19,10 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flaxbert.weights.checksums import HashingFileWriter
 from flaxbert.weights.formats.torch_bin import open_torch_bin, write_torch_bin
-from flaxbert.weights.names import LazyTensor
-from flaxbert.weights.tensors import ArrayTensor, TensorSpec
+from flaxbert.weights.tensors import LazyTensor, TensorSpec
+from tests.flaxbert.array_tensor import ArrayTensor
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -199,8 +196,7 @@ def written(path, arrays):
 
 def test_what_is_written_torch_reads(tmp_path):
     arrays = some_arrays() | {"transposed": np.arange(6.0).reshape(2, 3).T}
-    digest = written(tmp_path / "file", arrays)
-    assert digest == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+    written(tmp_path / "file", arrays)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     found = torch.load(tmp_path / "file", weights_only=True)
     ours = open_torch_bin(tmp_path / "file")
@@ -229,7 +225,7 @@ def test_tensors_must_be_what_was_announced(tmp_path):
     for wrong in (np.zeros(4, np.float32), np.zeros(3, np.float64)):
         with pytest.raises(ValueError, match="announced as"):
             write_torch_bin(tmp_path / "file", [spec], [ArrayTensor(wrong)])
-    with pytest.raises(ValueError, match="announced as"):
+    with pytest.raises(ValueError, match="'a' is of type uint32"):
         write_torch_bin(tmp_path / "file", [TensorSpec("a", np.dtype("u4"), (3,))], [ArrayTensor(np.zeros(3, "u4"))])
     with pytest.raises(ValueError, match="shorter"):
         write_torch_bin(tmp_path / "file", [spec], [])
@@ -306,11 +302,11 @@ def test_pickles_that_torch_save_does_not_write(tmp_path, content, message, zipp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.ones(3), "it holds a Tensor, no dict of tensors"),
-        ([torch.ones(3)], "it holds a list, no dict of tensors"),
-        ({"a": torch.ones(3), "state_dict": {"a": torch.ones(3)}}, "'state_dict' is a dict, no tensor"),
-        ({"epoch": 3, "model": {}, "lr": 0.5, "betas": (0.9, 0.99), "steps": [1, 2]}, "'epoch' is a int, no tensor"),
-        ({1: torch.ones(3)}, "'1' is a Tensor, no tensor"),
+        (torch.ones(3), "it holds a Tensor, not a dict of tensors"),
+        ([torch.ones(3)], "it holds a list, not a dict of tensors"),
+        ({"a": torch.ones(3), "state_dict": {"a": torch.ones(3)}}, "'state_dict' is a dict, not a tensor"),
+        ({"epoch": 3, "model": {}, "lr": 0.5, "betas": (0.9, 0.99), "steps": [1, 2]}, "'epoch' is a int, not a tensor"),
+        ({1: torch.ones(3)}, "'1' is a Tensor, not a tensor"),
         ({"a": torch.ones(3).to_sparse()}, "it holds a torch._utils._rebuild_sparse_tensor"),
         ({"a": torch.ones(3, device="meta")}, "it holds a torch._utils._rebuild_meta_tensor_no_storage"),
         ({"a": torch.ones(3, dtype=torch.complex64)}, "it holds a torch.ComplexFloatStorage"),
@@ -335,7 +331,7 @@ def test_quantized_tensors(tmp_path, zipped):
     ("content", "message"),
     [
         (b"", "it begins with b''"),
-        (b"PK\3\4", "its last bytes are not those of an archive"),
+        (b"PK\3\4", "it does not end as a zip archive does"),
         (b"an ordinary text\n", "it begins with b'an ordin', as neither of PyTorch's formats does"),
         (b"\x80\x02}q\x00.", "as neither of PyTorch's formats does"),
     ],
@@ -348,7 +344,7 @@ def test_files_of_other_formats(tmp_path, content, message):
 def test_an_archive_of_something_else(tmp_path):
     refused(zipped_again(tmp_path / "file", {"a/b": b"c"}), "the archive holds no state dict")
     content = {"a/data.pkl": pickle.dumps({}, 2), "a/constants.pkl": pickle.dumps({}, 2)}
-    refused(zipped_again(tmp_path / "file", content), "is it one of TorchScript")
+    refused(zipped_again(tmp_path / "file", content), "is it a TorchScript archive")
 
 
 @FORMATS
@@ -398,9 +394,9 @@ def changed_directory(path, name, field, value):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        (("<II", 20), (2**32 - 2,) * 2, "has 4294967294 bytes from byte"),  # as long as it can say
-        (("<II", 20), (300, 300), "something else begins"),  # into the next one
-        (("<I", 42), (0,), "something else begins|differ"),  # the place of the first one
+        (("<II", 20), (2**32 - 2,) * 2, "of 4294967294 bytes at byte"),  # as long as it can say
+        (("<II", 20), (300, 300), "overlaps byte"),  # into the next one
+        (("<I", 42), (0,), "overlaps byte|differ"),  # the place of the first one
         (("<I", 42), (2**31,), "unpack requires"),
         (("<H", 8), (0x809,), "is compressed or encrypted"),
     ],
@@ -417,7 +413,7 @@ def test_a_member_of_terabytes(tmp_path):
             archive.writestr(name, content)
         for info in archive.infolist()[4:5]:
             info.file_size = info.compress_size = 2**42
-    refused(tmp_path / "other", "has 4398046511104 bytes from byte")
+    refused(tmp_path / "other", "of 4398046511104 bytes at byte")
 
 
 def test_archives_whose_end_another_reader_would_find_elsewhere(tmp_path):
@@ -430,7 +426,7 @@ def test_archives_whose_end_another_reader_would_find_elsewhere(tmp_path):
         whole[:-50] + struct.pack("<Q", 1) + whole[-42:],
     ):
         (tmp_path / "file").write_bytes(content)
-        refused(tmp_path / "file", "its last bytes|a directory of|the end of the archive")
+        refused(tmp_path / "file", "it does not end|a directory of|the end of the archive")
 
 
 class Claims(pickle.Pickler):
@@ -524,12 +520,8 @@ def test_mutated_pickles_are_read_or_refused(tmp_path, zipped):
     check()
 
 
-def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
-    def full(self, view):
-        if len(view) > 1000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(HashingFileWriter, "_write_all", full)
-    spec = TensorSpec("a", np.dtype(np.float32), (1000,))
+def test_a_full_disk_is_reported_as_such(tmp_path):
+    spec = TensorSpec("a", np.dtype(np.float32), (2_000_000,))
+    (tmp_path / "a.bin").symlink_to("/dev/full")  # every write fails
     with pytest.raises(OSError, match="No space left on device"):
-        write_torch_bin(tmp_path / "a.bin", [spec], [ArrayTensor(np.zeros(1000, np.float32))])
+        write_torch_bin(tmp_path / "a.bin", [spec], [ArrayTensor(np.zeros(2_000_000, np.float32))])

@@ -182,7 +182,7 @@ def test_a_list_of_words(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (["--output", "there"], "there: is there already"),
+        (["--output", "there"], "there: already exists"),
         (["--tokenizer", "none.txt"], "no such file; a tokenizer is a tokenizer.json or a vocab.txt"),
         (["--tokenizer", "short.txt"], r"short\.txt: the vocabulary lacks \[MASK\]"),
         (["--workers", "0"], "workers is 0; it must be at least 1"),

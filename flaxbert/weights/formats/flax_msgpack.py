@@ -1,8 +1,8 @@
-"""Flax weights of transformers 4 (flax_model.msgpack), read and written one tensor at a time and without Flax.
+"""Flax weights of transformers 4 (flax_model.msgpack), read lazily and written one tensor at a time, without Flax.
 
-The layout (flax.serialization.to_bytes): msgpack of nested dicts whose leaves are arrays. An array is an extension of
-type 1 (a numpy scalar: 3), its content again msgpack: [shape, dtype's name, bytes]. One of more than 2**30 bytes is a
-dict of flattened ones, {"__msgpack_chunked_array__": true, "shape": {"0": ...}, "chunks": {"0": ...}}.
+Format (flax.serialization.to_bytes): msgpack of nested dicts whose leaves are arrays. An array is an extension of
+type 1 (a numpy scalar: 3) that holds msgpack: [shape, name of the dtype, bytes]. An array of more than 2**30 bytes is a
+dict of flat pieces, {"__msgpack_chunked_array__": true, "shape": {"0": ...}, "chunks": {"0": ...}}.
 
 Keys, joined by "/"                             Hugging Face (PyTorch)
 bert/encoder/layer/N/output/dense/kernel        bert.encoder.layer.N.output.dense.weight, transposed
@@ -15,51 +15,51 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.checksums import HashingFileWriter
-from flaxbert.weights.formats.msgpack_tokens import MAX_KEY, TRUE, Tokens, string, token
+from flaxbert.weights.formats.msgpack_tokens import MAX_STRING_BYTES, TRUE, MsgpackReader, msgpack_head, msgpack_string
 from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, TransposedTensor
 
-_MAX_CHUNK_SIZE = 2**30  # bytes; flax's own
-_MAX_DEPTH = 64  # of dicts; a BERT's is 8
-_MAX_AXES = 32  # numpy's own limit was so until its version 2
+_MAX_CHUNK_BYTES = 2**30  # flax's limit
+_MAX_DEPTH = 64  # of nested dicts; a BERT has 8
+_MAX_AXES = 32  # numpy's limit before version 2
 _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # types of extensions
 _DTYPES = {
     np.dtype(code).name: np.dtype(code)
     for code in ("?", "u1", "i1", "<i2", "<u2", "<f2", ml_dtypes.bfloat16, "<i4", "<u4", "<f4", "<f8", "<i8", "<u8")
 }
-_NORMS = ("LayerNorm", "layer_norm")  # with all that ends so
+_NORMS = ("LayerNorm", "layer_norm")  # endings of the names of layer norms
+
+_Tree = dict[str, "_Tree | TensorSpec"]
 
 
 # -- names -----------------------------------------------------------------------------------------------
 
 
 def from_flax_name(name: str) -> str:
-    """Hugging Face's name of an array, given its keys joined by "/"."""
+    """Convert an array's keys, joined by "/", to Hugging Face's name."""
     path, slash, ending = name.rpartition("/")
     return f"{path}{slash}{'weight' if ending in ('kernel', 'scale', 'embedding') else ending}".replace("/", ".")
 
 
 def to_flax_name(name: str) -> str:
-    """The keys, joined by "/", of a tensor of Hugging Face's."""
+    """Convert Hugging Face's name to the array's keys, joined by "/"."""
     path, dot, ending = name.rpartition(".")
     if ending == "weight":
         ending = "scale" if path.endswith(_NORMS) else "embedding" if path.endswith("_embeddings") else "kernel"
     return f"{path}{dot}{ending}".replace(".", "/")
 
 
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether an array, named as in the file, is [in, out]."""
-    return len(shape) == 2 and name.rpartition("/")[2] == "kernel"
+def _is_linear(flax_name: str, shape: tuple[int, ...]) -> bool:
+    """Return True for the kernel of a linear layer, [in, out] in Flax and [out, in] in PyTorch."""
+    return len(shape) == 2 and flax_name.rpartition("/")[2] == "kernel"
 
 
 def _check_key(key: str, where: str) -> str:
-    if not key or "/" in key or "." in key or len(key.encode()) > MAX_KEY:
+    if not key or "/" in key or "." in key or len(key.encode()) > MAX_STRING_BYTES:
         raise ValueError(f"{where} has the key {key[:80]!r}")
     return key
 
@@ -69,33 +69,31 @@ def _check_key(key: str, where: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkedTensor(TensorSpec):
-    """A tensor that lies in a file in several pieces of its flattened self."""
+    """A tensor that a file holds as several flat pieces.
+
+    Attributes:
+        chunks: the pieces in order, each of one axis.
+    """
+
+    supports_row_reads = True
 
     chunks: tuple[FileTensor, ...]
 
-    @property
-    def supports_row_reads(self) -> bool:
-        """Rows lie one after the other."""
-        return True
-
     def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """The tensor, or consecutive rows of it (of its first axis).
+        """Read the tensor, or consecutive rows, from the pieces that hold them.
 
         Raises:
             ValueError: the file ends within the tensor.
         """
-        start, stop, shape = 0, math.prod(self.shape), self.shape
-        if self.shape:
-            first, last, _ = rows.indices(self.shape[0])
-            shape = (max(0, last - first), *self.shape[1:])
-            start, stop = (n * math.prod(self.shape[1:]) for n in (first, first + shape[0]))
-        content = np.empty(stop - start, self.dtype)
-        begin = 0  # of the chunk
+        flat, shape = self.flat_range(rows)
+        content = np.empty(flat.stop - flat.start, self.dtype)
+        chunk_start = 0
         for chunk in self.chunks:
-            low, high = max(start, begin), min(stop, begin + chunk.shape[0])
-            if low < high:
-                content[low - start : high - start] = chunk.read(slice(low - begin, high - begin))
-            begin += chunk.shape[0]
+            start, stop = max(flat.start, chunk_start), min(flat.stop, chunk_start + chunk.shape[0])
+            if start < stop:
+                part = chunk.read(slice(start - chunk_start, stop - chunk_start))
+                content[start - flat.start : stop - flat.start] = part
+            chunk_start += chunk.shape[0]
         return content.reshape(shape)
 
 
@@ -103,99 +101,101 @@ class ChunkedTensor(TensorSpec):
 
 
 def open_flax_msgpack(file: Path) -> dict[str, LazyTensor]:
-    """The tensors of a file by Hugging Face's names and in its layout; no tensor is read.
+    """Return the tensors of a file by Hugging Face's names and in PyTorch's layout, unread.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: in what the file breaks the format's rules.
+        FileNotFoundError: there is no such file.
+        ValueError: the file breaks a rule of the format.
     """
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     try:
         with file.open("rb") as opened:
-            tokens = Tokens(file, opened)
-            for name, tensor in _leaves(tokens, (), tokens.expect("map", "the content")):
-                renamed = from_flax_name(name)
-                if renamed in found:
-                    raise ValueError(f"{name!r} and another array are both {renamed!r}")
-                found[renamed] = TransposedTensor(tensor) if _is_linear(name, tensor.shape) else tensor
-            if tokens.left:
-                raise ValueError(f"{tokens.left} bytes follow the content")
-    except ValueError as error:  # also bad UTF-8
+            reader = MsgpackReader(file, opened)
+            for tensor in _leaves(reader, (), reader.expect("map", "the content")):
+                renamed = from_flax_name(tensor.name)
+                if renamed in tensors:
+                    raise ValueError(f"{tensor.name!r} and another array are both {renamed!r}")
+                tensors[renamed] = TransposedTensor(tensor) if _is_linear(tensor.name, tensor.shape) else tensor
+            if reader.bytes_left:
+                raise ValueError(f"{reader.bytes_left} bytes follow the content")
+    except ValueError as error:  # includes bad UTF-8
         raise ValueError(f"{file}: not a readable flax_model.msgpack: {error}") from None
-    return found
+    return tensors
 
 
-def _leaves(tokens: Tokens, path: tuple[str, ...], count: int) -> Iterator[tuple[str, FileTensor | ChunkedTensor]]:
-    """The arrays of a dict of so many entries, and their keys joined by "/"; the dict's head has been read."""
+def _leaves(reader: MsgpackReader, path: tuple[str, ...], count: int) -> Iterator[FileTensor | ChunkedTensor]:
+    """Yield the arrays of a dict of `count` entries, whose head has been read."""
     where = repr("/".join(path)) if path else "the outermost dict"
     if len(path) >= _MAX_DEPTH:
         raise ValueError(f"dicts are nested deeper than {_MAX_DEPTH}")
     keys: set[str] = set()
     for _ in range(count):
-        key = _check_key(tokens.text(f"a key in {where}"), where)
+        key = _check_key(reader.string(f"a key in {where}"), where)
         if key == _CHUNKED and path and not keys:
-            yield _chunked(tokens, "/".join(path), count)
+            yield _read_chunked_array(reader, "/".join(path), count)
             return
         if key in keys:
             raise ValueError(f"{where} has the key {key!r} twice")
         keys.add(key)
-        inner, name = (*path, key), "/".join((*path, key))
-        kind, length = tokens.next()
+        name = "/".join((*path, key))
+        kind, length = reader.next()
         if kind == "map":
-            yield from _leaves(tokens, inner, length)
+            yield from _leaves(reader, (*path, key), length)
         elif kind == "extension":
-            yield name, _array(tokens, name, length)
+            yield _read_array(reader, name, length)
         else:
             raise ValueError(f"{name!r} is {kind}, neither dict nor array")
 
 
-def _array(tokens: Tokens, name: str, length: int) -> FileTensor:
-    """An array, of which the extension's length has been read; the content is passed over."""
-    code = tokens.take(1)[0]
-    end = tokens.at + length
+def _read_array(reader: MsgpackReader, name: str, length: int) -> FileTensor:
+    """Read an array's description and skip its bytes; the head of the extension, of `length` bytes, has been read."""
+    code = reader.take(1)[0]
+    end = reader.position + length
     if code not in (_ARRAY, _SCALAR):
-        what = "a complex number" if code == _COMPLEX else f"an extension of type {code}"
-        raise ValueError(f"{name!r} is {what}, not an array")
-    parts = tokens.expect("array", f"the content of {name!r}")
+        found = "a complex number" if code == _COMPLEX else f"an extension of type {code}"
+        raise ValueError(f"{name!r} is {found}, not an array")
+    parts = reader.expect("array", f"the content of {name!r}")
     if parts != 3:
         raise ValueError(f"{name!r} has {parts} parts instead of shape, type and bytes")
-    axes = tokens.expect("array", f"the shape of {name!r}")
+    axes = reader.expect("array", f"the shape of {name!r}")
     if axes > _MAX_AXES:
         raise ValueError(f"{name!r} has {axes} axes")
-    shape = tuple(tokens.expect("number", f"the shape's axis {axis} of {name!r}") for axis in range(axes))
-    dtype = tokens.text(f"the type of {name!r}")
+    shape = tuple(reader.expect("number", f"the shape's axis {axis} of {name!r}") for axis in range(axes))
+    dtype = reader.string(f"the type of {name!r}")
     if dtype not in _DTYPES:
         raise ValueError(f"{name!r} is of type {dtype[:80]!r}; known: {', '.join(_DTYPES)}")
-    size = tokens.expect("bytes", f"what {name!r} holds")
-    tensor = FileTensor(name, _DTYPES[dtype], shape, tokens.file, tokens.at)
+    size = reader.expect("bytes", f"the data of {name!r}")
+    tensor = FileTensor(name, _DTYPES[dtype], shape, reader.file, reader.position)
     if tensor.size != size or not _fits_numpy(tensor):
         raise ValueError(f"{name!r} of shape {list(shape)} and type {dtype} has {size} bytes")
-    tokens.skip(size)
-    if tokens.at != end:
-        raise ValueError(f"{name!r} ends at byte {tokens.at}, its extension at {end}")
+    reader.skip(size)
+    if reader.position != end:
+        raise ValueError(f"{name!r} ends at byte {reader.position}, its extension at {end}")
     return tensor
 
 
 def _fits_numpy(spec: TensorSpec) -> bool:
-    """Whether numpy takes the shape, which it may refuse although an axis is 0 and nothing is stored."""
+    """Return True if numpy accepts the shape. It may refuse even an array without values, if other axes are long."""
     return math.prod(max(1, axis) for axis in spec.shape) * spec.dtype.itemsize < 2**63
 
 
-def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, ChunkedTensor]:
-    """An array in pieces, of which the first key has been read."""
+def _read_chunked_array(reader: MsgpackReader, name: str, count: int) -> ChunkedTensor:
+    """Read the description of an array in pieces; the first key has been read."""
 
-    def numbered(what: str) -> Iterator[str]:
-        if tokens.text(f"a key in {name!r}") != what:
-            raise ValueError(f"{name!r} is chunked, but {what!r} is not where it must be")
-        for i in range(tokens.expect("map", f"{what!r} of {name!r}")):
-            if tokens.text(f"a key in {what!r} of {name!r}") != str(i):
-                raise ValueError(f"{what!r} of {name!r} is not numbered from 0")
-            yield f"{name}/{what}/{i}"
+    def numbered_entries(key: str) -> Iterator[str]:
+        if reader.string(f"a key in {name!r}") != key:
+            raise ValueError(f"{name!r} is chunked, but {key!r} is not where it must be")
+        for i in range(reader.expect("map", f"{key!r} of {name!r}")):
+            if reader.string(f"a key in {key!r} of {name!r}") != str(i):
+                raise ValueError(f"{key!r} of {name!r} is not numbered from 0")
+            yield f"{name}/{key}/{i}"
 
-    if count != 3 or tokens.next()[0] != "true":
+    if count != 3 or reader.next()[0] != "true":
         raise ValueError(f"{name!r} has the key {_CHUNKED!r}, but is not chunked as flax does")
-    shape = tuple(tokens.expect("number", repr(axis)) for axis in numbered("shape"))
-    chunks = tuple(_array(tokens, chunk, tokens.expect("extension", repr(chunk))) for chunk in numbered("chunks"))
+    shape = tuple(reader.expect("number", repr(axis)) for axis in numbered_entries("shape"))
+    chunks = tuple(
+        _read_array(reader, chunk, reader.expect("extension", repr(chunk))) for chunk in numbered_entries("chunks")
+    )
     if len(shape) > _MAX_AXES:
         raise ValueError(f"{name!r} has {len(shape)} axes")
     if not chunks or any(len(chunk.shape) != 1 or chunk.dtype != chunks[0].dtype for chunk in chunks):
@@ -203,44 +203,46 @@ def _chunked(tokens: Tokens, name: str, count: int) -> tuple[str, ChunkedTensor]
     tensor = ChunkedTensor(name, chunks[0].dtype, shape, chunks)
     if tensor.size != sum(chunk.size for chunk in chunks) or not _fits_numpy(tensor):
         raise ValueError(f"{name!r} of shape {list(shape)} has chunks of {sum(chunk.size for chunk in chunks)} bytes")
-    return name, tensor
+    return tensor
 
 
 # -- writing ---------------------------------------------------------------------------------------------
 
 
-def write_flax_msgpack(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> str:
-    """Writes a file from its tensors, named and laid out as Hugging Face's; the SHA-256 of it in hex.
+def write_flax_msgpack(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> None:
+    """Write a file, one tensor at a time.
 
-    The tensors come in the order of `specs`, in which those of one dict must follow each other: `flax_msgpack_order`.
+    Args:
+        file: the file to write.
+        specs: the tensors by Hugging Face's names and in PyTorch's layout. Tensors of one dict must follow each other;
+            `flax_msgpack_order` sorts them so.
+        tensors: the values, in the order of `specs`.
 
     Raises:
-        ValueError: a name or type that the format does not take, another order, a tensor that was announced otherwise.
+        ValueError: the format does not allow a name or a type, the order is wrong, or a tensor does not match its spec.
     """
     heads = list(_heads(_tree(specs)))
     if [spec for _, spec in heads] != list(specs):
-        raise ValueError(f"{file}: the tensors of one dict do not follow each other; `flax_msgpack_order` puts them so")
-    with HashingFileWriter(file) as digested:
+        raise ValueError(f"{file}: tensors of one dict do not follow each other; sort them by `flax_msgpack_order`")
+    with file.open("wb") as opened:
         if not heads:
-            digested.write(token("map", 0))
+            opened.write(msgpack_head("map", 0))
         for (head, spec), tensor in zip(heads, tensors, strict=True):
-            if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
-                raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
-            digested.write(head)
-            numbers = tensor.read()
-            for part in _packed(numbers.T if _is_linear(to_flax_name(spec.name), spec.shape) else numbers):
-                digested.write(part)
-        return digested.hexdigest()
+            spec.require_match(tensor)
+            opened.write(head)
+            values = tensor.read()
+            for part in _pack_array(values.T if _is_linear(to_flax_name(spec.name), spec.shape) else values):
+                opened.write(part)
 
 
 def flax_msgpack_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The order in which JAX keeps nested dicts: by key."""
+    """Sort specs as JAX sorts nested dicts: by key."""
     return sorted(specs, key=lambda spec: to_flax_name(spec.name).split("/"))
 
 
-def _tree(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """The nested dicts of a file, with what each array is in its place."""
-    tree: dict[str, Any] = {}
+def _tree(specs: Sequence[TensorSpec]) -> _Tree:
+    """Return the nested dicts of a file with the specs as leaves."""
+    tree: _Tree = {}
     for spec in specs:
         name = to_flax_name(spec.name)
         *path, last = name.split("/")
@@ -250,20 +252,21 @@ def _tree(specs: Sequence[TensorSpec]) -> dict[str, Any]:
             raise ValueError(f"{spec.name!r} is of type {spec.dtype}; known: {', '.join(_DTYPES)}")
         node = tree
         for key in path:
-            node = node.setdefault(_check_key(key, repr(spec.name)), {})
-            if isinstance(node, TensorSpec):
-                raise ValueError(f"{node.name!r} cannot hold {spec.name!r}")
+            child = node.setdefault(_check_key(key, repr(spec.name)), {})
+            if isinstance(child, TensorSpec):
+                raise ValueError(f"{child.name!r} cannot hold {spec.name!r}")
+            node = child
         if last in node:
-            raise ValueError(f"{spec.name!r} is there twice, or holds another tensor")
+            raise ValueError(f"{spec.name!r} occurs twice, or holds another tensor")
         node[_check_key(last, repr(spec.name))] = spec
     return tree
 
 
-def _heads(node: dict[str, Any], before: bytes = b"") -> Iterator[tuple[bytes, TensorSpec]]:
-    """Each array of a tree, and what stands before it: its key, and heads and keys of the dicts it is first in."""
-    before += token("map", len(node))
+def _heads(node: _Tree, before: bytes = b"") -> Iterator[tuple[bytes, TensorSpec]]:
+    """Yield each array's spec and the bytes before it: its key, and heads and keys of dicts that begin with it."""
+    before += msgpack_head("map", len(node))
     for key, child in node.items():
-        before += string(key)
+        before += msgpack_string(key)
         if isinstance(child, TensorSpec):
             yield before, child
         else:
@@ -271,26 +274,27 @@ def _heads(node: dict[str, Any], before: bytes = b"") -> Iterator[tuple[bytes, T
         before = b""
 
 
-def _packed(tensor: np.ndarray) -> Iterator[bytes | memoryview]:
-    """The bytes of an array, in pieces."""
-    flat = np.ascontiguousarray(tensor).reshape(-1)
-    if tensor.nbytes <= _MAX_CHUNK_SIZE:
-        yield from _extension(tensor.shape, flat)
+def _pack_array(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of an array as flax writes them: one extension, or a dict of chunks."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if array.nbytes <= _MAX_CHUNK_BYTES:
+        yield from _extension(array.shape, flat)
         return
-    yield token("map", 3) + string(_CHUNKED) + TRUE + string("shape") + token("map", tensor.ndim)
-    for axis, length in enumerate(tensor.shape):
-        yield string(str(axis)) + token("number", length)
-    step = max(1, _MAX_CHUNK_SIZE // tensor.itemsize)
-    chunks = range(0, flat.size, step)
-    yield string("chunks") + token("map", len(chunks))
-    for i, start in enumerate(chunks):
+    yield msgpack_head("map", 3) + msgpack_string(_CHUNKED) + TRUE + msgpack_string("shape")
+    yield msgpack_head("map", array.ndim)
+    for axis, length in enumerate(array.shape):
+        yield msgpack_string(str(axis)) + msgpack_head("number", length)
+    step = max(1, _MAX_CHUNK_BYTES // array.itemsize)
+    starts = range(0, flat.size, step)
+    yield msgpack_string("chunks") + msgpack_head("map", len(starts))
+    for i, start in enumerate(starts):
         chunk = flat[start : start + step]
-        yield string(str(i))
+        yield msgpack_string(str(i))
         yield from _extension(chunk.shape, chunk)
 
 
 def _extension(shape: tuple[int, ...], flat: np.ndarray) -> Iterator[bytes | memoryview]:
-    axes = b"".join([token("array", len(shape)), *(token("number", axis) for axis in shape)])
-    inner = token("array", 3) + axes + string(flat.dtype.name) + token("bytes", flat.nbytes)
-    yield token("extension", len(inner) + flat.nbytes) + bytes([_ARRAY]) + inner
+    axes = b"".join([msgpack_head("array", len(shape)), *(msgpack_head("number", axis) for axis in shape)])
+    description = msgpack_head("array", 3) + axes + msgpack_string(flat.dtype.name) + msgpack_head("bytes", flat.nbytes)
+    yield msgpack_head("extension", len(description) + flat.nbytes) + bytes([_ARRAY]) + description
     yield flat.view(np.uint8).data

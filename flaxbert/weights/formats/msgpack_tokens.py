@@ -1,13 +1,16 @@
-"""The tokens of msgpack that a file of arrays is made of: dicts, lists, strings, bytes, whole numbers, extensions."""
+"""Read and write single tokens of msgpack: maps, arrays, strings, bytes, non-negative integers, extensions.
+
+The msgpack library cannot replace this: it gives no byte offsets, and loads the bytes of arrays into memory.
+"""
 
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_KEY = 1024  # bytes of a string
-_MAX_ENTRIES = 100_000  # of all dicts of a file together; a large BERT has 700
+MAX_STRING_BYTES = 1024
+_MAX_ENTRIES = 100_000  # of all maps of a file together; a large BERT has 700
 
-# A token of msgpack is a byte for its kind and length in one (for a number: its value), or one for the kind alone,
-# which is followed by the length in so many bytes.
+# A token begins with a byte that gives either both kind and length (of a number: its value), or the kind alone; then
+# the length follows in the given number of bytes.
 _SHORT = {
     "number": {n: n for n in range(128)},
     "map": {n: 0x80 + n for n in range(16)},
@@ -31,72 +34,98 @@ _TOKENS = (
     | {code: (kind, 0, width) for kind, codes in _LONG.items() for width, code in codes.items()}
     | {0xC0: ("nil", 0, 0), 0xC2: ("false", 0, 0), _TRUE: ("true", 0, 0)}
 )
-# How many bytes each 1 of a length takes at least.
-_LEAST = {"map": 2, "array": 1, "string": 1, "bytes": 1, "extension": 1, "number": 0, "nil": 0, "false": 0, "true": 0}
+# The least number of bytes for each unit of a token's length.
+_MIN_BYTES = {"map": 2, "array": 1, "string": 1, "bytes": 1, "extension": 1}
 
 
-class Tokens:
-    """The tokens of a file in turn. No length leaves here that the rest of the file could not hold."""
+class MsgpackReader:
+    """Sequential reader of a file's tokens. It returns no length that the rest of the file could not hold.
+
+    Attributes:
+        file: the path of the file.
+        position: the offset of the next byte.
+        bytes_left: the number of bytes from there to the end.
+    """
 
     def __init__(self, file: Path, opened: BinaryIO):
+        """Start at the beginning of `opened`, which is `file`."""
         self.file = file
         self._opened = opened
-        self.left = file.stat().st_size  # bytes
-        self.at = 0
+        self.bytes_left = file.stat().st_size
+        self.position = 0
         self._entries = 0
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
-        content = b"" if count > self.left else self._opened.read(count)
+        """Return the next bytes.
+
+        Raises:
+            ValueError: the file ends before them.
+        """
+        content = b"" if count > self.bytes_left else self._opened.read(count)
         if len(content) < count:
-            raise ValueError(f"{count} bytes are expected at byte {self.at}, {self.left} are there")
-        self.at, self.left = self.at + count, self.left - count
+            raise ValueError(f"{count} bytes are expected at byte {self.position}, {self.bytes_left} are there")
+        self._advance(count)
         return content
 
     def skip(self, count: int) -> None:
-        """Passes over bytes that are there."""
+        """Skip bytes, at most `bytes_left`."""
         self._opened.seek(count, 1)
-        self.at, self.left = self.at + count, self.left - count
+        self._advance(count)
+
+    def _advance(self, count: int) -> None:
+        self.position, self.bytes_left = self.position + count, self.bytes_left - count
 
     def next(self) -> tuple[str, int]:
-        """Kind and length of the next token."""
-        start, code = self.at, self.take(1)[0]
+        """Return the kind and the length (of a number: the value) of the next token.
+
+        Raises:
+            ValueError: the file ends before the token or what it announces.
+        """
+        start, code = self.position, self.take(1)[0]
         if code not in _TOKENS:
             return f"a token 0x{code:02x}", 0
         kind, length, width = _TOKENS[code]
         if width:
             length = int.from_bytes(self.take(width), "big")
-        if length * _LEAST[kind] + (kind == "extension") > self.left:  # an extension's type is a byte more
-            raise ValueError(f"{kind} of length {length} at byte {start}, but {self.left} bytes follow")
+        if length * _MIN_BYTES.get(kind, 0) + (kind == "extension") > self.bytes_left:  # one more for the type
+            raise ValueError(f"{kind} of length {length} at byte {start}, but {self.bytes_left} bytes follow")
         if kind == "map":
             self._entries += length
             if self._entries > _MAX_ENTRIES:
                 raise ValueError(f"more than {_MAX_ENTRIES} entries")
         return kind, length
 
-    def expect(self, kind: str, what: str) -> int:
-        """The length of the next token, which must be of this kind."""
+    def expect(self, kind: str, description: str) -> int:
+        """Return the length of the next token, which must be of a kind.
+
+        Raises:
+            ValueError: the token is of another kind.
+        """
         found, length = self.next()
         if found != kind:
-            raise ValueError(f"{what} is {found}, not {kind}")
+            raise ValueError(f"{description} is {found}, not {kind}")
         return length
 
-    def text(self, what: str) -> str:
-        """The string that the next token must be."""
-        length = self.expect("string", what)
-        if length > MAX_KEY:
-            raise ValueError(f"{what} has {length} bytes")
+    def string(self, description: str) -> str:
+        """Return the next token, which must be a string of at most 1,024 bytes.
+
+        Raises:
+            ValueError: the token is not such a string, or not UTF-8.
+        """
+        length = self.expect("string", description)
+        if length > MAX_STRING_BYTES:
+            raise ValueError(f"{description} has {length} bytes")
         return self.take(length).decode()
 
 
-def string(text: str) -> bytes:
-    """A string with its head."""
+def msgpack_string(text: str) -> bytes:
+    """Return a string as a token."""
     content = text.encode()
-    return token("string", len(content)) + content
+    return msgpack_head("string", len(content)) + content
 
 
-def token(kind: str, length: int) -> bytes:
-    """The shortest head of this kind, as msgpack writes it."""
+def msgpack_head(kind: str, length: int) -> bytes:
+    """Return the shortest head of a token of this kind and length, as the msgpack library writes it."""
     if length in _SHORT[kind]:
         return bytes([_SHORT[kind][length]])
     width, code = next((width, code) for width, code in _LONG[kind].items() if length < 256**width)

@@ -1,8 +1,9 @@
-"""Safetensors files, read and written one tensor at a time: memory never holds more than that.
+"""Safetensors files, read lazily and written one tensor at a time.
 
-The layout (huggingface/safetensors): eight bytes with the header's length, a JSON header from names to
-{"dtype", "shape", "data_offsets"}, then the tensors' bytes in order and without gaps. The library of that name maps
-whole files into memory and writes only what is in memory already; the files are the same, byte for byte.
+Format (huggingface/safetensors): eight bytes with the header's length, a JSON header from names to
+{"dtype", "shape", "data_offsets"}, then the tensors' bytes in order and without gaps. Written files equal those of the
+library byte for byte. The library is not used: its writer needs all tensors in memory, and its reader accepts a name
+that occurs twice and maps the file, so that the process dies if the file is cut short meanwhile.
 """
 
 import json
@@ -13,11 +14,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.checksums import HashingFileWriter
-from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, row_slices
+from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, tensor_bytes
 
-_MAX_HEADER = 100_000_000  # bytes; the library's own limit
-# In the library's order, by which it places tensors in a file: the last first, so that all are aligned.
+_MAX_HEADER_BYTES = 100_000_000  # the library's limit
+_MAX_AXES = 32  # numpy's limit before version 2
+# In the library's order. It writes tensors with the last of these types first, so that all tensors are aligned.
 _DTYPES = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
@@ -37,46 +38,46 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def read_safetensors_header(file: Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """The tensors of a file by name, and its metadata; no tensor is read.
+    """Return the tensors of a file by name, unread, and its metadata.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: in what the file breaks the format's rules.
+        FileNotFoundError: there is no such file.
+        ValueError: the file breaks a rule of the format.
     """
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = opened.read(length)
         if header[:1] != b"{":
-            raise ValueError("the header is no object")
-        entries = json.loads(header, object_pairs_hook=_without_repetition)
+            raise ValueError("the header is not an object")
+        entries = json.loads(header, object_pairs_hook=_dict_of_unique_names)
         metadata = entries.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("__metadata__ holds something other than strings")
-        found = [_stored(name, entry, file, 8 + length) for name, entry in entries.items()]
+            raise ValueError("__metadata__ holds values that are not strings")
+        tensors = [_parse_entry(name, entry, file, 8 + length) for name, entry in entries.items()]
         end = 8 + length
-        for tensor in sorted(found, key=lambda tensor: (tensor.offset, tensor.size)):
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.size)):
             if tensor.offset != end:
                 raise ValueError(f"{tensor.name!r} begins at byte {tensor.offset}, but the one before it ends at {end}")
             end += tensor.size
         if end != size:
             raise ValueError(f"the tensors end at byte {end}, the file at {size}")
-    except (ValueError, RecursionError) as error:  # ValueError: also JSON's, and bad UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError includes bad JSON and bad UTF-8
         raise ValueError(f"{file}: not a readable safetensors file: {error}") from None
-    return {tensor.name: tensor for tensor in found}, metadata
+    return {tensor.name: tensor for tensor in tensors}, metadata
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
+def _dict_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return content
 
 
-def _stored(name: str, entry: Any, file: Path, start: int) -> FileTensor:
+def _parse_entry(name: str, entry: Any, file: Path, start: int) -> FileTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} is {str(entry)[:80]}")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -85,7 +86,7 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> FileTensor:
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError(f"{name!r} has shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
-    if len(shape) > 32 or len(offsets) != 2:  # 32: numpy's own limit was so until its version 2
+    if len(shape) > _MAX_AXES or len(offsets) != 2:
         raise ValueError(f"{name!r} has {len(shape)} axes and {len(offsets)} offsets")
     tensor = FileTensor(name, _DTYPES[code], tuple(shape), file, start + offsets[0])
     if tensor.size != offsets[1] - offsets[0]:
@@ -95,10 +96,17 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> FileTensor:
 
 def write_safetensors(
     file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor], *, metadata: Mapping[str, str]
-) -> str:
-    """Writes a file from its tensors, each in turn and in the order of `specs`; the SHA-256 of it in hex.
+) -> None:
+    """Write a file, one tensor at a time.
 
-    In the order of `safetensors_order` every tensor is aligned.
+    Args:
+        file: the file to write.
+        specs: the tensors in the order of the file; `safetensors_order` aligns all of them.
+        tensors: the values, in the order of `specs`.
+        metadata: strings for the header.
+
+    Raises:
+        ValueError: a tensor does not match its spec.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -107,17 +115,15 @@ def write_safetensors(
         entries[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    with HashingFileWriter(file) as digested:
-        digested.write(len(header).to_bytes(8, "little") + header)
+    with file.open("wb") as opened:
+        opened.write(len(header).to_bytes(8, "little") + header)
         for spec, tensor in zip(specs, tensors, strict=True):
-            if tensor.dtype != spec.dtype or tensor.shape != spec.shape:
-                raise ValueError(f"{spec.name!r} is {tensor.dtype}{list(tensor.shape)}, announced as {spec}")
-            for part in row_slices(tensor):
-                digested.write(np.ascontiguousarray(tensor.read(part)).reshape(-1).view(np.uint8).data)
-        return digested.hexdigest()
+            spec.require_match(tensor)
+            for part in tensor_bytes(tensor):
+                opened.write(part)
 
 
 def safetensors_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The library's order: by type, then by name."""
+    """Sort specs in the library's order: by type, then by name."""
     rank = {dtype: i for i, dtype in enumerate(_CODES)}
     return sorted(specs, key=lambda spec: (-rank[spec.dtype], spec.name))

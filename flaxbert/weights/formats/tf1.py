@@ -1,4 +1,4 @@
-"""Google's TensorFlow 1 checkpoints of BERT, as tensors with Hugging Face's names and layouts.
+"""Google's TensorFlow 1 checkpoints of BERT under Hugging Face's names and in PyTorch's layout.
 
 TensorFlow 1 (google-research/bert)                       Hugging Face
 bert/embeddings/word_embeddings [V, D]                    bert.embeddings.word_embeddings.weight
@@ -16,8 +16,8 @@ from pathlib import Path
 from flaxbert.weights.formats.tensor_bundle import read_bundle_index
 from flaxbert.weights.tensors import LazyTensor, TransposedTensor
 
-# Of the optimizers of google-research/bert (Adam) and of NVIDIA's copy of it (LAMB, loss scaling), and what TensorFlow
-# itself calls the slots of an optimizer: VARIABLE/OPTIMIZER, VARIABLE/OPTIMIZER_1.
+# Variables of the optimizers of google-research/bert (Adam) and of NVIDIA's BERT (LAMB, loss scaling), and the names
+# that TensorFlow gives to an optimizer's slots: VARIABLE/OPTIMIZER, VARIABLE/OPTIMIZER_1.
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv])(_\d+)?|.*/(Adam|AdamWeightDecayOptimizer)(_\d+)?|(.*/)?beta[12]_power|"
     r"global_step|.*(loss_scale|good_steps).*"
@@ -35,19 +35,19 @@ _ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias
 
 
 def open_tf1(prefix: Path) -> tuple[dict[str, LazyTensor], list[str]]:
-    """The weights of the checkpoint PREFIX by Hugging Face's names, and the variables that are none.
+    """Return the weights of the checkpoint PREFIX by Hugging Face's names, unread, and the names of other variables.
 
-    A name that is not known stays as it is, so that whoever loads the weights reports it.
+    Unknown names stay as they are, so that the loader reports them.
 
     Raises:
         FileNotFoundError: the index or a data file is missing.
-        ValueError: what is damaged, and where; a checkpoint of TensorFlow 2.
+        ValueError: a file is damaged, or the checkpoint is one of TensorFlow 2.
     """
     variables = read_bundle_index(prefix)
     if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in variables):
         raise ValueError(
-            f"{prefix}: a checkpoint of TensorFlow 2 (objects, not names), which is not read; "
-            "only those of google-research/bert are. Export it to safetensors first"
+            f"{prefix}: a TensorFlow 2 checkpoint (objects instead of names), which is not supported; "
+            "TensorFlow 1 checkpoints of google-research/bert are. Export it to safetensors first"
         )
     skipped: list[str] = []
     tensors: dict[str, LazyTensor] = {}
@@ -64,7 +64,7 @@ def open_tf1(prefix: Path) -> tuple[dict[str, LazyTensor], list[str]]:
 
 
 def from_tf1_name(name: str) -> str:
-    """Hugging Face's name of a variable."""
+    """Convert a variable's name to Hugging Face's."""
     if name in _HEADS:
         return _HEADS[name]
     if name.endswith("_embeddings"):

@@ -1,4 +1,4 @@
-"""The pickles in PyTorch's files, followed without building anything: only what describes dense tensors passes."""
+"""Scan the pickles of PyTorch files without executing them, and refuse all but descriptions of dense tensors."""
 
 import dataclasses
 import enum
@@ -30,7 +30,13 @@ _GLOBALS = {*STORAGES, *_TENSORS, _PARAMETER, _ORDERED_DICT}
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """The bytes that tensors are views of."""
+    """A storage, the flat array of bytes that tensors are views of.
+
+    Attributes:
+        key: its name in the file.
+        dtype: the type of its values.
+        count: the number of its values.
+    """
 
     key: str
     dtype: np.dtype
@@ -38,7 +44,7 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.count * self.dtype.itemsize
 
 
@@ -48,24 +54,33 @@ class _Global:
 
 
 class _Kind(enum.Enum):
-    """What stands for an object that is not followed any further."""
+    """Placeholder on the stack for an object that is not examined further."""
 
-    ORDERED = enum.auto()  # an OrderedDict
-    DICT = enum.auto()  # a dict that only what follows it can fill
+    ORDERED_DICT = enum.auto()
+    EMPTY_DICT = enum.auto()  # as created, to be filled by the next opcodes; taken from the memo, it is an OBJECT
     OBJECT = enum.auto()
 
 
 @dataclasses.dataclass
-class Followed:
-    """What a pickle describes: its storages and its strings."""
+class PickleContent:
+    """Storages and strings that a pickle describes.
+
+    Attributes:
+        storages: the storages by key.
+        strings: all strings, in order.
+    """
 
     storages: dict[str, Storage] = dataclasses.field(default_factory=dict)
-    texts: list[str] = dataclasses.field(default_factory=list)
+    strings: list[str] = dataclasses.field(default_factory=list)
 
-    def stored(self, place: Any) -> Storage:
-        """The storage that a persistent id names."""
-        # The old format has a sixth entry: None since views are not stored as storages any more.
-        match place:
+    def add_storage(self, persistent_id: Any) -> Storage:
+        """Return the storage that a persistent id names.
+
+        Raises:
+            ValueError: torch.save does not write such an id.
+        """
+        # The older format has a sixth entry, which is None in files of all supported versions.
+        match persistent_id:
             case ("storage", _Global(kind), str(key), str(), int(count), *rest) if (
                 kind in STORAGES and count >= 0 and rest in ([], [None])
             ):
@@ -74,21 +89,25 @@ class Followed:
                     return storage
         raise ValueError("its pickle names a storage in a way that torch.save does not")
 
-    def called(self, function: Any, arguments: Any) -> object:
-        """What stands for the result of a call, which must be one that torch.save writes."""
+    def check_call(self, function: Any, arguments: Any) -> object:
+        """Return the placeholder for the result of a call.
+
+        Raises:
+            ValueError: torch.save does not write such a call, or a tensor does not fit into its storage.
+        """
         match function, arguments:
             case _Global(name), () if name == _ORDERED_DICT:
-                return _Kind.ORDERED
+                return _Kind.ORDERED_DICT
             case _Global(name), (_, _, _) if name == _PARAMETER:
                 return _Kind.OBJECT
             case _Global(name), (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if (
                 name in _TENSORS
             ):
-                self._view(storage, offset, shape, strides)
+                self._check_view(storage, offset, shape, strides)
                 return _Kind.OBJECT
         raise ValueError("its pickle calls a function in a way that torch.save does not")
 
-    def _view(self, storage: Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> None:
+    def _check_view(self, storage: Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> None:
         numbers = [offset, *shape, *strides]
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or not len(shape) == len(strides) <= 32:
             raise ValueError(f"a tensor has the shape {str(shape)[:80]} and the strides {str(strides)[:80]}")
@@ -101,13 +120,16 @@ class Followed:
             )
 
 
-def follow(stream: io.BytesIO) -> Followed:
-    """Goes through the pickle that begins here without building anything.
+def scan_pickle(stream: io.BytesIO) -> PickleContent:
+    """Interpret the pickle at the position of `stream` abstractly, without building its objects.
 
-    What it lets pass costs no more than it is long: each object is made once, from few others. (One dict copied over
-    and over would fill the memory, and a tuple in a tuple in a tuple and so on, as a key, the stack.)
+    Loading an accepted pickle costs no more than its length: each object is built once, from few others. Refused are
+    therefore dicts that are copied repeatedly (they fill the memory) and deeply nested tuples (they fill the stack).
+
+    Raises:
+        ValueError: the pickle holds something other than descriptions of dense tensors.
     """
-    found = Followed()
+    content = PickleContent()
     stack: list[Any] = []
     marked: list[list[Any]] = []
     memo: dict[int, Any] = {}
@@ -121,14 +143,14 @@ def follow(stream: io.BytesIO) -> Followed:
             case "GLOBAL" if argument in _GLOBALS:
                 stack.append(_Global(argument))
             case "BINUNICODE" | "SHORT_BINSTRING":
-                found.texts.append(argument)
+                content.strings.append(argument)
                 stack.append(argument)
             case "BININT" | "BININT1" | "BININT2" | "LONG1" if abs(argument) < 2**63:
                 stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE" | "BINFLOAT":
                 stack.append(None)
             case "EMPTY_DICT":
-                stack.append(_Kind.DICT)
+                stack.append(_Kind.EMPTY_DICT)
             case "EMPTY_LIST":
                 stack.append(_Kind.OBJECT)
             case "EMPTY_TUPLE":
@@ -146,20 +168,23 @@ def follow(stream: io.BytesIO) -> Followed:
             case "APPEND":
                 stack.pop()
             case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = _Kind.OBJECT if stack[-1] is _Kind.DICT else stack[-1]
+                memo[argument] = _Kind.OBJECT if stack[-1] is _Kind.EMPTY_DICT else stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "BINPERSID":
-                stack.append(found.stored(stack.pop()))
+                stack.append(content.add_storage(stack.pop()))
             case "REDUCE":
                 arguments = stack.pop()
-                stack.append(found.called(stack.pop(), arguments))
-            case "BUILD" if stack[-2:] == [_Kind.ORDERED, _Kind.DICT]:  # the versions of modules, which none reads
+                stack.append(content.check_call(stack.pop(), arguments))
+            case "BUILD" if stack[-2:] == [
+                _Kind.ORDERED_DICT,
+                _Kind.EMPTY_DICT,
+            ]:  # versions of modules, which are not used
                 stack.pop()
             case "STOP":
-                return found
+                return content
             case "GLOBAL":
-                raise ValueError(f"it holds a {argument.replace(' ', '.')[:200]}; read are only dicts of dense tensors")
+                raise ValueError(f"it holds a {argument.replace(' ', '.')[:200]}; only dicts of dense tensors are read")
             case name:
                 raise ValueError(f"its pickle holds {name} {str(argument)[:80]}, which torch.save does not write there")
     raise ValueError("its pickle has no end")

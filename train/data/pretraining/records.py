@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import google_crc32c
 import numpy as np
 
 from flaxbert.losses import IGNORE
+from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
 from train.data.host_shard import WHOLE_BATCH, HostShard
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
@@ -66,11 +66,11 @@ class RecordFiles:
             stream.seek(start)
             data = stream.read(length + _FOOTER.size)
         where = f"{file}: the record at byte {start - _HEADER.size}"
-        if len(data) < length + _FOOTER.size or _masked_crc(data[:length]) != _FOOTER.unpack(data[length:])[0]:
+        if len(data) < length + _FOOTER.size or masked_crc32c(data[:length]) != _FOOTER.unpack(data[length:])[0]:
             raise ValueError(f"{where} is damaged (its CRC differs)")
         try:
             found = _features(memoryview(data)[:length])
-        except (IndexError, ValueError, struct.error) as error:
+        except ValueError as error:
             raise ValueError(f"{where} is no tf.train.Example ({error})") from None
         if lacking := [name for name in (*_FEATURES, _LABEL) if name not in found]:
             raise ValueError(f"{where} lacks {', '.join(lacking)}; found {', '.join(sorted(found)) or 'nothing'}")
@@ -180,90 +180,26 @@ def _length(file: Path, stream: BinaryIO, place: int) -> int:
     header = stream.read(_HEADER.size)
     if len(header) == _HEADER.size:
         length, crc = _HEADER.unpack(header)
-        if crc == _masked_crc(header[:8]) and length <= _MOST:
+        if crc == masked_crc32c(header[:8]) and length <= _MOST:
             return length
     raise ValueError(f"{file}: no record at byte {place}; not an (uncompressed) TFRecord file, or a damaged one")
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(bytes(data))
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-# -- protocol buffers: what of them an Example uses ------------------------------------------------------
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
-
 def _features(data: memoryview) -> dict[str, np.ndarray]:
-    """Example: features = 1; Features: a map feature = 1, of entries key = 1 and value = 2."""
-    found = {}
-    for _, features in _fields(data, 1):
-        for _, entry in _fields(features, 1):
-            name = b"".join(bytes(key) for _, key in _fields(entry, 1)).decode()
-            for _, feature in _fields(entry, 2):
-                found[name] = _list(feature)
-    return found
+    """Return the features of a tf.train.Example: features = 1, a map feature = 1 from key = 1 to value = 2."""
+    features = {}
+    for feature_map in Message(data).messages(1):
+        for entry in feature_map.messages(1):
+            name = b"".join(entry.strings(1)).decode()
+            for feature in entry.messages(2):
+                features[name] = _feature_values(feature)
+    return features
 
 
-def _list(feature: memoryview) -> np.ndarray:
-    """Feature: one of bytes_list = 1 (not read), float_list = 2, int64_list = 3, each with values = 1."""
-    for number, values in _fields(feature, 2, 3):
-        joined = b"".join(
-            bytes(value) for field, _, value in _all_fields(values) if field == 1
-        )  # packed, or one by one
-        return np.frombuffer(joined, "<f4") if number == 2 else _varints(joined)
+def _feature_values(feature: Message) -> np.ndarray:
+    """Return the numbers of a tf.train.Feature: float_list = 2 or int64_list = 3; bytes_list = 1 is not read."""
+    for float_list in feature.messages(2):
+        return np.frombuffer(float_list.packed(1), "<f4")
+    for int_list in feature.messages(3):
+        return read_packed_varints(int_list.packed(1))
     return np.zeros(0, np.int64)
-
-
-def _fields(data: memoryview, *wanted: int) -> Iterator[tuple[int, memoryview]]:
-    """The fields of these numbers that hold bytes."""
-    for number, kind, value in _all_fields(data):
-        if number in wanted and kind == _BYTES:
-            yield number, value
-
-
-def _all_fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == _BYTES:
-            size, place = _varint(data, place)
-            end = place + size
-        elif kind == _VARINT:
-            _, end = _varint(data, place)
-        elif kind in (_FIXED32, _FIXED64):
-            end = place + (4 if kind == _FIXED32 else 8)
-        else:
-            raise ValueError(f"a field of wire type {kind}")
-        if end > len(data):
-            raise ValueError("a field is longer than what holds it")
-        yield tag >> 3, kind, data[place:end]
-        place = end
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError("a number of more than ten bytes")
-
-
-def _varints(data: bytes) -> np.ndarray:
-    if not data:
-        return np.zeros(0, np.int64)
-    parts = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(parts < 128)
-    if not len(ends) or ends[-1] != len(parts) - 1:
-        raise ValueError("a number without an end")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    if sizes.max() > 10:
-        raise ValueError("a number of more than ten bytes")
-    shifts = 7 * (np.arange(len(parts)) - np.repeat(starts, sizes))
-    return np.add.reduceat((parts & 127).astype(np.uint64) << shifts.astype(np.uint64), starts).astype(np.int64)
