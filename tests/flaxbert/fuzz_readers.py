@@ -1,16 +1,20 @@
-"""Mutates small checkpoints of every format and reads them: each is read or refused, and nothing else happens.
+"""Fuzz the readers of every format: mutate small checkpoints and read them.
 
-    python tests/flaxbert/fuzz_readers.py [--scale 10] [--seed 1]
+    python tests/flaxbert/fuzz_readers.py [--mutations 12300] [--seed 0]
 
-An audit hook sees every file that is opened and whatever would run code. What a mutation may end in is a model, a
-ValueError or a FileNotFoundError that names a file of its folder. Prints what happened by reader, as JSON.
+A mutation must end in a model, or in a ValueError or FileNotFoundError that names a file of its folder. An audit hook
+reports files that are opened outside of the folder, and everything that would run code. Prints the outcomes by reader
+as JSON. The first mutations of each reader are the same for every number of mutations.
 """
 
 import argparse
 import collections
+import dataclasses
 import json
 import logging
+import math
 import os
+import re
 import resource
 import shutil
 import sys
@@ -18,46 +22,46 @@ import tempfile
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-
-from flaxbert.weights.checkpoint_files import open_checkpoint
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])  # so that it runs as a script, too
 
-import google_crc32c
 import jax
 import numpy as np
-import orbax.checkpoint  # noqa: F401 - what readers import when they are called is imported before the hook is set
+import orbax.checkpoint  # noqa: F401 - imported by readers on demand, but here before the hook is set
 import torch
 
 import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.formats.tensorflow_encoding import masked_crc32c, read_varint
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=11, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=5, type_vocab_size=1,
     max_position_embeddings=6, add_cross_attention=False,
 )  # fmt: skip
-NUMBERS = (b"0", b"-1", b"1e99", b"9" * 30, b"4611686018427387904", b"null", b'"a"', b"[]", b"{}", b"NaN", b"true")
-STRINGS = (b'"../../etc/passwd"', b'"/etc/passwd"', b'"\\ud800"', b'"' + b"x" * 5000 + b'"', b'"a\\u0000b"', b'""')
+NUMBER_TEXTS = (b"0", b"-1", b"1e99", b"9" * 30, b"4611686018427387904", b"null", b'"a"', b"[]", b"{}", b"NaN", b"true")
+STRING_TEXTS = (b'"../../etc/passwd"', b'"/etc/passwd"', b'"\\ud800"', b'"' + b"x" * 5000 + b'"', b'"a\\u0000b"', b'""')
 
 
 # -- mutations -------------------------------------------------------------------------------------------------
 
 
-def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """A few changes of bytes, or of the numbers, strings and nesting of a text."""
+def mutate(content: bytes, random: np.random.Generator) -> bytes:
+    """Apply one to three random changes: of bytes, or of numbers, strings and nesting in text."""
     changed = bytearray(content)
     for _ in range(random.integers(1, 4)):
         random.choice(TEXT_CHANGES if random.random() < 0.4 else BYTE_CHANGES)(changed, random)
     return bytes(changed)
 
 
-def place(content, random):
-    # Headers are at both ends, and short beside the numbers that they describe.
+def position(content, random):
+    # Near one of the ends in most cases: headers are there, and short in comparison with the data.
     size = len(content)
     near = random.choice([size, min(size, 64), min(size, 1024)])
     at = int(random.integers(0, max(1, near)))
@@ -66,144 +70,156 @@ def place(content, random):
 
 def flip(content, random):
     if content:
-        content[place(content, random)] ^= 1 << int(random.integers(8))
+        content[position(content, random)] ^= 1 << int(random.integers(8))
 
 
 def set_byte(content, random):
     if content:
-        content[place(content, random)] = int(random.choice([0, 1, 0x7F, 0x80, 0xFF, int(random.integers(256))]))
+        content[position(content, random)] = int(random.choice([0, 1, 0x7F, 0x80, 0xFF, int(random.integers(256))]))
 
 
 def large_number(content, random):
-    at = place(content, random)
+    at = position(content, random)
     content[at : at + 8] = bytes(random.choice([0, 255], 8).astype(np.uint8))
 
 
 def cut(content, random):
-    del content[place(content, random) :]
+    del content[position(content, random) :]
 
 
 def remove(content, random):
-    at = place(content, random)
+    at = position(content, random)
     del content[at : at + int(random.integers(1, 40))]
 
 
 def insert(content, random):
-    content[(at := place(content, random)) : at] = random.bytes(int(random.integers(1, 40)))
+    content[(at := position(content, random)) : at] = random.bytes(int(random.integers(1, 40)))
 
 
 def double(content, random):
-    at, length = place(content, random), int(random.integers(1, 400))
+    at, length = position(content, random), int(random.integers(1, 400))
     content[at:at] = content[at : at + length]
 
 
 def exchange(pattern):
     def change(content, random):
-        import re
-
         found = [match.span() for match in re.finditer(pattern, bytes(content))]
         if found:
             start, stop = found[int(random.integers(len(found)))]
-            content[start:stop] = random.choice(np.array(NUMBERS + STRINGS, object))
+            content[start:stop] = random.choice(np.array(NUMBER_TEXTS + STRING_TEXTS, object))
 
     return change
 
 
 def nest(content, random):
-    at = place(content, random)
+    at = position(content, random)
     content[at:at] = random.choice(np.array([b"[", b'{"a":', b"(", b"\x81\xa1a", b"}", b"]"], object)) * 20000
 
 
-# Most in place: a file of another length is refused for that alone.
+# Most changes keep the length, because a file of another length is often refused for that alone.
 BYTE_CHANGES = np.array([flip] * 6 + [set_byte] * 3 + [large_number] * 2 + [cut, remove, insert, double], object)
 TEXT_CHANGES = np.array([exchange(rb"-?\d+"), exchange(rb'"[^"]*"'), exchange(rb"\[[^\[\]]*\]"), nest], object)
 
 
-# -- what is mutated, and how it is read -----------------------------------------------------------------------
+# -- readers -------------------------------------------------------------------------------------------------------
 
 
-def load(folder):
-    """As a user does, and each tensor is read."""
+def load_model(folder):
     flaxbert.from_pretrained(folder)
 
 
-def look(folder):
+def read_tensors(folder):
     for tensor in open_checkpoint(folder).tensors.values():
         tensor.read()
 
 
-def unpack(folder):
-    with resolve_checkpoint_path(str(folder / "a.zip")) as place:
-        look(place)
+def read_zip(folder):
+    with resolve_checkpoint_path(str(folder / "a.zip")) as unpacked:
+        read_tensors(unpacked)
 
 
-def copy(folder):
+def convert_folder(folder):
     convert(folder, folder / "out")
 
 
-def configure(folder):
+def read_config(folder):
     flaxbert.BertConfig.from_pretrained(folder)
 
 
-def compare(folder):
+def verify_checksums(folder):
     open_checkpoint(folder).verify_checksums()
 
 
-def tokenizer(folder):
+def load_tokenizer(folder):
     WordPieceTokenizer.load(folder)
 
 
-def checked_again(folder, random):
-    """Mutates a table's first block, and makes its checksum right."""
+# -- mutations of a folder's files -----------------------------------------------------------------------------
+
+
+def mutate_table_block(folder, random):
+    """Mutate the first block of a TensorFlow index and correct its CRC."""
     file = folder / "bert_model.ckpt.index"
     content = bytearray(file.read_bytes())
-    footer = content[-48:]
-    end = _first_block(bytes(content), bytes(footer))
-    block = mutated(bytes(content[:end]), random)[:end].ljust(end, b"\0")
-    crc = google_crc32c.value(block + b"\0")
-    content[: end + 1] = block + b"\0"
-    content[end + 1 : end + 5] = ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+    end = _first_block_size(content)
+    block = mutate(bytes(content[:end]), random)[:end].ljust(end, b"\0") + b"\0"  # and the byte for compression
+    content[: end + 5] = block + masked_crc32c(block).to_bytes(4, "little")
     file.write_bytes(content)
 
 
-def _first_block(content, footer):
-    from flaxbert.weights.formats import tensor_bundle
+def _first_block_size(content):
+    footer, position, handles = content[-48:], 0, []
+    for _ in range(4):  # offset and size of the block of metadata, then of the index block
+        number, position = read_varint(footer, position)
+        handles.append(number)
+    position = handles[2]
+    _, position = read_varint(content, position)  # first entry of the index block: shared bytes of the key,
+    key_length, position = read_varint(content, position)  # other bytes of the key,
+    _, position = read_varint(content, position)  # length of the value: offset and size of the first block
+    offset, position = read_varint(content, position + key_length)
+    assert offset == 0
+    return read_varint(content, position)[0]
 
-    _, at = tensor_bundle._handle(footer, 0)
-    handle, _ = tensor_bundle._handle(footer, at)
-    ((_, value), *_) = tensor_bundle._block(content, handle)
-    return tensor_bundle._handle(value, 0)[0][1]
 
-
-def pickled_again(folder, random):
-    """Mutates the pickle of a zip, and packs it again."""
+def mutate_pickle(folder, random):
+    """Mutate the pickle of a PyTorch zip file and pack it again with correct CRCs."""
     file = folder / "pytorch_model.bin"
     with zipfile.ZipFile(file) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members:
-            archive.writestr(name, mutated(content, random) if name.endswith("data.pkl") else content)
+            archive.writestr(name, mutate(content, random) if name.endswith("data.pkl") else content)
 
 
-def one_of(*names):
+def mutate_one_of(*names):
     def change(folder, random):
         file = folder / str(random.choice(names))
-        file.write_bytes(mutated(file.read_bytes(), random))
+        file.write_bytes(mutate(file.read_bytes(), random))
 
     return change
 
 
-def any_of(pattern):
+def mutate_any_of(pattern):
     def change(folder, random):
         files = sorted(path for path in folder.rglob(pattern) if path.is_file())
         file = files[int(random.integers(len(files)))]
-        file.write_bytes(mutated(file.read_bytes(), random))
+        file.write_bytes(mutate(file.read_bytes(), random))
 
     return change
 
 
-def make(above: Path):
-    """Folders to mutate: name -> (folder, change, read, how often)."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A folder, how to mutate it, how to read it, and its share of 12,300 mutations."""
+
+    folder: Path
+    change: Callable[[Path, np.random.Generator], None]
+    read: Callable[[Path], None]
+    share: int
+
+
+def make_cases(above: Path) -> dict[str, Case]:
+    """Write the folders to mutate and return the cases by name."""
     model = flaxbert.BertModel(CONFIG)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 1, leaf.shape).astype(np.float32), model.parameter_shapes())
@@ -231,110 +247,109 @@ def make(above: Path):
     (above / "beside" / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.ones(2, 2)}, above / "beside" / "2_Dense" / "pytorch_model.bin")
     return {
-        "safetensors": (above / "whole", one_of("model.safetensors"), look, 2500),
-        "config.json": (above / "whole", one_of("config.json"), configure, 600),
-        "index.json": (above / "shards", one_of("model.safetensors.index.json"), look, 1500),
-        "SHA256SUMS": (above / "sums", one_of("SHA256SUMS", "model.safetensors"), compare, 600),
-        "pytorch": (above / "pytorch", one_of("pytorch_model.bin"), look, 700),
-        "pytorch, pickle": (above / "pytorch", pickled_again, look, 700),
-        "pytorch, before 1.6": (above / "old", one_of("pytorch_model.bin"), look, 700),
-        "flax": (above / "flax", one_of("flax_model.msgpack"), look, 1500),
-        "tensorflow": (
+        "safetensors": Case(above / "whole", mutate_one_of("model.safetensors"), read_tensors, 2500),
+        "config.json": Case(above / "whole", mutate_one_of("config.json"), read_config, 600),
+        "index.json": Case(above / "shards", mutate_one_of("model.safetensors.index.json"), read_tensors, 1500),
+        "SHA256SUMS": Case(above / "sums", mutate_one_of("SHA256SUMS", "model.safetensors"), verify_checksums, 600),
+        "pytorch": Case(above / "pytorch", mutate_one_of("pytorch_model.bin"), read_tensors, 700),
+        "pytorch, pickle": Case(above / "pytorch", mutate_pickle, read_tensors, 700),
+        "pytorch, before 1.6": Case(above / "old", mutate_one_of("pytorch_model.bin"), read_tensors, 700),
+        "flax": Case(above / "flax", mutate_one_of("flax_model.msgpack"), read_tensors, 1500),
+        "tensorflow": Case(
             above / "tf1",
-            one_of("bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"),
-            look,
+            mutate_one_of("bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"),
+            read_tensors,
             700,
         ),
-        "tensorflow, checksums right": (above / "tf1", checked_again, look, 1500),
-        "zip": (above / "zip", one_of("a.zip"), unpack, 700),
-        "orbax": (above / "orbax", any_of("*"), look, 20),
-        "tokenizer": (above / "beside", one_of("tokenizer.json", "vocab.txt", "tokenizer_config.json"), tokenizer, 500),
-        "a whole folder, converted": (above / "beside", any_of("*"), copy, 40),
-        "a whole folder, loaded": (above / "sums", any_of("*"), load, 40),
+        "tensorflow, correct CRC": Case(above / "tf1", mutate_table_block, read_tensors, 1500),
+        "zip": Case(above / "zip", mutate_one_of("a.zip"), read_zip, 700),
+        "orbax": Case(above / "orbax", mutate_any_of("*"), read_tensors, 20),
+        "tokenizer": Case(
+            above / "beside", mutate_one_of("tokenizer.json", "vocab.txt", "tokenizer_config.json"), load_tokenizer, 500
+        ),
+        "a whole folder, converted": Case(above / "beside", mutate_any_of("*"), convert_folder, 40),
+        "a whole folder, loaded": Case(above / "sums", mutate_any_of("*"), load_model, 40),
     }
 
 
-# -- what may happen -------------------------------------------------------------------------------------------
+# -- allowed outcomes ------------------------------------------------------------------------------------------
 
-watched: Path | None = None
-seen: list[str] = []
+watched_folder: Path | None = None
+violations: list[str] = []
 
 
 def audit(event, arguments):
-    """Writes down what a reader must not do: open files elsewhere, or run anything."""
-    if watched is None:
+    """Record files that a reader opens outside of the folder, and attempts to run code or to connect."""
+    if watched_folder is None:
         return
-    if event == "open" and isinstance(arguments[0], str) and os.path.exists(arguments[0]):  # not one within a dir_fd
-        path, ours = os.path.realpath(arguments[0]), (str(watched), sys.prefix, sys.base_prefix, "/proc/", "/sys/")
-        if not path.startswith(ours) and "flaxbert-" not in path and path != "/dev/null":
-            seen.append(f"open {path}")
+    if event == "open" and isinstance(arguments[0], str) and os.path.exists(arguments[0]):  # not relative to a dir_fd
+        path = os.path.realpath(arguments[0])
+        allowed = (str(watched_folder), sys.prefix, sys.base_prefix, "/proc/", "/sys/")
+        if not path.startswith(allowed) and "flaxbert-" not in path and path != "/dev/null":
+            violations.append(f"open {path}")
     elif event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect", "pty.spawn"):
-        seen.append(f"{event} {arguments!r}"[:200])
+        violations.append(f"{event} {arguments!r}"[:200])
 
 
-def expected(error, folder) -> bool:
-    named = "flaxbert-" in str(error) or str(folder) in str(error)
-    return isinstance(error, ValueError | FileNotFoundError) and named
+def is_expected(error, folder) -> bool:
+    names_a_file = "flaxbert-" in str(error) or str(folder) in str(error)
+    return isinstance(error, ValueError | FileNotFoundError) and names_a_file
 
 
-def attempt(case, work, random) -> tuple[str, list[str]]:
-    """Mutates a copy and reads it: whether it was read, and what should not have happened."""
-    global watched
-    original, change, read, _ = case
-    folder, above = work / "x", {path.name for path in work.parent.iterdir()}
-    shutil.copytree(original, folder)
-    change(folder, random)
-    wrong, outcome, watched = [], "read", work
+def attempt(case: Case, work: Path, random) -> tuple[str, list[str]]:
+    """Mutate a copy of the folder and read it; return "read" or "refused", and the violations."""
+    global watched_folder
+    folder, names_above = work / "x", {path.name for path in work.parent.iterdir()}
+    shutil.copytree(case.folder, folder)
+    case.change(folder, random)
+    wrong, outcome, watched_folder = [], "read", work
     try:
-        read(folder)
+        case.read(folder)
     except BaseException as error:
         outcome = "refused"
-        if not expected(error, folder):
+        if not is_expected(error, folder):
             wrong.append(f"{type(error).__name__}: {str(error)[:300]}")
-    watched = None
-    wrong += seen
-    seen.clear()
-    left = [*({path.name for path in work.iterdir()} - {"x"}), *({path.name for path in work.parent.iterdir()} - above)]
-    wrong += [f"left {name}" for name in left if name != work.name]
+    watched_folder = None
+    wrong += violations
+    violations.clear()
+    left = {path.name for path in work.iterdir()} - {"x"}
+    left |= {path.name for path in work.parent.iterdir()} - names_above - {work.name}
+    wrong += [f"left {name}" for name in left]
     shutil.rmtree(work)
     return outcome, wrong
 
 
 def main(arguments=None):
-    """Runs all; exit code 1 when something else happened than may."""
+    """Run all cases; return exit code 1 after a violation."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--scale", type=float, default=1.0, help="how many times the usual number of mutations")
+    parser.add_argument("--mutations", type=int, default=12_300, help="least number of mutations of all readers")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="Sharding info not provided")  # orbax, of a leaf on the host
+    warnings.filterwarnings("ignore", message="Sharding info not provided")  # orbax, for an array on the host
     sys.addaudithook(audit)
     report, seconds, wrong = {}, {}, []
     with tempfile.TemporaryDirectory() as above:
-        cases = make(Path(above))
+        cases = make_cases(Path(above))
         work = Path(above) / "work"
-        for (
-            original,
-            _,
-            read,
-            _,
-        ) in cases.values():  # as they are: what they import is imported, and what they need there
-            shutil.copytree(original, work / "x")
-            read(work / "x")
+        for case in cases.values():  # unchanged first, so that on-demand imports and their memory are not counted
+            shutil.copytree(case.folder, work / "x")
+            case.read(work / "x")
             shutil.rmtree(work)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        shares = sum(case.share for case in cases.values())
         for number, (name, case) in enumerate(cases.items()):
-            counts, started = collections.Counter(), time.perf_counter()
-            for i in range(round(case[-1] * flags.scale)):
+            outcomes, started = collections.Counter(), time.perf_counter()
+            for i in range(math.ceil(case.share * flags.mutations / shares)):
                 outcome, found = attempt(case, work, np.random.default_rng([flags.seed, number, i]))
-                counts[outcome] += 1
-                wrong += [f"{name} {i}: {what}" for what in found]
-            report[name], seconds[name] = dict(counts), round(time.perf_counter() - started, 1)
+                outcomes[outcome] += 1
+                wrong += [f"{name} {i}: {violation}" for violation in found]
+            report[name], seconds[name] = dict(outcomes), round(time.perf_counter() - started, 1)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    total = sum(sum(counts.values()) for counts in report.values())
-    found = {"readers": report, "seconds": seconds, "mutations": total, "grown_kilobytes": grown, "wrong": wrong}
-    print(json.dumps(found, indent=2))
+    total = sum(sum(outcomes.values()) for outcomes in report.values())
+    result = {"readers": report, "seconds": seconds, "mutations": total, "grown_kilobytes": grown, "wrong": wrong}
+    print(json.dumps(result, indent=2))
     return 1 if wrong else 0
 
 
