@@ -11,7 +11,7 @@ has estimates of a step on TPU slices.
 
 from pathlib import Path
 
-from flaxbert import Attention, BertConfig
+from flaxbert import AttentionImplementation, BertConfig
 from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.algorithms import BertAdam
@@ -20,7 +20,7 @@ from train.tasks.pretraining import Pretraining
 
 config = Config(
     task=Pretraining(text="runs/corpus", max_length=128, max_predictions=20, copies=10),
-    model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=Attention.PALLAS),
+    model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=AttentionImplementation.PALLAS),
     optim=Optim(learning_rate=1e-4, warmup=10_000 / 900_000, algorithm=BertAdam(), schedule=Google()),
     run=Run(
         folder=Path("runs/pretrain_base_128"),

@@ -9,7 +9,7 @@ both phases took Google four days on 16 TPU chips (section A.2). docs/pods.md ha
 
 from pathlib import Path
 
-from flaxbert import Attention, BertConfig, Remat
+from flaxbert import AttentionImplementation, BertConfig, Remat
 from train.config import Config, Model, Run
 from train.optim import Optim
 from train.optim.algorithms import BertAdam
@@ -23,7 +23,7 @@ config = Config(
         sizes=BertConfig.base(),
         dtype="bfloat16",
         remat=Remat.DOTS,
-        attn_implementation=Attention.PALLAS,
+        attn_implementation=AttentionImplementation.PALLAS,
     ),
     optim=Optim(learning_rate=1e-4, warmup=0.1, algorithm=BertAdam(), schedule=Google()),
     run=Run(

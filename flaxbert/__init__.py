@@ -1,15 +1,14 @@
 """BERT in JAX/Flax: every head, its losses, sharded training, and Hugging Face weights both ways."""
 
-from flaxbert import functional, losses, sharding, weights
-
-# how a model runs
-from flaxbert.base import Attention, PreTrainedModel, Remat
+from flaxbert import dropout, functional, losses, sharding, transformer, weights
 
 # sizes
 from flaxbert.config import BertConfig
 
-# models
-from flaxbert.encoder import BertModel
+# settings of the computation
+from flaxbert.execution import AttentionImplementation, Remat
+
+# models and their heads
 from flaxbert.families import ARCHITECTURES
 from flaxbert.heads import (
     BertForMaskedLM,
@@ -21,13 +20,14 @@ from flaxbert.heads import (
     BertForTokenClassification,
     BertLMHeadModel,
 )
+from flaxbert.models import BertModel, PreTrainedModel
 
 # weights
 from flaxbert.pretrained import from_pretrained, save_pretrained
 
 __all__ = [
     "ARCHITECTURES",
-    "Attention",
+    "AttentionImplementation",
     "BertConfig",
     "BertForMaskedLM",
     "BertForMultipleChoice",
@@ -40,10 +40,20 @@ __all__ = [
     "BertModel",
     "PreTrainedModel",
     "Remat",
+    "dropout",
     "from_pretrained",
     "functional",
     "losses",
     "save_pretrained",
     "sharding",
+    "transformer",
     "weights",
 ]
+
+_RENAMED = {"Attention": "AttentionImplementation"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        raise AttributeError(f"flaxbert.{name} is now called flaxbert.{_RENAMED[name]}")
+    raise AttributeError(f"module 'flaxbert' has no attribute {name!r}")

@@ -1,15 +1,19 @@
-"""The mathematics of BERT as pure functions over arrays: no parameters declared, no state, no configuration."""
+"""The mathematics of the encoders as pure functions over arrays, without parameters, state or configuration.
+
+The axis letters are those of `models.py`.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.random import threefry2x32_p
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
+
+from flaxbert.dropout import dropout_scale
 
 # -- activations ----------------------------------------------------------------------------------------
 
@@ -24,70 +28,50 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=True)
 
 
-def gelu_10(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU clipped to [-10, 10], made for quantisation."""
-    return jnp.clip(gelu(x), -10.0, 10.0)
-
-
-def gelu_fast(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The tanh approximation with sqrt(2/pi) rounded to ten digits, as Hugging Face's "gelu_fast"."""
-    return 0.5 * x * (1.0 + jnp.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
-
-
-def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU's sigmoid approximation, x * sigmoid(1.702 x)."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-def laplace(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The Laplace activation of MEGA (Ma et al., 2022) with its published mean and deviation."""
-    return 0.5 * (1.0 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
-
-
-def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Squared ReLU (So et al., 2021)."""
-    return jnp.square(jax.nn.relu(x))
-
-
-def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Mish, x * tanh(softplus(x)) (Misra, 2019)."""
-    return x * jnp.tanh(jax.nn.softplus(x))
-
-
-def linear(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The identity."""
-    return x
-
-
-def leaky_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """ReLU with a slope of 0.01 below zero."""
-    return jax.nn.leaky_relu(x, 0.01)
-
-
-# The names that `hidden_act` of config.json may hold, with Hugging Face's meaning.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
-    "gelu_10": gelu_10,
+    "gelu_10": lambda x: jnp.clip(gelu(x), -10.0, 10.0),  # for quantisation
     "gelu_accurate": gelu_tanh,
-    "gelu_fast": gelu_fast,
+    # The tanh form with sqrt(2/pi) rounded to ten digits.
+    "gelu_fast": lambda x: 0.5 * x * (1.0 + jnp.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
     "gelu_new": gelu_tanh,
     "gelu_python": gelu,
     "gelu_pytorch_tanh": gelu_tanh,
-    "laplace": laplace,
-    "leaky_relu": leaky_relu,
-    "linear": linear,
-    "mish": mish,
-    "quick_gelu": quick_gelu,
+    # Of MEGA (Ma et al., 2022), with its published mean and deviation.
+    "laplace": lambda x: 0.5 * (1.0 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.01),
+    "linear": lambda x: x,
+    "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),  # Misra, 2019
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
-    "relu2": relu2,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al., 2021
     "relu6": jax.nn.relu6,
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+"""Activations by the names that `hidden_act` of config.json may hold, with Hugging Face's meaning."""
 
 # -- layers ---------------------------------------------------------------------------------------------
+
+
+def linear(params: Mapping[str, Array], x: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
+    """Return `einsum(equation, x, kernel) + bias`, computed in the kernel's dtype; without a bias if there is none.
+
+    The bias has those axes of the kernel that the output keeps: "BTD,DHK->BHTK" takes a bias [H, K]. It is added in
+    float32, so that its gradient, a sum over all positions, is accumulated in float32.
+    """
+    kernel = params["kernel"]
+    y = jnp.einsum(equation, x.astype(kernel.dtype), kernel)
+    if "bias" not in params:
+        return y
+    operands, output = equation.split("->")
+    kernel_letters, letters = operands.split(",")[1], output.removeprefix("...")
+    sizes = y.shape[y.ndim - len(letters) :]
+    shape = [size if letter in kernel_letters else 1 for letter, size in zip(letters, sizes, strict=True)]
+    bias = params["bias"].reshape((1,) * (y.ndim - len(shape)) + tuple(shape))
+    return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
 def layer_norm(
@@ -105,82 +89,26 @@ def layer_norm(
     return (y * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
 
 
-WORD = 32
-"""Bits of a word of `kept_words`."""
+def lookup(
+    table: Float[Array, "V D"], ids: Int[Array, "B T"], *, frozen_row: int | None = None
+) -> Float[Array, "B T D"]:
+    """Return the rows of an embedding table; an id beyond the table gives NaN, never another row.
 
-
-def kept(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> Bool[Array, "..."]:
-    """Which elements `dropout` keeps: each a function of the key and of its place, however devices share the array.
-
-    An element is decided by 16 bits. Four share one block of Threefry-2x32 (Salmon et al., 2011), the generator of
-    jax's own keys. They stand a quarter of the last axis but one apart: neighbours, or one array of bits for all sites
-    of a block, would have to be moved about between the lanes of a TPU, which takes many times as long as drawing.
+    `frozen_row` gets no gradient through the lookup, like `padding_idx` of PyTorch.
     """
-    outer, (rows, columns) = shape[:-2], shape[-2:] if len(shape) > 1 else (1, *shape)
-    # Compared before they are put together: a quarter of the bytes.
-    quarters = _kept_quarters(key, (*outer, -(-rows // 4), columns), rate)
-    return jnp.concatenate(quarters, axis=-2)[..., :rows, :].reshape(shape)
+    vectors = jnp.take(table, ids, axis=0, mode="fill")
+    if frozen_row is None:
+        return vectors
+    return jnp.where((ids == frozen_row)[..., None], jax.lax.stop_gradient(vectors), vectors)
 
 
-def kept_words(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> UInt32[Array, "... W S"]:
-    """What `kept` makes of the same key and shape, as the bits of words, for a kernel.
+def lookup_by_sum(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Return the rows of an embedding table of very few rows, as a sum over its rows.
 
-    Bit b of a word in row w is for row b * W + w, with W = T / 32: rows of words give whole rows of a mask.
-
-    Args:
-        key, rate: of `kept`.
-        shape: [..., T, S], T a multiple of 32.
+    Its gradient is a few reductions; that of a gather is a scatter of every position onto the same two rows.
     """
-    *outer, rows, columns = shape
-    quarters = _kept_quarters(key, (*outer, WORD // 4, rows // WORD, columns), rate)
-    first, second, third, fourth = (
-        quarter.astype(jnp.uint32) << (WORD // 4 * place) for place, quarter in enumerate(quarters)
-    )
-    bits = first | second | third | fourth
-    return jnp.sum(bits << jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 3), axis=-3, dtype=jnp.uint32)
-
-
-def _kept_quarters(key: Key[Array, ""], words: tuple[int, ...], rate: float) -> list[Bool[Array, "..."]]:
-    """Of an array's last axis but one: one array of blocks gives four elements at each of its places."""
-    counters = [jax.lax.broadcasted_iota(jnp.uint32, words, 0), _places(words)]
-    data = jax.random.key_data(key).reshape(-1)  # two words, or more of other generators
-    keys = [jnp.broadcast_to(word, words) for word in (data[0], data[-1])]
-    halves = [part for word in threefry2x32_p.bind(*keys, *counters) for part in (word & 0xFFFF, word >> 16)]
-    return [half < _keep(rate) for half in halves]
-
-
-def kept_scale(rate: float) -> float:
-    """What dropout multiplies the elements it keeps by."""
-    return 2**16 / _keep(rate)
-
-
-def _keep(rate: float) -> int:
-    """Of 65536."""
-    return max(1, round((1.0 - rate) * 2**16))
-
-
-def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The number of each element within its row of the first axis."""
-    places = jnp.zeros(shape, jnp.uint32)
-    for axis in range(1, len(shape)):
-        places += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(math.prod(shape[axis + 1 :]))
-    return places
-
-
-def dropout(
-    x: Float[Array, "*shape"], random: Key[Array, ""] | Bool[Array, "*shape"] | None, *, rate: float
-) -> Float[Array, "*shape"]:
-    """Zeroes each element by itself with probability `rate` and scales the rest by its inverse.
-
-    Args:
-        x: at least one axis.
-        random: a key, or what `kept` makes of one; None drops nothing.
-        rate: kept to 1/65536.
-    """
-    if random is None or rate == 0.0 or x.size == 0:
-        return x
-    mask = random if random.dtype == jnp.bool_ else kept(random, x.shape, rate=rate)
-    return jnp.where(mask, x * kept_scale(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    rows = [(ids == row)[..., None] * table[row][None, None] for row in range(table.shape[0])]
+    return sum(rows[1:], rows[0])
 
 
 # -- attention ------------------------------------------------------------------------------------------
@@ -189,27 +117,27 @@ def dropout(
 def attention_mask(
     mask: Num[ArrayLike, "B S"] | Num[ArrayLike, "B T S"] | Bool[ArrayLike, "B S"] | Bool[ArrayLike, "B T S"],
 ) -> Bool[Array, "B 1 _ S"]:
-    """True where a query may attend to a key, broadcast over heads; a 3-D mask is used row by row as given."""
+    """Return True where a query may attend to a key, broadcast over heads; a 3-D mask gives each query its own row."""
     mask = jnp.asarray(mask) != 0
     return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, :, :]
 
 
 def mask_bias(mask: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """What is added to scores, in float32: 0 where a query may attend, the lowest finite number elsewhere.
+    """Return the additive mask in float32: 0 where a query may attend, the lowest finite number elsewhere.
 
-    Added, not selected: the sum rounds to the lowest, and a row without keys has PyTorch's gradient too.
+    Added rather than selected, so that a fully masked row has a uniform softmax and PyTorch's gradient.
     """
     return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
 
 
 def packed_mask(segment_ids: Int[ArrayLike, "B T"]) -> Bool[Array, "B T T"]:
-    """True between positions of one sequence, for rows that hold several: `segment_ids` tells them apart."""
+    """Return True between positions with the same segment id, for batch rows that hold several sequences."""
     ids = jnp.asarray(segment_ids)
     return ids[:, :, None] == ids[:, None, :]
 
 
 def causal_mask(query_length: int, key_length: int) -> Bool[Array, "1 1 T S"]:
-    """True where a key stands at or before its query; the queries are the last `query_length` positions."""
+    """Return True where a key stands at or before its query; the queries are the last `query_length` positions."""
     rows = jnp.arange(query_length)[:, None] + (key_length - query_length)
     return (jnp.arange(key_length)[None, :] <= rows)[None, None]
 
@@ -220,46 +148,59 @@ def attention(
     value: Float[Array, "B H S K"],
     mask: Bool[Array, "#B 1 #T S"] | None,
     *,
-    kept: Bool[Array, "B H T S"] | None = None,
+    keep_mask: Bool[Array, "B H T S"] | None = None,
     rate: float = 0.0,
 ) -> tuple[Float[Array, "B H T K"], Float[Array, "B H T S"]]:
-    """Scaled dot-product attention (Vaswani et al., 2017): contexts and the weights they are means by, dropped out.
+    """Scaled dot-product attention (Vaswani et al., 2017): return (context, probabilities), both after dropout.
 
-    Softmax is taken in float32, of products rounded to query's dtype as PyTorch's are; in float32 they would be the
-    largest array of a step. Masked scores become the lowest finite float32, so a row with nothing to attend to is
-    uniform instead of NaN, as in Hugging Face's eager attention.
+    The softmax is computed in float32, from products rounded to query's dtype as PyTorch rounds them; unrounded they
+    would be the largest array of a train step. Masked scores become the lowest finite float32, so a row with nothing to
+    attend to is uniform instead of NaN, as in Hugging Face's eager attention.
+
+    Args:
+        query, key, value: the projections.
+        mask: True where a query may attend to a key; None allows all.
+        keep_mask: the probabilities that dropout keeps; None keeps all.
+        rate: the dropout rate that `keep_mask` was drawn with.
     """
     scores = jnp.einsum("BHTK,BHSK->BHTS", query, key).astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
     if mask is not None:
         scores = scores + mask_bias(mask)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     # Divided by their sum only after the product: contexts are smaller, and the gradient is spared a sum over scores.
-    share = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+    scale = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights.astype(value.dtype)
-    if kept is not None and rate:
-        weights = jnp.where(kept, weights, jnp.zeros((), weights.dtype))
-        share = share * kept_scale(rate)
+    if keep_mask is not None and rate:
+        weights = jnp.where(keep_mask, weights, jnp.zeros((), weights.dtype))
+        scale = scale * dropout_scale(rate)
     context = jnp.einsum("BHTS,BHSK->BHTK", weights, value, preferred_element_type=jnp.float32)
-    return (context * share).astype(value.dtype), (weights * share).astype(value.dtype)
+    return (context * scale).astype(value.dtype), (weights * scale).astype(value.dtype)
 
 
 # -- positions ------------------------------------------------------------------------------------------
 
 
 def at_positions(x: Shaped[Array, "B T *rest"], positions: Int[ArrayLike, "B P"]) -> Shaped[Array, "B P *rest"]:
-    """What x holds at some positions of each row."""
-    where = jnp.asarray(positions)
-    return jnp.take_along_axis(x, where.reshape(*where.shape, *(1,) * (x.ndim - 2)), axis=1)
+    """Return the entries of x at `positions` of each batch row."""
+    indices = jnp.asarray(positions)
+    return jnp.take_along_axis(x, indices.reshape(*indices.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
-# -- host-side checks -----------------------------------------------------------------------------------
+def at_first_positions(
+    x: Shaped[Array, "B T *rest"], positions: Int[Array, "B P"] | None
+) -> Shaped[Array, "B P *rest"]:
+    """Return the entries of x at the first position of each sequence; at position 0, [B, 1, ...], for None."""
+    return x[:, :1] if positions is None else at_positions(x, positions)  # a slice needs no scatter for its gradient
+
+
+# -- checks on the host -----------------------------------------------------------------------------------
 
 
 def require_shape(name: str, value: ArrayLike | None, *allowed: tuple[int | str, ...]) -> None:
-    """Raises where the shape of `value` is none of `allowed`; a letter there stands for any length, None passes.
+    """Check that the shape of `value` is one of `allowed`; a letter stands for any length, and None passes.
 
     Raises:
-        ValueError: names the argument, its shape and the allowed ones.
+        ValueError: names the argument, its shape and the allowed shapes.
     """
     if value is None:
         return
@@ -267,17 +208,17 @@ def require_shape(name: str, value: ArrayLike | None, *allowed: tuple[int | str,
     for shape in allowed:
         if len(shape) == len(given) and all(isinstance(w, str) or w == g for g, w in zip(given, shape, strict=True)):
             return
-    wanted = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in allowed)
-    raise ValueError(f"{name} has shape {list(given)}; allowed: {wanted}")
+    expected = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in allowed)
+    raise ValueError(f"{name} has shape {list(given)}; allowed: {expected}")
 
 
 def require_range(name: str, values: ArrayLike | None, low: int, high: int, *, why: str) -> None:
-    """Raises where an integer of `values` lies outside low..high inclusive; XLA would clamp or wrap silently.
+    """Check that all integers of `values` lie in low..high inclusive; XLA would clamp or wrap others silently.
 
-    Values that are being traced, or lie on other hosts, cannot be looked at and pass: check before jit, on the host.
+    Values that are being traced, or that other hosts hold, cannot be read and pass: check them before jit, on the host.
 
     Raises:
-        ValueError: names the first offending value and its place, and `why` the range is what it is.
+        ValueError: names the first value out of range, its index, and `why` the range is what it is.
     """
     if values is None or isinstance(values, Tracer):
         return
@@ -286,15 +227,5 @@ def require_range(name: str, values: ArrayLike | None, low: int, high: int, *, w
     array = np.asarray(values)
     wrong = (array < low) | (array > high)
     if wrong.any():
-        place = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(f"{name} holds {array[place]} at {list(place)}; allowed: {low} to {high} ({why})")
-
-
-def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "BC *rest"] | None:
-    """[B, C, ...] to [B*C, ...]: every choice becomes a row of its own; None stays None."""
-    if x is None:
-        return None
-    x = jnp.asarray(x)
-    if x.ndim < 3:
-        raise ValueError(f"an input of shape {x.shape} has no axis of choices; [B, C, T] is needed")
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"{name} holds {array[index]} at {list(index)}; allowed: {low} to {high} ({why})")

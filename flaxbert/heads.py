@@ -1,25 +1,20 @@
-"""The task classes: a `BertModel` and a few parameters on top of it. Their losses are in `losses.py`.
+"""The classes for pretraining, and for tasks on texts, tokens, choices and answers; losses are in `losses.py`.
 
-Each takes the keyword arguments of `BertModel.__call__` and returns logits; axis letters as in `encoder.py`.
+Each takes the keyword arguments of `BertModel.__call__` and returns logits in float32; axis letters as in `encoder.py`.
 """
 
 from typing import Any, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.nn.initializers import zeros
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Shaped
 
-from flaxbert import functional
-from flaxbert.base import PreTrainedModel
-from flaxbert.config import BertConfig
-from flaxbert.encoder import BertModel, ModelInputs
-from flaxbert.layers import LayerNorm, Linear, parameter
+from flaxbert.functional import linear
+from flaxbert.layers import Declaration
+from flaxbert.lm_heads import MaskedLMModel
+from flaxbert.models import ModelInputs, TaskModel
 from flaxbert.outputs import (
-    BaseModelOutput,
-    CausalLMOutput,
-    MaskedLMOutput,
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
     PreTrainingOutput,
@@ -27,74 +22,19 @@ from flaxbert.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from flaxbert.sharding import constrain
 
 
-class MaskedLMHead(nn.Module):
-    """Dense, activation, norm, then a score for every word: the tied embedding table plus a bias of its own."""
-
-    config: BertConfig
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], bert: BertModel) -> Float[Array, "B T V"]:
-        """Scores each position; `bert` lends its word embeddings, unless the config unties them, and their number."""
-        c, rows = self.config, bert.padded_vocab_size
-        size = (c.hidden_size, c.hidden_size)
-        transform = Linear("BTD,DE->BTE", size, ("embed", None), c.initializer_range, self.dtype, name="transform")
-        x = functional.ACTIVATIONS[c.hidden_act](transform(x))
-        x = LayerNorm(c.hidden_size, c.layer_norm_eps, name="norm")(x)
-        if not c.tie_word_embeddings:
-            shape, axes = (c.hidden_size, rows), ("embed", "vocab")
-            how = c.initializer_range, self.dtype, c.vocab_size
-            decoder = Linear("BTD,DV->BTV", shape, axes, *how, name="decoder")
-            scores = decoder(x).astype(jnp.float32)
-        else:
-            bias = parameter(self, "bias", zeros, (rows,), ("vocab",))
-            scores = bert.decode(x) + bias[None, None]
-        if rows > c.vocab_size:
-            scores = jnp.where((jnp.arange(rows) < c.vocab_size)[None, None], scores, jnp.finfo(jnp.float32).min)
-        return constrain(scores, "batch", None, "vocab")
-
-
-class _Head(PreTrainedModel):
-    """A task class; `_encoder` and `_linear` build its two usual parts."""
-
-    def _encoder(self, *, add_pooling_layer: bool) -> BertModel:
-        how = self.dtype, self.scan, self.remat, self.attn_implementation, self.vocab_multiple
-        return BertModel(self.config, *how, add_pooling_layer=add_pooling_layer)
-
-    def _linear(self, equation: str, outputs: int) -> Linear:
-        c = self.config
-        return Linear(equation, (c.hidden_size, outputs), ("embed", "label"), c.initializer_range, self.dtype)
-
-    def _dropout(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
-        key = None if deterministic else self.make_rng("dropout")
-        return functional.dropout(x, key, rate=self.config.head_dropout_prob)
-
-
-def _pooled(out: BaseModelOutput) -> Float[Array, "B *P D"]:
-    assert out.pooler_output is not None  # the heads that call this build their encoder with a pooler
-    return out.pooler_output
-
-
-def _at(x: Float[Array, "B T D"], positions: Int[ArrayLike, "B P"] | None) -> Float[Array, "B P D"]:
-    """The vectors at some positions: scoring only masked words saves most of the decoder's work."""
-    if positions is None:
-        return x
-    functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
-    return functional.at_positions(x, positions)
-
-
-class BertForPreTraining(_Head):
+class BertForPreTraining(MaskedLMModel):
     """Masked words and next sentence, as BERT was trained."""
 
-    def setup(self):
-        """Declares the encoder and both heads."""
-        self.bert = self._encoder(add_pooling_layer=True)
-        self.predictions = MaskedLMHead(self.config, self.dtype)
-        self.seq_relationship = self._linear("...D,DN->...N", 2)
+    has_pooler = True
 
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of both heads."""
+        return super().head_declaration() | {"seq_relationship": self._label_layer(2)}
+
+    @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
@@ -104,70 +44,28 @@ class BertForPreTraining(_Head):
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> PreTrainingOutput:
-        """Scores words, at every position or at `masked_lm_positions`, and whether the second segment is random.
+        """Score the vocabulary at every position or at `masked_lm_positions`, and if the second segment is random.
 
-        The latter for every row [B, 2], or, where a row holds several examples, at the `first_positions` [B, P, 2].
+        The latter for each batch row [B, 2], or, for rows that hold several examples, at `first_positions` [B, P, 2].
         """
-        out = self.bert(input_ids, first_positions=first_positions, deterministic=deterministic, **inputs)
-        return PreTrainingOutput(
-            prediction_logits=self.predictions(_at(out.last_hidden_state, masked_lm_positions), self.bert),
-            seq_relationship_logits=self.seq_relationship(_pooled(out)).astype(jnp.float32),
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+        params = self._ready_parameters()
+        out = self._encode(params, input_ids, deterministic, first_positions=first_positions, **inputs)
+        words = self._masked_lm_logits(params, out.last_hidden_state, masked_lm_positions)
+        following = linear(params["seq_relationship"], out.pooled, "...D,DN->...N").astype(jnp.float32)
+        return PreTrainingOutput(words, following, out.hidden_states, out.attentions)
 
 
-class BertForMaskedLM(_Head):
-    """Words at masked positions."""
-
-    def setup(self):
-        """Declares the encoder, without pooler, and the head."""
-        self.bert = self._encoder(add_pooling_layer=False)
-        self.predictions = MaskedLMHead(self.config, self.dtype)
-
-    def __call__(
-        self,
-        input_ids: Int[ArrayLike, "B T"] | None = None,
-        *,
-        masked_lm_positions: Int[ArrayLike, "B P"] | None = None,
-        deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
-    ) -> MaskedLMOutput:
-        """Scores every position's word, or only those at `masked_lm_positions`: logits [B, P, V]."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
-        logits = self.predictions(_at(out.last_hidden_state, masked_lm_positions), self.bert)
-        return MaskedLMOutput(logits, out.hidden_states, out.attentions)
-
-
-class BertLMHeadModel(_Head):
-    """The next word; attention is causal where `config.is_decoder` is true, as in the reference."""
-
-    def setup(self):
-        """Declares the encoder, without pooler, and the head."""
-        self.bert = self._encoder(add_pooling_layer=False)
-        self.predictions = MaskedLMHead(self.config, self.dtype)
-
-    def __call__(
-        self,
-        input_ids: Int[ArrayLike, "B T"] | None = None,
-        *,
-        deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
-    ) -> CausalLMOutput:
-        """Scores the word that follows every position."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
-        logits = self.predictions(out.last_hidden_state, self.bert)
-        return CausalLMOutput(logits, out.hidden_states, out.attentions)
-
-
-class BertForNextSentencePrediction(_Head):
+class BertForNextSentencePrediction(TaskModel):
     """Whether the second segment follows the first (0) or is random (1)."""
 
-    def setup(self):
-        """Declares the encoder and the classifier."""
-        self.bert = self._encoder(add_pooling_layer=True)
-        self.seq_relationship = self._linear("...D,DN->...N", 2)
+    has_pooler = True
 
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the classifier."""
+        return {"seq_relationship": self._label_layer(2)}
+
+    @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
@@ -176,21 +74,26 @@ class BertForNextSentencePrediction(_Head):
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> NextSentencePredictorOutput:
-        """Scores both answers from the pooled vector: [B, 2], or [B, P, 2] with `first_positions`."""
-        where: dict[str, Any] = {"first_positions": first_positions, "first_positions_only": True}
-        out = self.bert(input_ids, deterministic=deterministic, **where, **inputs)
-        logits = self.seq_relationship(_pooled(out)).astype(jnp.float32)
+        """Score both answers from the pooled vector: [B, 2], or [B, P, 2] with `first_positions`."""
+        params = self._ready_parameters()
+        out = self._encode(
+            params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
+        )
+        logits = linear(params["seq_relationship"], out.pooled, "...D,DN->...N").astype(jnp.float32)
         return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions)
 
 
-class BertForSequenceClassification(_Head):
+class BertForSequenceClassification(TaskModel):
     """One label, several labels or a number for a whole sequence."""
 
-    def setup(self):
-        """Declares the encoder and the classifier."""
-        self.bert = self._encoder(add_pooling_layer=True)
-        self.classifier = self._linear("...D,DN->...N", self.config.num_labels)
+    has_pooler = True
 
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the classifier."""
+        return {"classifier": self._label_layer(self.config.num_labels)}
+
+    @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
@@ -199,26 +102,28 @@ class BertForSequenceClassification(_Head):
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> SequenceClassifierOutput:
-        """Scores the labels from the pooled vector, after dropout: [B, N], or [B, P, N] with `first_positions`."""
-        where: dict[str, Any] = {"first_positions": first_positions, "first_positions_only": True}
-        out = self.bert(input_ids, deterministic=deterministic, **where, **inputs)
-        logits = self.classifier(self._dropout(_pooled(out), deterministic)).astype(jnp.float32)
+        """Score the labels from the pooled vector, after dropout: [B, N], or [B, P, N] with `first_positions`."""
+        params = self._ready_parameters()
+        out = self._encode(
+            params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
+        )
+        pooled = self._head_dropout(out.pooled, deterministic)
+        logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
 
-class BertForMultipleChoice(_Head):
-    """One of C continuations; every input has a choice axis, [B, C, T]."""
+class BertForMultipleChoice(TaskModel):
+    """One of C continuations; every input has an axis of choices, [B, C, T]."""
 
-    def setup(self):
-        """Declares the encoder and the one-column classifier."""
-        self.bert = self._encoder(add_pooling_layer=True)
-        self.classifier = self._linear("BD,DN->BN", 1)
+    has_pooler = True
+    takes_choices = True
 
-    @property
-    def takes_choices(self) -> bool:
-        """True: [B, C, T]."""
-        return True
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the classifier, which has one column."""
+        return {"classifier": self._label_layer(1)}
 
+    @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B C T"] | None = None,
@@ -226,28 +131,41 @@ class BertForMultipleChoice(_Head):
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> MultipleChoiceModelOutput:
-        """Scores each choice as a row of its own, and returns them beside each other [B, C]."""
+        """Score each choice as a batch row of its own; return logits [B, C]."""
         example = inputs.get("inputs_embeds") if input_ids is None else input_ids
         if example is None:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        choices = jnp.shape(example)[:2]
-        per_choice = ("attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
         flat: dict[str, Any] = dict(inputs)
-        flat |= {name: functional.flatten_choices(flat[name]) for name in per_choice if name in flat}
-        flat_ids = functional.flatten_choices(input_ids)
-        out = self.bert(flat_ids, first_positions_only=True, deterministic=deterministic, **flat)
-        logits = self.classifier(self._dropout(_pooled(out), deterministic)).astype(jnp.float32)
-        return MultipleChoiceModelOutput(logits.reshape(choices), out.hidden_states, out.attentions)
+        for name in ("attention_mask", "token_type_ids", "position_ids", "inputs_embeds"):
+            if name in flat:
+                flat[name] = flatten_choices(flat[name])
+        flat_ids = flatten_choices(input_ids)
+        params = self._ready_parameters()
+        out = self._encode(params, flat_ids, deterministic, first_positions_only=True, **flat)
+        pooled = self._head_dropout(out.pooled, deterministic)
+        logits = linear(params["classifier"], pooled, "BD,DN->BN").astype(jnp.float32)
+        return MultipleChoiceModelOutput(logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions)
 
 
-class BertForTokenClassification(_Head):
+def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "BC *rest"] | None:
+    """Reshape [B, C, ...] to [B*C, ...], so that every choice is a batch row; None stays None."""
+    if x is None:
+        return None
+    x = jnp.asarray(x)
+    if x.ndim < 3:
+        raise ValueError(f"an input of shape {x.shape} has no axis of choices; [B, C, T] is needed")
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+class BertForTokenClassification(TaskModel):
     """A label for every position."""
 
-    def setup(self):
-        """Declares the encoder, without pooler, and the classifier."""
-        self.bert = self._encoder(add_pooling_layer=False)
-        self.classifier = self._linear("BTD,DN->BTN", self.config.num_labels)
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the classifier."""
+        return {"classifier": self._label_layer(self.config.num_labels)}
 
+    @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
@@ -255,20 +173,23 @@ class BertForTokenClassification(_Head):
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> TokenClassifierOutput:
-        """Scores the labels of every position, after dropout."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
-        logits = self.classifier(self._dropout(out.last_hidden_state, deterministic)).astype(jnp.float32)
+        """Score the labels of every position, after dropout: logits [B, T, N]."""
+        params = self._ready_parameters()
+        out = self._encode(params, input_ids, deterministic, **inputs)
+        x = self._head_dropout(out.last_hidden_state, deterministic)
+        logits = linear(params["classifier"], x, "BTD,DN->BTN").astype(jnp.float32)
         return TokenClassifierOutput(logits, out.hidden_states, out.attentions)
 
 
-class BertForQuestionAnswering(_Head):
+class BertForQuestionAnswering(TaskModel):
     """The first and the last position of an answer; no dropout before the two scores, unlike DistilBERT."""
 
-    def setup(self):
-        """Declares the encoder, without pooler, and the two-column output."""
-        self.bert = self._encoder(add_pooling_layer=False)
-        self.qa_outputs = self._linear("BTD,DN->BTN", 2)
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the two-column output layer."""
+        return {"qa_outputs": self._label_layer(2)}
 
+    @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
@@ -276,7 +197,8 @@ class BertForQuestionAnswering(_Head):
         deterministic: bool = True,
         **inputs: Unpack[ModelInputs],
     ) -> QuestionAnsweringModelOutput:
-        """Scores every position as start and as end."""
-        out = self.bert(input_ids, deterministic=deterministic, **inputs)
-        logits = self.qa_outputs(out.last_hidden_state).astype(jnp.float32)
+        """Score every position as start and as end of the answer."""
+        params = self._ready_parameters()
+        out = self._encode(params, input_ids, deterministic, **inputs)
+        logits = linear(params["qa_outputs"], out.last_hidden_state, "BTD,DN->BTN").astype(jnp.float32)
         return QuestionAnsweringModelOutput(logits[..., 0], logits[..., 1], out.hidden_states, out.attentions)

@@ -1,133 +1,184 @@
-"""The three layers that declare parameters, each with a logical name for every axis (`sharding.py` maps them).
+"""Declarations of parameters: shape, logical axes and initialiser of each, as trees of plain data.
 
-flax's own Dense, Embed and Dropout are not used: they fail on sharded meshes (google/flax #3676, #3892), and BERT
-needs its own rules for the pad row and for LayerNorm anyway.
+A model's declaration is the one description of its parameters: fresh values, shapes, shardings and the casts and
+gathers before use all follow from it. flax's own Dense, Embed and Dropout are not used: they fail on sharded meshes
+(google/flax #3676, #3892), and BERT has its own rules for the padding row and for layer norm.
 """
 
-import math
-from collections.abc import Callable
+import dataclasses
+import enum
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import normal, ones, zeros
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
 
-from flaxbert import functional, sharding
+from flaxbert.constraints import gather
+from flaxbert.sharding import AxisRules, LogicalAxes
 
-Axes = tuple[str | None, ...]
-
-
-def parameter(module: nn.Module, name: str, initializer: Callable, shape: tuple[int, ...], axes: Axes) -> Array:
-    """Declares a float32 parameter with a logical name for every axis (`base.py` takes the names off again)."""
-    value: Any = module.param(name, nn.with_logical_partitioning(initializer, axes), shape, jnp.float32)
-    return value
+LAYERS = "layers"
+"""The logical name of a stack's leading axis."""
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype)
+Params = Mapping[str, Any]
+"""A tree of dicts of arrays."""
 
 
-def _padded(initializer: Callable, axis: int, used: int | None) -> Callable:
-    """Draws the first `used` entries of an axis as if there were no others; those are 0."""
+class ParameterKind(enum.Enum):
+    """The use of a parameter: factor of a matrix product, table of rows to look up, or vector to add or scale by."""
+
+    KERNEL = "kernel"
+    TABLE = "table"
+    VECTOR = "vector"
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSpec:
+    """The declaration of one float32 parameter.
+
+    Attributes:
+        shape: its shape.
+        axes: the logical name of each axis; `sharding.AxisRules` maps them to mesh axes.
+        initializer: a function of (key, shape, dtype).
+        kind: its use.
+    """
+
+    shape: tuple[int, ...]
+    axes: LogicalAxes
+    initializer: Initializer
+    kind: ParameterKind
+
+
+Declaration = dict[str, Any]
+"""A tree of dicts with a `ParameterSpec` at each leaf."""
+
+
+def declare_linear(
+    shape: tuple[int, ...], axes: LogicalAxes, *, stddev: float, inputs: int = 1, used_outputs: int | None = None
+) -> Declaration:
+    """Declare a kernel ~ N(0, stddev), not truncated, and a bias of zeros, as Hugging Face initialises them.
+
+    Args:
+        shape, axes: of the kernel; the first `inputs` axes are inputs, the others are those of the bias.
+        stddev: standard deviation of the kernel.
+        inputs: number of input axes.
+        used_outputs: columns of the second axis that are used; those after it start at zero.
+    """
+    kernel = ParameterSpec(shape, axes, _zero_padded(normal(stddev), 1, used_outputs), ParameterKind.KERNEL)
+    return {"kernel": kernel, "bias": declare_vector(shape[inputs:], axes[inputs:], zeros)}
+
+
+def declare_vector(shape: tuple[int, ...], axes: LogicalAxes, initializer: Initializer = zeros) -> ParameterSpec:
+    """Declare a parameter that is added or multiplied in float32, such as a bias."""
+    return ParameterSpec(shape, axes, initializer, ParameterKind.VECTOR)
+
+
+def declare_layer_norm(size: int) -> Declaration:
+    """Declare a scale of ones and a bias of zeros."""
+    return {"scale": declare_vector((size,), ("norm",), ones), "bias": declare_vector((size,), ("norm",))}
+
+
+def declare_embedding(
+    rows: int,
+    size: int,
+    row_axis: str,
+    *,
+    stddev: float,
+    used_rows: int | None = None,
+    pad_row: int | None = None,
+) -> Declaration:
+    """Declare a table [rows, size] ~ N(0, stddev).
+
+    Args:
+        rows, size, row_axis, stddev: of the table; `row_axis` is the logical name of its first axis.
+        used_rows: rows that are used; those after them start at zero.
+        pad_row: a row that starts at zero, like `padding_idx` of PyTorch.
+    """
+
+    def initializer(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        table = _zero_padded(normal(stddev), 0, used_rows)(key, shape, dtype)
+        return table if pad_row is None else table.at[pad_row].set(0)
+
+    return {"embedding": ParameterSpec((rows, size), (row_axis, "embed"), initializer, ParameterKind.TABLE)}
+
+
+def stacked(declaration: Declaration, count: int) -> Declaration:
+    """Declare `count` layers of one shape as one tree with a leading axis [count, ...]."""
+    return map_specs(
+        lambda spec: dataclasses.replace(spec, shape=(count, *spec.shape), axes=(LAYERS, *spec.axes)), declaration
+    )
+
+
+def _zero_padded(initializer: Initializer, axis: int, used: int | None) -> Initializer:
+    """Initialise the first `used` entries of an axis as if there were no others; zeros after them."""
     if used is None:
         return initializer
 
-    def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        drawn = initializer(key, (*shape[:axis], used, *shape[axis + 1 :]), dtype)
-        return jnp.pad(drawn, [(0, size - given) for size, given in zip(shape, drawn.shape, strict=True)])
+    def padded(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        values = initializer(key, (*shape[:axis], used, *shape[axis + 1 :]), dtype)
+        return jnp.pad(values, [(0, size - given) for size, given in zip(shape, values.shape, strict=True)])
 
-    return draw
+    return padded
 
 
-class Linear(nn.Module):
-    """`einsum(equation, x, kernel) + bias`, kernel ~ N(0, stddev) not truncated, bias 0 (Hugging Face's rule).
+# -- from declarations to arrays ---------------------------------------------------------------------------
 
-    The bias has the kernel's axes that remain in the output: "BTD,DHK->BHTK" gives a bias [H, K]. Axes that are
-    `merged`, "HK" say, are one in what is given and returned.
+
+def map_specs(function: Callable[..., Any], declaration: Any, *trees: Any) -> Any:
+    """Apply a function to each spec, and to the values at the same path of further trees; return a tree of dicts."""
+    if isinstance(declaration, ParameterSpec):
+        return function(declaration, *trees)
+    return {name: map_specs(function, child, *(tree[name] for tree in trees)) for name, child in declaration.items()}
+
+
+def fresh_parameters(declaration: Any, key: jax.Array, *, path: str = "") -> Any:
+    """Return fresh float32 parameters; each is a function of the key and of its own path alone."""
+    if isinstance(declaration, ParameterSpec):
+        own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        return declaration.initializer(own_key, declaration.shape, jnp.float32)
+    return {name: fresh_parameters(child, key, path=f"{path}/{name}") for name, child in declaration.items()}
+
+
+def parameter_shapes(declaration: Declaration) -> dict[str, Any]:
+    """Return the shape and dtype of every parameter; nothing is allocated."""
+    return map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), declaration)
+
+
+def logical_axes(declaration: Declaration) -> dict[str, Any]:
+    """Return the logical axis names of every parameter, each as a `PartitionSpec`."""
+    return map_specs(lambda spec: PartitionSpec(*spec.axes), declaration)
+
+
+def prepare(params: Params, declaration: Declaration, *, dtype: DTypeLike, rules: AxisRules) -> dict[str, Any]:
+    """Return the declared parameters ready for use: kernels cast to `dtype`, kernels and tables gathered over `fsdp`.
+
+    Biases and norms stay as they are: they are applied in float32. So do stacked layers: each is prepared inside the
+    loop over layers, so that the whole of one layer at a time is in memory.
     """
 
-    equation: str
-    shape: tuple[int, ...]
-    axes: Axes
-    stddev: float
-    dtype: DTypeLike = jnp.float32
-    used: int | None = None  # of the kernel's second axis; what is after it starts at 0
-    merged: str = ""
+    def ready(spec: ParameterSpec, value: jax.Array) -> jax.Array:
+        if spec.kind is ParameterKind.VECTOR or spec.axes[0] == LAYERS:
+            return value
+        if spec.kind is ParameterKind.TABLE:
+            return gather(value, rules, spec.axes, split_gradient=False)
+        return gather(value.astype(dtype), rules, spec.axes)
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Applies the layer in `dtype`; parameters are float32."""
-        operands, output = self.equation.split("->")
-        letters = operands.split(",")[1]
-        kept = [i for i, letter in enumerate(letters) if letter in output]
-        kernel = parameter(self, "kernel", _padded(normal(self.stddev), 1, self.used), self.shape, self.axes)
-        kernel = sharding.gather(kernel.astype(self.dtype), self.axes)
-        bias_shape, bias_axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
-        bias = parameter(self, "bias", zeros, bias_shape, bias_axes)
-        sizes = dict(zip(letters, self.shape, strict=True))
-        equation = self.equation
-        if self.merged:
-            first = self.merged[0]
-            sizes[first] = math.prod(sizes[letter] for letter in self.merged)
-            equation, letters, output = (part.replace(self.merged, first) for part in (equation, letters, output))
-            kernel = kernel.reshape([sizes[letter] for letter in letters])
-        y = jnp.einsum(equation, x.astype(self.dtype), kernel)
-        shape = [sizes.get(letter, 1) for letter in output.removeprefix("...")]
-        # In float32, so that the bias's gradient is summed in it.
-        whole = y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - len(shape)) + tuple(shape))
-        return whole.astype(self.dtype)
+    return map_specs(ready, declaration, params)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis; see `functional.layer_norm`."""
-
-    size: int
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """Normalises in float32 and returns x's dtype."""
-        scale = parameter(self, "scale", ones, (self.size,), ("norm",))
-        bias = parameter(self, "bias", zeros, (self.size,), ("norm",))
-        return functional.layer_norm(x, scale, bias, epsilon=self.epsilon)
-
-
-class Embedding(nn.Module):
-    """A table of vectors ~ N(0, stddev), read by row number."""
-
-    rows: int
-    size: int
-    row_axis: str
-    stddev: float
-    used: int | None = None  # of the rows; those after them are 0 and stay so
-    pad_row: int | None = None  # starts at zero and gets no gradient through the lookup, as torch's padding_idx
-
-    def setup(self):
-        """Declares the table [rows, size]."""
-
-        def initializer(key, shape, dtype):
-            table = _padded(normal(self.stddev), 0, self.used)(key, shape, dtype)
-            return table if self.pad_row is None else table.at[self.pad_row].set(0)
-
-        axes = (self.row_axis, "embed")
-        table = parameter(self, "embedding", initializer, (self.rows, self.size), axes)
-        self.embedding = sharding.gather(table, axes, split_gradient=False)
-
-    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Gathers rows; an id beyond the table gives NaN (loud), never another row."""
-        vectors = jnp.take(self.embedding, ids, axis=0, mode="fill")
-        if self.pad_row is None:
-            return vectors
-        return jnp.where((ids == self.pad_row)[..., None], jax.lax.stop_gradient(vectors), vectors)
-
-    def select(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The same for a table of a few rows, as a sum over rows.
-
-        Its gradient is a few reductions; a gather's would be a scatter of every position onto two rows.
-        """
-        rows = [(ids == row)[..., None] * self.embedding[row][None, None] for row in range(self.rows)]
-        return sum(rows[1:], rows[0])
-
-    def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores x against every row, in x's dtype with a float32 result: the decoder tied to the embedding."""
-        table = self.embedding.astype(x.dtype)
-        return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
+def mismatches(params: Any, declaration: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for every declared parameter that `params` lacks or has in another shape."""
+    if isinstance(declaration, ParameterSpec):
+        if np.shape(params) != declaration.shape:
+            yield f"{path} has shape {list(np.shape(params))}, expected {list(declaration.shape)}"
+        return
+    for name, child in declaration.items():
+        here = f"{path}/{name}".removeprefix("/")
+        if isinstance(params, Mapping) and name in params:
+            yield from mismatches(params[name], child, here)
+        else:
+            yield f"{here} is missing"

@@ -1,7 +1,7 @@
-"""What the models return: one dataclass a kind of head, with Hugging Face's field names.
+"""Outputs of the models: one dataclass for each kind of head, with Hugging Face's field names.
 
-Axes are those of `encoder.py`'s glossary. Logits are float32 whatever the compute dtype. `hidden_states` holds the
-embedding output and then every layer's output (L+1 arrays [B, T, D]); `attentions` the weights of every layer
+Axis letters as in `encoder.py`. Logits are float32 for every compute dtype. `hidden_states` holds the output of the
+embeddings and then of every layer (L+1 arrays [B, T, D]); `attentions` the attention probabilities of every layer
 (L arrays [B, H, T, S], after dropout and head mask). Both are None unless asked for.
 """
 
@@ -14,9 +14,9 @@ Attentions = tuple[Float[Array, "B H T S"], ...]
 
 @struct.dataclass
 class BaseModelOutput:
-    """Of `BertModel`; `pooler_output` is None without a pooling layer.
+    """Output of `BertModel`; `pooler_output` is None without a pooling layer.
 
-    P sequences share a row where `first_positions` were given. R is T; with `first_positions_only` it is P, or 1.
+    With `first_positions`, P sequences share a batch row. R is T; with `first_positions_only` it is P, or 1.
     """
 
     last_hidden_state: Float[Array, "B R D"]
@@ -24,10 +24,16 @@ class BaseModelOutput:
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 
+    @property
+    def pooled(self) -> Float[Array, "B *P D"]:
+        """`pooler_output` of a model that has a pooler."""
+        assert self.pooler_output is not None
+        return self.pooler_output
+
 
 @struct.dataclass
 class PreTrainingOutput:
-    """Of `BertForPreTraining`."""
+    """Output of `BertForPreTraining`."""
 
     prediction_logits: Float[Array, "B T V"] | Float[Array, "B M V"]
     seq_relationship_logits: Float[Array, "B 2"] | Float[Array, "B P 2"]
@@ -37,16 +43,16 @@ class PreTrainingOutput:
 
 @struct.dataclass
 class MaskedLMOutput:
-    """Of `BertForMaskedLM`; P predicted positions where only those were asked for."""
+    """Output of `BertForMaskedLM`; M masked positions where only those were asked for."""
 
-    logits: Float[Array, "B T V"] | Float[Array, "B P V"]
+    logits: Float[Array, "B T V"] | Float[Array, "B M V"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 
 
 @struct.dataclass
 class CausalLMOutput:
-    """Of `BertLMHeadModel`."""
+    """Output of `BertLMHeadModel`."""
 
     logits: Float[Array, "B T V"]
     hidden_states: HiddenStates | None = None
@@ -55,7 +61,7 @@ class CausalLMOutput:
 
 @struct.dataclass
 class NextSentencePredictorOutput:
-    """Of `BertForNextSentencePrediction`; column 0 scores "follows", column 1 "random"."""
+    """Output of `BertForNextSentencePrediction`; column 0 scores "follows", column 1 "random"."""
 
     logits: Float[Array, "B *P 2"]
     hidden_states: HiddenStates | None = None
@@ -64,7 +70,7 @@ class NextSentencePredictorOutput:
 
 @struct.dataclass
 class SequenceClassifierOutput:
-    """Of `BertForSequenceClassification`, N labels; P sequences share a row where `first_positions` were given."""
+    """Output of `BertForSequenceClassification`, N labels; with `first_positions` for each of P sequences."""
 
     logits: Float[Array, "B N"] | Float[Array, "B P N"]
     hidden_states: HiddenStates | None = None
@@ -73,7 +79,7 @@ class SequenceClassifierOutput:
 
 @struct.dataclass
 class MultipleChoiceModelOutput:
-    """Of `BertForMultipleChoice`; hidden states and attentions have B*C rows."""
+    """Output of `BertForMultipleChoice`; hidden states and attentions have B*C batch rows."""
 
     logits: Float[Array, "B C"]
     hidden_states: tuple[Float[Array, "BC T D"], ...] | None = None
@@ -82,7 +88,7 @@ class MultipleChoiceModelOutput:
 
 @struct.dataclass
 class TokenClassifierOutput:
-    """Of `BertForTokenClassification`, N labels."""
+    """Output of `BertForTokenClassification`, N labels."""
 
     logits: Float[Array, "B T N"]
     hidden_states: HiddenStates | None = None
@@ -91,7 +97,7 @@ class TokenClassifierOutput:
 
 @struct.dataclass
 class QuestionAnsweringModelOutput:
-    """Of `BertForQuestionAnswering`."""
+    """Output of `BertForQuestionAnswering`."""
 
     start_logits: Float[Array, "B T"]
     end_logits: Float[Array, "B T"]

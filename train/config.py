@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeAlias, TypedD
 import jax.numpy as jnp
 import tyro
 
-from flaxbert import Attention, BertConfig, Remat
+from flaxbert import AttentionImplementation, BertConfig, Remat
 from train.distributed import MeshShape
 from train.multihost.hosts import Hosts
 from train.optim import Optim
@@ -25,7 +25,7 @@ class ModelAttributes(TypedDict):
     """Attributes of a model class that the settings choose, as keyword arguments."""
 
     dtype: jnp.dtype
-    attn_implementation: Attention
+    attn_implementation: AttentionImplementation
     scan: bool
     remat: Remat
     vocab_multiple: int
@@ -49,7 +49,9 @@ class Model:
     """Pad the vocabulary axis to a multiple of this, for speed and so that devices can divide it."""
     remat: Annotated[Remat, tyro.conf.EnumChoicesFromValues] = Remat.NONE
     """Activations that the backward pass recomputes to save memory."""
-    attn_implementation: Annotated[Attention, tyro.conf.EnumChoicesFromValues] = Attention.EAGER
+    attn_implementation: Annotated[AttentionImplementation, tyro.conf.EnumChoicesFromValues] = (
+        AttentionImplementation.EAGER
+    )
     """pallas: a fused kernel on TPUs for lengths that are multiples of 32 up to 512; eager in all other cases."""
 
     def __post_init__(self):

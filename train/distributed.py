@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from flaxbert import sharding
-from flaxbert.base import PreTrainedModel
+from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules
 from train.data.host_shard import HostShard
 
@@ -53,7 +53,7 @@ class Placement:
     @property
     def data_parallel_size(self) -> int:
         """Among how many devices, or groups of them, the rows of a batch are divided."""
-        return sharding.split(self.mesh, self.rules.batch)
+        return sharding.axis_size(self.mesh, self.rules.batch)
 
     def check_rows(self, name: str, rows: int, *, gradient_accumulation_steps: int = 1) -> None:
         """Raises where a batch does not divide evenly.
@@ -116,5 +116,5 @@ class Placement:
         return sharding.tree_shardings(self.mesh, self.rules, model.logical_axes())
 
     def tracing(self) -> contextlib.AbstractContextManager[None]:
-        """Inside it a traced model lays out its activations by the rules."""
-        return sharding.placed(self.mesh, self.rules)
+        """Return JAX's own mesh context for code that is being traced; `jax.set_mesh` is the same outside of jit."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)

@@ -142,7 +142,7 @@ def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None
 
 def load_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
-    model = task.architecture(task.config, **config.model.attributes)
+    model = task.architecture(task.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)
     if config.model.pretrained is None:
         return model, None

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from flax import struct
 
-from flaxbert.base import PreTrainedModel
+from flaxbert.constraints import constrain
 from flaxbert.losses import Loss
-from flaxbert.sharding import constrain
+from flaxbert.models import PreTrainedModel
+from flaxbert.sharding import AxisRules
 from train.distributed import Placement
 from train.optim import global_norm
 
@@ -148,7 +149,7 @@ def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> tupl
 def _parts(values: jax.Array, count: int) -> jax.Array:
     """[B, ...] as [count, B / count, ...]: every count-th row, so that each device's rows stay where they are."""
     parts = jnp.moveaxis(values.reshape(-1, count, *values.shape[1:]), 1, 0)
-    return constrain(parts, None, "batch", *(None,) * (values.ndim - 1))
+    return constrain(parts, AxisRules(), None, "batch", *(None,) * (values.ndim - 1))
 
 
 def compile_step(

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.conversion.unknown_models import choose_file_format, copied_config, copied_tensors
 from flaxbert.families import FAMILIES, architecture_of
 from flaxbert.families.config_file import architecture_name, read_config, read_model_type
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import atomic_folder, atomic_write, require_absent
+from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
 from flaxbert.weights.checkpoint_files import ORBAX, Checkpoint, open_checkpoint
 from flaxbert.weights.checksums import CHECKSUMS_FILE, format_checksums

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
-from flaxbert.encoder import BertModel
 from flaxbert.families import ARCHITECTURES, Architecture, Family, architecture_of, family_of_config_class
 from flaxbert.families.config_file import architecture_name, read_config
+from flaxbert.models import BertModel, PreTrainedModel
 from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
 from flaxbert.weights.load import MatchedTensors, match
 from flaxbert.weights.names import canonical_name

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.families import architecture_of, family_of, random_inputs
 from flaxbert.files import atomic_folder
+from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files
 
 DESCRIPTION = "export.json"

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.export.exported_model import (
     ArraySpec,
     ExportedModel,
@@ -30,6 +29,7 @@ from flaxbert.export.exported_model import (
 )
 from flaxbert.families import architecture_of
 from flaxbert.files import require_absent
+from flaxbert.models import PreTrainedModel
 from flaxbert.pretrained import from_pretrained, save_pretrained
 
 GRAPH = "model.onnx"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.family import Architecture, Family, HeadKind
+from flaxbert.models import PreTrainedModel
 
 __all__ = [
     "ARCHITECTURES",

@@ -10,7 +10,6 @@
 """
 
 from flaxbert.config import BertConfig
-from flaxbert.encoder import BertModel
 from flaxbert.families.family import (
     Architecture,
     Family,
@@ -32,6 +31,7 @@ from flaxbert.heads import (
     BertForTokenClassification,
     BertLMHeadModel,
 )
+from flaxbert.models import BertModel
 
 _LAYER = "encoder.layer.{layer}"
 

@@ -8,8 +8,8 @@ import dataclasses
 import enum
 from collections.abc import Iterable
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
+from flaxbert.models import PreTrainedModel
 
 ParameterPath = tuple[str, ...]
 """The keys that lead to a parameter in the nested params dict."""

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.families import Family, HeadKind, architecture_of, family_of, family_of_config_class
 from flaxbert.families.config_file import architecture_name, read_config
+from flaxbert.models import PreTrainedModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch, chunked, length_buckets, run_in_batches
 from flaxbert.pretrained import from_pretrained
 from flaxbert.tokenizer import PAD, WordPieceTokenizer

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.families import HeadKind, architecture_of, family_of
 from flaxbert.families.config_file import config_to_dict
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import atomic_write
-from flaxbert.sharding import spread
+from flaxbert.sharding import is_multihost
 from flaxbert.weights.checksums import CHECKSUMS_FILE, file_sha256, format_checksums
 from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat
 from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings, shape_differences
@@ -86,7 +85,7 @@ def save(
         mapping.name: ParameterTensor(mapping, target, parameter(mapping.path))
         for mapping in name_mappings(family_of(model), params, vocab_size=model.config.vocab_size)
     }
-    only_gather = spread(params) and jax.process_index() > 0
+    only_gather = is_multihost(params) and jax.process_index() > 0
     options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
     write_model_folder(path, model, tensors, options)
 

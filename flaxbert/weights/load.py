@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.families import Family, family_of
 from flaxbert.families.family import ParameterPath
+from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules, tree_shardings
 from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
 from flaxbert.weights.names import (

@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxbert.families import Family
 from flaxbert.families.family import ParameterPath, TensorName
-from flaxbert.sharding import fetch
+from flaxbert.sharding import fetch_global
 from flaxbert.weights.tensors import LazyTensor
 
 _LEGACY_ENDINGS = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
@@ -101,7 +101,7 @@ class ParameterTensor:
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """Return the tensor, or some of its rows."""
-        part = fetch(self.parameter(), self.mapping.layer)
+        part = fetch_global(self.parameter(), self.mapping.layer)
         return self.mapping.to_file_layout(part.astype(self.dtype, copy=False))[rows]
 
 

@@ -1,14 +1,13 @@
-"""The pure functions: activations, layer norm, dropout, attention, checks."""
+"""The pure functions: activations, layer norm, attention, checks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.extend.random import threefry_2x32
 from transformers.activations import ACT2FN
 
-from flaxbert import functional
+from flaxbert import dropout, functional
 
 KEY = jax.random.key(3)
 
@@ -64,98 +63,6 @@ def test_layer_norm_of_bfloat16_has_float32_statistics():
     np.testing.assert_allclose(y.astype(np.float32), norm_in_float64(x, 1e-12), rtol=2**-8, atol=1e-5)
 
 
-# -- dropout ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("shape", [(64, 5, 33), (40, 6, 17, 1), (64, 5, 32)])
-def test_dropout_drops_its_rate_and_scales_the_rest(rate, shape):
-    x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, shape), jnp.float32)
-    y = np.asarray(functional.dropout(x, KEY, rate=rate))
-    kept = y != 0
-    deviation = np.sqrt(rate * (1 - rate) / x.size)
-    assert abs(kept.mean() - (1 - rate)) < 4 * deviation
-    # The probability is kept to 1/65536, and the scale is the exact inverse of that.
-    np.testing.assert_allclose(y[kept], (np.asarray(x) / (1 - rate))[kept], rtol=1e-4)
-
-
-def test_dropout_is_drawn_for_every_element_by_itself():
-    mask = np.asarray(functional.dropout(jnp.ones((8, 5, 33, 33)), KEY, rate=0.5)) != 0
-    flat = mask.reshape(40, -1).astype(np.float64)
-    correlations = np.corrcoef(flat)[np.triu_indices(40, 1)]
-    assert np.abs(correlations).max() < 5 / np.sqrt(33 * 33)
-    for axis in (2, 3):
-        neighbours = np.take(mask, range(32), axis), np.take(mask, range(1, 33), axis)
-        assert abs((neighbours[0] == neighbours[1]).mean() - 0.5) < 5 * 0.5 / np.sqrt(neighbours[0].size)
-
-
-def test_dropout_differs_between_keys_and_repeats_for_one():
-    x = jnp.ones((4, 64))
-    one, again = (functional.dropout(x, KEY, rate=0.5) for _ in range(2))
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, functional.dropout(x, jax.random.key(4), rate=0.5))
-
-
-@pytest.mark.parametrize(("key", "rate"), [(None, 0.5), (KEY, 0.0), (KEY, 1e-7)])
-def test_dropout_without_key_or_rate_changes_nothing(key, rate):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7)), jnp.float32)
-    assert np.array_equal(functional.dropout(x, key, rate=rate), x)
-
-
-def test_dropout_of_almost_everything_is_finite():
-    y = functional.dropout(jnp.ones((64, 64)), KEY, rate=1 - 1e-9)
-    assert np.isfinite(y).all()
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3, 1)])
-def test_dropout_keeps_shape_and_dtype(shape):
-    y = functional.dropout(jnp.ones(shape, jnp.bfloat16), KEY, rate=0.5)
-    assert y.shape == shape and y.dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("shape", [(64, 3, 8, 7), (64, 9, 33), (64, 1, 330), (600, 33), (9999,)])
-def test_no_random_bits_decide_two_elements(shape):
-    kept = functional.kept(KEY, shape, rate=0.5)
-    assert kept.shape == shape and kept.dtype == jnp.bool_
-    values = np.asarray(kept)
-    for axis, size in enumerate(shape):
-        # Elements that share a block stand a quarter of an axis apart; the others' neighbours have others' counters.
-        for apart in {1, size // 4, size // 2} - {0, size}:
-            one, other = np.take(values, range(apart, size), axis), np.take(values, range(size - apart), axis)
-            assert abs((one == other).mean() - 0.5) < 4 * 0.5 / np.sqrt(one.size)
-
-
-def test_what_is_kept_is_threefrys_of_row_and_place():
-    kept = np.asarray(functional.kept(KEY, (3, 2, 8, 5), rate=0.3))
-    rows, places = np.divmod(np.arange(3 * 2 * 2 * 5, dtype=np.uint32), 20)
-    # The same block function by another door, which takes all first counters and then all second ones.
-    words = threefry_2x32(jax.random.key_data(KEY), jnp.asarray(np.concatenate([rows, places]), jnp.uint32))
-    first, second = np.asarray(words).reshape(2, 3, 2, 2, 5)
-    bits = np.concatenate([first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16], axis=2)
-    np.testing.assert_array_equal(kept, bits < round(0.7 * 2**16))
-
-
-def test_words_hold_what_is_kept():
-    shape = (2, 3, 64, 5)
-    words = np.asarray(functional.kept_words(KEY, shape, rate=0.3))
-    assert words.shape == (2, 3, 2, 5) and words.dtype == np.uint32
-    bits = [(words >> bit) & 1 for bit in range(32)]  # bit b of row w: row 2 b + w
-    np.testing.assert_array_equal(np.concatenate(bits, axis=2) != 0, functional.kept(KEY, shape, rate=0.3))
-
-
-@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
-def test_keys_of_other_generators_are_taken(kind):
-    keys = jax.random.split(jax.random.key(3, impl=kind), 2)
-    one, other = (np.asarray(functional.kept(key, (64, 8, 33), rate=0.5)) for key in keys)
-    assert abs((one == other).mean() - 0.5) < 4 * 0.5 / np.sqrt(one.size)
-
-
-def test_dropouts_gradient_is_its_mask():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7)), jnp.float32)
-    gradient = jax.grad(lambda x: functional.dropout(x, KEY, rate=0.5).sum())(x)
-    np.testing.assert_array_equal(gradient, functional.dropout(jnp.ones((3, 7)), KEY, rate=0.5))
-
-
 # -- attention -------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +107,8 @@ def test_contexts_are_means_by_the_weights_that_dropout_keeps(dtype, tolerance):
     # Scores up to 60: unnormalised they would overflow, and a maximum that is off would leave nothing.
     query, key, value = (jnp.asarray(rng.normal(0, s, (2, 3, 16, 8)), dtype) for s in (4, 4, 1))
     mask = functional.attention_mask(np.arange(16) < np.array([[16], [9]]))
-    kept = functional.kept(KEY, (2, 3, 16, 16), rate=0.25)
-    context, weights = functional.attention(query, key, value, mask, kept=kept, rate=0.25)
+    kept = dropout.keep_mask(KEY, (2, 3, 16, 16), rate=0.25)
+    context, weights = functional.attention(query, key, value, mask, keep_mask=kept, rate=0.25)
     assert context.dtype == weights.dtype == dtype
     exact = [np.asarray(x, np.float64) for x in (query, key, value)]
     for given, wanted in zip((context, weights), attention_in_float64(*exact, mask, kept, 0.75), strict=True):

@@ -50,8 +50,8 @@ def changed(value):
         ({"input_ids": np.ones((2, 0), int)}, "the sequences have no positions"),
         ({"input_ids": None}, "give exactly one of input_ids and inputs_embeds"),
         ({"inputs_embeds": np.ones((2, 5, 8), np.float32)}, "give exactly one of input_ids and inputs_embeds"),
-        ({"head_mask": np.ones(3, np.float32)}, r"head_mask has shape \(3,\); allowed: \(4,\) or \(2, 4\)"),
-        ({"head_mask": np.ones((4, 2), np.float32)}, r"head_mask has shape \(4, 2\); allowed: \(4,\) or \(2, 4\)"),
+        ({"head_mask": np.ones(3, np.float32)}, r"head_mask has shape \[3\]; allowed: \[4\] or \[2, 4\]"),
+        ({"head_mask": np.ones((4, 2), np.float32)}, r"head_mask has shape \[4, 2\]; allowed: \[4\] or \[2, 4\]"),
     ],
 )
 def test_values_out_of_range(arguments, message):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 import flaxbert
 from flaxbert import losses, sharding
 from flaxbert.sharding import AxisRules
+from train.distributed import Placement
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=96,
@@ -36,10 +37,10 @@ PARAMS = jax.tree_util.tree_map_with_path(
 
 
 @functools.partial(jax.jit, static_argnames="deterministic")
-def loss_and_gradients(params, batch, key, *, deterministic):
+def loss_and_gradients(params, batch, key, *, deterministic, model=MODEL):
     def loss(params):
         rngs = {} if deterministic else {"dropout": key}
-        out = MODEL.apply(
+        out = model.apply(
             {"params": params}, batch["input_ids"], attention_mask=batch["attention_mask"],
             deterministic=deterministic, rngs=rngs,
         )  # fmt: skip
@@ -215,27 +216,64 @@ def test_parameters_that_do_not_divide_are_named():
     sharding.check_divisible(mesh, sharding.FSDP, shapes, axes)
 
 
-# -- what the compiler is told inside a step -------------------------------------------------------------------
+# -- inside a user's own jit -----------------------------------------------------------------------------------
 
 
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute)\(.*op_name=\"([^\"]*)")
 
 
+def collectives(compiled):
+    """(shape, kind, operation) of each collective that moves parameters or activations, without the jitted name."""
+    found = [match.groups() for match in map(COLLECTIVE.search, compiled.as_text().splitlines()) if match]
+    return [(shape, kind, name.partition("/")[2]) for shape, kind, name in found]
+
+
 @pytest.mark.parametrize("deterministic", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_parameters_are_gathered_and_activations_are_not(deterministic):
-    def collectives(mesh):
-        def loss(params, batch, key):
-            with sharding.placed(mesh, sharding.FSDP_TENSOR):
-                return loss_and_gradients.__wrapped__(params, batch, key, deterministic=deterministic)
+    model = flaxbert.BertForMaskedLM(CONFIG, rules=sharding.FSDP_TENSOR)
 
-        where = placed_on(mesh, sharding.FSDP_TENSOR)
+    def of_mesh(mesh):
+        loss = functools.partial(loss_and_gradients.__wrapped__, deterministic=deterministic, model=model)
+        inputs = placed_on(mesh, sharding.FSDP_TENSOR)
         outputs = sharding.replicated(mesh), sharding.tree_shardings(mesh, sharding.FSDP_TENSOR, MODEL.logical_axes())
-        text = jax.jit(loss, out_shardings=outputs).lower(*where).compile().as_text()
-        return [found.groups() for found in map(COLLECTIVE.search, text.splitlines()) if found]
+        with jax.set_mesh(mesh):
+            return collectives(jax.jit(loss, out_shardings=outputs).lower(*inputs).compile())
 
-    assert collectives(sharding.make_mesh()) == []
-    assert collectives(sharding.make_mesh(tensor=8)) == []
-    gathered = collectives(sharding.make_mesh(fsdp=8))
+    assert of_mesh(sharding.make_mesh()) == []
+    assert of_mesh(sharding.make_mesh(tensor=8)) == []
+    gathered = of_mesh(sharding.make_mesh(fsdp=8))
     assert {kind for _, kind, _ in gathered} == {"all-gather"}
-    # Rows have 11 tokens, and no parameter has this size.
+    # Sequences have 11 tokens, and no parameter has this size.
     assert gathered and not any("11" in re.findall(r"\d+", shape) for shape, _, _ in gathered)
+
+
+def test_a_users_own_jit_is_the_trainers_program():
+    """`model.apply` under `jax.jit` and `jax.set_mesh` has the collectives of the trainer's evaluation step."""
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    placement = Placement(mesh)
+    model = flaxbert.BertForMaskedLM(CONFIG, rules=placement.rules)
+    params, batch, _ = placed_on(mesh, placement.rules)
+
+    def apply(params, ids):
+        return model.apply({"params": params}, ids).logits
+
+    def eval_step(params, ids):
+        with placement.tracing():
+            return apply(params, ids)
+
+    trainers = jax.jit(eval_step).lower(params, batch["input_ids"]).compile()
+    with jax.set_mesh(mesh):
+        users = jax.jit(apply).lower(params, batch["input_ids"]).compile()
+    without = jax.jit(apply).lower(params, batch["input_ids"]).compile()
+    assert [kind for _, kind, _ in collectives(users)].count("all-gather") > 4
+    assert sorted(collectives(users)) == sorted(collectives(trainers))
+    assert sorted(collectives(without)) != sorted(collectives(trainers))
+
+
+def test_meshes_with_other_axes_are_left_to_the_compiler():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    model = flaxbert.BertForMaskedLM(CONFIG, rules=sharding.FSDP_TENSOR)
+    with jax.set_mesh(mesh):
+        out = jax.jit(model.apply)({"params": PARAMS}, BATCH["input_ids"]).logits
+    wanted = jax.jit(MODEL.apply)({"params": PARAMS}, BATCH["input_ids"]).logits
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-5)

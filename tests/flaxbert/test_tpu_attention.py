@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import flaxbert
-from flaxbert import Attention, BertConfig, Remat, functional, sharding, tpu_attention
+from flaxbert import AttentionImplementation, BertConfig, Remat, dropout, functional, sharding
+from flaxbert.kernels import tpu_attention
 
 KEY = jax.random.key(3)
 
@@ -55,14 +56,14 @@ def test_contexts_and_gradients_are_those_of_eager_attention(rows, length, heads
     shape = (rows, heads, length, length)
 
     def eager(query, key, value):
-        kept = functional.kept(KEY, shape, rate=rate) if rate else None
+        kept = dropout.keep_mask(KEY, shape, rate=rate) if rate else None
         parts = [split(x, heads) for x in (query, key, value)]
-        context, _ = functional.attention(*parts, allowed, kept=kept, rate=rate)
+        context, _ = functional.attention(*parts, allowed, keep_mask=kept, rate=rate)
         return context.transpose(0, 2, 1, 3).reshape(query.shape)
 
     def kernel(query, key, value):
-        words = functional.kept_words(KEY, shape, rate=rate) if rate else None
-        return tpu_attention.attention(query, key, value, allowed, heads=heads, kept=words, rate=rate)
+        packed = dropout.packed_keep_mask(KEY, shape, rate=rate) if rate else None
+        return tpu_attention.attention(query, key, value, allowed, heads=heads, keep_mask=packed, rate=rate)
 
     for found, wanted in zip(outputs_and_gradients(kernel, given), outputs_and_gradients(eager, given), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
@@ -79,20 +80,20 @@ def test_in_bfloat16():
 
 def test_devices_compute_their_rows_and_heads():
     given, mask = vectors(8, 32, 256), masks(8, 32)["padding"]
-    words = functional.kept_words(KEY, (8, 4, 32, 32), rate=0.25)
+    packed = dropout.packed_keep_mask(KEY, (8, 4, 32, 32), rate=0.25)
 
     def attend(query, key, value):
-        return tpu_attention.attention(query, key, value, mask, heads=4, kept=words, rate=0.25)
+        return tpu_attention.attention(query, key, value, mask, heads=4, keep_mask=packed, rate=0.25)
 
     def divided(*given):
-        with sharding.placed(grid, sharding.AxisRules()):
-            outputs, pull = jax.vjp(attend, *given[:3])
-            return outputs, *pull(given[3])
+        outputs, pull = jax.vjp(attend, *given[:3])
+        return outputs, *pull(given[3])
 
     grid = sharding.make_mesh(jax.devices(), fsdp=2, tensor=2)
     spec = sharding.AxisRules().spec(("batch", None, "heads"))
     place = jax.sharding.NamedSharding(grid, spec)
-    compiled = jax.jit(divided, in_shardings=place, out_shardings=place).lower(*given).compile()
+    with jax.set_mesh(grid):
+        compiled = jax.jit(divided, in_shardings=place, out_shardings=place).lower(*given).compile()
     for found, wanted in zip(compiled(*given), outputs_and_gradients(attend, given), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
     assert "all-gather" not in compiled.as_text()
@@ -104,7 +105,7 @@ def test_heads_it_was_not_made_for():
 
 
 def test_lengths():
-    assert [length for length in range(1, 700) if tpu_attention.takes(length)] == list(range(32, 513, 32))
+    assert [length for length in range(1, 700) if tpu_attention.supports_length(length)] == list(range(32, 513, 32))
 
 
 # -- in the model ----------------------------------------------------------------------------------------
@@ -117,10 +118,10 @@ MASK = (np.arange(32) < np.asarray([[32], [20]])).astype(np.int32)
 @pytest.fixture
 def as_on_a_tpu(monkeypatch):
     """The model chooses as if it were compiled for a TPU; the kernel still knows better, and is interpreted."""
-    monkeypatch.setattr("flaxbert.block.platform", lambda: "tpu")
+    monkeypatch.setattr("flaxbert.kernels.platform", lambda: "tpu")
 
 
-def model(attention=Attention.PALLAS, **how):
+def model(attention=AttentionImplementation.PALLAS, **how):
     return flaxbert.BertForMaskedLM(CONFIG, attn_implementation=attention, **how)
 
 
@@ -146,7 +147,7 @@ def test_a_model_computes_the_same_and_drops_the_same(as_on_a_tpu, params, remat
         this = model(attention, remat=remat)
         return jax.jit(jax.value_and_grad(lambda params: loss(this, params, deterministic=False)))(params)
 
-    (value, gradients), (wanted, theirs) = both(Attention.PALLAS), both(Attention.EAGER)
+    (value, gradients), (wanted, theirs) = both(AttentionImplementation.PALLAS), both(AttentionImplementation.EAGER)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
     for found, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(found, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1e-3))
@@ -163,9 +164,9 @@ def test_the_backward_pass_runs_the_forward_kernel_again_only_where_it_keeps_not
 
 def test_no_kernel_where_weights_are_wanted_or_devices_are_no_tpus(params, monkeypatch):
     assert "attention_forward" not in program(model(), params)
-    monkeypatch.setattr("flaxbert.block.platform", lambda: "tpu")
+    monkeypatch.setattr("flaxbert.kernels.platform", lambda: "tpu")
     assert "attention_forward" in program(model(), params)
-    assert "attention_forward" not in program(model(Attention.EAGER), params)
+    assert "attention_forward" not in program(model(AttentionImplementation.EAGER), params)
     assert "attention_forward" not in program(model(), params, length=31)
     assert "attention_forward" not in program(model(), params, output_attentions=True)
     assert "attention_forward" not in program(model(), params, head_mask=np.ones(4, np.float32))

@@ -123,7 +123,7 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
     """
     spec: TrainSpec = config.task.train_spec(config)
     objective = spec.objective
-    model = objective.architecture(objective.config, **config.model.attributes)
+    model = objective.architecture(objective.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)
     optimizer = make_optimizer(config.optim, config.run.total_steps(spec.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert import Attention, BertForPreTraining, Remat, save_pretrained
+from flaxbert import AttentionImplementation, BertForPreTraining, Remat, save_pretrained
 from train.benchmark.workload import Implementation, Pass, Workload
 from train.distributed import MeshShape, Placement
 from train.evaluate import compile_eval_step
@@ -29,7 +29,7 @@ class JaxImplementation(Implementation):
             dtype=jnp.dtype(work.dtype),
             scan=scan,
             remat=Remat.NONE,
-            attn_implementation=Attention.EAGER,
+            attn_implementation=AttentionImplementation.EAGER,
             vocab_multiple=128,
         )
         objective = PretrainingObjective(config=work.config, architecture=BertForPreTraining)

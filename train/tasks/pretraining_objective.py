@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxbert import BertForPreTraining, PreTrainedModel, functional, losses
 from flaxbert.losses import IGNORE, Loss
-from flaxbert.sharding import fetch, spread
+from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import MASK
 from train.evaluate import EvalStepOutput, Evaluation
 from train.step import Batch, Params
@@ -115,7 +115,7 @@ class PreparedPretraining(PretrainingObjective, Task):
             return jax.lax.top_k(jax.nn.softmax(words[0, 0]), 5)
 
         # Where other hosts hold parts of the parameters, only a compiled function may look at them all.
-        found = jax.jit(likeliest)(params) if spread(params) else likeliest(params)
-        probabilities, best = map(fetch, found)
+        found = jax.jit(likeliest)(params) if is_multihost(params) else likeliest(params)
+        probabilities, best = map(fetch_global, found)
         named = zip(self.tokenizer.tokens(best), probabilities, strict=True)
         return "  ".join(f"{token} {probability:.0%}" for token, probability in named)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from flaxbert.base import PreTrainedModel
 from flaxbert.config import BertConfig
 from flaxbert.families import family_of
 from flaxbert.losses import Loss
+from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.batches import TrainSet
 from train.data.examples import HostBatch

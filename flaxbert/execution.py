@@ -1,0 +1,65 @@
+"""Settings of the computation: dtype, loop over layers, rematerialisation, attention, sharding rules."""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flaxbert.sharding import AxisRules
+
+SAVED_BY_KERNELS = "attention"
+"""The name, for policies of `jax.checkpoint`, of the arrays that fused kernels save for their backward pass."""
+
+
+class AttentionImplementation(enum.Enum):
+    """Implementation of attention, by Hugging Face's names where it has them; the results differ by rounding alone.
+
+    "eager": matrix products and a softmax that XLA compiles, on any device.
+    "pallas": one kernel on TPUs (`kernels/tpu_attention.py`), which keeps no scores in memory, where
+    `kernels.supports_fused_attention` says so; "eager" elsewhere. On several devices, apply the model under
+    `jax.set_mesh`: the compiler cannot divide a kernel, so without a mesh each device would compute all batch rows.
+    """
+
+    EAGER = "eager"
+    PALLAS = "pallas"
+
+
+class Remat(enum.Enum):
+    """Activations of a layer that are saved for the backward pass: all, only matrix products, or only its input."""
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+
+
+REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
+    Remat.DOTS: jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED_BY_KERNELS),
+    ),
+    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+}
+"""The policies of `jax.checkpoint` for these."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model is computed: static while tracing, without effect on the results but for rounding.
+
+    Attributes:
+        dtype: dtype of matrix products and activations; softmax, layer norm and logits are float32.
+        scan: compute the layers in one `lax.scan`, which compiles fast, or in a Python loop.
+        remat: activations saved for the backward pass.
+        attention: the implementation of attention; see `AttentionImplementation`.
+        rules: layout of parameters and activations on the current mesh.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: Remat = Remat.NONE
+    attention: AttentionImplementation = AttentionImplementation.EAGER
+    rules: AxisRules = AxisRules()

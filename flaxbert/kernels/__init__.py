@@ -1,0 +1,55 @@
+"""Fused attention: one kernel per platform, behind one function that chooses by a stated rule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float, UInt32
+
+from flaxbert.constraints import constrain
+from flaxbert.functional import linear
+from flaxbert.kernels import tpu_attention
+from flaxbert.kernels.tpu_attention import platform
+from flaxbert.sharding import AxisRules
+
+
+def supports_fused_attention(length: int, *, self_attention: bool, head_mask: bool, output_attentions: bool) -> bool:
+    """Return True if there is a kernel for this call.
+
+    The rule: on TPUs, for self-attention over all positions, for lengths that are multiples of 32 up to 512, and where
+    neither a head mask is given nor the attention probabilities are asked for.
+    """
+    if not self_attention or head_mask or output_attentions:
+        return False
+    return platform() == "tpu" and tpu_attention.supports_length(length)
+
+
+@jax.named_scope("attention")
+def attend_fused(
+    params: Mapping[str, Any],
+    x: Float[Array, "B T D"],
+    mask: Bool[Array, "#B 1 #T T"] | None,
+    *,
+    rules: AxisRules,
+    rate: float = 0.0,
+    keep: UInt32[Array, "B H W T"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Self-attention by one kernel, which keeps no probabilities; return what `transformer.attend` returns first.
+
+    The arguments are those of `transformer.attend`; `keep` is packed (`dropout.packed_keep_mask`).
+    """
+    projections = [params[name] for name in ("query", "key", "value")]
+    heads = params["query"]["kernel"].shape[1]
+    query, key, value = (
+        constrain(linear(_merge_heads(projection, inputs=1), x, "BTD,DE->BTE"), rules, "batch", None, "heads")
+        for projection in projections
+    )
+    context = tpu_attention.attention(query, key, value, mask, heads=heads, keep_mask=keep, rate=rate, rules=rules)
+    return linear(_merge_heads(params["output"], inputs=2), context, "BTE,ED->BTD")
+
+
+def _merge_heads(params: Mapping[str, Any], *, inputs: int) -> dict[str, Array]:
+    """Reshape a linear layer's axes of heads and head size into one; the first `inputs` axes of a kernel are inputs."""
+    kernel = params["kernel"]
+    shape = (kernel.shape[0], -1) if inputs == 1 else (-1, kernel.shape[2])
+    return {"kernel": kernel.reshape(shape), "bias": params["bias"].reshape(-1)}

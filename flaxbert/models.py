@@ -1,0 +1,214 @@
+"""Model classes: the base of all, `BertModel`, and the base of those with a head.
+
+They declare parameters and call the functions of `encoder.py`.
+
+Flax Linen, as a thin layer: `apply` is a pure function of a dict of arrays, and that dict, not the classes, is the
+contract.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from flaxbert import layers
+from flaxbert.config import BertConfig
+from flaxbert.dropout import dropout
+from flaxbert.encoder import EncoderInputs, Mask, declare_encoder, encode
+from flaxbert.execution import AttentionImplementation, Execution, Remat
+from flaxbert.layers import Declaration, Params, declare_linear
+from flaxbert.outputs import BaseModelOutput
+from flaxbert.sharding import AxisRules
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+
+class ModelInputs(TypedDict, total=False):
+    """The keyword arguments that `BertModel` and every head take beside `input_ids`; see `BertModel.__call__`."""
+
+    attention_mask: Mask | None
+    token_type_ids: Int[ArrayLike, "B T"] | None
+    position_ids: Int[ArrayLike, "#B T"] | None
+    head_mask: Float[ArrayLike, "H"] | Float[ArrayLike, "L H"] | None
+    inputs_embeds: Float[ArrayLike, "B T D"] | None
+    output_attentions: bool
+    output_hidden_states: bool
+
+
+class PreTrainedModel(nn.Module):
+    """A stateless description of a model; `apply` is a pure function of the parameters.
+
+    Attributes:
+        config: the sizes.
+        dtype: dtype of matrix products and activations; parameters, softmax, norms and logits stay float32.
+        scan: compute the layers in one loop (short compile time) or unrolled; the same parameters either way.
+        remat: activations saved for the backward pass.
+        attn_implementation: see `AttentionImplementation`.
+        vocab_multiple: the vocabulary axis is padded to a multiple of it, for hardware and for devices that share it.
+            Rows beyond `config.vocab_size` are zero and stay zero, their logits are the lowest float32, and files never
+            hold them.
+        rules: layout of parameters and activations on the mesh of `jax.set_mesh`.
+        origin: the folder the model was loaded from; `save_pretrained` copies its tokenizer. Not compared.
+    """
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: Remat = Remat.NONE
+    attn_implementation: AttentionImplementation = AttentionImplementation.EAGER
+    vocab_multiple: int = 1
+    rules: AxisRules = AxisRules()
+    origin: Path | None = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
+
+    base_model_prefix: ClassVar[str] = "bert"
+    """The name of the base model in the parameters of a head."""
+    takes_choices: ClassVar[bool] = False
+    """True if inputs are [B, C, T] instead of [B, T]."""
+
+    @nn.nowrap
+    def declaration(self) -> Declaration:
+        """Return the declaration of every parameter."""
+        raise TypeError(f"{type(self).__name__} declares no parameters; use one of its subclasses")
+
+    @nn.nowrap
+    def parameter_shapes(self) -> dict[str, Any]:
+        """Return the tree of parameters as shapes and dtypes; nothing is allocated."""
+        return layers.parameter_shapes(self.declaration())
+
+    @nn.nowrap
+    def logical_axes(self) -> dict[str, Any]:
+        """Return the tree of parameters as tuples of logical axis names, one `PartitionSpec` a parameter."""
+        return layers.logical_axes(self.declaration())
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Length of the vocabulary axis of parameters and logits."""
+        return -(-self.config.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def execution(self) -> Execution:
+        """The static settings of the computation."""
+        return Execution(self.dtype, self.scan, self.remat, self.attn_implementation, self.rules)
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """The smallest input, to initialise with."""
+        return np.zeros((1, 1, 1) if self.takes_choices else (1, 1), np.int32)
+
+    @classmethod
+    def from_pretrained(cls: type[Model], path: str | Path, **arguments: Any) -> tuple[Model, dict[str, Any]]:
+        """Load a checkpoint: return the model and its float32 parameters; see `pretrained.load_model`."""
+        from flaxbert.pretrained import load_model  # readers of files, which the model itself does not need
+
+        return load_model(cls, path, **arguments)
+
+    @nn.nowrap
+    def _ready_parameters(self) -> Params:
+        """Return the parameters ready for use (`layers.prepare`); declare them if the model is being initialised.
+
+        Raises:
+            ValueError: lists every parameter that is missing or has another shape.
+        """
+        declaration = self.declaration()
+        if self.is_initializing():
+            for name, child in declaration.items():
+                self.param(name, functools.partial(layers.fresh_parameters, child, path=name))
+        params = self.variables.get("params", {})
+        if wrong := list(layers.mismatches(params, declaration)):
+            raise ValueError("the parameters do not fit the model:\n  " + "\n  ".join(wrong))
+        return layers.prepare(params, declaration, dtype=self.dtype, rules=self.rules)
+
+    @nn.nowrap
+    def _dropout_key(self, deterministic: bool) -> Key[Array, ""] | None:
+        return None if deterministic else self.make_rng("dropout")
+
+
+class BertModel(PreTrainedModel):
+    """The encoder: ids to contextual vectors, and the pooled vector of the first position."""
+
+    add_pooling_layer: bool = True
+
+    @nn.nowrap
+    def declaration(self) -> Declaration:
+        """Return the declaration of embeddings, layers and pooler."""
+        return declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=self.add_pooling_layer)
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[ArrayLike, "B T"] | None = None,
+        *,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
+        first_positions_only: bool = False,
+        deterministic: bool = True,
+        **inputs: Unpack[ModelInputs],
+    ) -> BaseModelOutput:
+        """Encode a batch.
+
+        Args:
+            input_ids: below `vocab_size`; give these or `inputs_embeds`.
+            attention_mask: nonzero where a key may be attended to. [B, T] marks padding (a decoder adds its causal
+                mask); [B, T, T] gives each query its own row, and is used as it is.
+            token_type_ids: 0 where None.
+            position_ids: 0 to T-1 where None.
+            head_mask: factor on each head's attention probabilities, for all layers or for each.
+            inputs_embeds: vectors in place of word embeddings.
+            output_attentions, output_hidden_states: return them, too.
+            first_positions: the first position of each sequence, for batch rows that hold several: `pooler_output` is
+                then [B, P, D]. Position 0 alone, and [B, D], where None.
+            first_positions_only: `last_hidden_state` is [B, P, D], which is all that the pooler reads. The last
+                layer then computes no other position, unless hidden states or attentions are asked for.
+            deterministic: False applies dropout and needs `rngs={"dropout": key}`.
+
+        Raises:
+            ValueError: ids, types or positions out of range (unless they are being traced), a sequence longer than
+                `max_position_embeddings`, both or neither of ids and embeddings, parameters that do not fit.
+        """
+        given = EncoderInputs(
+            input_ids, first_positions=first_positions, first_positions_only=first_positions_only, **inputs
+        )
+        key = self._dropout_key(deterministic)
+        return encode(self._ready_parameters(), given, config=self.config, execution=self.execution, key=key)
+
+
+class TaskModel(PreTrainedModel):
+    """An encoder with a head; subclasses declare the head and compute its logits."""
+
+    has_pooler: ClassVar[bool] = False
+    """True if the head reads the pooled vector."""
+
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the head's parameters."""
+        raise TypeError(f"{type(self).__name__} has no head; use one of its subclasses")
+
+    @nn.nowrap
+    def declaration(self) -> Declaration:
+        """Return the declaration of the encoder and the head."""
+        encoder = declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=self.has_pooler)
+        return {self.base_model_prefix: encoder, **self.head_declaration()}
+
+    @nn.nowrap
+    def _label_layer(self, outputs: int) -> Declaration:
+        """Declare a linear layer from the model's width to `outputs` columns."""
+        shape = (self.config.hidden_size, outputs)
+        return declare_linear(shape, ("embed", "label"), stddev=self.config.initializer_range)
+
+    @nn.nowrap
+    def _encode(
+        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
+    ) -> BaseModelOutput:
+        key = self._dropout_key(deterministic)
+        given = EncoderInputs(input_ids, **inputs)
+        encoder = params[self.base_model_prefix]
+        return encode(encoder, given, config=self.config, execution=self.execution, key=key)
+
+    @nn.nowrap
+    def _head_dropout(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
+        return dropout(x, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)

@@ -1,0 +1,257 @@
+"""The transformer as pure functions over a tree of parameters: attention, feed-forward, one layer, the stack.
+
+Start reading here. `models.py` puts embeddings below this stack and has the glossary of axis letters; `functional.py`
+has the formulas. A layer's parameters are one tree of dicts (`declare_layer`), and those of a stack the same tree with
+a leading axis of layers. Every layer is post-norm (Devlin et al., 2018): each half adds its input and normalises.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from flaxbert import functional, kernels
+from flaxbert.config import BertConfig
+from flaxbert.constraints import constrain
+from flaxbert.dropout import KeepMasks, draw_keep_masks, dropout
+from flaxbert.execution import REMAT_POLICIES, AttentionImplementation, Execution, Remat
+from flaxbert.functional import linear
+from flaxbert.layers import Declaration, Params, declare_layer_norm, declare_linear, prepare
+from flaxbert.sharding import AxisRules
+
+
+def declare_layer(config: BertConfig) -> Declaration:
+    """Declare the parameters of one layer."""
+    width, inner, stddev = config.hidden_size, config.intermediate_size, config.initializer_range
+    heads = (config.num_attention_heads, width // config.num_attention_heads)
+    projection = declare_linear((width, *heads), ("embed", "heads", "head"), stddev=stddev)
+    output = declare_linear((*heads, width), ("heads", "head", "embed"), stddev=stddev, inputs=2)
+    return {
+        "attention": {"query": projection, "key": projection, "value": projection, "output": output},
+        "attention_norm": declare_layer_norm(width),
+        "up": declare_linear((width, inner), ("embed", "mlp"), stddev=stddev),
+        "down": declare_linear((inner, width), ("mlp", "embed"), stddev=stddev),
+        "output_norm": declare_layer_norm(width),
+    }
+
+
+# -- one layer --------------------------------------------------------------------------------------------
+
+
+@jax.named_scope("attention")
+def attend(
+    params: Params,
+    x: Float[Array, "B T D"],
+    source: Float[Array, "B S D"],
+    mask: Bool[Array, "#B 1 #T S"] | None,
+    *,
+    rules: AxisRules,
+    rate: float = 0.0,
+    keep: Bool[Array, "B H T S"] | None = None,
+    head_mask: Float[Array, "H"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
+    """Multi-head attention: return (output projection of the context, attention probabilities).
+
+    Queries come from `x`, keys and values from `source`: the same array in self-attention, unless fewer positions are
+    computed than are attended to. The probabilities are those after dropout and head mask.
+
+    Args:
+        params: "query", "key", "value" and "output" of a layer, ready for use (`layers.prepare`).
+        x, source: see above.
+        mask: True where a query may attend to a key; None allows all.
+        rules: layout of activations on the current mesh.
+        rate, keep: dropout rate of the probabilities, and the mask that was drawn with it.
+        head_mask: factor on each head.
+    """
+    inputs = {"query": x, "key": source, "value": source}
+    query, key, value = (
+        constrain(linear(params[name], y, "BTD,DHK->BHTK"), rules, "batch", "heads", None, None)
+        for name, y in inputs.items()
+    )
+    context, probabilities = functional.attention(query, key, value, mask, keep_mask=keep, rate=rate)
+    if head_mask is not None:
+        factor = head_mask.astype(context.dtype)[None, :, None, None]
+        context, probabilities = context * factor, probabilities * factor
+    return linear(params["output"], context, "BHTK,HKD->BTD"), probabilities
+
+
+@jax.named_scope("feed_forward")
+def feed_forward(
+    params: Params, x: Float[Array, "B T D"], *, activation: str, rules: AxisRules
+) -> Float[Array, "B T D"]:
+    """Return `down(activation(up(x)))`, applied to each position by itself."""
+    inner = functional.ACTIVATIONS[activation](linear(params["up"], x, "BTD,DF->BTF"))
+    return linear(params["down"], constrain(inner, rules, "batch", None, "mlp"), "BTF,FD->BTD")
+
+
+@jax.named_scope("layer")
+def layer(
+    params: Params,
+    x: Float[Array, "B T D"],
+    source: Float[Array, "B S D"] | None,
+    mask: Bool[Array, "#B 1 #T S"] | None,
+    *,
+    config: BertConfig,
+    execution: Execution,
+    head_mask: Float[Array, "H"] | None = None,
+    key: Key[Array, ""] | None = None,
+    output_attentions: bool = False,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"] | None]:
+    """One post-norm layer: return (output, attention probabilities or None).
+
+    `x` holds the positions to compute, and `source` those to attend to: None for x itself, self-attention over all
+    positions. `key` is for dropout; None applies none. The other arguments are those of `stack`.
+    """
+    params = prepare(params, declare_layer(config), dtype=execution.dtype, rules=execution.rules)
+    fused = execution.attention is not AttentionImplementation.EAGER and kernels.supports_fused_attention(
+        x.shape[1], self_attention=source is None, head_mask=head_mask is not None, output_attentions=output_attentions
+    )
+    keys_from = x if source is None else source
+    rules, rate, keep = execution.rules, config.attention_probs_dropout_prob, KeepMasks()
+    if key is not None:
+        keep = draw_keep_masks(
+            key,
+            x,
+            heads=config.num_attention_heads,
+            key_length=keys_from.shape[1],
+            probabilities_rate=rate,
+            output_rate=config.hidden_dropout_prob,
+            rules=rules,
+            packed=fused,
+        )
+    if fused:
+        probabilities = None
+        y = kernels.attend_fused(params["attention"], x, mask, rules=rules, rate=rate, keep=keep.probabilities)
+    else:
+        y, probabilities = attend(
+            params["attention"],
+            x,
+            keys_from,
+            mask,
+            rules=rules,
+            rate=rate,
+            keep=keep.probabilities,
+            head_mask=head_mask,
+        )
+    if keep.attention_output is not None:
+        y = dropout(y, keep.attention_output, rate=config.hidden_dropout_prob)
+    x = functional.layer_norm(y + x, **params["attention_norm"], epsilon=config.layer_norm_eps)
+    y = feed_forward(params, x, activation=config.hidden_act, rules=rules)
+    if keep.feed_forward_output is not None:
+        y = dropout(y, keep.feed_forward_output, rate=config.hidden_dropout_prob)
+    x = functional.layer_norm(y + x, **params["output_norm"], epsilon=config.layer_norm_eps)
+    return constrain(x, rules, "batch", None, None), probabilities if output_attentions else None
+
+
+# -- the stack --------------------------------------------------------------------------------------------
+
+
+class StackOutput(NamedTuple):
+    """Output of the last layer; hidden states and attention probabilities of every layer, or empty tuples."""
+
+    last: Float[Array, "B R D"]
+    hidden_states: tuple[Float[Array, "B T D"], ...] = ()
+    attentions: tuple[Float[Array, "B H T S"], ...] = ()
+
+
+class PerLayer(NamedTuple):
+    """Inputs of each layer, with a leading axis of layers; room for what else differs by layer (a cache, a mask)."""
+
+    params: Any
+    head_mask: Float[Array, "L H"] | None = None
+    keys: Key[Array, "L"] | None = None
+
+
+def stack(
+    params: Params,
+    x: Float[Array, "B T D"],
+    mask: Bool[Array, "#B 1 #T T"] | None,
+    *,
+    config: BertConfig,
+    execution: Execution,
+    head_mask: Float[Array, "L H"] | None = None,
+    key: Key[Array, ""] | None = None,
+    output_attentions: bool = False,
+    output_hidden_states: bool = False,
+    first_positions: Int[Array, "B P"] | None = None,
+    first_positions_only: bool = False,
+) -> StackOutput:
+    """Apply all layers: in one `lax.scan`, or in a Python loop where `execution.scan` is False, with the same results.
+
+    Args:
+        params: the parameters of a layer (`declare_layer`), each with a leading axis of layers.
+        x: output of the embeddings.
+        mask: True where a query may attend to a key; None allows all.
+        config: sizes, activation, dropout rates.
+        execution: dtype, loop, remat, attention, sharding rules.
+        head_mask: factor on each head of each layer.
+        key: for dropout; None applies none.
+        output_attentions, output_hidden_states: return those of every layer. Then all positions are computed.
+        first_positions: the first position of each sequence, for batch rows that hold several; None means 0.
+        first_positions_only: return these positions alone, [B, P, D]; the last layer computes no others.
+    """
+    layers = PerLayer(params, head_mask, None if key is None else jax.random.split(key, config.num_hidden_layers))
+    run = functools.partial(layer, config=config, execution=execution, output_attentions=output_attentions)
+    if execution.remat is not Remat.NONE:
+        # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
+        run = jax.checkpoint(run, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
+
+    def step(x: Array, inputs: PerLayer) -> tuple[Array, tuple[Array | None, Array | None]]:
+        x, probabilities = run(inputs.params, x, None, mask, head_mask=inputs.head_mask, key=inputs.keys)
+        return x, (x if output_hidden_states else None, probabilities)
+
+    if first_positions_only and not (output_attentions or output_hidden_states):
+        layers, last_layer = _split(layers, (config.num_hidden_layers - 1, 1))
+        x, _ = _loop(step, x, layers, config.num_hidden_layers - 1, scan=execution.scan)
+        queries, query_mask = functional.at_first_positions(x, first_positions), _first_rows(mask, first_positions)
+        last = jax.tree.map(lambda leaf: leaf[0], last_layer)
+        x, _ = run(last.params, queries, x, query_mask, head_mask=last.head_mask, key=last.keys)
+        return StackOutput(x)
+    x, (states, attentions) = _loop(step, x, layers, config.num_hidden_layers, scan=execution.scan)
+    last = functional.at_first_positions(x, first_positions) if first_positions_only else x
+    return StackOutput(
+        last, tuple(states) if output_hidden_states else (), tuple(attentions) if output_attentions else ()
+    )
+
+
+def _loop(step: Callable[..., Any], x: Array, layers: PerLayer, count: int, *, scan: bool) -> tuple[Array, Any]:
+    """Run `lax.scan` or its Python loop: return the last x, and each output of `step` for all layers."""
+    if count == 0:
+        return x, (None, None)
+    if scan:
+        return jax.lax.scan(step, x, layers)
+    outputs = []
+    for inputs in _split(layers, (1,) * count):
+        x, output = step(x, jax.tree.map(lambda leaf: leaf[0], inputs))
+        outputs.append(output)
+    states, attentions = zip(*outputs, strict=True)
+    return x, (None if states[0] is None else states, None if attentions[0] is None else attentions)
+
+
+def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Split the leading axis of every leaf into parts of these sizes.
+
+    The gradient of one split is one concatenation; slices would each be padded with zeros to the full size and added.
+    """
+
+    def parts(leaf: Array) -> list[Array]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # `lax.split` takes no keys, and keys have no gradient
+            ends = list(itertools.accumulate(sizes))
+            return [leaf[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        return jax.lax.split(leaf, sizes)
+
+    leaves, structure = jax.tree.flatten(tree)
+    return [jax.tree.unflatten(structure, part) for part in zip(*map(parts, leaves), strict=True)]
+
+
+def _first_rows(
+    mask: Bool[Array, "#B 1 #T S"] | None, positions: Int[Array, "B P"] | None
+) -> Bool[Array, "#B 1 #P S"] | None:
+    """Return the mask of the queries at the first positions."""
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    return functional.at_first_positions(mask[:, 0], positions)[:, None]
