@@ -11,15 +11,14 @@ from flaxbert.execution import AttentionImplementation, Remat
 # models and their heads
 from flaxbert.families import ARCHITECTURES
 from flaxbert.heads import (
-    BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertLMHeadModel,
 )
+from flaxbert.lm_heads import BertForMaskedLM, BertLMHeadModel
 from flaxbert.models import BertModel, PreTrainedModel
 
 # weights

@@ -22,15 +22,14 @@ from flaxbert.families.family import (
     linear,
 )
 from flaxbert.heads import (
-    BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertLMHeadModel,
 )
+from flaxbert.lm_heads import BertForMaskedLM, BertLMHeadModel
 from flaxbert.models import BertModel
 
 _LAYER = "encoder.layer.{layer}"
