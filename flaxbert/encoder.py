@@ -60,7 +60,9 @@ class EncoderInputs:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         require_shape("input_ids", self.input_ids, ("B", "T"))
         require_shape("inputs_embeds", self.inputs_embeds, ("B", "T", config.hidden_size))
-        batch, length = jnp.shape(self.input_ids if self.inputs_embeds is None else self.inputs_embeds)[:2]
+        given = self.input_ids if self.inputs_embeds is None else self.inputs_embeds
+        assert given is not None
+        batch, length = jnp.shape(given)[:2]
         # Checked here, because what broadcasts would be taken silently: a mask [B, 1], for instance.
         require_shape("attention_mask", self.attention_mask, (batch, length), (batch, length, length))
         require_shape("token_type_ids", self.token_type_ids, (batch, length))

@@ -238,7 +238,7 @@ def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
     The gradient of one split is one concatenation; slices would each be padded with zeros to the full size and added.
     """
 
-    def parts(leaf: Array) -> list[Array]:
+    def parts(leaf: Array) -> Sequence[Array]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # `lax.split` takes no keys, and keys have no gradient
             ends = list(itertools.accumulate(sizes))
             return [leaf[end - size : end] for size, end in zip(sizes, ends, strict=True)]
