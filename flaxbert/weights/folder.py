@@ -16,6 +16,7 @@ from flaxbert.families import HeadKind, architecture_of, family_of
 from flaxbert.families.config_file import config_to_dict
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import atomic_write
+from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import is_multihost
 from flaxbert.weights.checksums import CHECKSUMS_FILE, file_sha256, format_checksums
 from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat
