@@ -4,21 +4,19 @@ import dataclasses
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypedDict, TypeVar
 
 import jax.numpy as jnp
 import tyro
 
 from flaxbert import AttentionImplementation, BertConfig, Remat
 from train.distributed import MeshShape
+from train.multihost.host_group import Json
 from train.multihost.hosts import Hosts
 from train.optim import Optim
 
 if TYPE_CHECKING:
     from train.tasks.task import TaskSettings
-
-
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 
 class ModelAttributes(TypedDict):

@@ -1,17 +1,21 @@
-"""The processes of a run, one a host, as one of them sees them: what they decide together."""
+"""The hosts of a run, and the values they exchange and check; one process per host."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+Value = TypeVar("Value")
 
 
 class HostGroup:
-    """The hosts of a run; as it stands here, a single one, which agrees with itself. `tcp_group.TcpHostGroup` are many.
+    """The group of a single host; `tcp_group.TcpHostGroup` is that of several.
 
-    All methods are called by all hosts, in the same order; one that fails ends the others, so none waits for ever.
+    All hosts must call the same methods in the same order. If one host fails, it ends the others, so that none waits
+    for ever.
 
     Attributes:
-        index: of this host; host 0 decides and writes.
-        names: of the machines, by index.
+        index: index of this host; host 0 decides and writes.
+        names: machine names by host index.
     """
 
     index: int = 0
@@ -21,25 +25,30 @@ class HostGroup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for the others; where this one failed, tells them instead."""
+        """Wait for the other hosts; if this host failed, end them instead."""
 
-    def exchange(self, value: Any) -> list[Any]:
-        """The value (what JSON can hold) of every host, by index."""
+    def exchange(self, value: Value) -> list[Value]:
+        """Return the values of all hosts by index; values must be representable in JSON."""
         return [value]
 
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What host 0 makes, for all; must be what JSON can hold."""
-        return self.exchange(make() if self.index == 0 else None)[0]
+    def share(self, make: Callable[[], Value]) -> Value:
+        """Call `make` on host 0 and return its result on all hosts; it must be representable in JSON."""
+        values: list[Any] = self.exchange(make() if self.index == 0 else None)
+        return values[0]
 
     def wait(self) -> None:
-        """Returns when all hosts have come here."""
+        """Wait until all hosts have called this method."""
         self.exchange(None)
 
-    def check_same(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raises, on all hosts, where one holds other values than host 0.
+    def check_same(self, what: str, values: Mapping[str, Json]) -> None:
+        """Check, on all hosts, that every host has the values of host 0.
+
+        Args:
+            what: a noun for the error message, such as "settings".
+            values: values by name.
 
         Raises:
-            ValueError: names what differs, the host, and both values.
+            ValueError: lists each name that differs, the host, and both values.
         """
         problems = []
         first, *others = self.exchange(dict(values))
@@ -49,10 +58,10 @@ class HostGroup:
                 f"{name}: {found.get(name)} on {self.name(index)}, {first.get(name)} on host 0" for name in names
             ]
         if problems:
-            raise ValueError(f"the hosts have different {what}; give all the same:\n  " + "\n  ".join(problems))
+            raise ValueError(f"the hosts have different {what}; give all hosts the same:\n  " + "\n  ".join(problems))
 
     def name(self, index: int) -> str:
-        """A host as messages name it."""
+        """Return the index and machine name of a host, for messages."""
         return f"host {index} ({self.names[index]})"
 
 

@@ -1,4 +1,4 @@
-"""Joining the hosts of a run: one process a host, each with some of the devices."""
+"""Settings of the hosts of a run, and joining them: one process per host, each with some of the devices."""
 
 import dataclasses
 import os
@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,25 +15,25 @@ import numpy as np
 from train.multihost import tcp_group
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 
-# jax's own watch comes after ours, which names the host.
+# jax's own timeout is longer than ours, because our message names the lost host.
 _HEARTBEAT = round(tcp_group.SILENCE) + 10
-_SHARED = 10.0  # seconds until what one host wrote is seen by all; NFS takes up to three
+_SHARED_TIMEOUT = 10.0  # seconds until a file of one host is visible to all; NFS takes up to three
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Which processes train together. By default one: then no network is touched."""
+    """Processes that train together; by default a single one, which uses no network."""
 
     coordinator: str | None = None
-    """HOST:PORT of host 0, as the others reach it; any free port. With it, `count` and `index`."""
+    """HOST:PORT at which the other hosts reach host 0; any free port. Give `count` and `index` too."""
     count: int | None = None
-    """How many hosts there are. 1 alone: this process trains by itself, whatever launched it."""
+    """Number of hosts. If only this is given and it is 1, the process trains alone, however it was launched."""
     index: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this host, from 0."""
     detect: bool = False
-    """Take all three from what launched this process: SLURM, Open MPI, Kubernetes or Cloud TPU (jax finds out)."""
+    """Let jax find all three in the environment: SLURM, Open MPI, Kubernetes or Cloud TPU."""
     timeout: int = 120
-    """Seconds to wait for the others at the start."""
+    """Seconds to wait for the other hosts at the start."""
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in ("coordinator", "count", "index")}
@@ -54,7 +53,7 @@ class Hosts:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the coordinator."""
+        """Host name and port of the coordinator; ("", 0) if it is not valid."""
         return (self.coordinator or "").rpartition(":")[0].strip("[]"), self._port
 
     @property
@@ -64,19 +63,21 @@ class Hosts:
 
 
 def join_hosts(hosts: Hosts) -> HostGroup:
-    """The hosts of this run, all come; before anything is computed, as jax then counts the devices of all.
+    """Wait until all hosts of the run have joined, and return their group.
+
+    Call it before any computation: afterwards jax counts the devices of all hosts.
 
     Raises:
-        ValueError: who is missing; or the process is one of several that were launched together, and not told to join.
+        ValueError: a host is missing (named), or this process was launched together with others without `hosts`.
     """
     if hosts.detect:
-        return _detected(hosts)
+        return _join_detected(hosts)
     if hosts.count is None:
-        _check_alone()
+        _check_not_launched_with_others()
     if hosts.count in (None, 1):
         return SINGLE_HOST
     assert hosts.count is not None and hosts.index is not None
-    # First by ourselves: jax ends the process with a trace where a host is missing.
+    # Our group first: jax would end the process with a stack trace if a host is missing.
     if hosts.index == 0:
         host_group = tcp_group.accept_hosts(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
     else:
@@ -92,10 +93,10 @@ def join_hosts(hosts: Hosts) -> HostGroup:
 
 
 def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
-    """Makes the folder, which all hosts must see.
+    """Make the folder and check that all hosts see the same one.
 
     Raises:
-        ValueError: on a host it is another one, or not there.
+        ValueError: names the hosts that do not see the folder of host 0.
     """
     if host_group.index == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,25 +111,25 @@ def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
         while not (seen := mark.exists()) and time.monotonic() < deadline:
             time.sleep(0.2)
             if folder.is_dir():
-                os.listdir(folder)  # network file systems look anew then
-        blind = [host_group.name(index) for index, sees in enumerate(host_group.exchange(seen)) if not sees]
+                os.listdir(folder)  # makes network file systems refresh their cache
+        unaware = [host_group.name(index) for index, sees in enumerate(host_group.exchange(seen)) if not sees]
     finally:
         if host_group.index == 0:
             mark.unlink(missing_ok=True)
-    if blind:
+    if unaware:
         raise ValueError(
-            f"run.folder {folder} of host 0 is not seen by {', '.join(blind)}; give a folder that all share"
+            f"run.folder {folder} of host 0 is not seen by {', '.join(unaware)}; give a folder that all hosts share"
         )
 
 
-def _detected(hosts: Hosts) -> HostGroup:
-    """The hosts as jax finds them in the environment; ours are linked when it has connected them."""
+def _join_detected(hosts: Hosts) -> HostGroup:
+    """Let jax find the hosts in the environment and connect them; then connect our own group."""
 
     def give_up() -> None:
         os.write(2, f"error: not all hosts came within {hosts.timeout} s (--hosts.detect)\n".encode())
         os._exit(2)
 
-    timer = threading.Timer(hosts.timeout, give_up)  # jax itself would end with a trace
+    timer = threading.Timer(hosts.timeout, give_up)  # jax itself would end with a stack trace
     timer.daemon = True
     timer.start()
     try:
@@ -146,29 +147,39 @@ def _detected(hosts: Hosts) -> HostGroup:
     from jax.experimental import multihost_utils
 
     listener = _listener(0) if index == 0 else None
-    told = np.zeros(1024, np.uint8)
+    message = np.zeros(1024, np.uint8)
     if listener is not None:
         port = listener.getsockname()[1]
-        text = " ".join(f"{address}|{port}" for address in _own_addresses()).encode()[: told.size]
-        told[: len(text)] = np.frombuffer(text, np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8)
+        text = " ".join(f"{address}|{port}" for address in _addresses()).encode()[: message.size]
+        message[: len(text)] = np.frombuffer(text, np.uint8)
+    message = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8)
     if listener is not None:
         return tcp_group.accept_hosts(listener, count, seconds=hosts.timeout)
-    pairs = [pair.split("|") for pair in told.tobytes().rstrip(b"\0").decode().split(" ")]
+    pairs = [pair.split("|") for pair in message.tobytes().rstrip(b"\0").decode().split(" ")]
     return tcp_group.connect_to_first_host(
         [(address, int(port)) for address, port in pairs], index, count, seconds=hosts.timeout
     )
 
 
-def _initialize(hosts: Hosts, **where: Any) -> None:
+def _initialize(
+    hosts: Hosts,
+    *,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    cluster_detection_method: str | None = None,
+) -> None:
     on_terminate = signal.getsignal(signal.SIGTERM)
     jax.distributed.initialize(
         initialization_timeout=hosts.timeout + 30,
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_HEARTBEAT,
-        **where,
+        coordinator_address=coordinator_address,
+        num_processes=num_processes,
+        process_id=process_id,
+        cluster_detection_method=cluster_detection_method,
     )
-    # jax would keep SIGTERM for itself, and the process would live on.
+    # jax installs its own handler of SIGTERM, which would keep the process alive.
     signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
 
 
@@ -181,8 +192,8 @@ def _listener(port: int) -> socket.socket:
         raise ValueError(f"hosts.coordinator: cannot listen on port {port} here ({error}); choose another") from None
 
 
-def _own_addresses() -> list[str]:
-    """Of this machine, those that others may reach first."""
+def _addresses() -> list[str]:
+    """Return the addresses of this machine, loopback addresses last."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
@@ -190,8 +201,8 @@ def _own_addresses() -> list[str]:
     return sorted(found, key=lambda address: address.startswith(("127.", "::1"))) or ["127.0.0.1"]
 
 
-def _check_alone() -> None:
-    """Several processes that do not know of each other would all train the same run in the same folder."""
+def _check_not_launched_with_others() -> None:
+    """Refuse to be one of several processes that would all train the same run in the same folder."""
     launched = {
         "srun": os.environ.get("SLURM_STEP_NUM_TASKS", ""),
         "mpirun": os.environ.get("OMPI_COMM_WORLD_SIZE", ""),
@@ -200,6 +211,6 @@ def _check_alone() -> None:
     for launcher, tasks in launched.items():
         if tasks.isdecimal() and int(tasks) > 1:
             raise ValueError(
-                f"{launcher} has started {tasks} of these processes: give --hosts.detect, so that they train together, "
-                "or --hosts.count 1 where each is a run of its own"
+                f"{launcher} has started {tasks} of these processes: give --hosts.detect to train with all of them, "
+                "or --hosts.count 1 if each is a run of its own"
             )

@@ -83,7 +83,7 @@ def test_what_differs_is_named_on_all_hosts():
     port = free_port()
     name = socket.gethostname()
     expected = (
-        "joined\nthe hosts have different settings; give all the same:\n"
+        "joined\nthe hosts have different settings; give all hosts the same:\n"
         f"  more: 0 on host 1 ({name}), None on host 0\n  rate: 2 on host 2 ({name}), 1 on host 0\n"
     )
     assert [out for _, out, _ in ended([start(index, 3, port, body) for index in range(3)])] == [expected] * 3
@@ -155,7 +155,7 @@ def test_a_host_that_has_finished_waits_for_the_others_and_is_not_lost():
 def test_who_did_not_come_is_named():
     port = free_port()
     first, second = ended([start(index, 4, port, seconds=2 + index) for index in (0, 2)])
-    missing = "2 of 4 hosts came within 2 s; not so: 1, 3. Were they started with this coordinator?\n"
+    missing = "2 of 4 hosts came within 2 s; missing: 1, 3. Were they started with this coordinator?\n"
     assert first == (1, "", f"error: {missing}")
     assert second == (1, "", f"error: host 0 at 127.0.0.1:{port}: {missing}")
 
@@ -214,7 +214,7 @@ def test_what_is_no_message_ends_the_link():
     link._socket, link._reader = ours, ours.makefile("rb")
     for line in (b"nonsense\n", b"[1]\n", b"9" * 5000 + b"\n"):
         theirs.sendall(line)
-        with pytest.raises(ConnectionError, match="no message"):
+        with pytest.raises(ConnectionError, match="not a message"):
             link.receive(5)
     theirs.sendall(json.dumps({"value": 1}).encode()[:5])
     theirs.close()
