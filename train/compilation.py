@@ -1,9 +1,9 @@
-"""Compiled programs: kept for the next start of a run, and what compiling them took."""
+"""JAX's persistent compilation cache, and the time spent on compiling."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -13,50 +13,57 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 
 @contextlib.contextmanager
 def compilation_cache(folder: Path | None) -> Iterator[None]:
-    """While it lasts, jax keeps compiled programs in a folder and takes them from there.
+    """Context with jax's compilation cache in `folder`; None changes nothing.
 
-    A cache that is set already (JAX_COMPILATION_CACHE_DIR) is left in place; a folder of None changes nothing either.
+    A cache that is already set (JAX_COMPILATION_CACHE_DIR) stays in use.
     """
     if folder is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         yield
         return
-    _use(str(folder.absolute()))
+    _set_cache(str(folder.absolute()))
     try:
         yield
     finally:
-        _use(None)
+        _set_cache(None)
 
 
 @contextlib.contextmanager
 def without_compilation_cache() -> Iterator[None]:
-    """While it lasts, jax neither keeps compiled programs nor takes them from where they are kept.
+    """Context without a compilation cache.
 
-    For devices that are not there: their programs can be kept, but not read again.
+    Needed for programs of devices that do not exist here: jax can store them, but not read them again.
     """
     before = jax.config.values["jax_compilation_cache_dir"]
-    _use(None)
+    _set_cache(None)
     try:
         yield
     finally:
-        _use(before)
+        _set_cache(before)
 
 
-def _use(folder: str | None) -> None:
+def _set_cache(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
-    reset_cache()  # jax looks at the setting only once
+    reset_cache()  # jax reads the setting only once
+
+
+@dataclasses.dataclass
+class CompileTime:
+    """Seconds that XLA has spent on compiling so far."""
+
+    seconds: float = 0.0
 
 
 @contextlib.contextmanager
-def compile_time() -> Iterator[SimpleNamespace]:
-    """Adds up, in `seconds`, the time that XLA takes to compile, or to take programs from a cache."""
-    found = SimpleNamespace(seconds=0.0)
+def compile_time() -> Iterator[CompileTime]:
+    """Yield an object whose `seconds` add up the time that XLA compiles, or reads programs from a cache."""
+    total = CompileTime()
 
     def add(event: str, duration_secs: float, **_: str | int) -> None:
         if event == _EVENT:
-            found.seconds += duration_secs
+            total.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(add)
     try:
-        yield found
+        yield total
     finally:
         jax.monitoring.unregister_event_duration_listener(add)

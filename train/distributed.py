@@ -1,4 +1,4 @@
-"""The devices of a run: its mesh, and batches and state placed on them."""
+"""The mesh of a run's devices, and the shardings of its batches and state."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from train.data.host_shard import HostShard
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """How the devices share the work: a grid of data x fsdp x tensor, which must use all of them."""
+    """Shape of the mesh, data x fsdp x tensor; the product must be the number of devices."""
 
     data: int | None = None
-    """Groups that each hold a whole model and take their own rows; None: as many as the other two leave."""
+    """Groups of devices, each with a whole model and its own rows of a batch; None: as many as possible."""
     fsdp: int = 1
-    """Devices of a group that keep parameters and optimizer state in parts, and take their own rows."""
+    """Devices among which parameters and optimizer state are divided; each takes its own rows of a batch."""
     tensor: int = 1
-    """Devices among which heads, feed-forward units and words are divided; they take the same rows."""
+    """Devices among which heads, feed-forward units and vocabulary are divided; they take the same rows."""
 
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor"):
@@ -36,30 +36,39 @@ class MeshShape:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh and the rules that place arrays on it."""
+    """A mesh, and the rules that map logical axes of arrays to it."""
 
     mesh: Mesh
     rules: AxisRules = sharding.FSDP_TENSOR
 
     @classmethod
     def of(cls, shape: MeshShape, devices: Sequence[Any] | None = None) -> "Placement":
-        """The mesh of this shape over the devices, all of this run where None.
+        """Make a mesh of this shape.
+
+        Args:
+            shape: the mesh's shape.
+            devices: devices to use; None: all devices of the run.
 
         Raises:
-            ValueError: there are not as many devices.
+            ValueError: the shape does not fit the number of devices.
         """
         return cls(sharding.make_mesh(devices, data=shape.data, fsdp=shape.fsdp, tensor=shape.tensor))
 
     @property
     def data_parallel_size(self) -> int:
-        """Among how many devices, or groups of them, the rows of a batch are divided."""
+        """Number of shards of a batch: data x fsdp."""
         return sharding.axis_size(self.mesh, self.rules.batch)
 
     def check_rows(self, name: str, rows: int, *, gradient_accumulation_steps: int = 1) -> None:
-        """Raises where a batch does not divide evenly.
+        """Check that a batch divides evenly over the devices and micro-batches.
+
+        Args:
+            name: name of the setting, for the message.
+            rows: rows of a batch.
+            gradient_accumulation_steps: micro-batches of a batch.
 
         Raises:
-            ValueError: names the setting, its value, and of what it must be a multiple.
+            ValueError: it does not; the message names the setting, its value and an allowed multiple.
         """
         multiple = self.data_parallel_size * gradient_accumulation_steps
         if rows % multiple:
@@ -71,23 +80,23 @@ class Placement:
             raise ValueError(f"{name} is {rows}, which does not divide over {parts}; use a multiple of {multiple}")
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Raises where a parameter does not divide evenly.
+        """Check that every parameter of the model divides evenly over the mesh.
 
         Raises:
-            ValueError: lists what does not.
+            ValueError: lists the parameters that do not.
         """
         sharding.check_divisible(self.mesh, self.rules, model.parameter_shapes(), model.logical_axes())
 
     @functools.cached_property
     def host_shard(self) -> HostShard:
-        """Which rows of every batch this process builds: those that its devices take."""
+        """The shards of every batch that this host builds: those that its own devices take."""
         held = self.batch_sharding.addressable_devices_indices_map((self.data_parallel_size,)).values()
         return HostShard(
             tuple(sorted({index[0].start or 0 for index in held if index is not None})), self.data_parallel_size
         )
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The rows of `host_shard` as global arrays, split over the devices that take their own."""
+        """Return the global batch, divided over the devices, of which this host gives the rows of `host_shard`."""
         return {name: self._global(values) for name, values in batch.items()}
 
     def _global(self, values: np.ndarray) -> jax.Array:
@@ -103,16 +112,16 @@ class Placement:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Rows divided, everything else whole."""
+        """Sharding of a batch: rows divided, other axes whole."""
         return sharding.batch_sharding(self.mesh, self.rules)
 
     @property
     def replicated(self) -> NamedSharding:
-        """Whole on every device."""
+        """Sharding of an array that is whole on every device."""
         return sharding.replicated(self.mesh)
 
     def parameters(self, model: PreTrainedModel) -> Any:
-        """A sharding for every parameter of the model."""
+        """Return a sharding for every parameter of the model."""
         return sharding.tree_shardings(self.mesh, self.rules, model.logical_axes())
 
     def tracing(self) -> contextlib.AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""What a training run shows and records while it goes: a bar or plain lines, metrics.jsonl, TensorBoard."""
+"""Progress of a training run: a bar or plain lines on the terminal, metrics.jsonl, TensorBoard."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import rich.console
 import rich.progress
@@ -18,7 +18,10 @@ import rich.table
 from flaxbert.files import atomic_write
 from train.summary import METRICS_FILE, read_record
 
-_SHOWN = {
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+
+_FORMATS = {
     "learning_rate": "lr {:.2e}",
     "gradient_norm": "grad-norm {:.3g}",
     "tokens_per_second": "{:,.0f} tok/s",
@@ -30,8 +33,13 @@ _SHOWN = {
 class Progress:
     """One report of training.
 
-    `metrics` holds scalars by name (loss, learning_rate, gradient_norm, ...), `mfu` is the fraction 0..1 of
-    the device's peak or None where the peak is unknown, `eta_seconds` the time to the last step.
+    Attributes:
+        step: optimizer steps done.
+        total_steps: optimizer steps of the whole run.
+        metrics: scalars by name: loss, learning_rate, gradient_norm, ...
+        tokens_per_second: training speed over all devices, without padding.
+        mfu: model FLOPs utilisation, 0 to 1; None if the devices' peak is unknown.
+        eta_seconds: time until the last step.
     """
 
     step: int
@@ -43,12 +51,9 @@ class Progress:
 
 
 class Reporter:
-    """Shows a run on `stream` (default stdout) and records it in metrics.jsonl and tensorboard/ of `folder`.
+    """Show a run on a terminal and record it in metrics.jsonl and tensorboard/ of its folder.
 
-    A terminal gets a bar with evaluations and messages above it, anything else one plain line a report.
-    `start_step` > 0 continues the record and drops what lies after that step, 0 starts it afresh. Without
-    `primary` (any process but the first of a multi-host run) nothing is shown or written.
-    Raises ValueError where the record to continue is damaged before its last line.
+    A terminal gets a progress bar with evaluations and messages above it; other streams get one line per report.
     """
 
     def __init__(
@@ -60,12 +65,24 @@ class Reporter:
         primary: bool = True,
         stream: TextIO | None = None,
     ):
+        """Open the files and start the bar.
+
+        Args:
+            folder: the run's folder.
+            total_steps: optimizer steps of the whole run.
+            start_step: if not 0, continue the record and drop its lines after this step; 0 starts a new record.
+            primary: False shows and writes nothing; for all hosts except the first.
+            stream: output; None: standard output.
+
+        Raises:
+            ValueError: the record to continue is damaged before its last line.
+        """
         self._primary, self._total_steps, self._opened = primary, total_steps, contextlib.ExitStack()
         if not primary:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._stream = sys.stdout if stream is None else stream
-        # What fails on the way to pop_all leaves no open file and no running bar.
+        # If something fails before pop_all, all files are closed and the bar is stopped.
         with contextlib.ExitStack() as stack:
             self._lines = stack.enter_context(_open_record(folder / METRICS_FILE, start_step))
             self._events = stack.enter_context(contextlib.closing(_open_events(folder, start_step)))
@@ -82,9 +99,10 @@ class Reporter:
         self.close()
 
     def progress(self, progress: Progress) -> None:
-        """Reports training; call it every log interval.
+        """Report training.
 
-        Raises TypeError for a metric that is named like another field of the record (step, time, mfu, ...).
+        Raises:
+            TypeError: a metric has the name of another field of the record (step, time, mfu, ...).
         """
         if not self._primary:
             return
@@ -96,31 +114,35 @@ class Reporter:
         self._record("train", progress.step, dict(**metrics, eta_seconds=left))
         eta = f"ETA {datetime.timedelta(seconds=max(0, round(left)))}" if math.isfinite(left) else "ETA ?"
         if self._bar is None:
-            self._show("  ".join([_at(progress.step, progress.total_steps), *_shown(metrics), eta]))
+            self._show("  ".join([_step_text(progress.step, progress.total_steps), *_metric_texts(metrics), eta]))
         else:
             brief = {name: metrics[name] for name in ("loss", "tokens_per_second") if name in metrics}
-            total, shown = progress.total_steps, "  ".join([*_shown(brief), eta])
+            total, shown = progress.total_steps, "  ".join([*_metric_texts(brief), eta])
             self._bar.update(self._task, completed=progress.step, total=total, shown=shown)
 
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
-        """Reports an evaluation on the data called `name`, say "dev"; raises TypeError as `progress` does."""
+        """Report the evaluation of a set, for example "dev".
+
+        Raises:
+            TypeError: a metric has the name of another field of the record.
+        """
         if not self._primary:
             return
         self._record(f"eval/{name}", step, metrics, name=name)
-        self._show("  ".join([_at(step, self._total_steps), f"eval {name}", *_shown(metrics)]))
+        self._show("  ".join([_step_text(step, self._total_steps), f"eval {name}", *_metric_texts(metrics)]))
 
     def message(self, text: str) -> None:
-        """Shows a free line, such as "resumed from step 40", and does not record it."""
+        """Show a line, for example "resumed from step 40", without recording it."""
         if self._primary:
             self._show(" ".join(text.splitlines()))
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step`; cheap enough for every step, and nothing where there is no bar."""
+        """Move the bar to `step`; cheap enough to call at every step."""
         if self._primary and self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def close(self) -> None:
-        """Stops the bar and closes the files; a second call does nothing."""
+        """Stop the bar and close the files; further calls do nothing."""
         self._opened.close()
 
     def _show(self, line: str) -> None:
@@ -131,7 +153,7 @@ class Reporter:
 
     def _record(self, tag: str, step: int, metrics: Mapping[str, float], **fields: str) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        # Strict JSON has no NaN or infinity, and most readers reject Python's spelling of them.
+        # Strict JSON has no NaN or infinity; most readers reject the tokens that Python writes.
         strict = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = dict(kind=tag.split("/")[0], step=int(step), **fields, **strict, time=time.time())
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -142,15 +164,15 @@ class Reporter:
 
 def _make_bar(stream: TextIO) -> rich.progress.Progress | None:
     console = rich.console.Console(file=stream)
-    # rich alone would draw into a file where FORCE_COLOR is set, and show nothing on a dumb terminal.
+    # rich by itself would draw into a file if FORCE_COLOR is set, and show nothing on a dumb terminal.
     if not (stream.isatty() and console.is_terminal and console.is_interactive):
         return None
-    # With a ratio the bar gives way on a narrow terminal, not the numbers.
+    # With a ratio, a narrow terminal shortens the bar and not the numbers.
     bar = rich.progress.BarColumn(bar_width=None, table_column=rich.table.Column(ratio=1))
     columns = ["{task.description}", bar, rich.progress.MofNCompleteColumn(), "{task.fields[shown]}"]
-    # Other libraries' prints land above the bar; a stderr sent to a file has to stay in that file.
-    out = stream is sys.stdout
-    redirect = {"redirect_stdout": out, "redirect_stderr": out and sys.stderr.isatty()}
+    # Output of other libraries is shown above the bar; stderr that goes to a file stays there.
+    to_stdout = stream is sys.stdout
+    redirect = {"redirect_stdout": to_stdout, "redirect_stderr": to_stdout and sys.stderr.isatty()}
     return rich.progress.Progress(*columns, console=console, expand=True, **redirect)
 
 
@@ -163,20 +185,20 @@ def _open_record(path: Path, start_step: int) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def _open_events(folder: Path, start_step: int) -> Any:
-    # SummaryWriter hands events to a thread: a killed run loses minutes of them, and if the thread dies
-    # (a full disk) training waits for ever on its queue. The writer under it has neither fault.
+def _open_events(folder: Path, start_step: int) -> "EventsWriter":
+    # SummaryWriter writes events in a thread: a killed run loses the last minutes, and if the thread dies (disk full),
+    # training waits for ever on its queue. EventsWriter, which it uses, has neither problem.
     from tensorboardX.event_file_writer import EventsWriter
 
     (folder / "tensorboard").mkdir(exist_ok=True)
-    # File names hold whole seconds: without the suffix a quick restart overwrites the file before it.
+    # File names contain whole seconds: without the suffix, a quick restart would overwrite the previous file.
     events = EventsWriter(str(folder / "tensorboard" / "events"), f".{time.time_ns()}")
-    # A session's start hides what earlier files of the folder hold from that step on.
+    # A START event hides events of earlier files from that step on.
     _append_event(events, start_step + 1 if start_step else 0, session_log={"status": "START"})
     return events
 
 
-def _append_event(events: Any, step: int, **content: Any) -> None:
+def _append_event(events: "EventsWriter", step: int, **content: object) -> None:
     from tensorboardX.proto import event_pb2
 
     event: Any = event_pb2
@@ -184,9 +206,9 @@ def _append_event(events: Any, step: int, **content: Any) -> None:
     events.flush()
 
 
-def _at(step: int, total: int) -> str:
+def _step_text(step: int, total: int) -> str:
     return f"step {step:>{max(5, len(str(total)))}}/{total}"
 
 
-def _shown(metrics: Mapping[str, float]) -> list[str]:
-    return [_SHOWN.get(name, f"{name} {{:.4f}}").format(float(value)) for name, value in metrics.items()]
+def _metric_texts(metrics: Mapping[str, float]) -> list[str]:
+    return [_FORMATS.get(name, f"{name} {{:.4f}}").format(float(value)) for name, value in metrics.items()]

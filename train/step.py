@@ -1,4 +1,4 @@
-"""The train step: gradients of a global mean loss, one optimizer update, all in one compiled function."""
+"""The train step: gradients of a global mean loss and one optimizer update, in one compiled function."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Sharding
 
 from flaxbert.constraints import constrain
 from flaxbert.losses import Loss
@@ -19,25 +20,26 @@ from train.optim import global_norm
 Params = Any
 Batch = Mapping[str, jax.Array]
 Seed = jax.Array | np.uint32  # an argument of the step, not a constant in it
-# (params, batch, dropout key) -> loss; a key of None switches dropout off.
+# (params, batch, dropout key) -> loss; without a key there is no dropout.
 LossFunction = Callable[[Params, Batch, jax.Array | None], Loss]
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes; random numbers come from (seed, step) and are not part of it."""
+    """All that training changes. Random numbers are functions of (seed, step) and therefore not part of it."""
 
-    step: Any  # arrays; in trees of shapes and shardings, those
+    step: Any  # int32 scalar; like the other leaves, a shape or a sharding in trees of those
     params: Params
     opt_state: optax.OptState
 
 
-# (state, batch, seed) -> the next state, and metrics of the step.
+# (state, batch, seed) -> (next state, metrics of the step).
 Step = Callable[[TrainState, Batch, Seed], tuple[TrainState, dict[str, jax.Array]]]
+TermsAndGradients = tuple[jax.Array, Params]
 
 
 def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state as shapes and dtypes; nothing is allocated."""
+    """Return the shapes and dtypes of the state without allocating it."""
     shapes = model.parameter_shapes()
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
 
@@ -45,21 +47,21 @@ def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation
 def state_shardings(
     model: PreTrainedModel, optimizer: optax.GradientTransformation, placement: Placement
 ) -> TrainState:
-    """Where every array of the state lives: moments with their parameters, all others on every device.
+    """Return the sharding of every array of the state: moments like their parameters, all others replicated.
 
-    A moment is an array of the optimizer's whose path ends with a parameter's path and that has its shape.
+    A moment is an array of the optimizer whose path ends with the path of a parameter and that has its shape.
     """
     shapes, by_parameter = state_shapes(model, optimizer), placement.parameters(model)
     shape_of = dict(jax.tree_util.tree_flatten_with_path(shapes.params)[0])
     sharding_of = dict(jax.tree_util.tree_flatten_with_path(by_parameter)[0])
 
-    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
+    def sharding(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> Sharding:
         for end in (path[start:] for start in range(len(path))):
             if end in shape_of and shape_of[end].shape == leaf.shape:
                 return sharding_of[end]
         return placement.replicated
 
-    moments = jax.tree_util.tree_map_with_path(place, shapes.opt_state)
+    moments = jax.tree_util.tree_map_with_path(sharding, shapes.opt_state)
     return TrainState(placement.replicated, by_parameter, moments)
 
 
@@ -71,18 +73,18 @@ def create_state(
     seed: int,
     params: Params | None = None,
 ) -> TrainState:
-    """The first state, made where it is to live, inside jit: from host `params`, or drawn afresh with `seed`."""
+    """Return the first state with the given shardings: of `params`, or newly initialised with `seed`."""
 
-    def begin(params: Params) -> TrainState:
+    def with_optimizer(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    def fresh(key: jax.Array) -> TrainState:
-        return begin(model.init(key, model.example_ids)["params"])
+    def initialise(key: jax.Array) -> TrainState:
+        return with_optimizer(model.init(key, model.example_ids)["params"])
 
     if params is None:
-        return jax.jit(fresh, out_shardings=shardings)(jax.random.key(seed))
-    placed = jax.tree.map(jax.device_put, params, shardings.params)
-    return jax.jit(begin, out_shardings=shardings)(placed)
+        return jax.jit(initialise, out_shardings=shardings)(jax.random.key(seed))
+    on_devices = jax.tree.map(jax.device_put, params, shardings.params)
+    return jax.jit(with_optimizer, out_shardings=shardings)(on_devices)
 
 
 def train_step(
@@ -94,11 +96,11 @@ def train_step(
     optimizer: optax.GradientTransformation,
     gradient_accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update, as a pure function; `compile_step` is this with shardings, donation and jit.
+    """Return the state after one update, and the metrics: a pure function, which `compile_step` compiles.
 
-    Dropout's key is a function of (seed, step), so a resumed run draws what an unbroken one would have drawn.
+    The key of dropout is a function of (seed, step), so a resumed run has the masks of an uninterrupted one.
     """
-    # 1: the parameters were drawn with the seed itself.
+    # Folded with 1, because the parameters were initialised with the seed itself.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
     terms, gradients = terms_and_gradients(
         loss_function, state.params, batch, key, gradient_accumulation_steps=gradient_accumulation_steps
@@ -116,28 +118,28 @@ def terms_and_gradients(
     key: jax.Array | None,
     *,
     gradient_accumulation_steps: int = 1,
-) -> tuple[jax.Array, Params]:
-    """The terms of a batch's mean loss, and its gradients, of all rows at once or of one micro-batch after another.
+) -> TermsAndGradients:
+    """Return the terms of a batch's mean loss and its gradients, computed at once or in several micro-batches.
 
-    Either way every term is a sum over the whole batch divided by the weight of the whole batch, so that the parts add
-    up to the whole whatever each of them weighs. Only dropout differs: each micro-batch has a key of its own.
+    Every term is a sum over the whole batch, divided by the weight of the whole batch. The micro-batches therefore add
+    up to the same result, whatever their own weights are. Only dropout differs: each micro-batch has its own key.
     """
     if gradient_accumulation_steps == 1:
         return _terms_and_gradients(lambda params: loss_function(params, batch, key), params)
-    parts = {name: _parts(values, gradient_accumulation_steps) for name, values in batch.items()}
+    micro_batches = {name: _micro_batches(values, gradient_accumulation_steps) for name, values in batch.items()}
     keys = None if key is None else jax.random.split(key, gradient_accumulation_steps)
-    # Weights come from the labels alone: the compiler leaves the rest of this pass out.
-    weight = jnp.sum(jax.lax.map(lambda part: loss_function(params, part, None).weight, parts), axis=0)
+    # Weights depend on the labels alone, so the compiler removes the rest of this forward pass.
+    weight = jnp.sum(jax.lax.map(lambda rows: loss_function(params, rows, None).weight, micro_batches), axis=0)
 
-    def add(total: Any, given: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
-        share = _terms_and_gradients(lambda params: Loss(loss_function(params, *given).sum, weight), params)
+    def add(total: TermsAndGradients, inputs: tuple[Batch, jax.Array | None]) -> tuple[TermsAndGradients, None]:
+        share = _terms_and_gradients(lambda params: Loss(loss_function(params, *inputs).sum, weight), params)
         return jax.tree.map(jnp.add, total, share), None
 
-    nothing = jnp.zeros_like(weight), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, nothing, (parts, keys))[0]
+    zeros = jnp.zeros_like(weight), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, (micro_batches, keys))[0]
 
 
-def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> tuple[jax.Array, Params]:
+def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> TermsAndGradients:
     def total(params: Params) -> tuple[jax.Array, jax.Array]:
         terms = loss(params).terms
         return jnp.sum(terms), terms
@@ -146,10 +148,10 @@ def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> tupl
     return terms, gradients
 
 
-def _parts(values: jax.Array, count: int) -> jax.Array:
-    """[B, ...] as [count, B / count, ...]: every count-th row, so that each device's rows stay where they are."""
-    parts = jnp.moveaxis(values.reshape(-1, count, *values.shape[1:]), 1, 0)
-    return constrain(parts, AxisRules(), None, "batch", *(None,) * (values.ndim - 1))
+def _micro_batches(values: jax.Array, count: int) -> jax.Array:
+    """Reshape [B, ...] to [count, B / count, ...]; each takes every count-th row, so that no row changes its device."""
+    rows = jnp.moveaxis(values.reshape(-1, count, *values.shape[1:]), 1, 0)
+    return constrain(rows, AxisRules(), None, "batch", *(None,) * (values.ndim - 1))
 
 
 def compile_step(
@@ -160,15 +162,28 @@ def compile_step(
     *,
     gradient_accumulation_steps: int = 1,
 ) -> Step:
-    """The jitted step: state in and out where it lives (its memory reused), the rows of the batch divided.
+    """Return the jitted train step; it donates the memory of the old state to the new one.
 
-    The seed is an argument, not a constant, so that runs with several seeds share one program.
+    Args:
+        loss_function: the loss to train on.
+        optimizer: turns gradients into updates.
+        placement: the mesh; the rows of a batch are divided among its devices.
+        shardings: the shardings of the state, before and after the step.
+        gradient_accumulation_steps: micro-batches of a batch, computed one after another.
+
+    The seed is an argument of the step and not a constant in it, so that runs with several seeds share one program.
     """
-    how: dict[str, Any] = {"loss_function": loss_function, "optimizer": optimizer}
 
     def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, dict[str, jax.Array]]:
         with placement.tracing():
-            return train_step(state, batch, seed, gradient_accumulation_steps=gradient_accumulation_steps, **how)
+            return train_step(
+                state,
+                batch,
+                seed,
+                loss_function=loss_function,
+                optimizer=optimizer,
+                gradient_accumulation_steps=gradient_accumulation_steps,
+            )
 
     return jax.jit(
         step,

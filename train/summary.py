@@ -1,29 +1,38 @@
-"""A run's record as a page to read: a table of facts, the last evaluations, the loss curve as a picture."""
+"""Summary of a run: a Markdown page with facts and the last evaluations, and a picture of the loss."""
 
 import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from flaxbert.files import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
+Line: TypeAlias = dict[str, Any]  # a line of the metrics file
 
 
 def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int], loss_unit: str = "nats") -> Path:
-    """Writes loss.png and summary.md of the run recorded in `folder`, and returns the path of summary.md.
+    """Write loss.png and summary.md of the run recorded in `folder`, and return the path of summary.md.
 
-    `loss_unit` labels the axis. Raises FileNotFoundError without a record, ValueError where it is damaged.
+    Args:
+        folder: the run's folder.
+        title: heading of the page and the picture.
+        facts: rows of the first table.
+        loss_unit: label of the loss axis.
+
+    Raises:
+        FileNotFoundError: the folder has no metrics.jsonl.
+        ValueError: metrics.jsonl is damaged before its last line.
     """
     lines = read_record(folder / METRICS_FILE)
     with atomic_write(folder / "loss.png") as aside:
         _draw(aside, lines, title, loss_unit)
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}
-    names = list(dict.fromkeys(key for found in last_evaluations(lines).values() for key in found))
+    names = list(dict.fromkeys(key for metrics in last_evaluations(lines).values() for key in metrics))
     text = [f"# {title}", "", *markdown_table(["", "value"], facts.items()), ""]
     if last:
         rows = ([name, line["step"], *(line.get(key, "") for key in names)] for name, line in last.items())
@@ -34,27 +43,27 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
     return folder / "summary.md"
 
 
-def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -> None:
+def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     def series(key: str, **fields: str) -> tuple[list[int], list[float]]:
         chosen = [line for line in lines if key in line and fields.items() <= line.items()]
-        # A null was not finite: drawn as NaN it leaves a gap in the curve, not a bridge over it.
+        # null stands for a value that was not finite; as NaN it leaves a gap in the curve.
         values = [math.nan if line[key] is None else line[key] for line in chosen]
         return [line["step"] for line in chosen], values
 
     keys = dict.fromkeys(key for line in lines if line["kind"] == "train" for key in line if key.endswith("_loss"))
-    losses = list(keys) or ["loss"]  # the terms of a loss that has several, else itself
+    losses = list(keys) or ["loss"]  # the terms of the loss if it has several
     figure = Figure(figsize=(8, 2 + 3 * len(losses)), dpi=150, layout="constrained")
     *uppers, lower = figure.subplots(len(losses) + 1, 1, sharex=True, height_ratios=[3] * len(losses) + [1])
-    # A line alone does not show a run of a single report.
+    # Markers, because a line does not show a run with a single report.
     curve = {"linewidth": 1.2, "marker": "o" if len(lines) < 50 else "", "markersize": 3}
     for upper, key in zip(uppers, losses, strict=True):
         steps, values = series(key, kind="train")
-        width = 2 * (len(steps) // 100) + 1  # a report is of one step, so many reports are a band
-        faint: dict[str, Any] = {"alpha": 0.3} if width > 1 else {"label": "training"}
-        upper.plot(steps, values, **curve, **faint, color="C0")
+        width = 2 * (len(steps) // 100) + 1  # single steps are noisy: smooth if there are many
+        style: dict[str, float | str] = {"alpha": 0.3} if width > 1 else {"label": "training"}
+        upper.plot(steps, values, **curve, **style, color="C0")
         if width > 1:
             means = np.convolve(values, np.full(width, 1 / width), mode="valid")
             label = f"training, means of {width} reports"
@@ -76,30 +85,34 @@ def _draw(path: Path, lines: list[dict[str, Any]], title: str, loss_unit: str) -
     FigureCanvasAgg(figure).print_figure(path, format="png")
 
 
-def last_evaluations(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The figures of the last evaluation of every set, by its name, from the lines of a record."""
+def last_evaluations(lines: Iterable[Line]) -> dict[str, Line]:
+    """Return the metrics of the last evaluation of every set, by its name, from the lines of a record."""
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}
     fields = ("kind", "step", "name", "time")
     return {name: {key: value for key, value in line.items() if key not in fields} for name, line in last.items()}
 
 
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file; a torn last one is left out, and damage before it is a ValueError."""
+def read_record(path: Path) -> list[Line]:
+    """Return the lines of a metrics file; an incomplete last line is left out.
+
+    Raises:
+        ValueError: a line before the last is damaged.
+    """
     lines, texts = [], path.read_bytes().splitlines()
     for number, text in enumerate(texts, start=1):
         try:
             lines.append(json.loads(text))
         except ValueError as error:
-            # A killed process leaves its last line torn; damage before that has another cause.
+            # A killed process leaves its last line incomplete; damage before that has another cause.
             if number < len(texts):
-                raise ValueError(f"{path}, line {number}: {error}; mend or remove the line") from None
+                raise ValueError(f"{path}, line {number}: {error}; repair or remove the line") from None
     return lines
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    """The lines of a table."""
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Return the lines of a Markdown table."""
 
-    def cell(value: Any) -> str:
+    def cell(value: object) -> str:
         text = "not finite" if value is None else f"{value:,.6g}" if isinstance(value, float) else str(value)
         return " ".join(text.split()).replace("|", "\\|")
 

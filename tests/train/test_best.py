@@ -104,5 +104,5 @@ def test_several_seeds(no_cache, classification, tmp_path, capsys, caplog):
 
 def test_seeds_are_for_one_process(classification):
     hosts = dataclasses.replace(classification.hosts, coordinator="127.0.0.1:1", count=2, index=0)
-    with pytest.raises(ValueError, match=r"seeds is \(1, 2\), which one process runs one after another"):
+    with pytest.raises(ValueError, match=r"seeds is \(1, 2\), which a single host runs one after another"):
         run_seeds(dataclasses.replace(with_run(classification, seeds=(1, 2)), hosts=hosts))
