@@ -1,4 +1,4 @@
-"""Real programs of the TPU compiler, held against what is known without it."""
+"""Estimates of programs of the TPU compiler, compared with values known without it."""
 
 import dataclasses
 import importlib.util

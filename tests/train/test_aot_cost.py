@@ -204,7 +204,7 @@ def test_a_copy_between_memories_takes_the_bandwidth():
     assert found.waiting_memory == pytest.approx(BYTES / 4 / V5E.hbm_bandwidth, rel=1e-5)
 
 
-def test_a_kernel_is_guessed_from_what_it_states_or_moves():
+def test_the_time_of_a_kernel_follows_from_its_statement_or_its_bytes():
     call = '  %k = f32[1048576]{0} custom-call(%x), custom_call_target="tpu_custom_call"'
     found = cost(entry(call))
     assert found.roofline == found.seconds == pytest.approx(2 * BYTES / V5E.hbm_bandwidth / EFFICIENCY)

@@ -118,7 +118,7 @@ def test_the_compilers_note_on_a_loop_counts():
         ("%zero = s32[] constant(1)", "%zero = s32[] parameter(1)"),
     ],
 )
-def test_a_loop_of_no_known_length_is_not_guessed(old, new):
+def test_a_loop_of_unknown_length_has_no_trip_count(old, new):
     assert old in LOOP
     assert trip_count(*loop(LOOP.replace(old, new))) is None
 

@@ -64,7 +64,7 @@ def test_weak_scaling_is_against_one_chip_of_the_kind_with_the_same_rows():
     assert "Estimated with jax 1, libtpu 2, 2026-01-01." in text
 
 
-def test_what_is_misplaced_stands_below_the_table():
+def test_unexpected_arrays_are_listed_below_the_table():
     text = pods_table([line(), line(whole_batches=None)])
     assert "Parameters gathered beyond fsdp: none of 2 programs." in text
     assert "Whole batches: none of 1 programs (1 unknown)." in text
@@ -81,7 +81,7 @@ def test_a_step_without_a_program_says_why():
     assert cells(text, 1)[-1] == ""  # nothing to be held against
 
 
-def test_a_stopped_table_goes_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_table_is_continued(tmp_path, monkeypatch, capsys):
     made = []
 
     def estimate_case(case):
@@ -114,6 +114,6 @@ def test_a_mistake_of_the_process_is_passed_on(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: '.[tpu]'")
-def test_a_compiler_that_crashes_is_told_of_and_no_mistake(monkeypatch):
+def test_a_crash_of_the_compiler_is_recorded_as_the_reason(monkeypatch):
     monkeypatch.setattr(PodCase, "command", ["-c", "import os; os.kill(os.getpid(), 11)"])
     assert pods.estimate_case(PodCase("base_128", "v5e:1x1", Preset.FSDP)).error == "the compiler crashed (signal 11)"

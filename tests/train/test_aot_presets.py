@@ -52,7 +52,7 @@ def test_rows_and_mesh_are_those_of_the_slice():
         (["--rows-per-device", "8", "--run.batch_size", "64"], "--rows-per-device and --run.batch-size both set"),
     ],
 )
-def test_nothing_is_said_in_two_ways(flags, message, capsys):
+def test_flags_that_set_the_same_thing_are_refused(flags, message, capsys):
     assert main([str(CONFIG), "--topology", "v5e:2x2", *flags]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
 

@@ -1,4 +1,4 @@
-"""BERT's pretraining, compiled for slices of 16 to 1024 chips by the command that users have."""
+"""BERT pretraining compiled for slices of 16 to 1024 chips by `python -m train.aot`."""
 
 import importlib.util
 import json

@@ -82,10 +82,10 @@ def test_what_is_split_or_no_activation_is_not_found():
     assert whole("%a = bf16[24,128,768]{2,1,0} bitcast(%x)") == []  # only another name
     assert whole("%a = bf16[24,768]{1,0:S(3)} slice-done(%x)") == []  # tokens of one device, as many by chance
     assert whole(inside="  %a = bf16[24,128,768]{2,1,0} broadcast(%p)\n") == []  # never in memory
-    assert whole("%a = bf16[24,128,768]{2,1,0} copy(%x)", data=1, fsdp=1, tensor=8) == []  # nobody to share with
+    assert whole("%a = bf16[24,128,768]{2,1,0} copy(%x)", data=1, fsdp=1, tensor=8) == []  # no axis should split it
 
 
-def test_rows_that_are_as_many_as_something_else_are_not_told_apart():
+def test_an_ambiguous_number_of_rows_gives_none():
     def found(rows, length):
         batch = {"input_ids": jax.ShapeDtypeStruct((rows, length), np.int32)}
         parameters = {"kernel": jax.ShapeDtypeStruct(KERNEL, np.float32)}

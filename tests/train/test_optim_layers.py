@@ -1,4 +1,4 @@
-"""Layers in a stack: each has statistics of its own, a rate of its own where asked for, and may stay as it is."""
+"""Parameters stacked by layer: statistics per layer, rates per layer, and frozen parameters."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""Learning rates at every step, against transformers and against the formulas of the two that it does not have."""
+"""Learning rates at every step, against transformers, and against formulas for schedules that it lacks."""
 
 import jax
 import numpy as np

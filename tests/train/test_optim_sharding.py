@@ -1,4 +1,4 @@
-"""The state of every optimizer on eight devices: made where it lives, stepped, kept in checkpoints."""
+"""State of every optimizer on eight devices: sharded when created, updated, restored from checkpoints."""
 
 import chex
 import jax

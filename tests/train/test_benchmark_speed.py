@@ -1,4 +1,4 @@
-"""The benchmark: that both frameworks compute the same, that it notices when not, and what it makes of its times."""
+"""The speed benchmark: equal losses in both frameworks, the check of losses, and the results."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_losses_that_differ_end_it(monkeypatch):
 
 
 @dataclasses.dataclass
-class Counted(Implementation):
+class CountingImplementation(Implementation):
     """Takes turns without computing."""
 
     seconds: float = 1.0
@@ -68,7 +68,7 @@ class Counted(Implementation):
 
 
 def test_turns_alternate_and_last_as_long():
-    fast, slow = Counted("fast"), Counted("slow")
+    fast, slow = CountingImplementation("fast"), CountingImplementation("slow")
     fast.seconds, slow.seconds = 0.1, 3.0
     times = take_turns([fast, slow], "train", rounds=3, seconds=2.0)
     np.testing.assert_allclose(times, [[0.1] * 3, [3.0] * 3])
