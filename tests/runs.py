@@ -1,4 +1,4 @@
-"""Fixtures of small real runs: a page of Python's own documentation, a model that trains in seconds."""
+"""Fixtures: configs of small runs, and a finished run that tests share."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ SMALL = BertConfig(
 
 
 def masked_lm_in(folder: Path) -> Config:
-    """A masked-LM run below `folder`, on eight pages of the language reference."""
+    """Return the config of a masked-LM run below `folder`, on eight pages of Python's language reference."""
     file = folder / "text.txt"
     pages = [topics[name] for name in ("assignment", "if", "while", "for", "try", "with", "function", "class")]
     file.write_text("\n\n".join(page.replace("\n\n", "\n") for page in pages))
@@ -49,7 +49,7 @@ def masked_lm_in(folder: Path) -> Config:
 
 @pytest.fixture
 def no_cache():
-    """Without the cache of the tests, which would be left in place."""
+    """Switch off the tests' own compilation cache, which `compilation_cache` would leave in use."""
     names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in zip(names, (None, 0.0), strict=True):
@@ -68,7 +68,7 @@ def masked_lm(tmp_path: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """One masked-LM run that several tests look at and none changes: its config, folder and printed lines."""
+    """A finished masked-LM run that no test may change: its config, folder and printed lines."""
 
     def make(place: Path) -> SimpleNamespace:
         config = masked_lm_in(place)
@@ -82,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def made_once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], SimpleNamespace]
 ) -> SimpleNamespace:
-    """What `make` returns, which all workers share: the first that comes makes it, in a folder of that name."""
+    """Return the result of `make`, called by the first worker alone, with a folder of that name."""
     place = shared_folder(tmp_path_factory)
     with FileLock(place / f"{name}.lock"):
         kept = place / f"{name}.pickle"
@@ -93,14 +93,14 @@ def made_once(
 
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of this session of tests, the same for all of its workers."""
+    """Return the temporary folder of this test session, which all workers share."""
     place = tmp_path_factory.getbasetemp()
     return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
 
 
 @pytest.fixture
 def classification(tmp_path: Path) -> Config:
-    """Whether a sentence is long: 22 rows in batches of 8, so that the last batches are ragged."""
+    """A config that classifies sentences as long or short: 22 rows in batches of 8, so the last batch is incomplete."""
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
     lines = [

@@ -55,6 +55,7 @@ def run(config: Config) -> Path:
     """
     folder = config.run.folder
     with join_hosts(config.hosts) as host_group:
+        check_hosts(config, host_group)
         setup, pretrained = prepare(config, host_group)
         make_shared_folder(folder, host_group)
         with (
@@ -70,15 +71,7 @@ def run(config: Config) -> Path:
             if setup.is_first_host:
                 run_description.write_files(config, setup.task, setup.model)
             with Reporter(folder, setup.total_steps, start_step=first_step, primary=setup.is_first_host) as reporter:
-                reporter.message(
-                    run_description.opening(
-                        config,
-                        setup.task,
-                        setup.placement,
-                        total_steps=setup.total_steps,
-                        first_step=first_step,
-                    )
-                )
+                reporter.message(run_description.opening(config, setup.task, setup.placement, first_step=first_step))
                 started = time.perf_counter()
                 evaluator = Evaluator(setup, reporter)
                 state, step = train(setup, state, first_step, evaluator, checkpoints, reporter)
@@ -92,6 +85,19 @@ def run(config: Config) -> Path:
     return folder
 
 
+def check_hosts(config: Config, host_group: HostGroup) -> None:
+    """Check that all hosts have joined, with the same settings and version of jax.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if jax.process_count() != len(host_group.names):
+        raise ValueError(
+            f"jax sees {jax.process_count()} processes, but this process was not told to join them: give --hosts.detect"
+        )
+    host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
+
+
 def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None]:
     """Make the mesh, read the data, load the model and make the optimizer; write nothing.
 
@@ -101,13 +107,6 @@ def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None
     Raises:
         FileNotFoundError, ValueError: the settings, data or weights are wrong, or differ between hosts.
     """
-    # Hosts
-    if jax.process_count() != len(host_group.names):
-        raise ValueError(
-            f"jax sees {jax.process_count()} processes, but this process was not told to join them: give --hosts.detect"
-        )
-    host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
-
     # Mesh
     settings, placement = config.run, Placement.of(config.mesh)
     accumulation = settings.gradient_accumulation_steps

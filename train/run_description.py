@@ -52,7 +52,7 @@ def data_digest(task: Task) -> dict[str, str | float | int]:
     }
 
 
-def opening(config: Config, task: Task, placement: Placement, *, total_steps: int, first_step: int) -> str:
+def opening(config: Config, task: Task, placement: Placement, *, first_step: int) -> str:
     """Return the first line that a run prints: task, devices, data, and where the state comes from."""
     shape = " x ".join(f"{name} {size}" for name, size in placement.mesh.shape.items() if size > 1)
     devices = f"{placement.mesh.size} {jax.devices()[0].device_kind} device(s)" + (f" ({shape})" if shape else "")
@@ -60,7 +60,8 @@ def opening(config: Config, task: Task, placement: Placement, *, total_steps: in
         devices += f" of {jax.process_count()} hosts"
     about = ", ".join(f"{name} {value}" for name, value in task.facts.items())
     start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
-    return f"{type(config.task).__name__} on {devices}: {about}; {total_steps} steps, {start}"
+    steps = config.run.total_steps(task.steps_per_epoch)
+    return f"{type(config.task).__name__} on {devices}: {about}; {steps} steps, {start}"
 
 
 def summary_facts(

@@ -1,4 +1,4 @@
-"""Programs are kept where they should be, and taken from there."""
+"""Compiled programs are stored in the cache, and read from it."""
 
 import jax
 import numpy as np
@@ -7,8 +7,8 @@ import pytest
 from train.compilation import compilation_cache, compile_time, without_compilation_cache
 
 
-def compiled_anew():
-    """Compiles a program that is always the same; how often a cache had it, and the seconds."""
+def compile_fixed_program():
+    """Compile a fixed program; return the number of cache hits and the seconds."""
     hits = 0
 
     def count(event, **_):
@@ -23,42 +23,42 @@ def compiled_anew():
     return hits, compiling.seconds
 
 
-def test_programs_are_kept_in_the_folder_and_found_again(no_cache, tmp_path):
+def test_programs_are_stored_in_the_folder_and_read_again(no_cache, tmp_path):
     folder = tmp_path / "run" / "compiled"
     with compilation_cache(folder):
-        assert compiled_anew()[0] == 0
+        assert compile_fixed_program()[0] == 0
     (kept,) = folder.glob("*-cache")
-    assert compiled_anew()[0] == 0  # no more
+    assert compile_fixed_program()[0] == 0  # no more
     with compilation_cache(folder):
-        hits, seconds = compiled_anew()
+        hits, seconds = compile_fixed_program()
     assert hits == 1 and seconds > 0
     with compilation_cache(None):
-        assert compiled_anew()[0] == 0
+        assert compile_fixed_program()[0] == 0
 
 
-def test_a_program_that_was_cut_off_is_compiled_again(no_cache, tmp_path):
+def test_a_truncated_program_is_compiled_again(no_cache, tmp_path):
     with compilation_cache(tmp_path):
-        compiled_anew()
+        compile_fixed_program()
     (kept,) = tmp_path.glob("*-cache")
     kept.write_bytes(kept.read_bytes()[:100])
     with compilation_cache(tmp_path), pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
-        assert compiled_anew()[0] == 0
+        assert compile_fixed_program()[0] == 0
 
 
-def test_a_cache_that_is_set_already_stays(no_cache, tmp_path):
+def test_a_cache_that_is_already_set_stays_in_use(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
     with compilation_cache(tmp_path / "run"):
-        compiled_anew()
+        compile_fixed_program()
     assert list((tmp_path / "mine").glob("*-cache")) and not (tmp_path / "run").exists()
 
 
 def test_without_compilation_cache(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     with without_compilation_cache():
-        compiled_anew()
+        compile_fixed_program()
     assert not list(tmp_path.glob("*-cache"))
-    compiled_anew()
+    compile_fixed_program()
     assert list(tmp_path.glob("*-cache"))
     with without_compilation_cache():
-        assert compiled_anew()[0] == 0
-    assert compiled_anew()[0] == 1
+        assert compile_fixed_program()[0] == 0
+    assert compile_fixed_program()[0] == 1

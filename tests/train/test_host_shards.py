@@ -1,4 +1,4 @@
-"""Batches are the same however many processes build them."""
+"""Batches do not depend on the number of hosts that build them."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ def test_wrong_shards_are_refused(shards):
 
 
 def joined(shards):
-    """Batches of several processes as one process would have built them."""
+    """Concatenate the rows that several hosts have built."""
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 
@@ -46,7 +46,7 @@ def digest(batches: Iterator) -> str:
 
 
 def digests(prepare, count, batches=1000):
-    """SHA-256 of the first training batches and of the evaluation, put together from `count` processes."""
+    """Return SHA-256 of the first training batches and of the evaluation sets, built by `count` hosts."""
     tasks = [prepare(shard) for shard in PROCESSES[count]]
     train = digest(joined([task.train[i] for task in tasks]) for i in range(batches))
     sets = [zip(*[task.evaluations[name] for task in tasks], strict=True) for name in sorted(tasks[0].evaluations)]
@@ -84,7 +84,7 @@ def test_a_batch_arrives_at_the_devices_that_take_it(shape):
 
 
 def test_rows_of_a_process_with_devices_here_and_there(monkeypatch):
-    """Device 0 and 2 of a row of four: the process holds the first and the third part of a batch."""
+    """Of four devices the host has 0 and 2, hence the first and the third shard of a batch."""
     placement = Placement.of(MeshShape(), jax.devices()[:4])
     vars(placement)["host_shard"] = HostShard((0, 2), 4)
     made = {}
@@ -103,7 +103,7 @@ def test_rows_of_a_process_with_devices_here_and_there(monkeypatch):
 
 def test_a_learnt_vocabulary_is_the_first_hosts(masked_lm):
     class Second:
-        """A host that is told what the first has learnt."""
+        """A host that receives the vocabulary of the first host."""
 
         def share(self, make):
             return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b"]
