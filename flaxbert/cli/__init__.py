@@ -1,5 +1,62 @@
-"""The command `flaxbert`: `main` reads its words, a file for each kind of them says what they do."""
+"""The command `flaxbert`: subcommands, messages and exit codes.
 
-from flaxbert.cli.command import main
+Exit codes: 0 success, 1 a difference (`verify`) or a checkpoint that does not load (`inspect`), 2 an error,
+130 interrupted, 143 terminated.
+"""
+
+import io
+import logging
+import os
+import signal
+import sys
+from typing import Annotated, Protocol, cast
+
+import tyro
+
+from flaxbert.cli.checkpoints import Average, Convert, Export, Inspect, Verify
+from flaxbert.cli.predict import Predict
+from flaxbert.files import EscapingFormatter, escape_control_characters
 
 __all__ = ["main"]
+
+_SUBCOMMANDS = (
+    Annotated[Convert, tyro.conf.subcommand("convert", prefix_name=False)]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
+    | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+    | Annotated[Average, tyro.conf.subcommand("average", prefix_name=False)]
+    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
+)
+
+
+class _Subcommand(Protocol):
+    def run(self) -> int: ...
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the subcommand that `arguments` (by default those of the process) name; return the exit code."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(EscapingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for characters that the locale cannot encode
+    settings = (tyro.conf.FlagCreatePairsOff,)
+    subcommand = cast(_Subcommand, tyro.cli(_SUBCOMMANDS, prog="flaxbert", args=arguments, config=settings))  # type: ignore[arg-type]
+    # SystemExit, as KeyboardInterrupt, unwinds the stack, so that incomplete files are removed.
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        code = subcommand.run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of standard output, for example `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 0
+    except (OSError, ValueError) as error:
+        print(escape_control_characters(f"error: {error}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,26 +1,30 @@
-"""The words that read and write checkpoints: convert, inspect, verify, average."""
+"""Subcommands that read and write checkpoints: convert, inspect, verify, average, export."""
 
 import contextlib
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from flaxbert.conversion.average import average
-from flaxbert.conversion.convert import ReportProgress, convert
+from flaxbert.conversion.convert import Conversion, ReportProgress, convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.conversion.verify import Verification, verify
 from flaxbert.families import ARCHITECTURES
 from flaxbert.files import escape_control_characters
 
-_BAR_FROM = 2**26  # bytes; less is done before one could read it
+_MIN_BYTES_FOR_BAR = 2**26  # writing less is done before anyone could read the bar
+_MAX_NAMES = 20
+_SIZE_UNITS = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
 if TYPE_CHECKING:
     Head = str
 else:
@@ -29,33 +33,33 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Any checkpoint, as a folder that transformers, sentence-transformers and this library load."""
+    """Convert a checkpoint of any format to a folder that transformers, sentence-transformers and flaxbert load."""
 
     src: tyro.conf.Positional[str]
-    """A folder, a file, Google's zip, or a name on the Hugging Face hub."""
+    """A folder, a file, a zip from Google, or a model name on the Hugging Face hub."""
     dst: tyro.conf.Positional[str]
-    """The folder to write; it must not be there yet, and appears when it is complete."""
+    """Folder to create; it must not exist, and appears when it is complete."""
     head: Head | None = None
-    """The class of the result; parameters missing from SRC are newly initialised, other heads are dropped."""
+    """Target class. Parameters missing from SRC are newly initialised; weights of other heads are dropped."""
     format: Literal["safetensors", "pytorch", "flax", "orbax"] = "safetensors"
-    """What to write: Hugging Face's files (flax: of transformers 4's Flax classes), or parameters for orbax."""
+    """Format to write. flax: files of the Flax classes of transformers 4. orbax: an Orbax checkpoint of the params."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Of the numbers; without it they stay as they are, bit for bit."""
+    """Dtype of the weights; by default every tensor keeps its own, bit for bit."""
     max_shard_size: str | None = None
-    """Of a file: 5GB, 200MB, or a number of bytes; more are written as several files."""
+    """Maximum size of a weights file: 5GB, 200MB, or a number of bytes. Larger checkpoints are split into several."""
     hidden_act: str | None = None
-    """Replaces the activation: "gelu" keeps what Google's config says instead of the tanh form that its code means."""
+    """Activation for config.json; "gelu" keeps the name in Google's config, whose code computes the tanh form."""
     verify: bool = False
-    """Read what was written and compare it, before it appears."""
+    """Read the written checkpoint and compare it with SRC before DST appears."""
     revision: str | None = None
-    """Of a model on the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a model on the hub."""
     json: bool = False
-    """Print what was done as JSON."""
+    """Print the result as JSON."""
 
     def run(self) -> int:
-        """Converts."""
-        with resolve_checkpoint_path(self.src, revision=self.revision) as path, _bar() as progress:
-            done = convert(
+        """Convert and print a summary."""
+        with resolve_checkpoint_path(self.src, revision=self.revision) as path, _progress_bar() as progress:
+            conversion = convert(
                 path,
                 self.dst,
                 head=self.head,
@@ -67,167 +71,217 @@ class Convert:
                 progress=progress,
             )
         if self.json:
-            _print_json(done)
-            return 0
-        print(f"{self.dst}: {done.head}, {done.written} from {done.read}")
-        print(f"  {done.tensors} tensors, {done.bytes:,} bytes; with {', '.join(done.files)}")
-        _list("newly initialised", done.drawn)
-        _list("left out", done.left_out)
+            _print_json(dataclasses.asdict(conversion))
+        else:
+            _print_conversion(self.dst, conversion)
         return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """What a checkpoint holds, and what loading it would say. Exit code 1: it would not load as it is."""
+    """List the tensors and the config of a checkpoint, and try to load it. Exit code 1: it does not load as it is."""
 
     src: tyro.conf.Positional[str]
-    """A folder, a file, Google's zip, or a name on the Hugging Face hub."""
+    """A folder, a file, a zip from Google, or a model name on the Hugging Face hub."""
     checksums: bool = True
-    """Compare the files with SHA256SUMS where there is one."""
+    """Compare the files with SHA256SUMS if the folder has one."""
     revision: str | None = None
-    """Of a model on the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a model on the hub."""
     json: bool = False
-    """Print it as JSON."""
+    """Print the result as JSON."""
 
     def run(self) -> int:
-        """Inspects."""
+        """Inspect and print the result."""
         with resolve_checkpoint_path(self.src, revision=self.revision) as path:
-            found = inspect(path, checksums=self.checksums)
+            inspection = inspect(path, checksums=self.checksums)
         if self.json:
-            _print_json(found)
+            _print_json(dataclasses.asdict(inspection))
         else:
-            _print_inspection(found)
-        return 0 if found.loads else 1
+            _print_inspection(inspection)
+        return 0 if inspection.loads else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Whether two checkpoints of any formats are the same model. Exit code 1: they differ."""
+    """Compare tensors, config and outputs of two checkpoints of any formats. Exit code 1: they differ."""
 
     a: tyro.conf.Positional[str]
-    """A folder, a file, Google's zip, or a name on the Hugging Face hub."""
+    """A folder, a file, a zip from Google, or a model name on the Hugging Face hub."""
     b: tyro.conf.Positional[str]
-    """Likewise."""
+    """The checkpoint to compare with."""
     tolerance: float = 0.0
-    """How far apart two numbers may be, of tensors and of outputs on random input."""
+    """Largest allowed absolute difference between two numbers, in tensors and in outputs."""
     outputs: bool = True
-    """Run both models on random input too."""
+    """Run both models on random input and compare the outputs."""
     json: bool = False
-    """Print it as JSON."""
+    """Print the result as JSON."""
 
     def run(self) -> int:
-        """Verifies."""
+        """Compare and print the differences."""
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance is {self.tolerance}; it must be at least 0")
         with resolve_checkpoint_path(self.a) as a, resolve_checkpoint_path(self.b) as b:
-            found = verify(a, b, outputs=self.outputs)
-        same = found.same(self.tolerance)
+            verification = verify(a, b, outputs=self.outputs)
+        same = verification.same(self.tolerance)
         if self.json:
-            _print_json(found, same=same)
+            _print_json({**dataclasses.asdict(verification), "same": same})
         else:
-            _print_verification(found, same)
+            _print_verification(verification, same)
         return 0 if same else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """The mean of checkpoints of one model, as a folder that transformers loads."""
+    """Average the weights of several checkpoints of one model into a folder that transformers loads."""
 
     src: tyro.conf.Positional[tuple[str, ...]]
-    """Two or more checkpoints; or one training run's folder, with --last."""
+    """Two or more checkpoints; or the folder of one training run, with --last."""
     output: str
-    """The folder to write; it must not be there yet, and appears when it is complete."""
+    """Folder to create; it must not exist, and appears when it is complete."""
     last: int | None = None
-    """Average this many of the run's newest checkpoints."""
+    """Average this number of the run's newest checkpoints."""
     json: bool = False
-    """Print what was done as JSON."""
+    """Print the result as JSON."""
 
     def run(self) -> int:
-        """Averages."""
-        with contextlib.ExitStack() as places:
-            found = average(
-                [places.enter_context(resolve_checkpoint_path(src)) for src in self.src], self.output, last=self.last
-            )
+        """Average and print the checkpoints that were used."""
+        with contextlib.ExitStack() as stack:
+            sources = [stack.enter_context(resolve_checkpoint_path(src)) for src in self.src]
+            averaged = average(sources, self.output, last=self.last)
         if self.json:
-            print(json.dumps({"averaged": [str(path) for path in found], "output": self.output}, indent=2))
+            _print_json({"averaged": [str(path) for path in averaged], "output": self.output})
         else:
-            print(f"{self.output}: the mean of {', '.join(map(str, found))}")
+            print(f"{self.output}: the mean of {', '.join(map(str, averaged))}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Export a model as a program that runs without flaxbert: StableHLO for XLA, or an ONNX graph.
+
+    The written program is loaded again and run; the largest difference from the model is printed.
+    """
+
+    src: tyro.conf.Positional[str]
+    """A folder, a file, a zip from Google, or a model name on the Hugging Face hub."""
+    dst: tyro.conf.Positional[Path]
+    """Folder to create; it must not exist, and appears when it is complete."""
+    format: Literal["stablehlo", "onnx"] = "stablehlo"
+    """stablehlo runs wherever jax runs (cpu, cuda, tpu); onnx runs in ONNX Runtime and needs the extra [onnx]."""
+    length: int | None = None
+    """Number of tokens of all inputs, for runtimes without dynamic shapes; by default inputs have any length."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Compute dtype; onnx supports float32 only."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+
+    def run(self) -> int:
+        """Export and print the inputs and outputs of the program."""
+        from flaxbert.export import export_onnx, export_stablehlo
+
+        with resolve_checkpoint_path(self.src, revision=self.revision) as folder:
+            if self.format == "stablehlo":
+                exported = export_stablehlo(folder, self.dst, length=self.length, dtype=self.dtype)
+            elif self.dtype != "float32":
+                raise ValueError(f"dtype is {self.dtype}; onnx supports float32 only")
+            else:
+                exported = export_onnx(folder, self.dst, length=self.length)
+        print(f"{self.dst}: {exported.architecture} as {exported.format}, {', '.join(exported.files)}")
+        for name, spec in exported.inputs.items():
+            print(f"  input {name}: {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+        for name, spec in exported.outputs.items():
+            print(f"  output {name}: {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+        print(f"  platforms: {', '.join(exported.platforms)}")
+        print(f"  readable by: {exported.readable_by}")
+        print(f"  loaded again: outputs differ from the model's by at most {exported.parity:.3g} on random input")
         return 0
 
 
 def parse_size(text: str) -> int:
-    """Bytes, from "5GB", "200 MB" or "1000000"; units are powers of ten, as in transformers.
+    """Return the bytes of "5GB", "200 MB" or "1000000"; units are powers of ten, as in transformers.
 
     Raises:
-        ValueError: not a size.
+        ValueError: the text is not a size.
     """
-    match = re.fullmatch(r"([0-9]{1,15})\s*(|K|M|G|KB|MB|GB)", text.strip().upper())
+    match = re.fullmatch(r"([0-9]{1,15})\s*(?:([KMG])B?)?", text.strip().upper())
     if match is None or int(match[1]) == 0:
         raise ValueError(f"max_shard_size is {text!r}; write it like 5GB, 200MB or 1000000")
-    return int(match[1]) * 1000 ** " KMG".index((match[2] or " ")[0])
+    return int(match[1]) * _SIZE_UNITS[match[2]]
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[ReportProgress]:
-    """A progress bar on standard error, once there is enough to write."""
+def _progress_bar() -> Iterator[ReportProgress]:
+    """Show a progress bar on standard error if enough bytes are written."""
     columns = ("writing", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = progress.add_task("writing")
 
-    with contextlib.ExitStack() as shown:
+    with contextlib.ExitStack() as stack:
 
-        def told(done: int, total: int) -> None:
-            if total >= _BAR_FROM:
+        def report(done: int, total: int) -> None:
+            if total >= _MIN_BYTES_FOR_BAR:
                 if not progress.live.is_started:
-                    shown.enter_context(progress)
+                    stack.enter_context(progress)
                 progress.update(task, completed=done, total=total)
 
-        yield told
+        yield report
 
 
-def _print_json(found: Any, **more: Any) -> None:
-    print(json.dumps(_finite({**dataclasses.asdict(found), **more}), indent=2, allow_nan=False))
+def _print_json(values: Mapping[str, object]) -> None:
+    print(json.dumps(_replace_infinity(values), indent=2, allow_nan=False))
 
 
-def _finite(found: Any) -> Any:
-    """With "Infinity" for what JSON has no number for."""
-    if isinstance(found, dict):
-        return {key: _finite(value) for key, value in found.items()}
-    return "Infinity" if found == math.inf else found
+def _replace_infinity(value: object) -> object:
+    """Replace infinite numbers by "Infinity", because JSON has none."""
+    if isinstance(value, dict):
+        return {key: _replace_infinity(item) for key, item in value.items()}
+    return "Infinity" if value == math.inf else value
 
 
-def _print_inspection(found: Inspection) -> None:
-    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(found.dtypes.items()))
-    print(f"{found.path}: {found.format}, {found.head}")
-    print(f"  {found.parameters:,} numbers in {len(found.tensors)} tensors ({kinds})")
-    for name, (dtype, shape) in found.tensors.items():
+def _print_conversion(target: str, conversion: Conversion) -> None:
+    print(f"{target}: {conversion.head}, {conversion.written} from {conversion.read}")
+    print(f"  {conversion.tensors} tensors, {conversion.bytes:,} bytes; with {', '.join(conversion.files)}")
+    _print_names("newly initialised", conversion.drawn)
+    _print_names("left out", conversion.left_out)
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in sorted(inspection.dtypes.items()))
+    print(f"{inspection.path}: {inspection.format}, {inspection.head}")
+    print(f"  {inspection.parameters:,} numbers in {len(inspection.tensors)} tensors ({dtypes})")
+    for name, (dtype, shape) in inspection.tensors.items():
         print(f"  {escape_control_characters(name, lines=False):60} {dtype:9} {shape}")
-    _list("no weights, left out", found.left_out)
-    for key, value in (found.config or {}).items():
+    _print_names("no weights, left out", inspection.left_out)
+    for key, value in (inspection.config or {}).items():
         print(escape_control_characters(f"  {key}: {json.dumps(value, ensure_ascii=False)}"))
-    print(f"  checksums: {'match' if found.checksums else 'none' if found.checksums is None else 'DIFFER'}")
-    print(escape_control_characters(f"  loading: {found.report or 'without a word'}"))
+    checksums = {True: "match", False: "DIFFER", None: "none"}[inspection.checksums]
+    print(f"  checksums: {checksums}")
+    print(escape_control_characters(f"  loading: {inspection.report or 'ok'}"))
 
 
-def _print_verification(found: Verification, same: bool) -> None:
-    _list("only in A", found.only_a)
-    _list("only in B", found.only_b)
-    for what, differences in (
-        ("shape", found.shapes),
-        ("config", found.config),
-        ("largest difference", found.differing),
-    ):
-        for name, value in differences.items():
-            print(escape_control_characters(f"  {what} {name}: {value}", lines=False))
-    outputs = "not compared" if found.outputs is None else f"{found.outputs:.3g} apart"
-    print(f"  {found.compared} tensors, at most {found.tensors:.3g} apart; outputs on random input {outputs}")
+def _print_verification(verification: Verification, same: bool) -> None:
+    _print_names("only in A", verification.only_a)
+    _print_names("only in B", verification.only_b)
+    _print_differences("shape", verification.shapes)
+    _print_differences("config", verification.config)
+    _print_differences("largest difference", verification.differing)
+    outputs = "not compared" if verification.outputs is None else f"{verification.outputs:.3g} apart"
+    print(
+        f"  {verification.compared} tensors, at most {verification.tensors:.3g} apart; "
+        f"outputs on random input {outputs}"
+    )
     print("same" if same else "different")
 
 
-def _list(what: str, found: list[str]) -> None:
-    if found:
-        print(
-            escape_control_characters(
-                f"  {len(found)} {what}: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}", lines=False
-            )
-        )
+def _print_differences(title: str, differences: Mapping[str, object]) -> None:
+    for name, value in differences.items():
+        print(escape_control_characters(f"  {title} {name}: {value}", lines=False))
+
+
+def _print_names(title: str, names: Sequence[str]) -> None:
+    if not names:
+        return
+    shown = list(names[:_MAX_NAMES])
+    if len(names) > _MAX_NAMES:
+        shown.append("...")
+    print(escape_control_characters(f"  {len(names)} {title}: {', '.join(shown)}", lines=False))

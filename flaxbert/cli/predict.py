@@ -1,4 +1,4 @@
-"""`flaxbert predict`: a task, a model folder, and texts from the arguments, a file or standard input."""
+"""The subcommand predict: run a model on texts from the arguments, a file or standard input."""
 
 import collections
 import contextlib
@@ -15,94 +15,110 @@ import tyro
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.files import atomic_write
 
-if TYPE_CHECKING:  # brings the tokenizers, which no other word needs
+if TYPE_CHECKING:  # imports the tokenizers library, which no other subcommand needs
     from flaxbert.cli.prediction_tasks import PredictionTask
     from flaxbert.pipelines import Pipeline
 
 _VECTORS = ".npy"
 
 
+@dataclasses.dataclass(frozen=True)
+class _TextSource:
+    """The texts of each input, and the number of inputs if it is known before they are read."""
+
+    inputs: Iterator[tuple[str, ...]]
+    count: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prediction:
+    """The texts of an input, and the result of the pipeline."""
+
+    texts: tuple[str, ...]
+    result: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict:
-    """What a model says of texts: words for [MASK], labels, whether a sentence follows, the best choice, a vector,
-    entities, the answer to a question.
+    """Run a model on texts: fill masks, classify, judge the next sentence, choose, tag, answer, embed.
 
-    Texts are arguments; or the rows of --file; or the lines of standard input, one a line. Of a pair, of a question
-    and its context, and of a prompt and its choices, a tab stands between the texts. Without tabs, the arguments of
-    next-sentence, answer and choose are the texts of one row. Texts longer than --max-length are cut; tag and answer
-    read all of them, in windows of that length.
+    Texts come from the arguments, from --file, or from standard input with one input per line. Tabs separate the texts
+    of an input: a pair, a question and its context, a prompt and its choices. For next-sentence, answer and choose,
+    arguments without tabs are the texts of one input. Texts longer than --max-length are truncated; tag and answer
+    split them into windows of this length instead.
     """
 
     task: tyro.conf.Positional[Literal["fill-mask", "classify", "next-sentence", "choose", "tag", "answer", "embed"]]
-    """What to predict; the model has to be one of that task."""
+    """Task to run; the model must have the head of this task."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The texts, where neither a file nor standard input holds them."""
+    """Texts, if they come neither from --file nor from standard input."""
     model: str
-    """A folder, Google's zip, or a name on the Hugging Face hub."""
+    """A folder, a zip from Google, or a model name on the Hugging Face hub."""
     file: Path | None = None
-    """A .txt of a row a line; a .tsv or .csv with a header; or a .jsonl of an object a line."""
+    """A .txt with one input per line, a .tsv or .csv with a header, or a .jsonl with one object per line."""
     columns: tuple[str, ...] = ()
-    """Of a table: those that hold the texts, in their order; found by their usual names where none are given."""
+    """Columns of the table that hold the texts, in order; by default the columns with usual names."""
     output: Path | None = None
-    """Write the answers as JSON lines to this file, which appears when it is complete; of embed also as a .npy."""
+    """Write the results as JSON lines to this file, which appears when it is complete; embed also writes .npy."""
     json: bool = False
-    """Print the answers as JSON lines."""
+    """Print the results as JSON lines."""
     top_k: int | None = None
-    """Of fill-mask, classify and answer: how many answers for each mask, text or question."""
+    """fill-mask, classify, answer: number of results for each mask, text or question."""
     targets: tuple[str, ...] = ()
-    """Of fill-mask: only these words are considered."""
+    """fill-mask: words to choose from; by default the whole vocabulary."""
     pooling: Literal["mean", "cls", "max"] | None = None
-    """Of embed: how the tokens' vectors become one; what the folder says where it is not given."""
+    """embed: function from token vectors to a text's vector; by default the one in the folder, or mean."""
     normalize: bool = False
-    """Of embed: bring vectors to length 1, also where the folder does not say so."""
+    """embed: scale vectors to length 1, even if the folder does not ask for it."""
     aggregation: Literal["simple", "first", "average", "max"] | None = None
-    """Of tag: how the pieces of a word agree on a tag; by the first one where it is not given."""
+    """tag: rule for the tag of a word of several pieces; by default first."""
     null_threshold: float | None = None
-    """Of answer: there is none where "no answer" scores better by more than this; always one where it is not given."""
+    """answer: give no answer if "no answer" scores better by more than this; by default there is always an answer."""
     max_answer: int | None = None
-    """Of answer: tokens of an answer; 30 where it is not given."""
+    """answer: maximum number of tokens of an answer; by default 30."""
     max_query: int | None = None
-    """Of answer: tokens of a question, those beyond are cut off; 64 where it is not given."""
+    """answer: maximum number of tokens of a question, further ones are cut off; by default 64."""
     n_best: int | None = None
-    """Of answer: starts and ends of a window to pair, and answers to divide probability among; 20 if not given."""
+    """answer: number of starts and ends of a window to pair, and of candidates to rank; by default 20."""
     step: int | None = None
-    """Of answer: tokens from the start of a window to that of the next, as Google's doc_stride."""
+    """answer: tokens from the start of a window to the start of the next one (Google's doc_stride)."""
     overlap: int | None = None
-    """Of tag and answer: tokens that a window shares with the next, as Hugging Face's stride; a quarter of a window
-    where neither this nor a step is given."""
+    """tag, answer: tokens that neighbouring windows share (Hugging Face's stride); by default a quarter of a window."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the computation."""
+    """Compute dtype."""
     batch_size: int = 32
-    """Rows computed at a time."""
+    """Sequences per batch."""
     max_length: int | None = None
-    """Tokens of a row; the model's number of positions where it is not given."""
+    """Maximum number of tokens of a sequence; by default the model's number of positions."""
     revision: str | None = None
-    """Of a model on the hub: a branch, tag or commit."""
+    """Branch, tag or commit of a model on the hub."""
 
     def run(self) -> int:
-        """Predicts."""
-        from flaxbert.cli.prediction_tasks import TASKS
+        """Predict and print or write the results."""
+        from flaxbert.cli.prediction_tasks import PREDICTION_TASKS
 
-        task = TASKS[self.task]
-        self._check(task)
-        rows, count = self._rows(task)
+        task = PREDICTION_TASKS[self.task]
+        self._check_flags(task)
+        source = self._open_texts(task)
+        show_bar = self.file is not None and (self.output is not None or not sys.stdout.isatty())
         with resolve_checkpoint_path(self.model, revision=self.revision) as folder:
-            pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **self._options(task))
-            with _bar(count if self.file and (self.output or not sys.stdout.isatty()) else None) as advance:
-                answers = _answers(pipeline, task, rows, advance)
+            pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **self._pipeline_options())
+            with _progress_bar(source.count if show_bar else None) as advance:
+                predictions = _predict(pipeline, task, source.inputs, advance)
                 if self.output is not None:
-                    print(f"{self.output}: {self._write(self.output, task, answers)} answers")
+                    print(f"{self.output}: {_write(self.output, task, predictions)} answers")
                 else:
-                    self._print(task, answers)
+                    self._print(task, predictions)
         return 0
 
-    def _check(self, task: "PredictionTask") -> None:
-        from flaxbert.cli.prediction_tasks import OPTIONS
+    def _check_flags(self, task: "PredictionTask") -> None:
+        from flaxbert.cli.prediction_tasks import TASK_OPTIONS
 
         given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
-        strange = [name for name in given if name in OPTIONS and name not in task.options]
-        if strange:
-            raise ValueError(f"{self.task} has no {', '.join(strange)}; it has {', '.join(task.options) or 'neither'}")
+        wrong = [name for name in given if name in TASK_OPTIONS and name not in task.options]
+        if wrong:
+            allowed = ", ".join(task.options) or "neither"
+            raise ValueError(f"{self.task} has no {', '.join(wrong)}; it has {allowed}")
         if self.texts and self.file:
             raise ValueError(f"{len(self.texts)} texts and the file {self.file}: give one of them")
         if self.columns and not self.file:
@@ -110,98 +126,108 @@ class Predict:
         if self.output is not None and self.output.suffix == _VECTORS and self.task != "embed":
             raise ValueError(f"{self.output}: only embed writes {_VECTORS}; {self.task} writes JSON lines, a .jsonl")
 
-    def _rows(self, task: "PredictionTask") -> tuple[Iterator[tuple[str, ...]], int | None]:
-        """The texts of each row, and how many rows there are where that is known; a file is checked as a whole."""
+    def _open_texts(self, task: "PredictionTask") -> _TextSource:
+        """Return the inputs; those of the arguments and of a regular file are all checked first."""
         from flaxbert.cli.text_inputs import count_inputs, file_inputs, line_inputs, usable_texts
 
         shape = task.shape
         if self.texts:
-            one = shape.minimum > 1 and not any("\t" in text for text in self.texts)
-            lines = ["\t".join(self.texts)] if one else self.texts
+            one_input = shape.minimum > 1 and not any("\t" in text for text in self.texts)
+            lines = ["\t".join(self.texts)] if one_input else self.texts
             count = count_inputs(line_inputs(lines, "argument", shape))
-            return usable_texts(line_inputs(lines, "argument", shape)), count
+            return _TextSource(usable_texts(line_inputs(lines, "argument", shape)), count)
         if self.file is None:
             if isinstance(sys.stdin, io.TextIOWrapper):
                 sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-            return usable_texts(line_inputs(sys.stdin, "standard input", shape)), None
+            return _TextSource(usable_texts(line_inputs(sys.stdin, "standard input", shape)), None)
         if not self.file.exists():
             raise FileNotFoundError(f"{self.file}: no such file")
         count = count_inputs(file_inputs(self.file, shape, self.columns)) if self.file.is_file() else None
-        return usable_texts(file_inputs(self.file, shape, self.columns)), count
+        return _TextSource(usable_texts(file_inputs(self.file, shape, self.columns)), count)
 
-    def _options(self, task: "PredictionTask") -> dict[str, Any]:
+    def _pipeline_options(self) -> dict[str, Any]:
+        """Return the attributes of the pipeline that were given."""
         from flaxbert.pipelines import Aggregation, Pooling
 
-        options: dict[str, Any] = {"batch_size": self.batch_size}
-        numbers = ("max_length", "top_k", "null_threshold", "max_answer", "max_query", "n_best", "step", "overlap")
-        options |= {name: value for name in numbers if (value := getattr(self, name)) is not None}
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "top_k": self.top_k,
+            "targets": self.targets or None,
+            "pooling": None if self.pooling is None else Pooling(self.pooling),
+            "normalize": self.normalize or None,
+            "aggregation": None if self.aggregation is None else Aggregation(self.aggregation),
+            "null_threshold": self.null_threshold,
+            "max_answer": self.max_answer,
+            "max_query": self.max_query,
+            "n_best": self.n_best,
+            "step": self.step,
+            "overlap": self.overlap,
+        }
         if self.texts:
             options["batch_size"] = min(self.batch_size, len(self.texts))
-        elif self.file is None and sys.stdin.isatty():  # whoever types waits for each answer
+        elif self.file is None and sys.stdin.isatty():  # a person types the texts and waits for each result
             options |= {"batch_size": 1, "read_ahead": 1}
-        if self.targets:
-            options["targets"] = self.targets
-        if self.pooling is not None:
-            options["pooling"] = Pooling(self.pooling)
-        if self.normalize:
-            options["normalize"] = True
-        if self.aggregation is not None:
-            options["aggregation"] = Aggregation(self.aggregation)
-        return options
+        return {name: value for name, value in options.items() if value is not None}
 
-    def _print(self, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> None:
-        from flaxbert.cli.prediction_tasks import told
-
-        for texts, answer in answers:
-            print(_line(task, texts, answer) if self.json else told(task, texts, answer), flush=True)
-
-    def _write(self, output: Path, task: "PredictionTask", answers: Iterable[tuple[Sequence[str], Any]]) -> int:
-        count = 0
-        with atomic_write(output) as aside:
-            if output.suffix == _VECTORS:
-                return _write_vectors(aside, (answer for _, answer in answers))
-            with aside.open("w", encoding="utf-8", newline="\n") as lines:
-                for texts, answer in answers:
-                    lines.write(_line(task, texts, answer) + "\n")
-                    count += 1
-        return count
+    def _print(self, task: "PredictionTask", predictions: Iterable[_Prediction]) -> None:
+        for prediction in predictions:
+            if self.json:
+                print(_json_line(task, prediction), flush=True)
+            else:
+                print(task.format_result(prediction.texts, prediction.result), flush=True)
 
 
-def _answers(
+def _predict(
     pipeline: "Pipeline[Any, Any]",
     task: "PredictionTask",
-    rows: Iterable[tuple[str, ...]],
+    inputs: Iterable[tuple[str, ...]],
     advance: Callable[[], None],
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each row with its answer."""
-    waiting: collections.deque[tuple[str, ...]] = collections.deque()
+) -> Iterator[_Prediction]:
+    pending: collections.deque[tuple[str, ...]] = collections.deque()
 
     def items() -> Iterator[Any]:
-        for texts in rows:
-            waiting.append(texts)
-            yield task.item(texts)
+        for texts in inputs:
+            pending.append(texts)
+            yield task.pipeline_input(texts)
 
-    for answer in pipeline.stream(items()):
-        yield waiting.popleft(), answer
+    for result in pipeline.stream(items()):
+        yield _Prediction(pending.popleft(), result)
         advance()
 
 
-def _line(task: "PredictionTask", texts: Sequence[str], answer: Any) -> str:
-    return json.dumps({"input": texts[0] if len(texts) == 1 else list(texts), **task.values(answer)})
+def _write(output: Path, task: "PredictionTask", predictions: Iterable[_Prediction]) -> int:
+    """Write all results to a file; return their number."""
+    count = 0
+    with atomic_write(output) as temporary:
+        if output.suffix == _VECTORS:
+            return _write_vectors(temporary, (prediction.result for prediction in predictions))
+        with temporary.open("w", encoding="utf-8", newline="\n") as lines:
+            for prediction in predictions:
+                lines.write(_json_line(task, prediction) + "\n")
+                count += 1
+    return count
+
+
+def _json_line(task: "PredictionTask", prediction: _Prediction) -> str:
+    texts: str | Sequence[str] = prediction.texts
+    if len(texts) == 1:
+        texts = texts[0]
+    return json.dumps({"input": texts, **task.result_json(prediction.result)})
 
 
 def _write_vectors(file: Path, vectors: Iterable[Any]) -> int:
-    """Writes vectors [D] as the rows of a .npy as they come; how many there were."""
+    """Write vectors [D] one by one as the rows of a .npy file; return their number."""
     import numpy as np
 
     count, width = 0, 0
     with file.open("wb") as out:
 
         def write_header() -> None:
-            described = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
-            np.lib.format.write_array_header_1_0(out, described)
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+            np.lib.format.write_array_header_1_0(out, header)
 
-        write_header()  # numpy leaves room in it for any number of rows
+        write_header()  # NumPy pads it so that the final number of rows will fit
         start = out.tell()
         for vector in vectors:
             if not count:
@@ -215,14 +241,14 @@ def _write_vectors(file: Path, vectors: Iterable[Any]) -> int:
 
 
 @contextlib.contextmanager
-def _bar(total: int | None) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error where there is a number of rows and a terminal."""
+def _progress_bar(total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on standard error, if it is a terminal and the number of inputs is known."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = ("predicting", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = total is not None and console.is_terminal
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not shown) as progress:
+    visible = total is not None and console.is_terminal
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not visible) as progress:
         bar = progress.add_task("predicting", total=total)
         yield lambda: progress.advance(bar)

@@ -1,4 +1,4 @@
-"""The tasks of `flaxbert predict`: what a row of texts is to each, and how its answers are told."""
+"""Tasks of `flaxbert predict`: pipeline, inputs, and format of the results."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -29,114 +29,141 @@ from flaxbert.tokenizer import MASK
 
 @dataclasses.dataclass(frozen=True)
 class PredictionTask:
-    """A task.
+    """A task of `flaxbert predict`.
 
     Attributes:
-        pipeline: what computes it.
-        shape: of its rows.
-        item: a row as the pipeline takes it.
-        lines: a row and its answer, for reading.
-        values: the answer as JSON's values.
-        options: of the pipeline, that the command's flags of these names set.
+        pipeline: class of the pipeline.
+        shape: number of texts of an input.
+        pipeline_input: converts the texts of an input to an item of the pipeline.
+        result_lines: formats the texts of an input and its result as lines of text.
+        result_json: converts a result to JSON values.
+        options: names of the pipeline's attributes that have a flag of the same name.
     """
 
     pipeline: type[Pipeline[Any, Any]]
     shape: InputShape
-    item: Callable[[Sequence[str]], Any]
-    lines: Callable[[Sequence[str], Any], Sequence[str]]
-    values: Callable[[Any], dict[str, Any]] = dataclasses.asdict
+    pipeline_input: Callable[[Sequence[str]], Any]
+    result_lines: Callable[[Sequence[str], Any], Sequence[str]]
+    result_json: Callable[[Any], dict[str, Any]] = dataclasses.asdict
     options: tuple[str, ...] = ()
 
+    def format_result(self, texts: Sequence[str], result: Any) -> str:
+        """Return an input and its result as text for a terminal."""
+        return "\n".join(escape_control_characters(line, lines=False) for line in self.result_lines(texts, result))
 
-def _masked(texts: Sequence[str]) -> str:
+
+def _require_mask(texts: Sequence[str]) -> str:
     return "" if MASK in texts[0] else f"no {MASK} in {texts[0]!r:.60}"
 
 
-def _filled(texts: Sequence[str], answer: FilledText) -> list[str]:
-    fillings = [filling for mask in answer.masks for filling in mask]
-    return [texts[0], *(f"  {found.probability:.4f}  {found.token:16} {found.text}" for found in fillings)]
+def _first_text(texts: Sequence[str]) -> str:
+    return texts[0]
 
 
-def _classified(texts: Sequence[str], answer: Classification) -> list[str]:
-    return [" | ".join(texts), *(f"  {label.score:.4f}  {label.name}" for label in answer.labels)]
+def _text_or_pair(texts: Sequence[str]) -> str | Sequence[str]:
+    return texts[0] if len(texts) == 1 else texts
 
 
-def _followed(texts: Sequence[str], answer: NextSentencePrediction) -> list[str]:
-    return [f"{answer.probability:.4f}  {'follows' if answer.follows else 'does not'}  {' | '.join(texts)}"]
+def _prompt_and_choices(texts: Sequence[str]) -> tuple[str, list[str]]:
+    return texts[0], list(texts[1:])
 
 
-def _chosen(texts: Sequence[str], answer: Choice) -> list[str]:
-    choices = enumerate(zip(texts[1:], answer.probabilities, strict=True))
-    told = (f"  {p:.4f} {'*' if number == answer.best else ' '} {choice}" for number, (choice, p) in choices)
-    return [texts[0], *told]
+def _filled_lines(texts: Sequence[str], result: FilledText) -> list[str]:
+    fillings = [filling for mask in result.masks for filling in mask]
+    return [texts[0], *(f"  {filling.probability:.4f}  {filling.token:16} {filling.text}" for filling in fillings)]
 
 
-def _tagged(texts: Sequence[str], answer: TaggedText) -> list[str]:
-    return [texts[0], *(f"  {e.score:.4f}  {e.type:8} {answer.text[e.start : e.end]}" for e in answer.entities)]
+def _label_lines(texts: Sequence[str], result: Classification) -> list[str]:
+    return [" | ".join(texts), *(f"  {label.score:.4f}  {label.name}" for label in result.labels)]
 
 
-def _answered(texts: Sequence[str], answer: ExtractedAnswer) -> list[str]:
-    lines = [texts[0], f"  {answer.probability:.4f} * {answer.text or '(no answer)'}"]
-    others = (candidate for candidate in answer.candidates if candidate.text != answer.text)
+def _next_sentence_lines(texts: Sequence[str], result: NextSentencePrediction) -> list[str]:
+    return [f"{result.probability:.4f}  {'follows' if result.follows else 'does not'}  {' | '.join(texts)}"]
+
+
+def _choice_lines(texts: Sequence[str], result: Choice) -> list[str]:
+    lines = [texts[0]]
+    for index, (choice, probability) in enumerate(zip(texts[1:], result.probabilities, strict=True)):
+        lines.append(f"  {probability:.4f} {'*' if index == result.best else ' '} {choice}")
+    return lines
+
+
+def _entity_lines(texts: Sequence[str], result: TaggedText) -> list[str]:
+    lines = [texts[0]]
+    for entity in result.entities:
+        lines.append(f"  {entity.score:.4f}  {entity.type:8} {result.text[entity.start : entity.end]}")
+    return lines
+
+
+def _entity_json(result: TaggedText) -> dict[str, Any]:
+    return {"entities": [dataclasses.asdict(entity) for entity in result.entities]}
+
+
+def _answer_lines(texts: Sequence[str], result: ExtractedAnswer) -> list[str]:
+    lines = [texts[0], f"  {result.probability:.4f} * {result.text or '(no answer)'}"]
+    others = (candidate for candidate in result.candidates if candidate.text != result.text)
     return [*lines, *(f"  {other.probability:.4f}   {other.text or '(no answer)'}" for other in others)]
 
 
-def _embedded(texts: Sequence[str], answer: np.ndarray) -> list[str]:
-    return [f"[{', '.join(f'{number:.4f}' for number in answer[:4])}, ...]  {texts[0]}"]
+def _vector_lines(texts: Sequence[str], result: np.ndarray) -> list[str]:
+    return [f"[{', '.join(f'{number:.4f}' for number in result[:4])}, ...]  {texts[0]}"]
 
 
-TASKS = {
+def _vector_json(result: np.ndarray) -> dict[str, Any]:
+    return {"vector": result.tolist()}
+
+
+PREDICTION_TASKS = {
     "fill-mask": PredictionTask(
         FillMaskPipeline,
-        InputShape(1, 1, f"a text with {MASK}", _masked),
-        item=lambda texts: texts[0],
-        lines=_filled,
+        InputShape(1, 1, f"a text with {MASK}", _require_mask),
+        pipeline_input=_first_text,
+        result_lines=_filled_lines,
         options=("top_k", "targets"),
     ),
     "classify": PredictionTask(
         TextClassificationPipeline,
         InputShape(1, 2, "a text, or a pair of texts"),
-        item=lambda texts: texts[0] if len(texts) == 1 else texts,
-        lines=_classified,
+        pipeline_input=_text_or_pair,
+        result_lines=_label_lines,
         options=("top_k",),
     ),
     "next-sentence": PredictionTask(
-        NextSentencePipeline, InputShape(2, 2, "a pair of texts"), item=tuple, lines=_followed
+        NextSentencePipeline,
+        InputShape(2, 2, "a pair of texts"),
+        pipeline_input=tuple,
+        result_lines=_next_sentence_lines,
     ),
     "choose": PredictionTask(
         MultipleChoicePipeline,
         InputShape(2, None, "a prompt and its choices"),
-        item=lambda texts: (texts[0], list(texts[1:])),
-        lines=_chosen,
+        pipeline_input=_prompt_and_choices,
+        result_lines=_choice_lines,
     ),
     "tag": PredictionTask(
         EntityRecognitionPipeline,
         InputShape(1, 1, "a text"),
-        item=lambda texts: texts[0],
-        lines=_tagged,
-        values=lambda answer: {"entities": [dataclasses.asdict(entity) for entity in answer.entities]},
+        pipeline_input=_first_text,
+        result_lines=_entity_lines,
+        result_json=_entity_json,
         options=("aggregation", "overlap"),
     ),
     "answer": PredictionTask(
         QuestionAnsweringPipeline,
         InputShape(2, 2, "a question and its context"),
-        item=tuple,
-        lines=_answered,
+        pipeline_input=tuple,
+        result_lines=_answer_lines,
         options=("top_k", "null_threshold", "max_answer", "max_query", "n_best", "step", "overlap"),
     ),
     "embed": PredictionTask(
         SentenceEmbeddingPipeline,
         InputShape(1, 1, "a text"),
-        item=lambda texts: texts[0],
-        lines=_embedded,
-        values=lambda answer: {"vector": answer.tolist()},
+        pipeline_input=_first_text,
+        result_lines=_vector_lines,
+        result_json=_vector_json,
         options=("pooling", "normalize"),
     ),
 }
 
-OPTIONS = {name for task in TASKS.values() for name in task.options}
-
-
-def told(task: PredictionTask, texts: Sequence[str], answer: Any) -> str:
-    """A row and its answer, for a terminal."""
-    return "\n".join(escape_control_characters(line, lines=False) for line in task.lines(texts, answer))
+TASK_OPTIONS = {name for task in PREDICTION_TASKS.values() for name in task.options}
+"""Names of the flags that only some tasks have."""

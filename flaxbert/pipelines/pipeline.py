@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 # The task of `flaxbert predict` for each kind of head.
-TASKS = {
+_PREDICT_TASKS = {
     HeadKind.NONE: "embed",
     HeadKind.PRETRAINING: "fill-mask and next-sentence",
     HeadKind.MASKED_LM: "fill-mask",
@@ -116,7 +116,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
                 f"{source}: names no architecture; {cls.__name__} needs a {wanted}. Write a folder of that class: "
                 f"flaxbert convert {source} NEW --head {allowed[0]}"
             )
-        task = None if architecture is None else TASKS.get(architecture.head)
+        task = None if architecture is None else _PREDICT_TASKS.get(architecture.head)
         use = "which no pipeline here takes" if task is None else f"good for {task}"
         raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")
 

@@ -76,7 +76,7 @@ def test_convert_tells_what_it_did(folder, tmp_path, capsys):
 
 def test_inspect_lists_everything_and_whether_it_would_load(folder, capsys):
     code, out, _ = run(capsys, "inspect", folder)
-    assert code == 0 and "loading: without a word" in out and "checksums: none" in out
+    assert code == 0 and "loading: ok" in out and "checksums: none" in out
     assert "bert.embeddings.word_embeddings.weight" in out and "[23, 4]" in out and "hidden_size: 4" in out
     change(folder, "bert.embeddings.word_embeddings.weight", lambda array: array[:22])
     code, out, _ = run(capsys, "inspect", folder, "--json")
@@ -197,7 +197,7 @@ def test_every_flag_arrives(folder, capsys, monkeypatch, word, arguments, passed
 def test_there_is_a_bar_where_there_is_much_to_write(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert run(capsys, "convert", folder, tmp_path / "small")[2] == ""
-    monkeypatch.setattr(checkpoints, "_BAR_FROM", 1)
+    monkeypatch.setattr(checkpoints, "_MIN_BYTES_FOR_BAR", 1)
     assert "writing" in run(capsys, "convert", folder, tmp_path / "large")[2]
 
 
