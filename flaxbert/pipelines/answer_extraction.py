@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
+import numpy as np
 
 from flaxbert.families import HeadKind
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
+from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_pair, require_text
 from flaxbert.text.answers import Candidate, rank_answers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 
@@ -103,7 +104,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
             overlap = max(0, self._longest - max_query - _SPECIAL_TOKENS) // 4
         return WindowingOptions(self._longest, max_query, self.step, overlap)
 
-    def _check(self, item: Any, name: str) -> tuple[str, str]:
+    def _check(self, item: object, name: str) -> tuple[str, str]:
         question, context = require_pair(item, name, "a pair of a question and its context")
         return require_text(question, f"{name}[0]"), require_text(context, f"{name}[1]")
 
@@ -115,12 +116,15 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
             for of_question in windows
         ]
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         out = self._model_outputs(params, batch)
         return out.start_logits, out.end_logits
 
     def _decode(
-        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[Any]
+        self,
+        item: tuple[str, str],
+        sequences: Sequence[InputSequence],
+        outputs: Sequence[tuple[np.ndarray, np.ndarray]],
     ) -> ExtractedAnswer:
         start_logits, end_logits = zip(*outputs, strict=True)
         may_be_empty = self.null_threshold is not None

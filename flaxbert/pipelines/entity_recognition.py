@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from tokenizers import Encoding
 
 from flaxbert.families import HeadKind
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Pipeline, require_text
+from flaxbert.pipelines.pipeline import Params, Pipeline, require_text
 from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
 from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import CLS, SEP
@@ -68,7 +68,7 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
         """
         return list(self.stream(texts))
 
-    def _check(self, item: Any, name: str) -> str:
+    def _check(self, item: object, name: str) -> str:
         return require_text(item, name)
 
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
@@ -83,10 +83,10 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
         room = self._longest - _SPECIAL_TOKENS
         return sliding_windows(length, room, room // 4 if self.overlap is None else self.overlap)
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jax.nn.softmax(self._model_outputs(params, batch).logits, axis=-1)
 
-    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> TaggedText:
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]) -> TaggedText:
         first = sequences[0]
         assert isinstance(first, _TextWindow)
         labels, length = self.model.config.id2label, len(first.encoding.ids)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from flaxbert.families import HeadKind
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence, chunked
-from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text
+from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_text
 from flaxbert.tokenizer import MASK, UNK
 
 # Number of masks per sequence that are scored at once. The decoder takes a few hundredths of the encoder's time for
@@ -87,7 +87,7 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
             ids.append(pieces[0] if token_id is None else token_id)
         return np.array(list(dict.fromkeys(ids)), np.int32)
 
-    def _check(self, item: Any, name: str) -> str:
+    def _check(self, item: object, name: str) -> str:
         text = require_text(item, name)
         if MASK not in text:
             raise ValueError(f"{name} holds no {MASK}: {text!r:.60}")
@@ -107,7 +107,7 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
             encoded.append(sequences)
         return encoded
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         out = self._model_outputs(params, batch, masked_lm_positions=batch["positions"])
         logits = out.prediction_logits if isinstance(out, PreTrainingOutput) else out.logits
         normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -119,7 +119,9 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
         best, indices = jax.lax.top_k(logits, min(self.top_k, len(ids)))
         return {"ids": jnp.asarray(ids)[indices], "probabilities": jnp.exp(best - normalizer)}
 
-    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> FilledText:
+    def _decode(
+        self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> FilledText:
         scored = itertools.chain.from_iterable(
             zip(output["ids"], output["probabilities"], strict=True) for output in outputs
         )

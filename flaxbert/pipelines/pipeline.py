@@ -21,6 +21,7 @@ from flaxbert.tokenizer import PAD, WordPieceTokenizer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Params = Mapping[str, Any]
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 # The task of `flaxbert predict` for each kind of head.
@@ -56,7 +57,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     """
 
     model: PreTrainedModel
-    params: Mapping[str, Any]
+    params: Params
     tokenizer: WordPieceTokenizer
     batch_size: int = 32
     max_length: int | None = None
@@ -121,7 +122,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")
 
     @abc.abstractmethod
-    def _check(self, item: Any, name: str) -> Item:
+    def _check(self, item: object, name: str) -> Item:
         """Return the checked input; errors call it `name`."""
 
     @abc.abstractmethod
@@ -129,7 +130,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Return one or several sequences for each input."""
 
     @abc.abstractmethod
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
         """Return a tree of arrays [B, ...] for a batch; compiled once per length."""
 
     @abc.abstractmethod
@@ -173,7 +174,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         encodings = self.tokenizer.encode(texts, pairs, max_length=self._longest)
         return [InputSequence(encoding.ids, encoding.type_ids) for encoding in encodings]
 
-    def _model_outputs(self, params: Mapping[str, Any], batch: Mapping[str, Any], **arguments: Any) -> Any:
+    def _model_outputs(self, params: Params, batch: Mapping[str, jax.Array], **arguments: Any) -> Any:
         """Return the model's output dataclass for a batch; `arguments` are further arguments of the model."""
         inputs = {name: batch[name] for name in family_of(self.model).input_names}
         return self.model.apply({"params": params}, **inputs, **arguments)

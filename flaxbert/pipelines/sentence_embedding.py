@@ -15,7 +15,7 @@ from flaxbert.families import HeadKind
 from flaxbert.families.config_file import read_config
 from flaxbert.files import path_inside, read_json
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Pipeline, require_text
+from flaxbert.pipelines.pipeline import Params, Pipeline, require_text
 
 
 class Pooling(enum.Enum):
@@ -83,20 +83,20 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
         vectors = list(self.stream(texts))
         return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
 
-    def _check(self, item: Any, name: str) -> str:
+    def _check(self, item: object, name: str) -> str:
         return self.prompt + require_text(item, name)
 
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
         return [[sequence] for sequence in self._encode_pairs(items, [None] * len(items))]
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         states = self._model_outputs(params, batch).last_hidden_state.astype(jnp.float32)
         vectors = pool(states, batch["attention_mask"], self.pooling)
         if not self.normalize:
             return vectors
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
-    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> np.ndarray:
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]) -> np.ndarray:
         return outputs[0]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from flaxbert.families import HeadKind
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
+from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_pair, require_text
 
 TextOrPair = str | tuple[str, str]
 PromptWithChoices = tuple[str, Sequence[str]]
@@ -67,7 +67,7 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         """
         return list(self.stream(texts))
 
-    def _check(self, item: Any, name: str) -> TextOrPair:
+    def _check(self, item: object, name: str) -> TextOrPair:
         if isinstance(item, str):
             return require_text(item, name)
         first, second = require_pair(item, name, "a text, or a pair of texts")
@@ -77,7 +77,7 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         pairs = [(item, None) if isinstance(item, str) else item for item in items]
         return [[sequence] for sequence in self._encode_pairs([text for text, _ in pairs], [pair for _, pair in pairs])]
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         config = self.model.config
         logits = self._model_outputs(params, batch).logits
         if config.problem_type == "regression":
@@ -86,7 +86,9 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits, axis=-1)
 
-    def _decode(self, item: TextOrPair, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> Classification:
+    def _decode(
+        self, item: TextOrPair, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]
+    ) -> Classification:
         scores = zip(self.model.config.id2label, outputs[0], strict=True)
         labels = sorted((Label(name, float(score)) for name, score in scores), key=lambda label: -label.score)
         return Classification(tuple(labels[: self.top_k]))
@@ -118,7 +120,7 @@ class NextSentencePipeline(Pipeline[tuple[str, str], NextSentencePrediction]):
         """
         return list(self.stream(pairs))
 
-    def _check(self, item: Any, name: str) -> tuple[str, str]:
+    def _check(self, item: object, name: str) -> tuple[str, str]:
         first, second = require_pair(item, name, "a pair of texts")
         return require_text(first, f"{name}[0]"), require_text(second, f"{name}[1]")
 
@@ -126,14 +128,14 @@ class NextSentencePipeline(Pipeline[tuple[str, str], NextSentencePrediction]):
         firsts, seconds = [first for first, _ in items], [second for _, second in items]
         return [[sequence] for sequence in self._encode_pairs(firsts, seconds)]
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         out = self._model_outputs(params, batch)
         return jax.nn.softmax(
             out.seq_relationship_logits if isinstance(out, PreTrainingOutput) else out.logits, axis=-1
         )
 
     def _decode(
-        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[Any]
+        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]
     ) -> NextSentencePrediction:
         return NextSentencePrediction(float(outputs[0][_IS_NEXT]))
 
@@ -164,7 +166,7 @@ class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
         """
         return list(self.stream(prompts))
 
-    def _check(self, item: Any, name: str) -> PromptWithChoices:
+    def _check(self, item: object, name: str) -> PromptWithChoices:
         prompt, choices = require_pair(item, name, "a pair of a prompt and a list of choices")
         if not isinstance(choices, list | tuple) or not choices:
             raise TypeError(f"{name}[1] is {choices!r:.60}; expected a list of choices, one at least")
@@ -176,11 +178,13 @@ class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
         sequences = iter(self._encode_pairs([prompt for prompt, _ in pairs], [choice for _, choice in pairs]))
         return [[next(sequences) for _ in choices] for _, choices in items]
 
-    def _forward(self, params: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         one_choice = {name: array[:, None] for name, array in batch.items()}
         return self._model_outputs(params, one_choice).logits[:, 0]
 
-    def _decode(self, item: PromptWithChoices, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> Choice:
+    def _decode(
+        self, item: PromptWithChoices, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]
+    ) -> Choice:
         scores = np.array(outputs, np.float32)
         exponentials = np.exp(scores - scores.max())
         return Choice(int(scores.argmax()), tuple((exponentials / exponentials.sum()).tolist()))
