@@ -46,4 +46,4 @@ def test_a_failure_ends_the_other(tmp_path):
 
 def test_one_command_is_nothing_to_compare(capsys):
     assert main(["true"]) == 2
-    assert "take turns" in capsys.readouterr().err
+    assert "python -m train.benchmark.alternate 'python -m train configs/sst2.py'" in capsys.readouterr().err
