@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxbert.losses import IGNORE
-from train.data.pretraining.examples import mixed, uniform
+from train.data.pretraining.examples import random_bits, uniform
 from train.data.pretraining.masking import Masking
 
 PAD, CLS, SEP, MASK, SPECIAL, SIZE = 0, 2, 3, 4, (0, 1, 2, 3, 4), 1000
@@ -26,7 +26,7 @@ def rows(count=400, length=128, *, seed=0, examples=1):
         ids[:, here.start], ids[:, here.stop - 1] = CLS, SEP
         segments[:, here], offsets[:, here] = example + 1, np.arange(size)
     ids[segments == 0] = PAD
-    keys = mixed(seed, np.arange(count)[:, None], segments)
+    keys = random_bits(seed, np.arange(count)[:, None], segments)
     return ids.astype(np.int32), segments, offsets, keys
 
 
@@ -189,9 +189,9 @@ def test_a_rate_that_cannot_be(rate):
 
 def test_random_bits():
     # SplitMix64's own first outputs from seed 0 (Vigna's splitmix64.c; also java.util.SplittableRandom).
-    assert [int(mixed(0)[0]), int(mixed(0x9E3779B97F4A7C15)[0])] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
-    drawn = uniform(mixed(1, np.arange(10**6)))
+    assert [int(random_bits(0)[0]), int(random_bits(0x9E3779B97F4A7C15)[0])] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+    drawn = uniform(random_bits(1, np.arange(10**6)))
     assert drawn.mean() == pytest.approx(0.5, abs=0.0012) and drawn.var() == pytest.approx(1 / 12, rel=0.01)
     assert drawn.min() >= 0 and drawn.max() < 1
-    assert len(np.unique(mixed(np.arange(300)[:, None], np.arange(300)))) == 90_000
-    assert int(mixed(1, 2)[0]) != int(mixed(2, 1)[0])
+    assert len(np.unique(random_bits(np.arange(300)[:, None], np.arange(300)))) == 90_000
+    assert int(random_bits(1, 2)[0]) != int(random_bits(2, 1)[0])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.train import corpora
-from train.data.pretraining.batches import document_parts
+from train.data.pretraining.batches import document_spans
 from train.data.pretraining.examples import RANDOM
-from train.data.pretraining.segments import NextSentencePairs
+from train.data.pretraining.segments import DocumentSpan, NextSentencePairs
 
 TEXTS = corpora.documents(300)
 STORE = corpora.store(TEXTS)
@@ -17,9 +17,9 @@ LENGTH = 40
 
 
 def pairs(seed, *, short=0.1, store=STORE, length=LENGTH):
-    parts = document_parts(store, np.arange(store.document_count))
+    parts = document_spans(store, np.arange(store.document_count))
     made = NextSentencePairs(store, np.arange(store.document_count), max_length=length, short=short)
-    return made(map(tuple, parts.tolist()), seed)
+    return made([DocumentSpan(*part) for part in parts.tolist()], seed)
 
 
 def plain(chance, *, short=0.1, texts=TEXTS, length=LENGTH):
@@ -37,8 +37,8 @@ def plain(chance, *, short=0.1, texts=TEXTS, length=LENGTH):
                 end = chance.randint(1, len(chunk) - 1) if len(chunk) >= 2 else 1
                 first = [word for sentence in chunk[:end] for word in sentence]
                 second = []
-                stranger = len(chunk) == 1 or chance.random() < 0.5
-                if stranger:
+                is_random = len(chunk) == 1 or chance.random() < 0.5
+                if is_random:
                     others = [j for j in range(len(texts)) if j != number]
                     other = texts[chance.choice(others)]
                     for sentence in other[chance.randint(0, len(other) - 1) :]:
@@ -54,7 +54,7 @@ def plain(chance, *, short=0.1, texts=TEXTS, length=LENGTH):
                         del longer[0]
                     else:
                         longer.pop()
-                found.append((len(first), len(second), stranger))
+                found.append((len(first), len(second), is_random))
                 chunk = []
             i += 1
     return np.array(found)
@@ -72,10 +72,10 @@ def test_shares_and_lengths_are_those_of_the_definition(short):
     # Of every quantity the means of 60 epochs are compared, to four standard errors of their difference.
     quantities = {
         "pairs": len,
-        "strangers": lambda found: found[:, 2].mean(),
+        "random segments": lambda found: found[:, 2].mean(),
         "first": lambda found: found[:, 0].mean(),
         "second": lambda found: found[:, 1].mean(),
-        "second, of strangers": lambda found: found[found[:, 2] == 1, 1].mean(),
+        "second, if random": lambda found: found[found[:, 2] == 1, 1].mean(),
         "full": lambda found: (found[:, 0] + found[:, 1] == LENGTH - 3).mean(),
         "of one word": lambda found: (found[:, :2] == 1).mean(),
         "spread": lambda found: found[:, 0].std(),
@@ -97,18 +97,18 @@ def test_what_a_pair_is():
         document = np.searchsorted(bounds, spans, side="right") - 1
         inside = np.searchsorted(bounds, spans[:, :, 1] - 1, side="right") - 1
         np.testing.assert_array_equal(document[:, :, 0], inside)  # a segment is of one document
-        stranger = examples.labels == RANDOM
-        assert (document[stranger, 0, 0] != document[stranger, 1, 0]).all()
-        assert (document[~stranger, 0, 0] == document[~stranger, 1, 0]).all()
+        is_random = examples.labels == RANDOM
+        assert (document[is_random, 0, 0] != document[is_random, 1, 0]).all()
+        assert (document[~is_random, 0, 0] == document[~is_random, 1, 0]).all()
         # What follows follows at once, unless tokens were taken away: then both ends may have lost some.
-        whole = ~stranger & (examples.lengths < LENGTH)
+        whole = ~is_random & (examples.lengths < LENGTH)
         np.testing.assert_array_equal(spans[whole, 0, 1], spans[whole, 1, 0])
         assert np.isin(spans[whole], starts).all()
-        assert (spans[~stranger, 0, 1] <= spans[~stranger, 1, 0]).all()
+        assert (spans[~is_random, 0, 1] <= spans[~is_random, 1, 0]).all()
 
 
 def test_every_sentence_of_a_document_is_used():
-    """Where nothing is cut away: sentences put back by a stranger come again as the next first segment."""
+    """Where nothing is cut away: sentences replaced by a random segment come again as the next first segment."""
     texts = corpora.documents(50, longest=5)
     store = corpora.store(texts)
     examples = pairs(0, store=store, length=300)
@@ -126,16 +126,16 @@ def test_chance_is_a_function_of_the_key():
 
 
 def test_what_cannot_be():
-    with pytest.raises(ValueError, match="strangers from other documents, and there is only one"):
+    with pytest.raises(ValueError, match="random segments from other documents, and there is only one"):
         NextSentencePairs(STORE, DOCUMENTS[:1], max_length=LENGTH, short=0.1)
     with pytest.raises(ValueError, match="max_length is 4; a pair needs at least 5 tokens"):
         NextSentencePairs(STORE, DOCUMENTS, max_length=4, short=0.1)
 
 
-def test_strangers_come_from_the_documents_given():
+def test_random_segments_come_from_the_documents_given():
     made = NextSentencePairs(STORE, DOCUMENTS[:5], max_length=LENGTH, short=0.0)
-    parts = document_parts(STORE, DOCUMENTS[:3])
-    examples = made(map(tuple, parts.tolist()), 0)
+    parts = document_spans(STORE, DOCUMENTS[:3])
+    examples = made([DocumentSpan(*part) for part in parts.tolist()], 0)
     assert examples.spans.max() <= STORE.document_starts[5]
 
 

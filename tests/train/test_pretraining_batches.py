@@ -9,7 +9,7 @@ from tests.train import corpora
 from train.data.corpus.store import TokenStore
 from train.data.host_shard import HostShard
 from train.data.pretraining import batches
-from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_parts
+from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_spans
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
 from train.data.pretraining.segments import NextSentencePairs, StreamExamples
@@ -21,7 +21,7 @@ CLS, SEP = 2, 3
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(batches, "_BLOCK", 10_000)
+    monkeypatch.setattr(batches, "_BLOCK_TOKENS", 10_000)
 
 
 def builder(*, packed=False, pairs=True, store=STORE):
@@ -37,7 +37,15 @@ def builder(*, packed=False, pairs=True, store=STORE):
 def train(*, packed=False, pairs=True, seed=0, size=8, store=STORE, **how):
     every = np.arange(store.document_count)
     make = NextSentencePairs(store, every, max_length=32, short=0.1) if pairs else StreamExamples(store, max_length=32)
-    return TrainBatches(store, every, make, builder(packed=packed, pairs=pairs, store=store), size, seed, **how)
+    return TrainBatches(
+        store,
+        every,
+        make=make,
+        build=builder(packed=packed, pairs=pairs, store=store),
+        size=size,
+        seed=seed,
+        **how,
+    )
 
 
 def same(a, b):
@@ -103,7 +111,7 @@ def test_an_epoch_shows_every_document():
     whole = STORE.tokens.astype(np.int64)
     counts = np.bincount(shown, minlength=300), np.bincount(whole, minlength=300)
     assert np.abs(counts[0] - counts[1]).sum() < 0.02 * len(whole)  # blocks have not all as many rows as the first
-    assert batches._blocks > 3
+    assert batches._block_count > 3
 
 
 def test_masks_are_new_in_every_epoch():
@@ -128,13 +136,13 @@ def test_copies_come_again_in_another_order():
 def test_held_out_examples_come_once_each_and_always_the_same():
     for packed in (False, True):
         make = NextSentencePairs(STORE, EVERY[:50], max_length=32, short=0.1)
-        held = HeldOutBatches(STORE, EVERY[:50], make, builder(packed=packed), 8)
+        held = HeldOutBatches(STORE, EVERY[:50], make=make, build=builder(packed=packed), size=8)
         found = list(held)
         assert len(found) == len(held)
         for batch, again in zip(found, held, strict=True):
             same(batch, again)
         count = sum((batch["next_sentence_labels"] != IGNORE).sum() for batch in found)
-        assert count == len(held._all[0]) > 150
+        assert count == len(held._examples) > 150
         halves = [list(dataclasses.replace(held, host_shard=HostShard((n,), 2))) for n in (0, 1)]
         for batch, a, b in zip(found, *halves, strict=True):
             same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
@@ -156,17 +164,17 @@ def test_packed_rows_hold_the_same_examples_with_the_same_masks():
 
 
 def test_long_documents_go_in_parts_between_sentences(monkeypatch):
-    monkeypatch.setattr(batches, "_PART", 300)
+    monkeypatch.setattr(batches, "_SPAN_TOKENS", 300)
     texts = [[f"w{i % 200} w{i % 7}" for i in range(n)] for n in (1, 1000, 100, 200, 450)]
     store = corpora.store(texts)
-    parts = document_parts(store, np.array([0, 1, 3, 4]))
+    parts = document_spans(store, np.array([0, 1, 3, 4]))
     for document in (0, 1, 3, 4):
         own = parts[parts[:, 0] == document]
         assert own[0, 1] == store.documents[document] and own[-1, 2] == store.documents[document + 1]
         np.testing.assert_array_equal(own[1:, 1], own[:-1, 2])
     assert [(parts[:, 0] == document).sum() for document in (0, 1, 3, 4)] == [1, 7, 1, 3]
     one = corpora.store([[" ".join(corpora.WORDS * 5)]])  # a single sentence
-    assert document_parts(one, np.array([0])).tolist() == [[0, 0, 1]]
+    assert document_spans(one, np.array([0])).tolist() == [[0, 0, 1]]
 
 
 def test_the_order_never_changes():
@@ -182,7 +190,7 @@ def test_the_order_never_changes():
 def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
     from train.data.corpus.preparation import Preparation, prepare
 
-    monkeypatch.setattr(batches, "_BLOCK", 2**21)
+    monkeypatch.setattr(batches, "_BLOCK_TOKENS", 2**21)
     text = tmp_path / "text.txt"
     with (data_dir / "corpus" / "wiki_en.txt").open(encoding="utf-8") as whole:
         text.write_text(whole.read(6_000_000), encoding="utf-8")
@@ -196,6 +204,6 @@ def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
             store, masking, PretrainingRowShape.of(masking, max_length=length, row_length=row_length), True
         )
         make = NextSentencePairs(store, every, max_length=length, short=0.1)
-        packed = TrainBatches(store, every, make, build, 32, 0)
+        packed = TrainBatches(store, every, make=make, build=build, size=32, seed=0)
         real = np.mean([(packed[i]["segment_ids"] > 0).mean() for i in range(packed.rows_of_block // 32)])
         assert real >= 0.98, (length, real)

@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 
 from tests.train import corpora
-from train.data.pretraining.batches import document_parts
-from train.data.pretraining.segments import FullSentenceExamples, StreamExamples
+from train.data.pretraining.batches import document_spans
+from train.data.pretraining.segments import DocumentSpan, FullSentenceExamples, StreamExamples
 
 TEXTS = corpora.documents(60)
 STORE = corpora.store(TEXTS)
 
 
 def made(kind, length, order=None):
-    parts = document_parts(STORE, np.arange(STORE.document_count))
+    parts = document_spans(STORE, np.arange(STORE.document_count))
     parts = parts if order is None else parts[order]
-    return kind(STORE, max_length=length)(map(tuple, parts.tolist()), 7), parts
+    return kind(STORE, max_length=length)([DocumentSpan(*part) for part in parts.tolist()], 7), parts
 
 
 def of_example(examples, number):
@@ -46,7 +46,7 @@ def test_full_sentences_are_whole_and_as_many_as_fit():
 
 def test_a_sentence_that_is_too_long_is_cut():
     store = corpora.store([[" ".join(corpora.WORDS), "w1 w2 w3"]])
-    examples = FullSentenceExamples(store, max_length=52)([(0, 0, 2)], 0)
+    examples = FullSentenceExamples(store, max_length=52)([DocumentSpan(0, 0, 2)], 0)
     assert examples.spans.tolist() == [[0, 50], [50, 100], [100, 150], [150, 200], [200, 203]]
 
 

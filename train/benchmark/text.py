@@ -22,7 +22,6 @@ from train.data.corpus.preparation import Preparation, prepare
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TokenStore
 from train.data.corpus.tokens import split_sentences
-from train.data.host_shard import WHOLE_BATCH
 from train.data.pretraining.batches import TrainBatches
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
@@ -92,7 +91,7 @@ def _batches(own: argparse.Namespace) -> list[str]:
         shape = PretrainingRowShape.of(masking, max_length=length, row_length=row_length)
         make = NextSentencePairs(store, documents, max_length=length, short=0.1)
         batches = TrainBatches(
-            store, documents, make, RowBuilder(store, masking, shape, True), 64, 0, host_shard=WHOLE_BATCH
+            store, documents, make=make, build=RowBuilder(store, masking, shape, True), size=64, seed=0
         )
         index, mask = 0, "attention_mask" if row_length is None else "segment_ids"
 

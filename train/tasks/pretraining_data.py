@@ -15,11 +15,11 @@ from train.data.corpus.reader import TextReader
 from train.data.corpus.store import RECORD, TokenStore
 from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 from train.data.host_shard import HostShard
-from train.data.pretraining.batches import ExampleBuilder, HeldOutBatches, StagedBatches, TrainBatches
+from train.data.pretraining.batches import HeldOutBatches, StagedBatches, TrainBatches
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import RecordBatches, RecordFiles
 from train.data.pretraining.rows import RowBuilder
-from train.data.pretraining.segments import FullSentenceExamples, NextSentencePairs, StreamExamples
+from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
 from train.distributed import Placement
 from train.multihost.host_group import HostGroup
 from train.tasks.start import load_tokenizer
@@ -90,7 +90,12 @@ def prepare_data(settings: "Pretraining", config: Config, host_shard: HostShard,
         train=StagedBatches([*begin, batches], [stage.steps for stage in settings.stages]) if begin else batches,
         steps_per_epoch=-(-batches.rows_of_epoch // config.run.batch_size),
         heldout=HeldOutBatches(
-            store, heldout, _maker(settings, store, heldout), _builder(settings, store), size, host_shard
+            store,
+            heldout,
+            make=_maker(settings, store, heldout),
+            build=_builder(settings, store),
+            size=size,
+            host_shard=host_shard,
         ),
         counts=np.bincount(np.concatenate(store.of_documents(heldout)), minlength=store.tokenizer.vocab_size),
         facts={
@@ -160,8 +165,16 @@ def _maker(settings: "Pretraining", store: TokenStore, documents: np.ndarray) ->
 def _batches(
     settings: "Pretraining", store: TokenStore, train: np.ndarray, config: Config, host_shard: HostShard
 ) -> TrainBatches:
-    run, how = config.run, (_maker(settings, store, train), _builder(settings, store))
-    return TrainBatches(store, train, *how, run.batch_size, run.seed, copies=settings.copies, host_shard=host_shard)
+    return TrainBatches(
+        store,
+        train,
+        make=_maker(settings, store, train),
+        build=_builder(settings, store),
+        size=config.run.batch_size,
+        seed=config.run.seed,
+        copies=settings.copies,
+        host_shard=host_shard,
+    )
 
 
 def _first_batches(

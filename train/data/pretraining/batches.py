@@ -1,178 +1,169 @@
-"""Batches of pretraining rows by number: a pure function of (seed, number), whatever came before."""
+"""Batches of pretraining rows; each is a pure function of the seed and of its number."""
 
 import bisect
 import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from train.data.corpus.store import TokenStore
+from train.data.examples import HostBatch
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.packing import PackedShape, best_fit
-from train.data.pretraining.examples import PretrainingExamples, key_of
+from train.data.pretraining.examples import PretrainingExamples, random_key
 from train.data.pretraining.rows import RowBuilder
-from train.data.pretraining.segments import DocumentSpan
+from train.data.pretraining.segments import DocumentSpan, ExampleBuilder
 
-ExampleBuilder = Callable[[Iterable[DocumentSpan], int], PretrainingExamples]
-"""Makes the examples of some documents; chance is a function of the key."""
-
-# A block's examples are made at once, and shuffled among each other; documents are dealt to blocks anew every epoch.
-_BLOCK = 2**21  # tokens
-# Longer documents go to several blocks: else the examples of a book would stand together.
-_PART = 2**14  # tokens
-_KEPT = 3  # blocks, for threads that are ahead of each other
+# The examples of a block are built at once and shuffled; every epoch distributes the documents over the blocks anew.
+_BLOCK_TOKENS = 2**21
+# Longer documents are divided over several blocks: else the examples of a book would stand together.
+_SPAN_TOKENS = 2**14
+_CACHED_BLOCKS = 3  # threads may be ahead of each other
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
+    """The examples of a block, the indices of the examples of each row, and a permutation of the rows."""
+
     examples: PretrainingExamples
     rows: list[list[int]]
-    shuffled: np.ndarray  # numbers of rows
+    order: np.ndarray
 
 
 @dataclasses.dataclass
 class TrainBatches:
-    """Endless batches.
+    """Endless training batches; an epoch shows each document once.
 
-    An epoch shows every document once. It has as many rows for each block as the first block of all has; of a block
-    with more, some are left out, and of one with fewer, some come twice: a fraction of a percent, and others in each
-    epoch.
+    Each block yields as many rows as the first block of all has: rows of larger blocks are dropped and rows of smaller
+    ones repeated, less than a percent, and others in each epoch.
 
     Attributes:
         store: the tokens.
-        documents: numbers of those to train on.
-        make: the examples of documents.
-        build: the arrays of rows.
+        documents: the numbers of the documents to train on.
+        make: builds the examples of documents.
+        build: builds the arrays of rows.
         size: rows of a batch.
-        seed: of everything that chance decides.
-        copies: how many different epochs there are, which then come again (Google's dupe_factor, static masks); None
-            for ever new ones.
-        first_row: with which row of the first epoch batch 0 begins.
-        host_shard: of the rows of a batch, those that are built.
+        seed: the seed of all random choices.
+        copies: the number of different epochs, which are then repeated (Google's dupe_factor, static masks); None if
+            all epochs differ.
+        first_row: the row of the first epoch with which batch 0 begins.
+        host_shard: the rows of each batch to build.
     """
 
     store: TokenStore
     documents: np.ndarray
+    _: dataclasses.KW_ONLY
     make: ExampleBuilder
     build: RowBuilder
     size: int
     seed: int
-    first_row: int = dataclasses.field(default=0, kw_only=True)
     copies: int | None = None
+    first_row: int = 0
     host_shard: HostShard = WHOLE_BATCH
 
     def __post_init__(self):
-        self._parts = document_parts(self.store, self.documents)
-        self._tokens = self.store.sentences[self._parts[:, 2]] - self.store.sentences[self._parts[:, 1]]
-        self._blocks = max(1, round(int(self._tokens.sum()) / _BLOCK))
+        self._spans = document_spans(self.store, self.documents)
+        self._tokens = self.store.sentences[self._spans[:, 2]] - self.store.sentences[self._spans[:, 1]]
+        self._block_count = max(1, round(int(self._tokens.sum()) / _BLOCK_TOKENS))
         self._lock = threading.Lock()
-        self._kept: dict[tuple[int, int], _Block] = {}
-        self._last_dealt: tuple[int, list[np.ndarray]] | None = None
+        self._cached: dict[tuple[int, int], _Block] = {}
+        self._last_division: tuple[int, list[np.ndarray]] | None = None
 
     @functools.cached_property
     def rows_of_block(self) -> int:
-        """Rows that an epoch takes of each block."""
+        """Rows that each block yields in an epoch."""
         return len(self._block(0, 0).rows)
 
     @property
     def rows_of_epoch(self) -> int:
         """Rows of an epoch."""
-        return self._blocks * self.rows_of_block
+        return self._block_count * self.rows_of_block
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Batch `index`; its rows may be of two epochs."""
-        wanted = self.first_row + index * self.size + self.host_shard.rows(self.size)
+    def __getitem__(self, index: int) -> HostBatch:
+        """Return batch `index`; its rows may be of two epochs."""
+        rows = self.first_row + index * self.size + self.host_shard.rows(self.size)
         batches = []
-        for number in np.unique(wanted // self.rows_of_block):
-            own = wanted[wanted // self.rows_of_block == number] % self.rows_of_block
-            epoch, block_number = divmod(int(number), self._blocks)
+        for number in np.unique(rows // self.rows_of_block):
+            own = rows[rows // self.rows_of_block == number] % self.rows_of_block
+            epoch, block_number = divmod(int(number), self._block_count)
             block = self._block(epoch, block_number)
-            rows = [block.rows[i] for i in block.shuffled[own % len(block.rows)]]
-            batches.append(self.build(block.examples, rows))
+            members = [block.rows[i] for i in block.order[own % len(block.rows)]]
+            batches.append(self.build(block.examples, members))
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
     def _block(self, epoch: int, number: int) -> _Block:
         with self._lock:
-            if (epoch, number) not in self._kept:
-                while len(self._kept) >= _KEPT:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[epoch, number] = self._made(epoch, number)
-            return self._kept[epoch, number]
+            if (epoch, number) not in self._cached:
+                while len(self._cached) >= _CACHED_BLOCKS:
+                    del self._cached[next(iter(self._cached))]
+                self._cached[epoch, number] = self._build_block(epoch, number)
+            return self._cached[epoch, number]
 
-    def _made(self, epoch: int, number: int) -> _Block:
-        shown = epoch if self.copies is None else epoch % self.copies
-        parts = self._parts[self._dealt(shown)[number]]
-        examples = self.make(map(tuple, parts.tolist()), key_of(self.seed, shown, number))
-        rows = rows_of(examples, self.build)
-        shuffled = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
-        return _Block(examples, rows, shuffled)
+    def _build_block(self, epoch: int, number: int) -> _Block:
+        content = epoch if self.copies is None else epoch % self.copies
+        spans = _as_spans(self._spans[self._divide(content)[number]])
+        examples = self.make(spans, random_key(self.seed, content, number))
+        rows = _rows_of(examples, self.build)
+        order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
+        return _Block(examples, rows, order)
 
-    def _dealt(self, shown: int) -> list[np.ndarray]:
-        """The parts of documents of every block."""
-        if self._last_dealt is None or self._last_dealt[0] != shown:
-            order = np.random.default_rng([self.seed, shown]).permutation(len(self._parts))
-            # A part belongs to the block in which its middle falls, when the tokens are divided evenly.
+    def _divide(self, content: int) -> list[np.ndarray]:
+        """Return the indices of the document spans of each block of an epoch."""
+        if self._last_division is None or self._last_division[0] != content:
+            order = np.random.default_rng([self.seed, content]).permutation(len(self._spans))
+            # The tokens are divided evenly; a span belongs to the block in which its middle falls.
             ends = np.cumsum(self._tokens[order])
-            bounds = np.arange(1, self._blocks) * (ends[-1] / self._blocks)
-            dealt = np.split(order, np.searchsorted(ends - self._tokens[order] / 2, bounds))
-            self._last_dealt = shown, dealt  # the next block almost always wants it again
-        return self._last_dealt[1]
+            bounds = np.arange(1, self._block_count) * (ends[-1] / self._block_count)
+            blocks = np.split(order, np.searchsorted(ends - self._tokens[order] / 2, bounds))
+            self._last_division = content, blocks  # the next block is almost always of the same epoch
+        return self._last_division[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutBatches:
-    """Every example of some documents once, with the same masks each time; the last batch is filled up with padding."""
+    """Batches with each example of some documents once, masked alike every time; the last ends with padding.
+
+    Attributes:
+        store: the tokens.
+        documents: the numbers of the documents.
+        make: builds the examples of documents.
+        build: builds the arrays of rows.
+        size: rows of a batch.
+        host_shard: the rows of each batch to build.
+    """
 
     store: TokenStore
     documents: np.ndarray
+    _: dataclasses.KW_ONLY
     make: ExampleBuilder
     build: RowBuilder
     size: int
     host_shard: HostShard = WHOLE_BATCH
 
     @functools.cached_property
-    def _all(self) -> tuple[PretrainingExamples, list[list[int]]]:
-        parts = document_parts(self.store, self.documents)
-        examples = self.make(map(tuple, parts.tolist()), key_of(0))
-        return examples, rows_of(examples, self.build)
+    def _examples(self) -> PretrainingExamples:
+        return self.make(_as_spans(document_spans(self.store, self.documents)), random_key(0))
+
+    @functools.cached_property
+    def _rows(self) -> list[list[int]]:
+        return _rows_of(self._examples, self.build)
 
     def __len__(self) -> int:
-        return -(-len(self._all[1]) // self.size)
+        return -(-len(self._rows) // self.size)
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        examples, rows = self._all
+    def __iter__(self) -> Iterator[HostBatch]:
+        rows = self._rows
         for start in range(0, len(rows), self.size):
             own = (start + self.host_shard.rows(self.size)).tolist()
-            yield self.build(examples, [rows[i] if i < len(rows) else [] for i in own])
-
-
-def rows_of(examples: PretrainingExamples, build: RowBuilder) -> list[list[int]]:
-    """The examples of each row."""
-    if build.shape.slots is None:
-        return [[example] for example in range(len(examples))]
-    return best_fit(examples.lengths.tolist(), PackedShape(build.shape.length, build.shape.slots))
-
-
-def document_parts(store: TokenStore, documents: np.ndarray) -> np.ndarray:
-    """[N, 3]: documents, the longest in parts: number of the document, first sentence, one past the last."""
-    first, last = store.documents[documents], store.documents[documents + 1]
-    starts, ends = store.sentences[first], store.sentences[last]
-    counts = np.maximum(1, np.rint((ends - starts) / _PART).astype(np.int64))
-    whole = np.stack([documents, first, last], axis=1)[counts == 1]
-    several = []
-    for i in np.flatnonzero(counts > 1).tolist():
-        wanted = starts[i] + np.arange(1, counts[i]) * ((ends[i] - starts[i]) / counts[i])
-        cuts = np.unique([first[i], *np.searchsorted(store.sentences, wanted).clip(first[i], last[i]), last[i]])
-        several.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
-    return np.concatenate([whole, *several])
+            yield self.build(self._examples, [rows[i] if i < len(rows) else [] for i in own])
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The beginning of a run, before its own settings hold; what is None is as in those."""
+    """The first part of a run with settings of its own; None: the setting of the run."""
 
     steps: int
     """Updates."""
@@ -181,7 +172,7 @@ class Stage:
     max_length: int | None = None
     """Tokens of an example."""
     row_length: int | None = None
-    """Of rows that examples share, where they do."""
+    """Tokens of rows that examples share, if they do."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -191,23 +182,48 @@ class Stage:
 
 
 class StagedBatches:
-    """The batches of one stage after another.
+    """The batches of several stages one after another.
 
-    A stage goes on where the one before it has come to, as a share of the epoch: with rows of the same kind at the very
-    next row; where rows differ in length, at the same place among the epoch's documents, to within a block of them.
+    A stage continues where the one before it stopped, as a fraction of the epoch: at the next row if their rows have
+    the same shape; otherwise at the same document, to within a block.
     """
 
     def __init__(self, stages: Sequence[TrainBatches], steps: Sequence[int]):
-        """Takes all stages, and the steps of all but the last, which has no end."""
+        """Join the stages, given the steps of all but the last, which has no end."""
         self._firsts = [0, *itertools.accumulate(steps)]
         self._stages = []
-        place = 0.0  # in epochs
+        epochs = 0.0
         for batches, count in zip(stages, [*steps, 0], strict=True):
-            first = round(place * batches.rows_of_epoch)
-            self._stages.append(dataclasses.replace(batches, first_row=first))
-            place = (first + count * batches.size) / batches.rows_of_epoch
+            first_row = round(epochs * batches.rows_of_epoch)
+            self._stages.append(dataclasses.replace(batches, first_row=first_row))
+            epochs = (first_row + count * batches.size) / batches.rows_of_epoch
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The batch of step `index`, from 0."""
+    def __getitem__(self, index: int) -> HostBatch:
+        """Return the batch of step `index`, from 0."""
         stage = bisect.bisect_right(self._firsts, index) - 1
         return self._stages[stage][index - self._firsts[stage]]
+
+
+def document_spans(store: TokenStore, documents: np.ndarray) -> np.ndarray:
+    """Return the documents, long ones in parts [N, 3]: number, first sentence, one past the last sentence."""
+    first, last = store.documents[documents], store.documents[documents + 1]
+    starts, ends = store.sentences[first], store.sentences[last]
+    counts = np.maximum(1, np.rint((ends - starts) / _SPAN_TOKENS).astype(np.int64))
+    whole = np.stack([documents, first, last], axis=1)[counts == 1]
+    divided = []
+    for i in np.flatnonzero(counts > 1).tolist():
+        bounds = starts[i] + np.arange(1, counts[i]) * ((ends[i] - starts[i]) / counts[i])
+        cuts = np.unique([first[i], *np.searchsorted(store.sentences, bounds).clip(first[i], last[i]), last[i]])
+        divided.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
+    return np.concatenate([whole, *divided])
+
+
+def _as_spans(spans: np.ndarray) -> list[DocumentSpan]:
+    return [DocumentSpan(document, first, end) for document, first, end in spans.tolist()]
+
+
+def _rows_of(examples: PretrainingExamples, build: RowBuilder) -> list[list[int]]:
+    """Return the indices of the examples of each row."""
+    if build.shape.slots is None:
+        return [[example] for example in range(len(examples))]
+    return best_fit(examples.lengths.tolist(), PackedShape(build.shape.length, build.shape.slots))

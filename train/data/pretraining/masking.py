@@ -1,4 +1,4 @@
-"""Which tokens are hidden, and what stands there instead (Devlin et al., 2018, section 3.1)."""
+"""Masked-LM inputs: choice of the tokens to predict, and their replacement (Devlin et al., 2018, section 3.1)."""
 
 import dataclasses
 import functools
@@ -7,27 +7,28 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import CLS, MASK, SEP, WordPieceTokenizer
-from train.data.pretraining.examples import mixed, uniform
+from train.data.pretraining.examples import random_bits, uniform
 
-_CHOICE, _FATE, _WORD = 1, 2, 3  # what a token's random bits are drawn for
+# Second keys of a token's random bits, one for each purpose.
+_SELECTION, _REPLACEMENT, _RANDOM_TOKEN = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """The rule by which tokens that are not special are chosen; of them 80 % become [MASK], 10 % any token of the
-    vocabulary, 10 % stay.
+    """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay.
 
     Attributes:
-        vocab_size: of the tokenizer.
-        mask_id: of [MASK].
-        cls_sep: of [CLS] and [SEP].
-        continues: [V], whether a token goes on with a word (##).
-        rate: share of tokens.
-        exact: whether each example has exactly that share, rounded and at least one, special tokens counted as in
-            Google's code; else each token, or word, is drawn on its own (as RoBERTa does).
-        whole_words: whether the tokens of a word are chosen together. An exact share is not exceeded then: words that
-            would are passed over, as in Google's code.
-        most: tokens chosen of one example, at most; None for no other bound than the rate's.
+        vocab_size: of the tokenizer, V.
+        mask_id: the id of [MASK].
+        cls_sep: the ids of [CLS] and [SEP].
+        special_ids: the ids of special tokens, which are never chosen.
+        continues: whether a token continues a word (##) [V].
+        rate: the fraction of tokens that are chosen.
+        exact: whether each example has exactly this fraction, rounded, at least one token, special tokens counted as in
+            Google's code; else each token, or word, is drawn independently (as in RoBERTa).
+        whole_words: whether the tokens of a word are chosen together. An exact fraction is not exceeded then: words
+            that would exceed it are skipped, as in Google's code.
+        most: tokens chosen of one example, at most; None for no limit but the rate.
     """
 
     vocab_size: int
@@ -47,13 +48,30 @@ class Masking:
             raise ValueError(f"max_predictions is {self.most}; it must be at least 1")
 
     @classmethod
-    def of(cls, tokenizer: WordPieceTokenizer, **rule) -> "Masking":
-        """The rule for a tokenizer."""
+    def of(
+        cls,
+        tokenizer: WordPieceTokenizer,
+        *,
+        rate: float = 0.15,
+        exact: bool = True,
+        whole_words: bool = False,
+        most: int | None = None,
+    ) -> "Masking":
+        """Return the masking for the vocabulary of a tokenizer."""
         continues = np.zeros(tokenizer.vocab_size, bool)
         for token, number in tokenizer.backend.get_vocab().items():
             continues[number] = token.startswith("##")
-        ends = tokenizer.token_id(CLS), tokenizer.token_id(SEP)
-        return cls(tokenizer.vocab_size, tokenizer.token_id(MASK), ends, tokenizer.special_ids, continues, **rule)
+        return cls(
+            vocab_size=tokenizer.vocab_size,
+            mask_id=tokenizer.token_id(MASK),
+            cls_sep=(tokenizer.token_id(CLS), tokenizer.token_id(SEP)),
+            special_ids=tokenizer.special_ids,
+            continues=continues,
+            rate=rate,
+            exact=exact,
+            whole_words=whole_words,
+            most=most,
+        )
 
     def __call__(
         self,
@@ -65,65 +83,92 @@ class Masking:
         slots: int,
         word_starts: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Hides tokens of rows.
+        """Mask the tokens of R rows of T tokens.
 
         Args:
-            ids: [R, T].
-            segments: [R, T], the examples of a row, from 1; 0 is padding.
-            offsets: [R, T], places in the example.
-            keys: uint64 [R, T], of the random numbers of a token's example.
-            slots: M, positions of a row that are predicted at most; any more are left as they are.
-            word_starts: [R, T], where words begin; None where the tokens tell.
+            ids: token ids [R, T].
+            segments: the number of the example in its row, from 1; 0 in padding [R, T].
+            offsets: the position of each token in its example [R, T].
+            keys: the random key of each token's example, uint64 [R, T].
+            slots: positions of a row that are predicted at most, M; tokens chosen beyond them stay as they are.
+            word_starts: whether a token begins a word [R, T]; None if `continues` tells.
 
         Returns:
-            `input_ids` [R, T], `masked_lm_positions` [R, M] in order (0 where unused) and `masked_lm_labels` [R, M],
-            the ids that stood there (-100 where unused).
+            `input_ids` [R, T], `masked_lm_positions` [R, M], ascending (0 where unused), and `masked_lm_labels` [R, M],
+            the original ids (-100 where unused).
         """
         rows, length = ids.shape
-        bits = mixed(keys, offsets).reshape(-1)
+        bits = random_bits(keys, offsets).reshape(-1)
         groups = (np.arange(rows)[:, None] * (segments.max() + 1) + segments).reshape(-1)
-        open_to_choice = np.flatnonzero((segments > 0).reshape(-1) & ~self._special[ids].reshape(-1))
+        candidates = np.flatnonzero((segments > 0).reshape(-1) & ~self._special[ids].reshape(-1))
         starts = None
         if self.whole_words:
             starts = (~self.continues[ids] if word_starts is None else word_starts).reshape(-1)
-        chosen = self._chosen(open_to_choice, bits, groups, starts)
+        chosen = self._choose(candidates, bits, groups, starts)
         row, column = np.divmod(chosen, length)
-        number = np.arange(len(chosen)) - np.searchsorted(row, row)  # in its row
-        fits = number < slots
-        chosen, row, column, number = chosen[fits], row[fits], column[fits], number[fits]
-        fate = uniform(mixed(bits[chosen], _FATE))
-        words = (uniform(mixed(bits[chosen], _WORD)) * self.vocab_size).astype(np.int32)
-        there = ids.reshape(-1)[chosen]
+        slot = np.arange(len(chosen)) - np.searchsorted(row, row)
+        fits = slot < slots
+        chosen, row, column, slot = chosen[fits], row[fits], column[fits], slot[fits]
+        replacement = uniform(random_bits(bits[chosen], _REPLACEMENT))
+        random_ids = (uniform(random_bits(bits[chosen], _RANDOM_TOKEN)) * self.vocab_size).astype(np.int32)
+        original = ids.reshape(-1)[chosen]
         masked = ids.copy()
-        masked.reshape(-1)[chosen] = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, words, there))
+        masked.reshape(-1)[chosen] = np.where(
+            replacement < 0.8, self.mask_id, np.where(replacement < 0.9, random_ids, original)
+        )
         positions = np.zeros((rows, slots), np.int32)
         labels = np.full((rows, slots), IGNORE, np.int32)
-        positions[row, number], labels[row, number] = column, there
+        positions[row, slot], labels[row, slot] = column, original
         return {"input_ids": masked, "masked_lm_positions": positions, "masked_lm_labels": labels}
 
-    def _chosen(
-        self, tokens: np.ndarray, bits: np.ndarray, groups: np.ndarray, starts: np.ndarray | None
-    ) -> np.ndarray:
-        """Which of the tokens, by place in all rows, ascending; `starts` tells where words begin that stay whole."""
-        if not len(tokens):
-            return tokens
-        if starts is not None:
-            # A word ends with its example too, and at a special token.
-            apart = np.concatenate([[True], (np.diff(tokens) != 1) | (np.diff(groups[tokens]) != 0)])
-            unit = np.cumsum(starts[tokens] | apart) - 1
-        else:
-            unit = np.arange(len(tokens))
-        firsts = tokens[np.concatenate([[True], np.diff(unit) > 0])]
-        drawn = mixed(bits[firsts], _CHOICE)
-        taken = self._units(drawn, groups[firsts], np.bincount(unit), np.bincount(groups))
-        return tokens[taken[unit]]
+    def predictions(self, length: int, examples: int = 1) -> int:
+        """Return the number of positions to predict in a row of `length` tokens and so many examples, at most.
 
-    def _units(self, bits: np.ndarray, group: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Which units (words, or tokens) of each group are taken: those with the smallest bits that there is room for.
+        If the fraction is not exact, one row in thousands has more chosen tokens; the last ones then stay as they are.
+        """
+        if self.exact:
+            # The number of each example is rounded by itself.
+            count = int(self.rate * length + 0.5 * examples)
+        else:
+            count = int(np.ceil(self.rate * length + 4 * np.sqrt(length * self.rate * (1 - self.rate))))
+        count = min(max(count, examples, 1), length)
+        return count if self.most is None else min(count, self.most * examples)
+
+    def _choose(
+        self, candidates: np.ndarray, bits: np.ndarray, groups: np.ndarray, starts: np.ndarray | None
+    ) -> np.ndarray:
+        """Return the chosen candidates, ascending.
 
         Args:
-            bits, group, lengths: [U], random bits, group and tokens of each unit.
+            candidates: indices of tokens that may be chosen, in all rows together (flat), ascending.
+            bits: random bits of each token [R * T].
+            groups: the number of each token's example [R * T].
+            starts: whether a token begins a word that is chosen as a whole [R * T]; None to choose tokens.
+        """
+        if not len(candidates):
+            return candidates
+        if starts is not None:
+            # A word also ends at a special token and at the end of its example.
+            gap = np.concatenate([[True], (np.diff(candidates) != 1) | (np.diff(groups[candidates]) != 0)])
+            unit = np.cumsum(starts[candidates] | gap) - 1
+        else:
+            unit = np.arange(len(candidates))
+        firsts = candidates[np.concatenate([[True], np.diff(unit) > 0])]
+        unit_bits = random_bits(bits[firsts], _SELECTION)
+        chosen = self._choose_units(unit_bits, groups[firsts], np.bincount(unit), np.bincount(groups))
+        return candidates[chosen[unit]]
+
+    def _choose_units(self, bits: np.ndarray, group: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Choose the units (words, or tokens) with the smallest bits in each group, as many as there is room for.
+
+        Args:
+            bits: random bits of each unit [U].
+            group: the number of each unit's example [U].
+            lengths: tokens of each unit [U].
             sizes: tokens of each group, special ones included.
+
+        Returns:
+            Whether each unit is chosen [U].
         """
         room = np.maximum(1, np.rint(self.rate * sizes).astype(np.int64)) if self.exact else sizes.astype(np.int64)
         if self.most is not None:
@@ -131,36 +176,23 @@ class Masking:
         order = np.lexsort((bits, group))
         if not self.exact:
             order = order[uniform(bits[order]) < self.rate]
-        taken = np.zeros(len(bits), bool)
+        chosen = np.zeros(len(bits), bool)
         in_order = group[order]
-        place = np.flatnonzero(np.concatenate([[True], np.diff(in_order) > 0])) if len(order) else order
-        ends = np.append(place[1:], len(order))
-        while len(place):  # the next unit of every group that has one and room left
-            unit = order[place]
+        index = np.flatnonzero(np.concatenate([[True], np.diff(in_order) > 0])) if len(order) else order
+        ends = np.append(index[1:], len(order))
+        while len(index):  # the next unit of every group that has one, and room left
+            unit = order[index]
             fits = lengths[unit] <= room[group[unit]]
-            taken[unit[fits]] = True
+            chosen[unit[fits]] = True
             room[group[unit[fits]]] -= lengths[unit[fits]]
-            place = place + 1
-            more = (place < ends) & (room[group[unit]] > 0)
-            place, ends = place[more], ends[more]
-        return taken
+            index = index + 1
+            more = (index < ends) & (room[group[unit]] > 0)
+            index, ends = index[more], ends[more]
+        return chosen
 
     @functools.cached_property
     def _special(self) -> np.ndarray:
-        """[V], whether a token is special."""
+        """Whether a token is special [V]."""
         special = np.zeros(self.vocab_size, bool)
         special[list(self.special_ids)] = True
         return special
-
-    def predictions(self, length: int, examples: int = 1) -> int:
-        """Positions that are predicted in a row of so many tokens and examples, at most: what its arrays have room for.
-
-        A share that is not exact may want more, once in thousands of rows; the last ones are then left as they are.
-        """
-        if self.exact:
-            # Each example's share is rounded by itself.
-            most = int(self.rate * length + 0.5 * examples)
-        else:
-            most = int(np.ceil(self.rate * length + 4 * np.sqrt(length * self.rate * (1 - self.rate))))
-        most = max(most, examples, 1)
-        return min(most, length, *([] if self.most is None else [self.most * examples]))

@@ -1,176 +1,208 @@
-"""Pairs of segments, half of them strangers (create_pretraining_data.py of google-research/bert)."""
+"""Documents to examples: pairs of segments for next-sentence prediction, whole sentences, or a stream of tokens."""
 
+import dataclasses
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from train.data.corpus.store import TokenStore
-from train.data.pretraining.examples import FOLLOWS, RANDOM, PretrainingExamples, mixed
+from train.data.pretraining.examples import FOLLOWS, RANDOM, PretrainingExamples, random_bits
 
 TokenRange = tuple[int, int]
-DocumentSpan = tuple[int, int, int]
-"""A document, or a part of one: its number, its first sentence and one past its last."""
+"""A range of a store's tokens: the first, and one past the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentSpan:
+    """A document, or a part of one.
+
+    Attributes:
+        document: its number in the store.
+        first: its first sentence.
+        end: one past its last sentence.
+    """
+
+    document: int
+    first: int
+    end: int
+
+
+ExampleBuilder = Callable[[Iterable[DocumentSpan], int], PretrainingExamples]
+"""Builds the examples of some documents; the random choices are a function of the key, the second argument."""
 
 
 class NextSentencePairs:
-    """Makes pairs of at most `max_length` tokens, [CLS] and [SEP]s included."""
+    """Pairs of segments, half of them random (create_pretraining_data.py of google-research/bert)."""
 
     def __init__(self, store: TokenStore, documents: np.ndarray, *, max_length: int, short: float):
-        """Draws strangers from `documents` alone; `short` is the share of documents cut into shorter pairs.
+        """Prepare to build pairs.
+
+        Args:
+            store: the tokens.
+            documents: the numbers of the documents from which random segments are drawn.
+            max_length: tokens of a pair, with [CLS] and [SEP]s, at most.
+            short: the fraction of documents that are cut into shorter pairs.
 
         Raises:
-            ValueError: fewer than two documents, or no room for two tokens.
+            ValueError: there are fewer than two documents, or no room for two tokens.
         """
         if len(documents) < 2:
             raise ValueError(
-                "next-sentence prediction takes strangers from other documents, and there is only one to train on; "
-                "put blank lines between documents, or train without it"
+                "next-sentence prediction takes random segments from other documents, and there is only one document "
+                "to train on; put blank lines between documents, or train without next-sentence prediction"
             )
         if max_length < 5:
             raise ValueError(f"max_length is {max_length}; a pair needs at least 5 tokens")
         self._store, self._documents = store, documents
         self._room, self._short = max_length - 3, short
 
-    def __call__(self, parts: Iterable[DocumentSpan], key: int) -> PretrainingExamples:
-        """The pairs of some documents, or parts of documents; chance is a function of the key alone.
+    def __call__(self, spans: Iterable[DocumentSpan], key: int) -> PretrainingExamples:
+        """Build the pairs of some documents; the random choices are a function of the key alone.
 
-        As in Google's code: sentences are gathered up to a target length (that of the example; for a share `short` of
-        documents a shorter one) and cut at a random place; the second half is replaced, for every other pair and
-        wherever there is one sentence only, by sentences of another document from a random one on, and then goes into
-        the next pair. What is too long loses tokens from either end of the longer segment.
+        As in Google's code: sentences are gathered up to a target length (the maximum, or for a fraction `short` of
+        documents a shorter one) and cut at a random sentence. For every other pair, and where there is one sentence
+        only, the second segment is replaced by sentences of another document from a random one on, and goes into the
+        next pair. Pairs that are too long lose tokens from either end of the longer segment.
         """
         chance = random.Random(key)
         pairs: list[tuple[TokenRange, TokenRange]] = []
         labels: list[int] = []
-        for part in parts:
-            self._add_pairs(part, chance, pairs, labels)
-        return PretrainingExamples.of(pairs, labels, mixed(key, np.arange(len(pairs))))
+        for span in spans:
+            self._add_pairs(span, chance, pairs, labels)
+        return PretrainingExamples.of(pairs, labels, random_bits(key, np.arange(len(pairs))))
 
     def _add_pairs(
-        self, part: DocumentSpan, chance: random.Random, pairs: list[tuple[TokenRange, TokenRange]], labels: list[int]
+        self,
+        span: DocumentSpan,
+        chance: random.Random,
+        pairs: list[tuple[TokenRange, TokenRange]],
+        labels: list[int],
     ) -> None:
-        document, first, last = part
-        starts = self._store.sentences[first : last + 1].tolist()
-        count, target = last - first, self._room
+        starts = self._store.sentences[span.first : span.end + 1].tolist()
+        count, target = span.end - span.first, self._room
         if chance.random() < self._short:
-            target = _whole(chance, 2, self._room)
-        place = 0
-        while place < count:
-            end = min(bisect_left(starts, starts[place] + target, place + 1), count)
-            cut = place + (1 if end - place == 1 else _whole(chance, 1, end - place - 1))
-            ours = (starts[place], starts[cut])
-            if end - place == 1 or chance.random() < 0.5:
-                pair = ours, self._stranger(document, target - (ours[1] - ours[0]), chance)
+            target = _random_integer(chance, 2, self._room)
+        sentence = 0
+        while sentence < count:
+            end = min(bisect_left(starts, starts[sentence] + target, sentence + 1), count)
+            cut = sentence + (1 if end - sentence == 1 else _random_integer(chance, 1, end - sentence - 1))
+            first = (starts[sentence], starts[cut])
+            if end - sentence == 1 or chance.random() < 0.5:
+                second = self._random_segment(span.document, target - (first[1] - first[0]), chance)
                 labels.append(RANDOM)
-                place = cut
+                sentence = cut
             else:
-                pair = ours, (starts[cut], starts[end])
+                second = (starts[cut], starts[end])
                 labels.append(FOLLOWS)
-                place = end
-            pairs.append(_truncated(*pair, self._room, chance))
+                sentence = end
+            pairs.append(_truncate_pair(first, second, self._room, chance))
 
-    def _stranger(self, document: int, wanted: int, chance: random.Random) -> TokenRange:
-        """Sentences of another document, from a random one on, until they have as many tokens as wanted."""
+    def _random_segment(self, document: int, min_tokens: int, chance: random.Random) -> TokenRange:
+        """Return sentences of another document, from a random one on, until they have `min_tokens` or it ends."""
         while True:
-            other = int(self._documents[_whole(chance, 0, len(self._documents) - 1)])
+            other = int(self._documents[_random_integer(chance, 0, len(self._documents) - 1)])
             if other != document:
                 break
         first, last = self._store.documents[other : other + 2].tolist()
-        begin = _whole(chance, first, last - 1)
-        starts = self._store.sentences[begin : min(last, begin + max(wanted, 1)) + 1].tolist()
-        return starts[0], starts[min(bisect_left(starts, starts[0] + wanted, 1), len(starts) - 1)]
+        begin = _random_integer(chance, first, last - 1)
+        starts = self._store.sentences[begin : min(last, begin + max(min_tokens, 1)) + 1].tolist()
+        return starts[0], starts[min(bisect_left(starts, starts[0] + min_tokens, 1), len(starts) - 1)]
 
 
-def _whole(chance: random.Random, lowest: int, highest: int) -> int:
-    """A whole number, both ends included. Of `random`'s methods this one alone is promised never to change."""
+def _random_integer(chance: random.Random, lowest: int, highest: int) -> int:
+    """Return a whole number, both ends included.
+
+    Of the methods of `random.Random`, `random` alone is promised never to change.
+    """
     return lowest + int(chance.random() * (highest - lowest + 1))
 
 
-def _truncated(a: TokenRange, b: TokenRange, room: int, chance: random.Random) -> tuple[TokenRange, TokenRange]:
-    """One token after another from the longer segment (from the second, where both are as long), at either end."""
-    too_many = (a[1] - a[0]) + (b[1] - b[0]) - room
-    if too_many <= 0:
+def _truncate_pair(a: TokenRange, b: TokenRange, room: int, chance: random.Random) -> tuple[TokenRange, TokenRange]:
+    """Take tokens one by one from the longer segment (the second, if both are as long), at a random end."""
+    excess = (a[1] - a[0]) + (b[1] - b[0]) - room
+    if excess <= 0:
         return a, b
     difference = (a[1] - a[0]) - (b[1] - b[0])
-    first = min(too_many, abs(difference))
-    rest = too_many - first
+    first = min(excess, abs(difference))
+    rest = excess - first
     from_a = (first if difference > 0 else 0) + rest // 2
-    return _shortened(a, from_a, chance), _shortened(b, too_many - from_a, chance)
+    return _truncate(a, from_a, chance), _truncate(b, excess - from_a, chance)
 
 
-def _shortened(span: TokenRange, count: int, chance: random.Random) -> TokenRange:
+def _truncate(span: TokenRange, count: int, chance: random.Random) -> TokenRange:
     front = sum(chance.random() < 0.5 for _ in range(count))
     return span[0] + front, span[1] - (count - front)
 
 
-class _Single:
+class _SingleSegments:
     """Examples of one segment each."""
 
     def __init__(self, store: TokenStore, *, max_length: int):
-        """Makes examples of at most `max_length` tokens, [CLS] and [SEP]s included."""
+        """Prepare to build examples of at most `max_length` tokens, with [CLS] and [SEP]s."""
         if max_length < 3:
             raise ValueError(f"max_length is {max_length}; an example needs at least 3 tokens")
         self._store, self._room = store, max_length - 2
 
-    def __call__(self, parts: Iterable[DocumentSpan], key: int) -> PretrainingExamples:
-        """The examples of some documents in this order."""
-        found = self._spans(parts)
-        return PretrainingExamples.of(found, [0] * len(found), mixed(key, np.arange(len(found))))
+    def __call__(self, spans: Iterable[DocumentSpan], key: int) -> PretrainingExamples:
+        """Build the examples of some documents in this order."""
+        ranges = self._ranges(spans)
+        return PretrainingExamples.of(ranges, [0] * len(ranges), random_bits(key, np.arange(len(ranges))))
 
-    def _spans(self, parts: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+    def _ranges(self, spans: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+        """Return the token ranges of each example."""
         raise NotImplementedError
 
 
-class FullSentenceExamples(_Single):
-    """Sentences one after another, over the ends of documents too, as long as they fit (RoBERTa's FULL-SENTENCES).
+class FullSentenceExamples(_SingleSegments):
+    """As many whole sentences as fit, across the ends of documents too (RoBERTa's FULL-SENTENCES).
 
-    Between two documents stands [SEP]. Only a sentence that is longer than an example is cut.
+    [SEP] stands between two documents. Only a sentence that is longer than an example is cut.
     """
 
-    def _spans(self, parts: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
-        found: list[list[TokenRange]] = [[]]
+    def _ranges(self, spans: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+        ranges: list[list[TokenRange]] = [[]]
         left = self._room
-        for _, first, last in parts:
-            starts = self._store.sentences[first : last + 1].tolist()
-            place, count = 0, last - first
-            while place < count:
+        for span in spans:
+            starts = self._store.sentences[span.first : span.end + 1].tolist()
+            sentence, count = 0, span.end - span.first
+            while sentence < count:
                 # As many sentences as there is room for, and for their [SEP]; the first [SEP] is in `_room`.
-                room = left - (1 if found[-1] else 0)
-                end = bisect_right(starts, starts[place] + room, place) - 1
-                if end > place:
-                    found[-1].append((starts[place], starts[end]))
-                    left = room - (starts[end] - starts[place])
-                    place = end
-                elif found[-1]:
-                    found.append([])
+                room = left - (1 if ranges[-1] else 0)
+                end = bisect_right(starts, starts[sentence] + room, sentence) - 1
+                if end > sentence:
+                    ranges[-1].append((starts[sentence], starts[end]))
+                    left = room - (starts[end] - starts[sentence])
+                    sentence = end
+                elif ranges[-1]:
+                    ranges.append([])
                     left = self._room
                 else:
-                    found[-1].append((starts[place], starts[place] + self._room))
-                    starts[place] += self._room
+                    ranges[-1].append((starts[sentence], starts[sentence] + self._room))
+                    starts[sentence] += self._room
                     left = 0
-        return found if found[-1] else found[:-1]
+        return ranges if ranges[-1] else ranges[:-1]
 
 
-class StreamExamples(_Single):
-    """Documents one after another, [SEP] between them, cut wherever an example is full: next to nothing is padded.
+class StreamExamples(_SingleSegments):
+    """Documents one after another with [SEP] between them, cut wherever an example is full: almost no padding.
 
-    An example is as long as it may be, or one token less where a document ends.
+    An example has the maximum length, or one token less if a document ends there.
     """
 
-    def _spans(self, parts: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
-        found: list[list[TokenRange]] = [[]]
+    def _ranges(self, spans: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
+        ranges: list[list[TokenRange]] = [[]]
         left = self._room
-        for _, first, last in parts:
-            start, end = self._store.sentences[[first, last]].tolist()
-            if found[-1]:
-                left -= 1  # its [SEP]
+        for span in spans:
+            start, end = self._store.sentences[[span.first, span.end]].tolist()
+            if ranges[-1]:
+                left -= 1  # the [SEP] of the next range
             while start < end:
                 if left <= 0:
-                    found.append([])
+                    ranges.append([])
                     left = self._room
                 count = min(left, end - start)
-                found[-1].append((start, start + count))
+                ranges[-1].append((start, start + count))
                 start, left = start + count, left - count
-        return found
+        return ranges
