@@ -9,7 +9,7 @@ import pytest
 
 from flaxbert.text.tags import TagScheme, entity_spans
 from train.data.tagged_examples import InvalidTags, convert_scheme, infer_tags, scheme_of_sentences, tag_ids
-from train.data.tagged_sentences import Separator, TagColumns, TaggedSentence, read_tagged_sentences, tagged_characters
+from train.data.tagged_sentences import Separator, TagColumns, TaggedSentence, character_tags, read_tagged_sentences
 
 UNER = TagColumns(word=1, tag=2)
 
@@ -112,7 +112,7 @@ def test_a_data_set(tmp_path):
 
 def test_overlapping_spans_leave_the_longest():
     label = {"book": {"bcd": [[1, 3]]}, "name": {"b": [[1, 1]], "de": [[3, 4]], "f": [[5, 5]]}}
-    assert tagged_characters("abcdef", label) == (["O", "B-book", "I-book", "I-book", "O", "B-name"], 2)
+    assert character_tags("abcdef", label) == (["O", "B-book", "I-book", "I-book", "O", "B-name"], 2)
 
 
 # What is refused.
@@ -145,12 +145,12 @@ def test_broken_columns(tmp_path, content, message):
         ('{"tokens": ["a"]}', "neither 'tokens' with 'tags' nor 'text' with 'label', but 'tokens'"),
         ('{"tokens": ["a", "b"], "tags": ["O"]}', "2 words, but 1 tags"),
         ('{"tokens": [], "tags": []}', "no words"),
-        ('{"tokens": ["a"], "tags": [3]}', "'tags' has 3 at place 0, expected a string"),
+        ('{"tokens": ["a"], "tags": [3]}', "'tags' has 3 at index 0, expected a string"),
         ('{"tokens": "a", "tags": ["O"]}', "'tokens' is 'a', expected a list of strings"),
-        ('{"tokens": ["\\ud800"], "tags": ["O"]}', "'tokens', place 0: a lone surrogate"),
-        ('{"text": "ab", "label": {"x": {"a": [[0, 2]]}}}', r"place \[0, 2\] lies outside the text, which has 2"),
+        ('{"tokens": ["\\ud800"], "tags": ["O"]}', "'tokens', index 0: a lone surrogate"),
+        ('{"text": "ab", "label": {"x": {"a": [[0, 2]]}}}', r"offsets \[0, 2\] lie outside the text, which has 2"),
         ('{"text": "ab", "label": {"x": {"a": [[1, 1]]}}}', r"'a': at \[1, 1\] stands 'b'"),
-        ('{"text": "ab", "label": {"x": {"a": [[0]]}}}', r"place \[0\] is not \[first, last\]"),
+        ('{"text": "ab", "label": {"x": {"a": [[0]]}}}', r"offsets \[0\] are not \[first, last\]"),
         ('{"text": "ab", "label": {"x y": {}}}', "label 'x y' must be a word"),
     ],
 )

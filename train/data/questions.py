@@ -8,33 +8,32 @@ import collections
 import dataclasses
 import enum
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flaxbert.files import read_json
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
-from train.data.sources import dataset_structures, reject_split
+from train.data.sources import DATASET_PREFIX, dataset_structures, reject_split
 from train.metrics.squad import normalised
 
-_NEAR = 2  # characters by which offsets of published files are wrong; Hugging Face's scripts repair as many
+_MAX_OFFSET_ERROR = 2  # characters; Hugging Face's scripts repair offsets of published files that are wrong by as much
 _EXPECTED = 'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.'
 
 
 class WrongOffsets(enum.Enum):
-    """What becomes of an answer that is not at its place in the context, nor up to two characters from there."""
+    """Treatment of an answer that does not stand at its offset in the context, nor within two characters of it."""
 
     REPAIR = "repair"
-    """It is taken to be where its text occurs nearest; one that occurs nowhere is as with `DROP`."""
+    """Use the nearest occurrence of its text; if there is none, treat it as `DROP` does."""
     DROP = "drop"
-    """Nothing is learnt from it; it still counts in an evaluation, which compares texts."""
+    """Do not train on it; evaluation, which compares texts, still uses it."""
     REFUSE = "refuse"
-    """The file is refused."""
+    """Refuse the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SquadAnswer:
-    """An answer's text, and its first character in the context: None where it is not known."""
+    """The text of an answer, and the index of its first character in the context; None if it is not known."""
 
     text: str
     start: int | None
@@ -44,7 +43,14 @@ class SquadAnswer:
 class SquadQuestion:
     """A question about a context.
 
-    Without `answers` and not `impossible` it is unlabelled. `source` is the path and the place in the file.
+    Attributes:
+        id: unique in the file.
+        question: the question.
+        context: the text that holds the answer.
+        title: the title of the article; "" if the file has none.
+        answers: accepted answers; a question without any that is not `impossible` is unlabelled.
+        impossible: whether the context holds no answer.
+        source: the path and the position in the file, for messages.
     """
 
     id: str
@@ -58,7 +64,13 @@ class SquadQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class SquadQuestions:
-    """The questions of a file, and how many of their answers had a wrong offset that was repaired, or was not."""
+    """The questions of a file, and the numbers of their answers with wrong offsets.
+
+    Attributes:
+        rows: the questions.
+        repaired: answers whose offset was wrong and is repaired.
+        lost: answers whose offset is wrong and not repaired.
+    """
 
     rows: list[SquadQuestion]
     repaired: int = 0
@@ -66,12 +78,12 @@ class SquadQuestions:
 
     @property
     def labelled(self) -> bool:
-        """Whether their answers are known."""
+        """True if the answers are known."""
         return any(row.answers or row.impossible for row in self.rows)
 
     @property
     def impossible(self) -> int:
-        """How many have no answer in their context."""
+        """The number of questions without an answer in their context."""
         return sum(row.impossible for row in self.rows)
 
 
@@ -81,51 +93,85 @@ def read_squad(
     wrong_offsets: WrongOffsets = WrongOffsets.REPAIR,
     split: str | None = None,
 ) -> SquadQuestions:
-    """All questions of a file, or of a data set: `datasets:NAME[:CONFIG]`, or its folder.
+    """Read all questions of a file, or of a data set. Nothing that is read is executed.
 
-    A question without answers is impossible where it says so ("is_impossible"), or where it does not say but others
-    in the file do, or the version is 2 or more; where no question of a file has an answer, all are unlabelled. Several
-    answers are kept in their order; blanks around a question or an answer are taken away.
+    A question without answers is impossible if "is_impossible" says so, or if others in the file have "is_impossible",
+    or if the version of the file is 2 or more; if no question of a file has an answer, all are unlabelled. Answers keep
+    their order; blanks around a question or an answer are removed.
+
+    Args:
+        source: a file, `datasets:NAME[:CONFIG]`, or the folder of a data set.
+        wrong_offsets: the treatment of answers that do not stand at their offset.
+        split: the split of a data set; None for files.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file; or it counts the malformed questions and shows the first five. Nothing read is
-            executed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another format, or some questions are malformed: they are counted, the first five
+            quoted.
     """
-    where = os.fspath(source)
-    if where.startswith("datasets:") or Path(where).expanduser().is_dir():
-        name = where.removeprefix("datasets:")
-        version, entries = "", dataset_structures(name, split)
-        records = [(f"datasets:{name}:{i}", entry) for i, entry in enumerate(entries)]
+    name = os.fspath(source)
+    if name.startswith(DATASET_PREFIX) or Path(name).expanduser().is_dir():
+        dataset = name.removeprefix(DATASET_PREFIX)
+        version, entries = "", dataset_structures(dataset, split)
+        records = [_Record(f"{DATASET_PREFIX}{dataset}:{i}", entry) for i, entry in enumerate(entries)]
     else:
-        reject_split(split, Path(where))
-        version, records = _file_records(Path(where).expanduser())
+        reject_split(split, Path(name))
+        version, records = _read_file(Path(name).expanduser())
     if not records:
-        raise ValueError(f"{where}: no questions. {_EXPECTED}")
+        raise ValueError(f"{name}: no questions. {_EXPECTED}")
     raw, problems = [], []
-    for place, record in records:
+    for record in records:
         try:
-            raw.append(_question(place, record))
+            raw.append(_question(record))
         except ValueError as error:
-            problems.append(f"{place}: {error}")
-    labelled = any(question.answers or says for question, says in raw)
+            problems.append(f"{record.source}: {error}")
+    labelled = any(item.question.answers or item.impossible for item in raw)
     problems += _contradictions(raw, version, labelled=labelled)
-    found = [_placed(question, wrong_offsets) for question, _ in raw]
+    located = [_locate_answers(item.question, wrong_offsets) for item in raw]
     if wrong_offsets is WrongOffsets.REFUSE:
-        problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in found if _lost(q)]
+        problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _lost_answers(q)]
     raise_problems(problems, len(records), f"Correct or remove these questions. {_EXPECTED}")
-    moved = sum(answer not in old.answers for new, (old, _) in zip(found, raw, strict=True) for answer in new.answers)
-    lost = sum(map(_lost, found))
-    rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in found]
-    return SquadQuestions(rows, moved - lost, lost)
+    changed = sum(
+        answer not in old.question.answers for new, old in zip(located, raw, strict=True) for answer in new.answers
+    )
+    lost = sum(map(_lost_answers, located))
+    rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in located]
+    return SquadQuestions(rows, changed - lost, lost)
 
 
-# A question as it is written, and whether it says of itself that it has no answer.
-_Raw = tuple[SquadQuestion, bool | None]
+def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
+    """Return the questions that are not among the others: the same normalised question about the same context."""
+    excluded = {_identity(question) for question in others}
+    return [question for question in rows if _identity(question) not in excluded]
 
 
-def _file_records(path: Path) -> tuple[str, list[tuple[str, Any]]]:
-    """The version of a file; the place and the content of each of its questions."""
+def trainable_questions(rows: Sequence[SquadQuestion], *, impossible: bool) -> list[SquadQuestion]:
+    """Return the questions with an answer whose offset is known and, if `impossible`, those without an answer."""
+    return [
+        question
+        for question in rows
+        if (question.impossible and impossible) or any(answer.start is not None for answer in question.answers)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """A question as the file has it."""
+
+    source: str
+    content: object
+
+
+@dataclasses.dataclass(frozen=True)
+class _RawQuestion:
+    """A question before its answers are located, and its own "is_impossible"; None if it has none."""
+
+    question: SquadQuestion
+    impossible: bool | None
+
+
+def _read_file(path: Path) -> tuple[str, list[_Record]]:
+    """Return (version, questions) of a file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if not path.stat().st_size:
@@ -135,63 +181,65 @@ def _file_records(path: Path) -> tuple[str, list[tuple[str, Any]]]:
         raise ValueError(f'{path}: no list "data" at its top. {_EXPECTED}')
     records = []
     for i, entry in enumerate(content["data"]):
-        place = f"{path}: data[{i}]"
+        source = f"{path}: data[{i}]"
         if not isinstance(entry, dict):
-            raise ValueError(f"{place} is {entry!r:.40}, not an object. {_EXPECTED}")
-        records.extend(_article(place, entry) if "paragraphs" in entry else [(place, entry)])
+            raise ValueError(f"{source} is {entry!r:.40}, not an object. {_EXPECTED}")
+        records.extend(_article(source, entry) if "paragraphs" in entry else [_Record(source, entry)])
     return str(content.get("version", "")), records
 
 
-def _article(place: str, article: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for j, paragraph in enumerate(_list(place, article, "paragraphs")):
-        inner = f"{place}.paragraphs[{j}]"
+def _article(source: str, article: Mapping[str, object]) -> Iterator[_Record]:
+    for j, paragraph in enumerate(_list(source, article, "paragraphs")):
+        inner = f"{source}.paragraphs[{j}]"
         if not isinstance(paragraph, dict):
             raise ValueError(f"{inner} is {paragraph!r:.40}, not an object. {_EXPECTED}")
-        above = {"title": article.get("title", "")} | {k: v for k, v in paragraph.items() if k == "context"}
+        shared = {"title": article.get("title", "")} | {k: v for k, v in paragraph.items() if k == "context"}
         for k, question in enumerate(_list(inner, paragraph, "qas")):
-            yield f"{inner}.qas[{k}]", {**question, **above} if isinstance(question, dict) else question
+            yield _Record(f"{inner}.qas[{k}]", {**question, **shared} if isinstance(question, dict) else question)
 
 
-def _list(place: str, record: dict[str, Any], name: str) -> list[Any]:
-    if not isinstance(record.get(name), list):
-        raise ValueError(f"{place}: no list {name!r} beside {quote_names(record)}. {_EXPECTED}")
-    return record[name]
+def _list(source: str, record: Mapping[str, object], name: str) -> list[object]:
+    values = record.get(name)
+    if not isinstance(values, list):
+        raise ValueError(f"{source}: no list {name!r} beside {quote_names(record)}. {_EXPECTED}")
+    return values
 
 
-def _question(place: str, record: Any) -> _Raw:
-    if not isinstance(record, dict):
-        raise ValueError(f"{record!r:.40} is not an object")
-    number = record.get("id")
-    impossible = record.get("is_impossible")
+def _question(record: _Record) -> _RawQuestion:
+    content = record.content
+    if not isinstance(content, dict):
+        raise ValueError(f"{content!r:.40} is not an object")
+    number = content.get("id")
+    impossible = content.get("is_impossible")
     if impossible is not None and not isinstance(impossible, bool):
         raise ValueError(f"'is_impossible' is {impossible!r:.40}, expected true or false")
-    answers = tuple(_answers(record.get("answers")))
+    answers = tuple(_answers(content.get("answers")))
     if impossible and answers:
         raise ValueError("'is_impossible' is true, and yet there are 'answers'")
     if impossible is False and not answers:
         raise ValueError("'is_impossible' is false, and yet there are no 'answers'")
     question = SquadQuestion(
-        id=str(number) if isinstance(number, int) else text_cell(record, "id"),
-        question=text_cell(record, "question", allow_blank=True).strip(),  # CMRC 2018 has two
-        context=text_cell(record, "context"),
-        title=str(record.get("title") or ""),
+        id=str(number) if isinstance(number, int) else text_cell(content, "id"),
+        question=text_cell(content, "question", allow_blank=True).strip(),  # two of CMRC 2018 are blank
+        context=text_cell(content, "context"),
+        title=str(content.get("title") or ""),
         answers=answers,
         impossible=bool(impossible),
-        source=place,
+        source=record.source,
     )
-    return question, impossible
+    return _RawQuestion(question, impossible)
 
 
-def _answers(given: Any) -> Iterator[SquadAnswer]:
-    """Answers as SQuAD has them, or as two lists, "text" and "answer_start"."""
-    if isinstance(given, dict):
-        texts, starts = given.get("text"), given.get("answer_start")
+def _answers(value: object) -> Iterator[SquadAnswer]:
+    """Return answers as SQuAD has them, or from two lists, "text" and "answer_start"."""
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             raise ValueError("'answers' is an object without lists 'text' and 'answer_start' of the same length")
-        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-    if given is not None and not isinstance(given, list):
-        raise ValueError(f"'answers' is {given!r:.40}, expected a list")
-    for entry in given or ():
+        value = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"'answers' is {value!r:.40}, expected a list")
+    for entry in value or ():
         if not isinstance(entry, dict):
             raise ValueError(f"an answer is {entry!r:.40}, expected an object")
         text, start = text_cell(entry, "text"), entry.get("answer_start")
@@ -200,56 +248,42 @@ def _answers(given: Any) -> Iterator[SquadAnswer]:
         yield SquadAnswer(text.strip(), start + len(text) - len(text.lstrip()))
 
 
-def _contradictions(raw: Sequence[_Raw], version: str, *, labelled: bool) -> Iterator[str]:
-    """What is wrong with questions in view of the others: an id that is there twice, answers that only some have."""
-    second = version.lstrip("vV")[:1] >= "2" or any(says is not None for _, says in raw)
-    times = collections.Counter(question.id for question, _ in raw)
-    for question, _ in raw:
+def _contradictions(raw: Sequence[_RawQuestion], version: str, *, labelled: bool) -> Iterator[str]:
+    """Return problems between questions: an id that occurs twice, answers that only some questions have."""
+    may_be_impossible = version.lstrip("vV")[:1] >= "2" or any(item.impossible is not None for item in raw)
+    times = collections.Counter(item.question.id for item in raw)
+    for question in (item.question for item in raw):
         if times[question.id] > 1:
             yield f"{question.source}: the id {question.id[:80]!r} is there {times[question.id]} times"
-        elif labelled and not question.answers and not second:
+        elif labelled and not question.answers and not may_be_impossible:
             yield f"{question.source}: no 'answers', and nothing says that there is none"
 
 
-def _lost(question: SquadQuestion) -> int:
+def _lost_answers(question: SquadQuestion) -> int:
     return sum(answer.start is None for answer in question.answers)
 
 
-def _placed(question: SquadQuestion, policy: WrongOffsets) -> SquadQuestion:
-    """The question, and of its answers the places where they are."""
+def _locate_answers(question: SquadQuestion, policy: WrongOffsets) -> SquadQuestion:
+    """Return the question with corrected offsets of its answers; None for those that are lost."""
     context, answers = question.context, []
     for answer in question.answers:
         start = answer.start
         if start is not None and (start < 0 or not context.startswith(answer.text, start)):
-            places = _occurrences(context, answer.text)
-            nearest = min(places, key=lambda place, given=start: abs(place - given), default=None)
-            near = nearest is not None and (policy is WrongOffsets.REPAIR or abs(nearest - start) <= _NEAR)
+            nearest = min(
+                _occurrences(context, answer.text), key=lambda found, wrong=start: abs(found - wrong), default=None
+            )
+            near = nearest is not None and (policy is WrongOffsets.REPAIR or abs(nearest - start) <= _MAX_OFFSET_ERROR)
             start = nearest if near else None
         answers.append(SquadAnswer(answer.text, start))
     return dataclasses.replace(question, answers=tuple(answers))
 
 
 def _occurrences(context: str, text: str) -> Iterator[int]:
-    place = context.find(text)
-    while place >= 0:
-        yield place
-        place = context.find(text, place + 1)
+    index = context.find(text)
+    while index >= 0:
+        yield index
+        index = context.find(text, index + 1)
 
 
-def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
-    """The questions that are not also among the others: about the same context, the same words."""
-    known = {_key(question) for question in others}
-    return [question for question in rows if _key(question) not in known]
-
-
-def trainable_questions(rows: Sequence[SquadQuestion], *, impossible: bool) -> list[SquadQuestion]:
-    """Those with an answer whose place is known, and where `impossible` those that have none."""
-    return [
-        question
-        for question in rows
-        if (question.impossible and impossible) or any(answer.start is not None for answer in question.answers)
-    ]
-
-
-def _key(question: SquadQuestion) -> tuple[str, str]:
+def _identity(question: SquadQuestion) -> tuple[str, str]:
     return normalised(question.question), question.context.strip()

@@ -1,4 +1,4 @@
-"""Tags as labels of a model: made valid in one scheme, listed, numbered."""
+"""From tagged sentences to examples: tags in one scheme as class ids, words as pieces, long sentences in windows."""
 
 import dataclasses
 import difflib
@@ -24,23 +24,103 @@ from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
 from train.data.examples import TaggedSequences
 from train.data.tagged_sentences import TaggedSentence
 
+_NO_PIECES = -1
+
 
 class InvalidTags(enum.Enum):
-    """What to do about a tag that cannot stand where it does, such as an I- that continues nothing under IOB2."""
+    """Treatment of a tag that its scheme does not allow there, such as an I- that continues nothing in IOB2."""
 
     REPAIR = "repair"
     """Read it as CoNLL's script does (that I- begins an entity), and count it."""
     REFUSE = "refuse"
-    """Stop, and show where they are."""
+    """Refuse the file, and show where such tags are."""
+
+
+class LabelledPieces(enum.Enum):
+    """The pieces of a word that are trained on; the prediction for the first is the word's."""
+
+    FIRST = "first"
+    """The first: the others have no label, as in the paper."""
+    ALL = "all"
+    """Each: an entity is tagged from its first piece to its last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLabelling:
+    """Settings of the conversion from sentences to examples.
+
+    Attributes:
+        ids: the class id of each tag.
+        scheme: the scheme of the tags.
+        max_length: tokens of a window at most, with [CLS] and [SEP].
+        overlap: pieces that neighbouring windows of a sentence share. Each piece is trained on and predicted in only
+            one window, that in which it has most context.
+        labelled: the pieces of a word that are trained on.
+    """
+
+    ids: Mapping[str, int]
+    scheme: TagScheme
+    max_length: int
+    overlap: int
+    labelled: LabelledPieces
+
+
+@dataclasses.dataclass(frozen=True)
+class TaggedExamples:
+    """Examples, and the position at which the tag of each word is predicted.
+
+    Attributes:
+        examples: the windows of all sentences.
+        example: the index of the example of each word of all sentences [W].
+        position: the position of the word's first piece in the example [W]. Both are -1 for a word without pieces:
+            blanks and control characters, which the tokenizer drops.
+    """
+
+    examples: TaggedSequences
+    example: np.ndarray
+    position: np.ndarray
+
+    @property
+    def silent(self) -> int:
+        """The number of words without pieces."""
+        return int((self.example == _NO_PIECES).sum())
+
+    def tags(
+        self, predicted: Sequence[np.ndarray], sentences: Sequence[TaggedSentence], labels: Sequence[str]
+    ) -> list[list[str]]:
+        """Return the tags of the words of each sentence; O for a word without pieces.
+
+        Args:
+            predicted: class ids of each example [T].
+            sentences: the sentences of the examples.
+            labels: the tag of each class id.
+        """
+        tags = [
+            OUTSIDE if example == _NO_PIECES else labels[int(predicted[example][position])]
+            for example, position in zip(self.example.tolist(), self.position.tolist(), strict=True)
+        ]
+        ends = np.cumsum([len(sentence.words) for sentence in sentences]).tolist()
+        return [tags[end - len(sentence.words) : end] for sentence, end in zip(sentences, ends, strict=True)]
+
+
+def scheme_of_sentences(sentences: Sequence[TaggedSentence]) -> TagScheme:
+    """Return the scheme in which the tags are written."""
+    return detect_scheme(sentence.tags for sentence in sentences)
 
 
 def convert_scheme(
     sentences: Sequence[TaggedSentence], scheme: TagScheme, *, written: TagScheme, invalid: InvalidTags
 ) -> tuple[list[TaggedSentence], int]:
-    """The sentences with tags of `scheme`, and how many tags were invalid in the one they are written in.
+    """Return (sentences with tags of `scheme`, number of invalid tags).
+
+    Args:
+        sentences: the sentences.
+        scheme: the scheme to convert to.
+        written: the scheme in which the tags are written.
+        invalid: the treatment of tags that `written` does not allow where they are.
 
     Raises:
-        ValueError: there are such tags, and they are to be refused.
+        ValueError: there are invalid tags, and they are to be refused.
     """
     problems, result, count = [], [], 0
     for sentence in sentences:
@@ -50,26 +130,20 @@ def convert_scheme(
         if wrong:
             i = wrong[0]
             before = f"after {sentence.tags[i - 1]}" if i else "at the beginning"
-            what = f"{sentence.tags[i]} of {sentence.words[i]!r:.40}, word {i + 1}, {before}"
-            problems.append(f"{sentence.source}: {what}, is not {written.name}")
+            found = f"{sentence.tags[i]} of {sentence.words[i]!r:.40}, word {i + 1}, {before}"
+            problems.append(f"{sentence.source}: {found}, is not {written.name}")
         tags = encode_tags(entity_spans(valid), len(valid), scheme)
         result.append(dataclasses.replace(sentence, tags=tuple(tags)))
     if invalid is InvalidTags.REFUSE:
-        raise_problems(
-            problems, len(sentences), "Correct the tags, or have them read leniently: --task.invalid-tags repair."
-        )
+        remedy = "Correct the tags, or have them read leniently: --task.invalid-tags repair."
+        raise_problems(problems, len(sentences), remedy)
     return result, count
 
 
-def scheme_of_sentences(sentences: Sequence[TaggedSentence]) -> TagScheme:
-    """The scheme of the tags."""
-    return detect_scheme(sentence.tags for sentence in sentences)
-
-
 def infer_tags(sentences: Sequence[TaggedSentence], scheme: TagScheme) -> tuple[str, ...]:
-    """O, then every tag that the scheme has for the types that occur, type by type.
+    """Return O, then every tag that the scheme has for the types that occur, type by type.
 
-    A type that occurs only in another file is missed, so write a known list of tags out instead.
+    A type that occurs only in another file is missed: give a known list of tags instead.
     """
     kinds = sorted({parse_tag(tag)[1] for sentence in sentences for tag in sentence.tags} - {""})
     prefixes = "BIES" if scheme is TagScheme.BIOES else "BI"
@@ -77,10 +151,10 @@ def infer_tags(sentences: Sequence[TaggedSentence], scheme: TagScheme) -> tuple[
 
 
 def tag_ids(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> dict[str, int]:
-    """The position of each label in `labels`.
+    """Return the index of each tag in `labels`.
 
     Raises:
-        ValueError: labels that are no tags, the same twice, no O; tags of the sentences that are not there.
+        ValueError: `labels` holds something other than tags, a tag twice, or no O; or a sentence has another tag.
     """
     if len(set(labels)) != len(labels) or OUTSIDE not in labels:
         raise ValueError(f"labels must be distinct, and {OUTSIDE} one of them; got {quote_names(labels)}")
@@ -93,112 +167,61 @@ def tag_ids(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> dict[
         if unknown is not None:
             near = difflib.get_close_matches(unknown[:80], labels) if len(problems) < MAX_SHOWN else []
             problems.append(f"{sentence.source}: tag {unknown[:80]!r}, near names: {quote_names(near)}")
-    raise_problems(
-        problems, len(sentences), f"Allowed tags: {quote_names(labels)}. Correct the rows or the labels given."
-    )
+    remedy = f"Allowed tags: {quote_names(labels)}. Correct the rows or the labels given."
+    raise_problems(problems, len(sentences), remedy)
     return ids
 
 
-_NOWHERE = -1
-
-
-class LabelledPieces(enum.Enum):
-    """Which pieces of a word are learnt; what is predicted for the first is predicted for the word."""
-
-    FIRST = "first"
-    """The first: the others have no label, as in the paper."""
-    ALL = "all"
-    """Each: an entity is tagged from its first piece to its last."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenLabelling:
-    """How sentences become examples.
-
-    `overlap` pieces are shared by neighbouring windows. Each piece is learnt, and predicted, in the window in which it
-    has most context, and there alone.
-    """
-
-    ids: Mapping[str, int]  # of the tags
-    scheme: TagScheme
-    max_length: int
-    overlap: int
-    labelled: LabelledPieces
-
-
-@dataclasses.dataclass(frozen=True)
-class TaggedExamples:
-    """Examples, and for each word of all sentences [W] the example and the position where its tag is predicted.
-
-    Both are -1 for a word without pieces: blanks and control characters, which a tokenizer drops.
-    """
-
-    examples: TaggedSequences
-    example: np.ndarray
-    position: np.ndarray
-
-    @property
-    def silent(self) -> int:
-        """Words without pieces."""
-        return int((self.example == _NOWHERE).sum())
-
-    def tags(
-        self, predicted: Sequence[np.ndarray], sentences: Sequence[TaggedSentence], labels: Sequence[str]
-    ) -> list[list]:
-        """The tag of every word: of label ids [T] predicted for each example; O for a word without pieces."""
-        found = [
-            OUTSIDE if example == _NOWHERE else labels[predicted[example][position]]
-            for example, position in zip(self.example.tolist(), self.position.tolist(), strict=True)
-        ]
-        ends = np.cumsum([len(sentence.words) for sentence in sentences]).tolist()
-        return [found[end - len(sentence.words) : end] for sentence, end in zip(sentences, ends, strict=True)]
-
-
 def encode_sentences(
-    sentences: Sequence[TaggedSentence], tokenizer: WordPieceTokenizer, cut: TokenLabelling
+    sentences: Sequence[TaggedSentence], tokenizer: WordPieceTokenizer, labelling: TokenLabelling
 ) -> TaggedExamples:
-    """The examples of these sentences; one without any pieces has none."""
-    words = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
-    pieces = dict(zip(words, tokenizer.piece_ids(words), strict=True))  # each distinct word once
-    around = [tokenizer.token_id(CLS)], [tokenizer.token_id(SEP)]
+    """Return the examples of the sentences; a sentence without any pieces has none."""
+    distinct = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
+    pieces = dict(zip(distinct, tokenizer.piece_ids(distinct), strict=True))
+    cls, sep = [tokenizer.token_id(CLS)], [tokenizer.token_id(SEP)]
     ids, labels, example, position = [], [], [], []
     for sentence in sentences:
-        parts = [pieces[word] for word in sentence.words]
-        counts = np.array([len(part) for part in parts])
+        word_pieces = [pieces[word] for word in sentence.words]
+        counts = np.array([len(own) for own in word_pieces])
         firsts = np.cumsum(counts) - counts
-        flat = np.array([number for part in parts for number in part], np.int32)
+        flat = np.array([number for own in word_pieces for number in own], np.int32)
         if not len(flat):
-            example += [_NOWHERE] * len(parts)
-            position += [_NOWHERE] * len(parts)
+            example += [_NO_PIECES] * len(counts)
+            position += [_NO_PIECES] * len(counts)
             continue
-        places = sliding_windows(len(flat), cut.max_length - 2, cut.overlap)
-        owner = max_context_windows(places, len(flat))
-        wanted = _labels(sentence, firsts, counts, cut)
-        for number, (start, end) in enumerate(places):
-            ids.append(np.concatenate([around[0], flat[start:end], around[1]]).astype(np.int32))
-            own = np.where(owner[start:end] == number, wanted[start:end], IGNORE)
+        windows = sliding_windows(len(flat), labelling.max_length - 2, labelling.overlap)
+        window_of_piece = max_context_windows(windows, len(flat))
+        piece_labels = _piece_labels(sentence, firsts, counts, labelling)
+        for number, (start, end) in enumerate(windows):
+            ids.append(np.concatenate([cls, flat[start:end], sep]).astype(np.int32))
+            own = np.where(window_of_piece[start:end] == number, piece_labels[start:end], IGNORE)
             labels.append(np.concatenate([[IGNORE], own, [IGNORE]]).astype(np.int32))
         for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
-            if count:
-                window = int(owner[first])
-                example.append(len(ids) - len(places) + window)
-                position.append(1 + first - places[window][0])
-            else:
-                example.append(_NOWHERE)
-                position.append(_NOWHERE)
-    examples = TaggedSequences(ids, [np.zeros_like(row) for row in ids], labels)
+            window = int(window_of_piece[first]) if count else None
+            example.append(_NO_PIECES if window is None else len(ids) - len(windows) + window)
+            position.append(_NO_PIECES if window is None else 1 + first - windows[window][0])
+    examples = TaggedSequences(ids, [np.zeros_like(sequence) for sequence in ids], labels)
     return TaggedExamples(examples, np.array(example), np.array(position))
 
 
-def _labels(sentence: TaggedSentence, firsts: np.ndarray, counts: np.ndarray, cut: TokenLabelling) -> np.ndarray:
-    """The label of every piece of a sentence [P], -100 for those that are not learnt."""
+def _piece_labels(
+    sentence: TaggedSentence, firsts: np.ndarray, counts: np.ndarray, labelling: TokenLabelling
+) -> np.ndarray:
+    """Return the class id of each piece of a sentence, -100 for pieces that are not trained on.
+
+    Args:
+        sentence: the sentence.
+        firsts: the index of the first piece of each word.
+        counts: the number of pieces of each word.
+        labelling: the settings.
+    """
     total = int(counts.sum())
-    if cut.labelled is LabelledPieces.ALL:
+    if labelling.labelled is LabelledPieces.ALL:
         ends = firsts + counts
         found = [EntitySpan(int(firsts[a]), int(ends[b - 1]), kind) for a, b, kind in entity_spans(sentence.tags)]
-        tags = encode_tags([span for span in found if span.start < span.end], total, cut.scheme)
-        return np.array([cut.ids[tag] for tag in tags], np.int32)
+        tags = encode_tags([span for span in found if span.start < span.end], total, labelling.scheme)
+        return np.array([labelling.ids[tag] for tag in tags], np.int32)
     labels = np.full(total, IGNORE, np.int32)
-    there = counts > 0
-    labels[firsts[there]] = np.array([cut.ids[tag] for tag in sentence.tags])[there]
+    has_pieces = counts > 0
+    labels[firsts[has_pieces]] = np.array([labelling.ids[tag] for tag in sentence.tags])[has_pieces]
     return labels

@@ -1,6 +1,6 @@
 """Sentences of tagged words: from files of columns, from JSON lines, from the `datasets` library.
 
-All files are UTF-8, a byte-order mark is skipped. A file whose name ends in neither .jsonl nor .json has columns: a
+All files are UTF-8; a byte-order mark is skipped. A file whose extension is neither .jsonl nor .json has columns: a
 word a line, a blank line between sentences (CoNLL, WNUT, GermEval, UNER's .iob2).
 """
 
@@ -8,24 +8,26 @@ import dataclasses
 import enum
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
 from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
-from train.data.sources import dataset_rows, reject_split
+from train.data.sources import DATASET_PREFIX, dataset_rows, reject_split
 
-_COLUMNS = "a word a line, its columns between tabs or blanks, a blank line between sentences"
-_JSON = 'Expected: {"tokens": [...], "tags": [...]} (or "ner_tags"), or CLUENER\'s {"text": ..., "label": {...}}.'
-_DOCUMENT = "-DOCSTART-"
+_COLUMNS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
+_JSON_EXPECTED = (
+    'Expected: {"tokens": [...], "tags": [...]} (or "ner_tags"), or CLUENER\'s {"text": ..., "label": {...}}.'
+)
+_DOCUMENT_MARK = "-DOCSTART-"
 
 
 class Separator(enum.Enum):
-    """What stands between columns."""
+    """The separator of columns."""
 
     TAB = "tab"
     """One tab: a word may hold blanks."""
@@ -35,14 +37,14 @@ class Separator(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class TagColumns:
-    """Which columns of a file hold what, counted from 0, or from the last, -1."""
+    """The columns of a file, counted from 0, or from the last, -1."""
 
     word: int = 0
     """The word; 1 in UNER's and GermEval's own files, where a number stands first."""
     tag: int = -1
     """Its tag; 2 for UNER, and for GermEval's outer entities."""
     separator: Annotated[Separator | None, tyro.conf.EnumChoicesFromValues] = None
-    """What stands between columns; a tab where the first line of a word has one."""
+    """The separator of columns; a tab if the first line of a word has one."""
 
 
 _FIRST_AND_LAST = TagColumns()
@@ -52,8 +54,11 @@ _FIRST_AND_LAST = TagColumns()
 class TaggedSentence:
     """Words, and the tag of each.
 
-    `source` is "path:line" of the first word, from 1 as editors count, or "datasets:name:index", from 0. `left_out`
-    counts entities that overlap others (see `character_spans`), for which tags have no room.
+    Attributes:
+        words: at least one.
+        tags: O, or B-, I-, E- or S- with a type.
+        source: "path:line" of the first word, lines counted from 1, or "datasets:name:index", counted from 0.
+        left_out: entities that overlap others (see `character_tags`) and therefore have no tags.
     """
 
     words: tuple[str, ...]
@@ -65,61 +70,105 @@ class TaggedSentence:
 def read_tagged_sentences(
     source: str | os.PathLike[str], *, columns: TagColumns = _FIRST_AND_LAST, split: str | None = None
 ) -> list[TaggedSentence]:
-    """All sentences of a file, or of a data set: `datasets:NAME[:CONFIG]`, or its folder.
+    """Read all sentences of a file or data set. Nothing that is read is executed.
 
-    Every tag is O, or B-, I-, E- or S- with a type; whether they follow one another as they should is not looked at.
+    The form of each tag is checked, but not the order of tags.
+
+    Args:
+        source: a file, `datasets:NAME[:CONFIG]`, or the folder of a data set.
+        columns: the columns of a file of words.
+        split: the split of a data set; None for files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the malformed rows are counted, the first five shown. Nothing read is executed.
+        ValueError: some rows are malformed: they are counted, the first five quoted.
     """
-    where = os.fspath(source)
-    path = Path(where).expanduser()
-    if where.startswith("datasets:") or path.is_dir():
-        return _of_records(dataset_rows(where.removeprefix("datasets:"), split, lists=True), where)
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if name.startswith(DATASET_PREFIX) or path.is_dir():
+        return _from_rows(dataset_rows(name.removeprefix(DATASET_PREFIX), split, lists=True), name)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of columns or JSON lines, or `datasets:NAME`")
     reject_split(split, path)
     if path.suffix.lower() in (".jsonl", ".json"):
-        return _of_records(list(read_table(path, name=where)), where)
-    return _of_columns(list(read_lines(path, expected=_COLUMNS)), where, columns)
+        return _from_rows(list(read_table(path, name=name)), name)
+    return _from_columns(list(read_lines(path, expected=_COLUMNS_EXPECTED)), name, columns)
 
 
-def _of_records(records: Sequence[TableRow], where: str) -> list[TaggedSentence]:
+def character_tags(text: str, label: Mapping[str, object]) -> tuple[list[str], int]:
+    """Convert CLUENER's entities to (IOB2 tags of the characters, number of entities that are left out).
+
+    Of entities that overlap the longest is kept, of equally long ones the first, then the first by type.
+
+    Args:
+        text: each of its characters, blanks too, is a word.
+        label: {type: {surface: [[first, last], ...]}}, offsets of characters from 0, the last one included.
+
+    Raises:
+        ValueError: an entity is malformed, or does not stand at its offsets.
+    """
+    spans = set()
+    for kind, surfaces in label.items():
+        if not isinstance(surfaces, dict) or not kind or any(map(str.isspace, kind)):
+            raise ValueError(f"label {kind!r:.40} must be a word, with an object of surfaces and offsets")
+        for surface, offsets in surfaces.items():
+            if not isinstance(offsets, list):
+                raise ValueError(f"{surface!r:.40}: offsets are {offsets!r:.40}, expected [[first, last], ...]")
+            spans |= {_character_span(text, kind, surface, pair) for pair in offsets}
+    kept: list[EntitySpan] = []
+    for span in sorted(spans, key=lambda span: (span.start - span.end, span)):
+        if all(span.end <= other.start or other.end <= span.start for other in kept):
+            kept.append(span)
+    return encode_tags(kept, len(text), TagScheme.IOB2), len(spans) - len(kept)
+
+
+def _character_span(text: str, kind: str, surface: str, offsets: object) -> EntitySpan:
+    if not isinstance(offsets, list) or len(offsets) != 2 or any(type(number) is not int for number in offsets):
+        raise ValueError(f"{surface!r:.40}: offsets {offsets!r:.40} are not [first, last]")
+    first, last = offsets
+    if not 0 <= first <= last < len(text):
+        raise ValueError(f"{surface!r:.40}: offsets {offsets} lie outside the text, which has {len(text)} characters")
+    if text[first : last + 1] != surface:
+        raise ValueError(f"{surface!r:.40}: at {offsets} stands {text[first : last + 1]!r:.40}")
+    return EntitySpan(first, last + 1, kind)
+
+
+def _from_rows(rows: Sequence[TableRow], name: str) -> list[TaggedSentence]:
     sentences, problems = [], []
-    for row in records:
+    for row in rows:
         try:
-            sentences.append(_of_record(row.source, row.require_cells()))
+            sentences.append(_from_row(row))
         except ValueError as error:
             problems.append(f"{row.source}: {error}")
-    raise_problems(problems, len(records), f"{_JSON} Correct or remove these rows.")
+    raise_problems(problems, len(rows), f"{_JSON_EXPECTED} Correct or remove these rows.")
     if not sentences:
-        raise ValueError(f"{where}: no sentences. {_JSON}")
+        raise ValueError(f"{name}: no sentences. {_JSON_EXPECTED}")
     return sentences
 
 
-def _of_record(source: str, values: Mapping[str, Any]) -> TaggedSentence:
-    tags = next((name for name in ("tags", "ner_tags") if name in values), None)
-    if "tokens" in values and tags is not None:
-        return _sentence(_strings(values, "tokens"), _strings(values, tags), source)
-    if isinstance(values.get("text"), str) and isinstance(values.get("label"), dict):
-        if problem := encoding_problem(values["text"]):
+def _from_row(row: TableRow) -> TaggedSentence:
+    cells = row.require_cells()
+    tags = next((name for name in ("tags", "ner_tags") if name in cells), None)
+    if "tokens" in cells and tags is not None:
+        return _sentence(_strings(cells["tokens"], "tokens"), _strings(cells[tags], tags), row.source)
+    text, label = cells.get("text"), cells.get("label")
+    if isinstance(text, str) and isinstance(label, dict):
+        if problem := encoding_problem(text):
             raise ValueError(f"'text': {problem}")
-        found, left_out = tagged_characters(values["text"], values["label"])
-        return dataclasses.replace(_sentence(list(values["text"]), found, source), left_out=left_out)
-    raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {quote_names(values)}")
+        found, left_out = character_tags(text, label)
+        return dataclasses.replace(_sentence(list(text), found, row.source), left_out=left_out)
+    raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {quote_names(cells)}")
 
 
-def _strings(values: Mapping[str, Any], name: str) -> list[str]:
-    cells = values[name]
-    if not isinstance(cells, list):
-        raise ValueError(f"{name!r} is {cells!r:.40}, expected a list of strings")
-    for i, cell in enumerate(cells):
-        if not isinstance(cell, str):
-            raise ValueError(f"{name!r} has {cell!r:.40} at place {i}, expected a string")
-        if problem := encoding_problem(cell):
-            raise ValueError(f"{name!r}, place {i}: {problem}")
-    return cells
+def _strings(values: object, name: str) -> list[str]:
+    if not isinstance(values, list):
+        raise ValueError(f"{name!r} is {values!r:.40}, expected a list of strings")
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{name!r} has {value!r:.40} at index {i}, expected a string")
+        if problem := encoding_problem(value):
+            raise ValueError(f"{name!r}, index {i}: {problem}")
+    return values
 
 
 def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> TaggedSentence:
@@ -132,41 +181,54 @@ def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> TaggedS
     return TaggedSentence(tuple(words), tuple(tags), source)
 
 
-def _of_columns(lines: Sequence[str], where: str, columns: TagColumns) -> list[TaggedSentence]:
-    places = [n for n, line in enumerate(lines) if line.strip(" \t")]
-    first = next((n for n in places if not _remark(lines[n]) and not lines[n].startswith(_DOCUMENT)), None)
+@dataclasses.dataclass(frozen=True)
+class _TaggedWord:
+    """A word with its tag, and its line in the file, from 1."""
+
+    line: int
+    word: str
+    tag: str
+
+
+def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[TaggedSentence]:
+    filled = (n for n, line in enumerate(lines) if line.strip(" \t"))
+    first = next((n for n in filled if not _is_remark(lines[n]) and not lines[n].startswith(_DOCUMENT_MARK)), None)
     if first is None:
-        raise ValueError(f"{where}: no words; expected: {_COLUMNS}")
+        raise ValueError(f"{name}: no words; expected: {_COLUMNS_EXPECTED}")
     separator = columns.separator or (Separator.TAB if "\t" in lines[first] else Separator.BLANKS)
-    head = _cells(lines[first], separator)
-    _check_columns(columns, head, f"{where}:{first + 1}")
+    head = _split(lines[first], separator)
+    _check_columns(columns, head, f"{name}:{first + 1}")
     sentences, problems, total = [], [], 0
-    rows: list[tuple[int, str, str]] = []
+    words: list[_TaggedWord] = []
     for n, line in enumerate([*lines, ""], start=1):
-        if not line.strip(" \t") or line.startswith(_DOCUMENT):
-            if rows:
-                numbers, words, tags = zip(*rows, strict=True)
-                sentences.append(TaggedSentence(words, tags, f"{where}:{numbers[0]}"))
-            rows = []
+        if not line.strip(" \t") or line.startswith(_DOCUMENT_MARK):
+            if words:
+                sentences.append(_join(words, name))
+            words = []
             continue
-        cells = _cells(line, separator)
-        # "# O" is a word in GermEval's files; a remark has not as many columns, unless by chance.
-        if _remark(line) and len(cells) != len(head):
+        cells = _split(line, separator)
+        # "# O" is a word in GermEval's files; a remark rarely has as many columns.
+        if _is_remark(line) and len(cells) != len(head):
             continue
         total += 1
         try:
-            rows.append((n, *_row(line, cells, len(head), columns)))
+            words.append(_tagged_word(n, line, cells, len(head), columns))
         except ValueError as error:
-            problems.append(f"{where}:{n}: {error}")
-    remedy = f"Expected: {_COLUMNS}; {len(head)} of them, as on line {first + 1}. Correct these lines, or name the"
-    raise_problems(
-        problems, total, f"{remedy} columns: --task.columns.word, --task.columns.tag, --task.columns.separator."
-    )
+            problems.append(f"{name}:{n}: {error}")
+    remedy = f"Expected: {_COLUMNS_EXPECTED}; {len(head)} of them, as on line {first + 1}. Correct these lines, or name"
+    flags = "--task.columns.word, --task.columns.tag, --task.columns.separator"
+    raise_problems(problems, total, f"{remedy} the columns: {flags}.")
     return sentences
 
 
-def _row(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tuple[str, str]:
-    """Word and tag of a line."""
+def _join(words: Iterable[_TaggedWord], name: str) -> TaggedSentence:
+    words = tuple(words)
+    return TaggedSentence(
+        tuple(word.word for word in words), tuple(word.tag for word in words), f"{name}:{words[0].line}"
+    )
+
+
+def _tagged_word(number: int, line: str, cells: Sequence[str], count: int, columns: TagColumns) -> _TaggedWord:
     if problem := encoding_problem(line):
         raise ValueError(problem)
     if len(cells) != count:
@@ -174,59 +236,21 @@ def _row(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tu
     if not cells[columns.word]:
         raise ValueError("no word")
     parse_tag(cells[columns.tag])
-    return cells[columns.word], cells[columns.tag]
+    return _TaggedWord(number, cells[columns.word], cells[columns.tag])
 
 
-def _remark(line: str) -> bool:
+def _is_remark(line: str) -> bool:
     return re.match(r"#[ \t]+[^ \t]", line) is not None
 
 
-def _cells(line: str, separator: Separator) -> list[str]:
+def _split(line: str, separator: Separator) -> list[str]:
     return line.split("\t") if separator is Separator.TAB else re.split("[ \t]+", line.strip(" \t"))
 
 
-def _check_columns(columns: TagColumns, head: Sequence[str], where: str) -> None:
+def _check_columns(columns: TagColumns, head: Sequence[str], source: str) -> None:
     count, chosen = len(head), (columns.word, columns.tag)
     if not all(-count <= number < count for number in chosen) or len({number % count for number in chosen}) < 2:
         raise ValueError(
-            f"{where}: word is column {columns.word}, tag is column {columns.tag}; found {count} columns: "
+            f"{source}: word is column {columns.word}, tag is column {columns.tag}; found {count} columns: "
             f"{quote_names(head)}. They must be two of 0 to {count - 1}, or -{count} to -1"
         )
-
-
-def tagged_characters(text: str, label: Mapping[str, Any]) -> tuple[list[str], int]:
-    """IOB2 tags of the characters, and how many entities were left out.
-
-    Of entities that overlap the longest stays, of two as long the one that begins first, then the first by type.
-
-    Args:
-        text: whose every character, blanks too, is a word.
-        label: {type: {surface: [[first, last], ...]}}, places of characters from 0, the last one included.
-
-    Raises:
-        ValueError: what is wrong with a span.
-    """
-    given = set()
-    for kind, surfaces in label.items():
-        if not isinstance(surfaces, dict) or not kind or any(map(str.isspace, kind)):
-            raise ValueError(f"label {kind!r:.40} must be a word, with an object of surfaces and places")
-        for surface, places in surfaces.items():
-            if not isinstance(places, list):
-                raise ValueError(f"{surface!r:.40}: places are {places!r:.40}, expected [[first, last], ...]")
-            given |= {_span(text, kind, surface, place) for place in places}
-    kept: list[EntitySpan] = []
-    for span in sorted(given, key=lambda span: (span.start - span.end, span)):
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    return encode_tags(kept, len(text), TagScheme.IOB2), len(given) - len(kept)
-
-
-def _span(text: str, kind: str, surface: str, place: Any) -> EntitySpan:
-    if not isinstance(place, list) or len(place) != 2 or any(type(number) is not int for number in place):
-        raise ValueError(f"{surface!r:.40}: place {place!r:.40} is not [first, last]")
-    first, last = place
-    if not 0 <= first <= last < len(text):
-        raise ValueError(f"{surface!r:.40}: place {place} lies outside the text, which has {len(text)} characters")
-    if text[first : last + 1] != surface:
-        raise ValueError(f"{surface!r:.40}: at {place} stands {text[first : last + 1]!r:.40}")
-    return EntitySpan(first, last + 1, kind)
