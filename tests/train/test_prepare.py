@@ -59,7 +59,7 @@ def test_a_killed_preparation_goes_on(text, monkeypatch):
     aside = text.parent / "killed.preparing"
     # The real command, noting every piece, killed as soon as it has noted some.
     code = (
-        "import sys; from train.data.corpus import pool; pool._NOTED_EVERY = 1; pool._AHEAD = 0\n"
+        "import sys; from train.data.corpus import pool; pool._SAVE_INTERVAL = 1; pool._CHUNKS_AHEAD = 0\n"
         "if __name__ == '__main__':\n    from train.data.corpus.preparation import main; sys.exit(main(sys.argv[1:]))"
     )
     script = text.parent / "slow.py"
@@ -76,7 +76,9 @@ def test_a_killed_preparation_goes_on(text, monkeypatch):
     noted = json.loads((aside / "progress.json").read_text())["pieces"]
     assert not killed.exists()
     done = []
-    monkeypatch.setattr(pool, "_tokenised", lambda *given, real=pool._tokenised: _counted(real(*given), done))
+    monkeypatch.setattr(
+        pool, "_tokenise_chunks", lambda *given, real=pool._tokenise_chunks: _counted(real(*given), done)
+    )
     prepare(Preparation((str(text),), killed, tokenizer=text.parent / "words", workers=2))
     assert contents(killed) == contents(whole)
     assert noted >= 1 and len(done) + noted == 4  # none was tokenised again
@@ -94,13 +96,13 @@ def interrupted(text, folder, **how):
     text.write_bytes(good + b"\xff")
     from train.data.corpus import pool
 
-    before = pool._NOTED_EVERY, pool._AHEAD
-    pool._NOTED_EVERY, pool._AHEAD = 1, 0
+    before = pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD
+    pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD = 1, 0
     try:
         with pytest.raises(ValueError, match="byte 0xff"):
             prepare(Preparation((str(text),), folder, tokenizer=text.parent / "words", workers=1, **how))
     finally:
-        pool._NOTED_EVERY, pool._AHEAD = before
+        pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD = before
     text.write_bytes(good)
 
 
@@ -111,7 +113,7 @@ def test_on_a_full_disk_it_says_so_and_goes_on_with_more_room(text):
     command = ["bash", "-c", 'ulimit -f 400; exec "$@"', "-", sys.executable, "-m", "train.data.prepare"]
     done = subprocess.run([*command, *flags(text, full, "--workers", 1)], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    message = f"error: {full}.preparing: File too large; make room, and the same command goes on from here"
+    message = f"error: {full}.preparing: File too large; make room, then resume with the same command"
     assert done.stderr.splitlines()[-1] == message
     assert not full.exists()
     prepare(Preparation((str(text),), full, tokenizer=text.parent / "words", workers=1))
@@ -130,7 +132,7 @@ def test_it_does_not_go_on_with_another_text_or_other_settings(text):
     again = Preparation((str(text),), text.parent / "store", tokenizer=text.parent / "words", workers=1)
     good = text.read_bytes()
     text.write_bytes(good[:100])
-    with pytest.raises(ValueError, match="pieces were noted, the text has only"):
+    with pytest.raises(ValueError, match="the store has [0-9]+ pieces, the text has only"):
         prepare(again)
     text.write_bytes(b"w1 " + good[3:])
     with pytest.raises(ValueError, match="the text has changed since the preparation that .*preparing holds"):

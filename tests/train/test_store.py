@@ -68,7 +68,7 @@ def test_an_interrupted_store_goes_on_from_what_was_saved(tmp_path):
         )
     assert whole.document_count == len(TEXTS)
     (tmp_path / "cut7" / "tokens.npy").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"tokens\.npy: holds less than was noted"):
+    with pytest.raises(ValueError, match=r"tokens\.npy: holds less than was recorded"):
         StoreWriter(tmp_path / "cut7", dtype=np.dtype(np.uint16), word_starts=False, saved=saved)
 
 

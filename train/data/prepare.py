@@ -1,8 +1,9 @@
-"""`python -m train.data.prepare TEXT... --output STORE`: text to tokens, once, for every run that trains on it."""
+"""Command `python -m train.data.prepare TEXT... --output STORE`: tokenise text once for all runs."""
 
 import sys
 
 if __name__ == "__main__":
+    # Imported here: every process that tokenises imports this file, and needs none of it.
     from train.data.corpus.preparation import main
 
     sys.exit(main(sys.argv[1:]))

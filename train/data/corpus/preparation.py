@@ -1,4 +1,4 @@
-"""Makes a store of tokens: the settings, the tokenizer, and the folder that appears when it is complete."""
+"""Preparation of a token store from text: the settings, the tokenizer, and the folder, renamed when it is complete."""
 
 import contextlib
 import dataclasses
@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from flaxbert.files import atomic_folder, read_json, require_absent
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.pool import Progress, tokenise
+from train.data.corpus.pool import PreparationProgress, tokenise
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TOKENIZER, StoreWriter
 from train.data.corpus.tokens import SentenceTokenizer, id_dtype
@@ -26,7 +26,7 @@ _PROGRESS, _LOCK = "progress.json", "lock"
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """Turns text into a store of tokens to pretrain on. Started again after an interruption it goes on."""
+    """Turn text into a store of tokens to pretrain on. After an interruption the same command resumes."""
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
     """Files (.txt, .jsonl, .parquet, each also .gz, .bz2, .xz or .zst), folders of them, datasets:NAME or pydoc:. In
@@ -34,24 +34,24 @@ class Preparation:
     output: Path
     """The folder to make."""
     tokenizer: Path | None = None
-    """A folder or vocab.txt; without it a vocabulary is learnt from the text."""
+    """A folder or vocab.txt; without it a vocabulary is trained on the text."""
     vocab_size: int = 30522
-    """Of a vocabulary that is learnt."""
+    """Tokens of a trained vocabulary."""
     lowercase: bool = True
-    """Whether a learnt tokenizer folds case and takes accents away."""
+    """A trained tokenizer converts text to lower case and removes accents."""
     chinese_characters: bool = True
-    """Whether a learnt tokenizer takes each Chinese character for a word."""
+    """A trained tokenizer treats each Chinese character as a word."""
     lines: Literal["paragraphs", "sentences"] = "paragraphs"
-    """What a line holds: paragraphs are cut into sentences."""
+    """Content of a line: paragraphs are split into sentences."""
     words: Path | None = None
-    """A list of words, one a line, of a language that writes none apart: neighbouring characters that form one are
-    masked together where whole words are."""
+    """A list of words, one a line, of a language that writes no blanks between them: neighbouring characters that form
+    a word are masked together if whole words are masked."""
     column: str = "text"
-    """Of records, the one that holds the text."""
+    """The column of records that holds the text."""
     split: str = "train"
-    """Of data sets."""
+    """The split of data sets."""
     workers: int = os.cpu_count() or 1
-    """Processes that tokenise. What comes out does not depend on it."""
+    """Processes that tokenise; the store is the same for any number of them."""
 
     def __post_init__(self):
         if not self.text:
@@ -60,8 +60,8 @@ class Preparation:
             raise ValueError(f"workers is {self.workers}; it must be at least 1")
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What the store depends on, as JSON has it."""
+    def record(self) -> dict[str, object]:
+        """The settings that determine the store's content, as JSON values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["output"], fields["workers"]
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
@@ -69,7 +69,7 @@ class Preparation:
 
 
 def main(arguments: list[str]) -> int:
-    """Prepares a store; 0, 2 for a mistake of the caller's, 130 where it was interrupted."""
+    """Prepare a store; return 0, 2 for an error in the arguments or data, or 130 after an interruption."""
     try:
         settings = tyro.cli(Preparation, args=arguments, prog="python -m train.data.prepare")
         started = time.perf_counter()
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; resume with the same command", file=sys.stderr)
         return 130
     seconds = time.perf_counter() - started
     print(
@@ -89,43 +89,44 @@ def main(arguments: list[str]) -> int:
 
 
 def prepare(settings: Preparation) -> dict[str, int]:
-    """Makes the store, and returns its counts.
+    """Make the store, and return its counts.
 
-    It is made beside its place, as NAME.preparing, where an interrupted one is found again; the text must then still
-    begin with what was tokenised.
+    It is made in the folder NAME.preparing beside its final path, from which an interrupted preparation resumes; the
+    text must then still begin with what was tokenised.
 
     Raises:
-        FileExistsError: the store is there already.
-        FileNotFoundError, ValueError: what is wrong with the text, the tokenizer, or an interrupted preparation.
+        FileExistsError: the store exists.
+        FileNotFoundError: the text or the tokenizer does not exist.
+        ValueError: the text or the tokenizer cannot be used, or an interrupted preparation had other settings.
     """
     require_absent(settings.output)
     reader = TextReader(settings.text, column=settings.column, split=settings.split)
-    words = _words(settings.words)
-    given = None if settings.tokenizer is None else WordPieceTokenizer.load(settings.tokenizer)
-    aside = settings.output.with_name(f"{settings.output.name}.preparing")
-    aside.mkdir(parents=True, exist_ok=True)
-    with _alone(aside):
-        progress = _noted(aside, settings)
-        tokenizer = _tokenizer(aside, settings, given, reader)
+    words = _read_words(settings.words)
+    tokenizer = None if settings.tokenizer is None else WordPieceTokenizer.load(settings.tokenizer)
+    folder = settings.output.with_name(f"{settings.output.name}.preparing")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        progress = _load_progress(folder, settings)
+        tokenizer = _store_tokenizer(folder, settings, tokenizer, reader)
         dtype = id_dtype(tokenizer.vocab_size)
-        how: dict[str, Any] = {"split": settings.lines == "paragraphs", "words": words}
-        make = functools.partial(SentenceTokenizer, tokenizer.backend.to_str(), **how)
-        with StoreWriter(aside, dtype=dtype, word_starts=bool(words), saved=progress.counts) as writer:
+        split = settings.lines == "paragraphs"
+        make = functools.partial(SentenceTokenizer, tokenizer.backend.to_str(), split=split, words=words)
+        with StoreWriter(folder, dtype=dtype, word_starts=bool(words), saved=progress.counts) as writer:
             tokenise(reader, make, writer, progress, workers=settings.workers)
             if not writer.counts["tokens"]:
-                shutil.rmtree(aside)
+                shutil.rmtree(folder)
                 raise ValueError(f"{', '.join(settings.text)}: holds no text")
             writer.finish(tokenizer, settings.record)
         for name in (_PROGRESS, _LOCK):
-            (aside / name).unlink(missing_ok=True)
-        os.rename(aside, settings.output)
+            (folder / name).unlink(missing_ok=True)
+        os.rename(folder, settings.output)
     return writer.counts
 
 
-def _words(file: Path | None) -> tuple[str, ...]:
+def _read_words(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
-    # Lists for segmentation often have a frequency beside each word.
+    # Word lists for segmentation often have a frequency after each word.
     lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     words = tuple(sorted({line[0] for line in lines if line and len(line[0]) > 1}))
     if not words:
@@ -133,13 +134,13 @@ def _words(file: Path | None) -> tuple[str, ...]:
     return words
 
 
-def _tokenizer(
-    aside: Path, settings: Preparation, given: WordPieceTokenizer | None, reader: TextReader
+def _store_tokenizer(
+    folder: Path, settings: Preparation, given: WordPieceTokenizer | None, reader: TextReader
 ) -> WordPieceTokenizer:
-    """The tokenizer given, or one learnt from the text, kept with the store; an interrupted preparation has it."""
-    folder = aside / TOKENIZER
-    if folder.is_dir():
-        return WordPieceTokenizer.load(folder)
+    """Return the tokenizer of the store: saved by an interrupted preparation, given, or trained on the text."""
+    saved = folder / TOKENIZER
+    if saved.is_dir():
+        return WordPieceTokenizer.load(saved)
     if given is None:
         print(f"learning a vocabulary of {settings.vocab_size:,} tokens", file=sys.stderr)
         given = WordPieceTokenizer.train(
@@ -148,14 +149,14 @@ def _tokenizer(
             lowercase=settings.lowercase,
             chinese_characters=settings.chinese_characters,
         )
-    with atomic_folder(folder) as made:
-        given.save(made, max_length=512)
+    with atomic_folder(saved) as temporary:
+        given.save(temporary, max_length=512)
     return given
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two that prepare the same store at once would write into each other's files."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second process from preparing the same store: they would write into each other's files."""
     with (folder / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,16 +165,17 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _noted(folder: Path, settings: Preparation) -> Progress:
-    file, ours = folder / _PROGRESS, settings.record
+def _load_progress(folder: Path, settings: Preparation) -> PreparationProgress:
+    """Return the progress of an interrupted preparation, or that of a new one."""
+    file, new = folder / _PROGRESS, settings.record
     if not file.is_file():
-        return Progress(file, ours)
-    noted = read_json(file)
-    theirs = noted.pop("settings")
-    if differing := [name for name in ours if ours[name] != theirs.get(name)]:
-        shown = "; ".join(f"{name}: {theirs.get(name)!r} -> {ours[name]!r}" for name in differing)
+        return PreparationProgress(file, new)
+    recorded = read_json(file)
+    old = recorded.pop("settings")
+    if differing := [name for name in new if new[name] != old.get(name)]:
+        shown = "; ".join(f"{name}: {old.get(name)!r} -> {new[name]!r}" for name in differing)
         raise ValueError(
             f"{folder} holds an interrupted preparation with other settings ({shown}); delete it, or choose another "
             "--output"
         )
-    return Progress(file, ours, **noted)
+    return PreparationProgress(file, new, **recorded)

@@ -1,15 +1,15 @@
-"""Tokens of a corpus with random access: which sentences they form, and which documents those.
+"""A token store: the tokens of a corpus with random access to its sentences and documents.
 
 A store is a folder:
 
-    store.json       what it is: format and version, counts, the vocabulary's digest, how it was made, files' digests
+    store.json       format and version, counts, digest of the vocabulary, settings of the preparation, files' digests
     tokens.npy       uint16 (uint32 for vocabularies of more than 65,536) [N], ids of all sentences one after another
-    sentences.npy    int64 [S + 1], where each sentence begins in the tokens; the last entry is N
-    documents.npy    int64 [D + 1], with which sentence each document begins; the last entry is S
-    word_starts.npy  bool [N], whether a token begins a word; only where words were given by a list
+    sentences.npy    int64 [S + 1], the first token of each sentence; the last entry is N
+    documents.npy    int64 [D + 1], the first sentence of each document; the last entry is S
+    word_starts.npy  bool [N], whether a token begins a word; only if a list of words was given
     tokenizer/       vocab.txt, tokenizer.json, tokenizer_config.json
 
-The .npy files are NumPy's format 1.0, and are mapped into memory, not read.
+The .npy files have NumPy's format 1.0, and are mapped into memory, not read.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -46,11 +46,11 @@ class TokenStore:
     """A corpus as tokens.
 
     Attributes:
-        tokens: ids [N].
-        sentences: [S + 1], where each begins in the tokens.
-        documents: [D + 1], the sentence with which each begins.
-        word_starts: [N] where words were given by a list; else None: a word goes on with tokens that begin with ##.
-        tokenizer: what made the ids.
+        tokens: ids of all sentences one after another [N].
+        sentences: the first token of each sentence, and N [S + 1].
+        documents: the first sentence of each document, and S [D + 1].
+        word_starts: whether a token begins a word [N]; None if a word continues with tokens that begin with ##.
+        tokenizer: the tokenizer that made the ids.
     """
 
     tokens: np.ndarray
@@ -61,64 +61,64 @@ class TokenStore:
 
     @property
     def document_count(self) -> int:
-        """How many documents it holds."""
+        """The number of documents, D."""
         return len(self.documents) - 1
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the tokens and of where sentences and documents begin."""
+        """SHA-256, in hexadecimal, of the arrays tokens, sentences and documents."""
         digest = hashlib.sha256()
         for array in (self.tokens, self.sentences, self.documents):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def of_documents(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """The tokens of each of these documents."""
+        """Return the tokens of each of these documents."""
         starts = self.document_starts
         return [self.tokens[starts[number] : starts[number + 1]] for number in numbers]
 
     @functools.cached_property
     def document_starts(self) -> np.ndarray:
-        """[D + 1], where each document begins in the tokens."""
+        """The first token of each document, and N [D + 1]."""
         return self.sentences[self.documents]
 
     @classmethod
-    def of(cls, parts: Iterable[TokenChunk], tokenizer: WordPieceTokenizer) -> "TokenStore":
-        """In memory, of pieces in order."""
-        whole = list(parts)
-        sentences = _starts([part.lengths for part in whole])
+    def of(cls, chunks: Iterable[TokenChunk], tokenizer: WordPieceTokenizer) -> "TokenStore":
+        """Return a store in memory, given its chunks in order."""
+        chunks = list(chunks)
+        sentences = _starts([chunk.lengths for chunk in chunks])
         before, ends = 0, [np.zeros(1, np.int64)]
-        for part in whole:
-            ends.append(part.ends + before)
-            before += len(part.lengths)
-        documents = np.unique(np.concatenate(ends))  # of documents without a token nothing is left
-        starts = [part.word_starts for part in whole if part.word_starts is not None]
-        tokens = np.concatenate([part.ids for part in whole]) if whole else np.zeros(0, np.uint16)
+        for chunk in chunks:
+            ends.append(chunk.ends + before)
+            before += len(chunk.lengths)
+        documents = np.unique(np.concatenate(ends))  # drops documents without a token
+        starts = [chunk.word_starts for chunk in chunks if chunk.word_starts is not None]
+        tokens = np.concatenate([chunk.ids for chunk in chunks]) if chunks else np.zeros(0, np.uint16)
         return cls(tokens, sentences, documents, np.concatenate(starts) if starts else None, tokenizer)
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> "TokenStore":
-        """Maps a store's files into memory.
+        """Map the files of a store into memory.
 
         Args:
             folder: the store.
-            verify: compare the files' SHA-256 with the record, which reads them once. Without it only what the files
-                say of themselves is compared.
+            verify: whether to compare the files' SHA-256 with the record, which reads them once; else only sizes and
+                headers are compared.
 
         Raises:
-            FileNotFoundError: no store there.
-            ValueError: not a store, one of another version, or a damaged one; says which file.
+            FileNotFoundError: there is no store.
+            ValueError: the folder is not a store, or one of another version, or a file is damaged.
         """
         if not (folder / RECORD).is_file():
-            raise FileNotFoundError(f"{folder}: no {RECORD} there; python -m train.data.prepare makes a store of text")
+            raise FileNotFoundError(f"{folder}: no {RECORD} there; python -m train.data.prepare makes a store")
         record = read_json(folder / RECORD)
         if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("files"), dict):
-            raise ValueError(f"{folder / RECORD}: not the record of a store of tokens")
+            raise ValueError(f"{folder / RECORD}: not the record of a token store")
         if record.get("version") != VERSION:
             raise ValueError(f"{folder}: version {record.get('version')!r} of the format; this reads {VERSION}")
-        arrays = {n: _mapped(folder, n, record["files"], verify) for n in _DTYPES if f"{n}.npy" in record["files"]}
-        if lacking := [name for name in list(_DTYPES)[:3] if name not in arrays]:
-            raise ValueError(f"{folder / RECORD}: names no {', '.join(lacking)}")
+        arrays = {n: _map_array(folder, n, record["files"], verify) for n in _DTYPES if f"{n}.npy" in record["files"]}
+        if missing := [name for name in list(_DTYPES)[:3] if name not in arrays]:
+            raise ValueError(f"{folder / RECORD}: names no {', '.join(missing)}")
         tokenizer = WordPieceTokenizer.load(folder / TOKENIZER)
         if tokenizer.vocabulary_digest != record.get("vocabulary_sha256"):
             raise ValueError(f"{folder / TOKENIZER}: not the tokenizer that the store was made with")
@@ -143,16 +143,16 @@ def _starts(lengths: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))]).astype(np.int64)
 
 
-def _mapped(folder: Path, name: str, files: Mapping[str, Any], verify: bool) -> np.ndarray:
-    file, said = folder / f"{name}.npy", files[f"{name}.npy"]
-    if not isinstance(said, dict):
-        raise ValueError(f"{folder / RECORD}: {name}.npy is {said!r:.40}, expected bytes and sha256")
+def _map_array(folder: Path, name: str, files: Mapping[str, object], verify: bool) -> np.ndarray:
+    file, recorded = folder / f"{name}.npy", files[f"{name}.npy"]
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{folder / RECORD}: {name}.npy is {recorded!r:.40}, expected bytes and sha256")
     if not file.is_file():
         raise ValueError(f"{file}: is missing")
-    if file.stat().st_size != said.get("bytes"):
-        raise ValueError(f"{file}: {file.stat().st_size} bytes, {said.get('bytes')} when it was made")
-    if verify and _digest(file) != said.get("sha256"):
-        raise ValueError(f"{file}: is damaged (its SHA-256 is not that of {RECORD}); prepare the store anew")
+    if file.stat().st_size != recorded.get("bytes"):
+        raise ValueError(f"{file}: {file.stat().st_size} bytes, {recorded.get('bytes')} when it was made")
+    if verify and _digest(file) != recorded.get("sha256"):
+        raise ValueError(f"{file}: is damaged (its SHA-256 is not that of {RECORD}); prepare the store again")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -169,16 +169,22 @@ def _digest(file: Path) -> str:
 
 
 class StoreWriter:
-    """Writes a store piece by piece into a folder, where it can go on after it was interrupted.
+    """A writer of a store, chunk by chunk, that can resume after an interruption.
 
-    What `save` has noted of the state of the files stands, whatever was added after it.
+    The counts that `save` returned describe the files up to then, whatever was written after it.
     """
 
     def __init__(self, folder: Path, *, dtype: np.dtype, word_starts: bool, saved: Mapping[str, int] | None = None):
-        """Begins in a folder that is there; with what `save` returned it goes on from it.
+        """Open the files.
+
+        Args:
+            folder: an existing folder.
+            dtype: the dtype of token ids.
+            word_starts: whether to write word_starts.npy.
+            saved: the result of `save` to resume from; None to begin.
 
         Raises:
-            ValueError: the files hold less than `saved` says.
+            ValueError: the files hold less than `saved` counts.
         """
         self._folder = folder
         self._dtypes = {"tokens": np.dtype(dtype), "sentences": np.dtype(np.int64), "documents": np.dtype(np.int64)}
@@ -187,47 +193,52 @@ class StoreWriter:
         self.counts = dict(saved or {"tokens": 0, "sentences": 0, "documents": 0, "in_document": 0, "unknown": 0})
         self._opened = contextlib.ExitStack()
         self._streams: dict[str, BinaryIO] = {
-            name: self._opened.enter_context(self._continued(name, resume=saved is not None)) for name in self._dtypes
+            name: self._opened.enter_context(self._open_array(name, resume=saved is not None)) for name in self._dtypes
         }
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._room():  # what is still to be written may find no more either
+        with self._explain_errors():  # closing writes what is buffered
             self._opened.close()
 
-    def add(self, part: TokenChunk) -> None:
-        """The next piece."""
+    def add(self, chunk: TokenChunk) -> None:
+        """Write the next chunk."""
         counts = self.counts
-        size = len(part.lengths)
-        # A document begins with the first sentence after an end; of one without a sentence nothing is noted.
+        size = len(chunk.lengths)
+        # A document begins with the first sentence after an end; documents without a sentence are dropped.
         first = [] if counts["in_document"] or not size else [0]
-        begins = np.unique([*first, *part.ends[part.ends < size].tolist()]).astype(np.int64)
-        self._write("tokens", part.ids)
-        self._write("sentences", counts["tokens"] + _starts([part.lengths])[:-1])
+        begins = np.unique([*first, *chunk.ends[chunk.ends < size].tolist()]).astype(np.int64)
+        self._write("tokens", chunk.ids)
+        self._write("sentences", counts["tokens"] + _starts([chunk.lengths])[:-1])
         self._write("documents", counts["sentences"] + begins)
-        if part.word_starts is not None:
-            self._write("word_starts", part.word_starts)
-        if len(part.ends) and part.ends[-1] == size:
+        if chunk.word_starts is not None:
+            self._write("word_starts", chunk.word_starts)
+        if len(chunk.ends) and chunk.ends[-1] == size:
             counts["in_document"] = 0
         elif size:
             counts["in_document"] = 1
-        counts["tokens"] += len(part.ids)
+        counts["tokens"] += len(chunk.ids)
         counts["sentences"] += size
         counts["documents"] += len(begins)
-        counts["unknown"] += part.unknown
+        counts["unknown"] += chunk.unknown
 
     def save(self) -> dict[str, int]:
-        """Puts what was added on the disk; returns what a later `StoreWriter` goes on from."""
-        with self._room():
+        """Sync the files to disk, and return the counts from which a later `StoreWriter` resumes."""
+        with self._explain_errors():
             for stream in self._streams.values():
                 stream.flush()
                 os.fsync(stream.fileno())
         return dict(self.counts)
 
-    def finish(self, tokenizer: WordPieceTokenizer, about: Mapping[str, Any]) -> None:
-        """Closes the arrays and writes the record; `about` says how the store was made."""
+    def finish(self, tokenizer: WordPieceTokenizer, settings: Mapping[str, object]) -> None:
+        """Complete the arrays and write the record.
+
+        Args:
+            tokenizer: the tokenizer that made the ids.
+            settings: the settings of the preparation, for the record.
+        """
         self._write("sentences", np.array([self.counts["tokens"]]))
         self._write("documents", np.array([self.counts["sentences"]]))
         sizes = {**self.counts, "word_starts": self.counts["tokens"]}
@@ -246,26 +257,24 @@ class StoreWriter:
             **{name: self.counts[name] for name in ("documents", "sentences", "tokens")},
             "unknown_tokens": self.counts["unknown"],
             "vocabulary_sha256": tokenizer.vocabulary_digest,
-            "made": about,
+            "made": settings,
             "files": files,
         }
         with atomic_write(self._folder / RECORD) as aside:
             aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _write(self, name: str, values: np.ndarray) -> None:
-        with self._room():
+        with self._explain_errors():
             self._streams[name].write(np.ascontiguousarray(values, self._dtypes[name]).tobytes())
 
     @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OSError(
-                f"{self._folder}: {error.strerror}; make room, and the same command goes on from here"
-            ) from error
+            raise OSError(f"{self._folder}: {error.strerror}; make room, then resume with the same command") from error
 
-    def _continued(self, name: str, *, resume: bool) -> BinaryIO:
+    def _open_array(self, name: str, *, resume: bool) -> BinaryIO:
         file, dtype = self._folder / f"{name}.npy", self._dtypes[name]
         header = _header(dtype, 0)
         if not resume:
@@ -275,7 +284,7 @@ class StoreWriter:
         entries = self.counts["tokens" if name == "word_starts" else name]
         size = len(header) + entries * dtype.itemsize
         if not file.is_file() or file.stat().st_size < size:
-            raise ValueError(f"{file}: holds less than was noted; delete the folder and begin again")
+            raise ValueError(f"{file}: holds less than was recorded; delete the folder and start again")
         stream = file.open("r+b")
         stream.truncate(size)
         stream.seek(size)
@@ -283,8 +292,8 @@ class StoreWriter:
 
 
 def _header(dtype: np.dtype, count: int) -> bytes:
-    """Of a .npy file; NumPy leaves room in it for the count to grow, so it is as long for every count."""
+    """Return the header of a .npy file; NumPy pads it so that it has the same length for every count."""
     stream = io.BytesIO()
-    about = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(stream, about)
+    description = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(stream, description)
     return stream.getvalue()
