@@ -104,7 +104,9 @@ def folder(tmp_path):
 def batches(folder, *, chosen=None, seed=None, size=4, **how):
     records = RecordFiles.find(folder)
     chosen = np.arange(len(records)) if chosen is None else chosen
-    return RecordBatches(records, chosen, size, LENGTH, PREDICTIONS, 205, seed, **how)
+    return RecordBatches(
+        records, chosen, size=size, length=LENGTH, predictions=PREDICTIONS, vocab_size=205, seed=seed, **how
+    )
 
 
 def test_records_come_back(folder):

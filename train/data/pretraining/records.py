@@ -14,86 +14,95 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
+from train.data.examples import HostBatch
 from train.data.host_shard import WHOLE_BATCH, HostShard
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
-_MOST = 2**24  # bytes of a record; those of 512 tokens have 10,000
-_FEATURES = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
+_MAX_RECORD_BYTES = 2**24  # records of 512 tokens have 10,000
+_TOKEN_FEATURES = ("input_ids", "input_mask", "segment_ids")
+_PREDICTION_FEATURES = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _LABEL = "next_sentence_labels"
+_FEATURES = (*_TOKEN_FEATURES, *_PREDICTION_FEATURES, _LABEL)
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordFiles:
-    """Where the records of some files are.
+    """The records of some files.
 
     Attributes:
-        files: in order.
-        places: [N, 3], of each record the number of its file, where its data begins, and how long it is.
+        files: the files.
+        locations: of each record the index of its file, the offset of its data and their length in bytes [N, 3].
     """
 
     files: Sequence[Path]
-    places: np.ndarray
+    locations: np.ndarray
 
     @classmethod
     def find(cls, path: Path) -> "RecordFiles":
-        """The records of a file, or of a folder's files with "tfrecord" in their names; reads lengths only.
+        """Return the records of a file, or of a folder's files with "tfrecord" in their names; reads only lengths.
 
         Raises:
-            FileNotFoundError: no such file, or none in the folder.
-            ValueError: a file that does not consist of records; says which, and at which byte.
+            FileNotFoundError: there is no such file, or none in the folder.
+            ValueError: a file does not consist of records; the message has the file and byte.
         """
         files = sorted(path.rglob("*tfrecord*")) if path.is_dir() else [path]
         files = [file for file in files if file.is_file()]
         if not files:
             raise FileNotFoundError(f"{path}: no such file, and no folder with *tfrecord* files")
-        places = [(n, *place) for n, file in enumerate(files) for place in _places(file)]
-        if not places:
+        locations = [(n, start, length) for n, file in enumerate(files) for start, length in _record_ranges(file)]
+        if not locations:
             raise ValueError(f"{path}: holds no records")
-        return cls(files, np.array(places, np.int64))
+        return cls(files, np.array(locations, np.int64))
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
+
+    def name(self, number: int) -> str:
+        """Return the file and offset of a record, for messages."""
+        file, start, _ = self.locations[number].tolist()
+        return f"{self.files[file]}: the record at byte {start - _HEADER.size}"
 
     def example(self, number: int) -> dict[str, np.ndarray]:
-        """The features of a record.
+        """Read the features of a record.
 
         Raises:
-            ValueError: a damaged record, or one that is no pretraining example; says which.
+            ValueError: the record is damaged, or not a pretraining example.
         """
-        file_number, start, length = self.places[number].tolist()
-        file = self.files[file_number]
-        with file.open("rb") as stream:
+        file_number, start, length = self.locations[number].tolist()
+        with self.files[file_number].open("rb") as stream:
             stream.seek(start)
             data = stream.read(length + _FOOTER.size)
-        where = f"{file}: the record at byte {start - _HEADER.size}"
+        name = self.name(number)
         if len(data) < length + _FOOTER.size or masked_crc32c(data[:length]) != _FOOTER.unpack(data[length:])[0]:
-            raise ValueError(f"{where} is damaged (its CRC differs)")
+            raise ValueError(f"{name} is damaged (its CRC differs)")
         try:
-            found = _features(memoryview(data)[:length])
+            features = _features(memoryview(data)[:length])
         except ValueError as error:
-            raise ValueError(f"{where} is no tf.train.Example ({error})") from None
-        if lacking := [name for name in (*_FEATURES, _LABEL) if name not in found]:
-            raise ValueError(f"{where} lacks {', '.join(lacking)}; found {', '.join(sorted(found)) or 'nothing'}")
-        return found
+            raise ValueError(f"{name} is no tf.train.Example ({error})") from None
+        if missing := [feature for feature in _FEATURES if feature not in features]:
+            found = ", ".join(sorted(features)) or "nothing"
+            raise ValueError(f"{name} lacks {', '.join(missing)}; found {found}")
+        return features
 
 
 @dataclasses.dataclass
 class RecordBatches:
-    """Batches of records by number, in another order every epoch; or once, in their own order, without a seed.
+    """Batches of records by number, endless and in another order every epoch; iterated, each record once.
 
     Attributes:
-        records: all there are.
-        chosen: numbers of those to take.
+        records: all records.
+        chosen: the numbers of the records to use.
         size: rows of a batch.
-        length: tokens of a row.
-        predictions: predicted positions of a row.
-        vocab_size: of the model.
-        seed: of the order; None for that of the files.
-        host_shard: of the rows of a batch, those that are built.
+        length: tokens of a row, T.
+        predictions: predicted positions of a row, M.
+        vocab_size: the size of the model's vocabulary.
+        seed: the seed of the order; None if batches are only iterated, in the order of `chosen`.
+        host_shard: the rows of each batch to build.
     """
 
     records: RecordFiles
     chosen: np.ndarray
+    _: dataclasses.KW_ONLY
     size: int
     length: int
     predictions: int
@@ -107,19 +116,19 @@ class RecordBatches:
     def __len__(self) -> int:
         return -(-len(self.chosen) // self.size)
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[HostBatch]:
         for index in range(len(self)):
             rows = index * self.size + self.host_shard.rows(self.size)
             yield self._batch([int(self.chosen[row]) if row < len(self.chosen) else None for row in rows])
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Batch `index`; its rows may be of two epochs."""
+    def __getitem__(self, index: int) -> HostBatch:
+        """Return batch `index`; its rows may be of two epochs."""
         count = len(self.chosen)
         rows = index * self.size + self.host_shard.rows(self.size)
         return self._batch([int(self._order(epoch)[row]) for epoch, row in zip(*np.divmod(rows, count), strict=True)])
 
     def _order(self, epoch: int) -> np.ndarray:
-        # The next batch almost always wants it again. Read and set at once: threads ask for batches side by side.
+        # The next batch is almost always of the same epoch. Read and set at once: several threads ask for batches.
         last = self._last_order
         if last is None or last[0] != epoch:
             assert self.seed is not None
@@ -127,62 +136,71 @@ class RecordBatches:
             self._last_order = last
         return last[1]
 
-    def _batch(self, numbers: Sequence[int | None]) -> dict[str, np.ndarray]:
+    def _batch(self, numbers: Sequence[int | None]) -> HostBatch:
+        """Return the rows of these records; None is a row of padding."""
         rows = [None if number is None else self._row(number) for number in numbers]
-        filling = {name: np.zeros_like(values) for name, values in next(row for row in rows if row).items()}
+        padding = {name: np.zeros_like(values) for name, values in next(row for row in rows if row).items()}
         for name in ("masked_lm_labels", "next_sentence_labels"):
-            filling[name] = np.full_like(filling[name], IGNORE)
-        return {name: np.stack([(row or filling)[name] for row in rows]) for name in filling}
+            padding[name] = np.full_like(padding[name], IGNORE)
+        return {name: np.stack([(row or padding)[name] for row in rows]) for name in padding}
 
-    def _row(self, number: int) -> dict[str, np.ndarray]:
-        found = self.records.example(number)
-        sizes = {name: len(found[name]) for name in (*_FEATURES, _LABEL)}
-        wanted: dict[str, int] = {name: self.length for name in _FEATURES[:3]}
-        wanted |= {name: self.predictions for name in _FEATURES[3:]} | {_LABEL: 1}
-        if wrong := [name for name in wanted if sizes[name] != wanted[name]]:
-            told = ", ".join(f"{name} has {sizes[name]} entries instead of {wanted[name]}" for name in wrong)
-            raise ValueError(f"{self._where(number)}: {told}; set max_length and max_predictions to those of the files")
-        bounds: dict[str, int] = {"input_ids": self.vocab_size, "masked_lm_ids": self.vocab_size}
-        bounds |= {"masked_lm_positions": self.length, "segment_ids": 2, "input_mask": 2, _LABEL: 2}
-        for name, bound in bounds.items():
-            if found[name].dtype != np.int64 or found[name].min() < 0 or found[name].max() >= bound:
-                raise ValueError(f"{self._where(number)}: {name} is not of whole numbers from 0 to {bound - 1}")
-        labels = np.where(found["masked_lm_weights"] > 0, found["masked_lm_ids"], IGNORE)
+    def _row(self, number: int) -> HostBatch:
+        features = self.records.example(number)
+        self._check(number, features)
+        labels = np.where(features["masked_lm_weights"] > 0, features["masked_lm_ids"], IGNORE)
         return {
-            "input_ids": found["input_ids"].astype(np.int32),
-            "attention_mask": found["input_mask"].astype(np.int32),
-            "token_type_ids": found["segment_ids"].astype(np.int32),
-            "masked_lm_positions": found["masked_lm_positions"].astype(np.int32),
+            "input_ids": features["input_ids"].astype(np.int32),
+            "attention_mask": features["input_mask"].astype(np.int32),
+            "token_type_ids": features["segment_ids"].astype(np.int32),
+            "masked_lm_positions": features["masked_lm_positions"].astype(np.int32),
             "masked_lm_labels": labels.astype(np.int32),
-            "next_sentence_labels": found[_LABEL][0].astype(np.int32),
+            "next_sentence_labels": features[_LABEL][0].astype(np.int32),
         }
 
-    def _where(self, number: int) -> str:
-        file, start, _ = self.records.places[number].tolist()
-        return f"{self.records.files[file]}: the record at byte {start - _HEADER.size}"
+    def _check(self, number: int, features: HostBatch) -> None:
+        """Raise a ValueError if a record's features have the wrong sizes or values out of range."""
+        sizes = {name: self.length for name in _TOKEN_FEATURES}
+        sizes |= {name: self.predictions for name in _PREDICTION_FEATURES}
+        sizes[_LABEL] = 1
+        wrong = [
+            f"{name} has {len(features[name])} entries instead of {size}"
+            for name, size in sizes.items()
+            if len(features[name]) != size
+        ]
+        if wrong:
+            raise ValueError(
+                f"{self.records.name(number)}: {', '.join(wrong)}; set max_length and max_predictions to those of the "
+                "files"
+            )
+        bounds = {"input_ids": self.vocab_size, "masked_lm_ids": self.vocab_size, "masked_lm_positions": self.length}
+        for name, bound in {**bounds, "segment_ids": 2, "input_mask": 2, _LABEL: 2}.items():
+            values = features[name]
+            if values.dtype != np.int64 or values.min() < 0 or values.max() >= bound:
+                raise ValueError(f"{self.records.name(number)}: {name} is not of whole numbers from 0 to {bound - 1}")
 
 
-def _places(file: Path) -> Iterator[tuple[int, int]]:
+def _record_ranges(file: Path) -> Iterator[tuple[int, int]]:
+    """Return (offset, length) of the data of each record in a file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        place = 0
-        while place < size:
-            length = _length(file, stream, place)
-            start = place + _HEADER.size
-            place = start + length + _FOOTER.size
-            if place > size:
+        position = 0
+        while position < size:
+            length = _read_length(file, stream, position)
+            start = position + _HEADER.size
+            position = start + length + _FOOTER.size
+            if position > size:
                 raise ValueError(f"{file}: ends within the record at byte {start - _HEADER.size}; is it whole?")
-            stream.seek(place)
+            stream.seek(position)
             yield start, length
 
 
-def _length(file: Path, stream: BinaryIO, place: int) -> int:
+def _read_length(file: Path, stream: BinaryIO, position: int) -> int:
     header = stream.read(_HEADER.size)
     if len(header) == _HEADER.size:
         length, crc = _HEADER.unpack(header)
-        if crc == masked_crc32c(header[:8]) and length <= _MOST:
+        if crc == masked_crc32c(header[:8]) and length <= _MAX_RECORD_BYTES:
             return length
-    raise ValueError(f"{file}: no record at byte {place}; not an (uncompressed) TFRecord file, or a damaged one")
+    raise ValueError(f"{file}: no record at byte {position}; not an (uncompressed) TFRecord file, or a damaged one")
 
 
 def _features(data: memoryview) -> dict[str, np.ndarray]:
