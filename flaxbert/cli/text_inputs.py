@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flaxbert.text.choices import ChoiceColumns, combine_choices, resolve_choice_columns
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
@@ -156,7 +155,7 @@ def _usual_columns(path: Path, names: Sequence[str], shape: InputShape) -> Seque
     )
 
 
-def _texts(cells: Mapping[str, Any], columns: Sequence[str] | ChoiceColumns, shape: InputShape) -> tuple[str, ...]:
+def _texts(cells: Mapping[str, object], columns: Sequence[str] | ChoiceColumns, shape: InputShape) -> tuple[str, ...]:
     """Return the texts of a row; a list in JSON is several texts."""
     if isinstance(columns, ChoiceColumns):
         question = combine_choices(cells, columns, minimum=1)
@@ -166,7 +165,8 @@ def _texts(cells: Mapping[str, Any], columns: Sequence[str] | ChoiceColumns, sha
         raise ValueError(f"no {', '.join(map(repr, missing))} beside {quote_names(cells)}")
     texts = []
     for name in columns:
-        for value in cells[name] if isinstance(cells[name], list) else [cells[name]]:
+        cell = cells[name]
+        for value in cell if isinstance(cell, list) else [cell]:
             if not isinstance(value, str):
                 raise ValueError(f"{value!r:.40} is not a string")
             texts.append(value)

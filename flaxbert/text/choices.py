@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 from flaxbert.text.messages import quote_names, text_cell
 from flaxbert.text.tables import ColumnNames
@@ -23,7 +22,7 @@ class ChoiceColumns:
     """The columns of a table of questions; None: found by its usual name, "": not used."""
 
     context: str | None = None
-    """A text that all choices share; without one the question takes its place."""
+    """A text that all choices share; without one the question is the context."""
     question: str | None = None
     """Stands before each choice."""
     choices: tuple[str, ...] = ()
@@ -67,7 +66,7 @@ def resolve_choice_columns(names: Collection[str], given: ChoiceColumns) -> Choi
     return ChoiceColumns(context, question, choices, label)
 
 
-def combine_choices(cells: Mapping[str, Any], columns: ChoiceColumns, *, minimum: int = 2) -> ContextAndChoices:
+def combine_choices(cells: Mapping[str, object], columns: ChoiceColumns, *, minimum: int = 2) -> ContextAndChoices:
     """Return the context and choices of one row; the question is put before each choice, or is the context itself.
 
     Empty cells after the last choice are ignored, so rows may have different numbers of choices.
@@ -101,7 +100,7 @@ def _list_columns(names: Iterable[str], known: ColumnNames) -> tuple[str, ...]:
     return (column,) if column else tuple(name for name in names if name.casefold().startswith("choice"))
 
 
-def _choices(cells: Mapping[str, Any], columns: Sequence[str], minimum: int) -> tuple[str, ...]:
+def _choices(cells: Mapping[str, object], columns: Sequence[str], minimum: int) -> tuple[str, ...]:
     listed = cells.get(columns[0])
     if len(columns) == 1 and isinstance(listed, list):
         cells = {f"{columns[0]}[{i}]": value for i, value in enumerate(listed)}

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 MAX_SHOWN = 5
 """Problems quoted in one error; the others are counted."""
@@ -26,7 +25,9 @@ def encoding_problem(text: str) -> str | None:
     return f"a {'lone surrogate' if code else 'NUL character (UTF-16, or not a text file?)'} {position}"
 
 
-def text_cell(cells: Mapping[str, Any], column: str, *, allow_numbers: bool = False, allow_blank: bool = False) -> str:
+def text_cell(
+    cells: Mapping[str, object], column: str, *, allow_numbers: bool = False, allow_blank: bool = False
+) -> str:
     """Return the text in a column of one row.
 
     Args:

@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from flaxbert.text.messages import encoding_problem, quote_names
 
@@ -52,10 +51,10 @@ class TableRow:
     """
 
     source: str
-    cells: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cells: Mapping[str, object] = dataclasses.field(default_factory=dict)
     problem: str | None = None
 
-    def require_cells(self) -> Mapping[str, Any]:
+    def require_cells(self) -> Mapping[str, object]:
         """Return the cells; raise a ValueError with the problem if the row cannot be read."""
         if self.problem is not None:
             raise ValueError(self.problem)

@@ -93,7 +93,7 @@ class LabelledSequences(SequenceExamples):
 
     @functools.cached_property
     def labelled(self) -> np.ndarray:
-        """Whether each example has a label [N]."""
+        """Boolean for each example: it has a label [N]."""
         if np.issubdtype(self.labels.dtype, np.integer):
             return self.labels != IGNORE
         return np.asarray(np.isfinite(self.labels.reshape(len(self.labels), -1)).all(axis=1))

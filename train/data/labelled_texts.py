@@ -11,7 +11,6 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -178,7 +177,7 @@ def _resolve_columns(source: str, names: Sequence[str], given: Columns) -> Colum
     return Columns(text, pair, label)
 
 
-def _label_cell(cells: Mapping[str, Any], column: str, separator: str | None) -> str:
+def _label_cell(cells: Mapping[str, object], column: str, separator: str | None) -> str:
     if separator is None:
         return text_cell(cells, column, allow_numbers=True)
     value = cells.get(column)

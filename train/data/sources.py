@@ -14,7 +14,7 @@ from flaxbert.text.messages import quote_names
 from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table
 
 DATASET_PREFIX = "datasets:"
-"""What the name of a data set begins with where a file could be named too."""
+"""Prefix of the name of a data set, to tell it from a file."""
 
 R = TypeVar("R")
 
@@ -104,7 +104,7 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> list[T
     return [TableRow(f"{DATASET_PREFIX}{name}:{i}", values) for i, values in enumerate(table)]
 
 
-def dataset_structures(name: str, split: str | None) -> list[dict[str, Any]]:
+def dataset_structures(name: str, split: str | None) -> list[dict[str, object]]:
     """Read the rows of a split as they are, with nested lists and structures."""
     return _load_dataset(name, split).to_list()
 

@@ -42,7 +42,7 @@ class TagColumns:
     word: int = 0
     """The word; 1 in UNER's and GermEval's own files, where a number stands first."""
     tag: int = -1
-    """Its tag; 2 for UNER, and for GermEval's outer entities."""
+    """The tag of the word; 2 for UNER, and for GermEval's outer entities."""
     separator: Annotated[Separator | None, tyro.conf.EnumChoicesFromValues] = None
     """The separator of columns; a tab if the first line of a word has one."""
 

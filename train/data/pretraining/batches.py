@@ -17,7 +17,7 @@ from train.data.pretraining.examples import PretrainingExamples, random_key
 from train.data.pretraining.rows import RowBuilder
 from train.data.pretraining.segments import DocumentSpan, ExampleBuilder
 
-# The examples of a block are built at once and shuffled; every epoch distributes the documents over the blocks anew.
+# The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.
 _BLOCK_TOKENS = 2**21
 # Longer documents are divided over several blocks: else the examples of a book would stand together.
 _SPAN_TOKENS = 2**14

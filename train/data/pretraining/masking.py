@@ -192,7 +192,7 @@ class Masking:
 
     @functools.cached_property
     def _special(self) -> np.ndarray:
-        """Whether a token is special [V]."""
+        """Boolean for each token of the vocabulary: it is special [V]."""
         special = np.zeros(self.vocab_size, bool)
         special[list(self.special_ids)] = True
         return special
