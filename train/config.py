@@ -107,17 +107,8 @@ class Run:
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
-        for name in (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "steps",
-            "evaluation_batch_size",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep",
-            "patience",
-        ):
+        names = ["batch_size", "gradient_accumulation_steps", "steps", "evaluation_batch_size", "log_every"]
+        for name in [*names, "evaluate_every", "checkpoint_every", "keep", "patience"]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

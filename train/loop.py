@@ -224,7 +224,7 @@ class Evaluator:
     """Evaluate sets of a task and report their metrics; each set only once for the same step."""
 
     def __init__(self, setup: Setup, reporter: Reporter):
-        """Compile nothing yet: that is done at the first batch."""
+        """Prepare the eval step; it is compiled at the first batch."""
         self._task, self._placement, self._reporter = setup.task, setup.placement, reporter
         self._best = setup.config.run.best
         self._eval_step = compile_eval_step(functools.partial(setup.task.eval_step, setup.model), setup.placement)
@@ -265,15 +265,17 @@ def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], repo
 
 def summarise(setup: Setup, params: Params, reporter: Reporter, *, seconds: float, compile_seconds: float) -> None:
     """Write summary.md and the picture of the loss; `seconds` are those of training and evaluation."""
-    folder = setup.config.run.folder
-    facts = run_description.summary_facts(
-        setup.config,
-        setup.task,
-        params,
-        total_steps=setup.total_steps,
-        seconds=seconds,
-        compile_seconds=compile_seconds,
-    )
+    folder, task = setup.config.run.folder, setup.task
+    facts = {
+        "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
+        "start": str(setup.config.model.pretrained or "fresh weights"),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "steps": setup.total_steps,
+        "batch size": setup.config.run.batch_size,
+        "seconds of training and evaluation": round(seconds, 1),
+        "seconds of compiling": round(compile_seconds, 1),
+        **task.facts,
+    }
     title = f"{folder.name}: {type(setup.config.task).__name__}"
     reporter.message(f"summary: {write_summary(folder, title=title, facts=facts)}")
 

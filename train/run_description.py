@@ -8,7 +8,6 @@ from flaxbert import PreTrainedModel
 from flaxbert.files import atomic_write
 from train.config import Config
 from train.distributed import Placement
-from train.step import Params
 from train.tasks.start import TOKENIZER_FOLDER
 from train.tasks.task import Task
 
@@ -62,19 +61,3 @@ def opening(config: Config, task: Task, placement: Placement, *, first_step: int
     start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
     steps = config.run.total_steps(task.steps_per_epoch)
     return f"{type(config.task).__name__} on {devices}: {about}; {steps} steps, {start}"
-
-
-def summary_facts(
-    config: Config, task: Task, params: Params, *, total_steps: int, seconds: float, compile_seconds: float
-) -> dict[str, str | float | int]:
-    """Return the table at the top of the summary; `seconds` are those of training and evaluation."""
-    return {
-        "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
-        "start": str(config.model.pretrained or "fresh weights"),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "steps": total_steps,
-        "batch size": config.run.batch_size,
-        "seconds of training and evaluation": round(seconds, 1),
-        "seconds of compiling": round(compile_seconds, 1),
-        **task.facts,
-    }

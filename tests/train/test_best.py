@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.train.test_loop import records, stop_after, weights, with_run
+from train.command import run_seeds
 from train.loop import run
-from train.seeds import run_seeds
 
 SLOWLY = {"epochs": 8, "evaluate_every": 3, "best": "loss"}
 

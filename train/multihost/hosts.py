@@ -82,13 +82,7 @@ def join_hosts(hosts: Hosts) -> HostGroup:
         host_group = tcp_group.accept_hosts(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
     else:
         host_group = tcp_group.connect_to_first_host([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
-    _initialize(
-        hosts,
-        coordinator_address=hosts.coordinator,
-        num_processes=hosts.count,
-        process_id=hosts.index,
-        cluster_detection_method="deactivate",
-    )
+    _initialize(hosts)
     return host_group
 
 
@@ -161,23 +155,16 @@ def _join_detected(hosts: Hosts) -> HostGroup:
     )
 
 
-def _initialize(
-    hosts: Hosts,
-    *,
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    cluster_detection_method: str | None = None,
-) -> None:
+def _initialize(hosts: Hosts) -> None:
     on_terminate = signal.getsignal(signal.SIGTERM)
     jax.distributed.initialize(
         initialization_timeout=hosts.timeout + 30,
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_HEARTBEAT,
-        coordinator_address=coordinator_address,
-        num_processes=num_processes,
-        process_id=process_id,
-        cluster_detection_method=cluster_detection_method,
+        coordinator_address=hosts.coordinator,
+        num_processes=hosts.count,
+        process_id=hosts.index,
+        cluster_detection_method=None if hosts.detect else "deactivate",
     )
     # jax installs its own handler of SIGTERM, which would keep the process alive.
     signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
