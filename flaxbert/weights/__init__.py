@@ -1,8 +1,9 @@
-"""Weights between this library's parameter tree and files.
+"""Load and save weights of every format.
 
-`names` is the table of names. `checkpoint_files` detects the format at a path and lists its tensors under those names;
-each format has a module in `formats`. `file_format` describes the formats of Hugging Face folders. `load` matches the
-tensors to a model; `folder` writes them. `checksums` reads and writes SHA256SUMS.
+`checkpoint_files` detects the format at a path and lists its tensors under Hugging Face's names; each format has a
+module in `formats`, and `file_format` describes those of Hugging Face folders. `names` maps these names to paths in the
+params dict. `load` matches the tensors to a model and reads them onto devices; `folder` writes a model folder.
+`checksums` writes and verifies SHA256SUMS.
 """
 
 from flaxbert.weights.folder import save

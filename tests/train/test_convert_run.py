@@ -112,9 +112,9 @@ def test_parameters_of_another_library_are_told(tmp_path):
 
 
 def test_parameters_that_claim_more_than_the_files_hold(step, monkeypatch):
-    monkeypatch.setattr(orbax_params, "_SMALL", 10)
-    monkeypatch.setattr(orbax_params, "_COMPRESSION", 0.01)
-    with pytest.raises(ValueError, match=r"says that it holds \d+ bytes of parameters, in files of \d+ bytes"):
+    monkeypatch.setattr(orbax_params, "_ALWAYS_ALLOWED_BYTES", 10)
+    monkeypatch.setattr(orbax_params, "_MAX_COMPRESSION", 0.01)
+    with pytest.raises(ValueError, match=r"announces \d+ bytes of parameters, in files of \d+ bytes"):
         open_checkpoint(step)
 
 

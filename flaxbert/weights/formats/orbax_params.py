@@ -1,8 +1,9 @@
-"""Parameters in orbax's format: those of this library's training checkpoints, or alone in a folder beside config.json.
+"""Parameters written by orbax: in a training checkpoint, or alone in a folder `params` beside config.json.
 
-A leaf of the tree, all layers of a parameter, is read at a time. Needs orbax only when it is called.
+One leaf of the tree (all layers of a parameter) is read at a time. orbax is imported on demand.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,27 +22,28 @@ from flaxbert.weights.tensors import LazyTensor
 
 PARAMS_FOLDER = "params"
 _METADATA = "_METADATA"
-# How much larger the parameters may be than the files, which are compressed: equal numbers take next to no space.
-_COMPRESSION, _SMALL = 100, 2**28
+# Limit of the parameters' size: this many times the size of the files, which are compressed (equal values take almost
+# no space), or the number of bytes.
+_MAX_COMPRESSION, _ALWAYS_ALLOWED_BYTES = 100, 2**28
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "float16", "bfloat16", "float64")}
 
 
 def find_orbax_params(path: Path) -> Path | None:
-    """The folder that orbax wrote, for a path at or above it: a run, its checkpoints, one of them, or parameters alone.
+    """Return the folder that orbax wrote, or None.
 
-    Of several checkpoints the newest.
+    Args:
+        path: that folder, or the folder of one checkpoint, of a run's checkpoints, or of a run; of several checkpoints
+            the newest is returned.
     """
-    if (path / _METADATA).is_file():
-        return path
-    for inner in (path / PARAMS_FOLDER, path / "default"):
-        if (inner / _METADATA).is_file():
-            return inner
-    found = orbax_steps(path)
-    return found[max(found)] if found else None
+    for folder in (path, path / PARAMS_FOLDER, path / "default"):
+        if (folder / _METADATA).is_file():
+            return folder
+    steps = orbax_steps(path)
+    return steps[max(steps)] if steps else None
 
 
 def orbax_steps(path: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, for the run's folder or that of its checkpoints."""
+    """Return the checkpoints of a training run by step, given the run's folder or its folder `checkpoints`."""
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not folder.is_dir():
         return {}
@@ -50,35 +52,38 @@ def orbax_steps(path: Path) -> dict[int, Path]:
 
 
 def find_config_folder(item: Path) -> Path:
-    """The folder with config.json that parameters belong to: theirs, or one above (of a run: three)."""
-    above = [item, *item.absolute().parents[:3]]
-    return next((folder for folder in above if (folder / "config.json").is_file()), item.parent)
+    """Return the folder of config.json: that of the parameters, or up to three levels above (in a training run)."""
+    candidates = [item, *item.absolute().parents[:3]]
+    return next((folder for folder in candidates if (folder / "config.json").is_file()), item.parent)
 
 
 def open_orbax_params(item: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """The parameters of what `find_orbax_params` found, by Hugging Face's names; and the files there.
+    """Return the parameters by Hugging Face's names, unread, and the files of the checkpoint.
+
+    Args:
+        item: the folder that `find_orbax_params` returned.
 
     Raises:
-        ValueError: what is wrong with the checkpoint.
+        ValueError: the checkpoint is damaged, or not one of a model of this library.
     """
     files = [file for file in item.rglob("*") if not file.is_dir() or file.is_symlink()]
-    strange = [file for file in files if file.is_symlink() or not file.is_file()]
-    if strange:  # orbax follows links wherever they lead, and waits for what a pipe says
-        raise ValueError(f"{strange[0]}: a link, or no plain file; a checkpoint holds none")
-    leaves = _leaves(item)
-    size, limit = sum(leaf.size for leaf in leaves.values()), sum(file.stat().st_size for file in files)
-    if size > max(_SMALL, _COMPRESSION * limit):
-        raise ValueError(f"{item}: says that it holds {size} bytes of parameters, in files of {limit} bytes")
+    for file in files:
+        if file.is_symlink() or not file.is_file():  # orbax follows links to anywhere, and waits for named pipes
+            raise ValueError(f"{file}: a link or a special file, which no checkpoint of orbax holds")
+    leaves = _read_metadata(item)
+    size, file_size = sum(leaf.size for leaf in leaves.values()), sum(file.stat().st_size for file in files)
+    if size > max(_ALWAYS_ALLOWED_BYTES, _MAX_COMPRESSION * file_size):
+        raise ValueError(f"{item}: announces {size} bytes of parameters, in files of {file_size} bytes")
     family, vocab_size = _family_and_vocab_size(item)
     try:
         table = name_mappings(family, tree_of(leaves), vocab_size=vocab_size)
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{item}: not the parameters of a model of this library ({error})") from None
-    restored = _Restored(item)
+    reader = _LeafReader(item)
     tensors: dict[str, LazyTensor] = {}
     for mapping in table:
         leaf = leaves[mapping.path]
-        tensors[mapping.name] = ParameterTensor(mapping, leaf.dtype, restored.leaf(leaf))
+        tensors[mapping.name] = ParameterTensor(mapping, leaf.dtype, reader.bind(leaf))
     return tensors, files
 
 
@@ -94,8 +99,10 @@ def _family_and_vocab_size(item: Path) -> tuple[Family, int | None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
+    """A parameter of a checkpoint; `checkpoint_path` begins with "params" in a training checkpoint."""
+
     path: ParameterPath
-    within: ParameterPath  # the tree of orbax: ("params", ...) in a training checkpoint
+    checkpoint_path: ParameterPath
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -104,97 +111,99 @@ class _Leaf:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _leaves(item: Path) -> dict[ParameterPath, _Leaf]:
-    """The parameters that a checkpoint says it has."""
+def _read_metadata(item: Path) -> dict[ParameterPath, _Leaf]:
     import orbax.checkpoint as ocp
 
-    with _Told(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _orbax_errors(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata: Any = checkpointer.metadata(item.absolute()).item_metadata
         tree = metadata.tree
-        within = ("params",) if "params" in tree else ()
-        return {leaf.path: leaf for leaf in _walk(tree["params"] if within else tree, within, ())}
+        prefix = ("params",) if "params" in tree else ()
+        return {leaf.path: leaf for leaf in _leaves(tree["params"] if prefix else tree, prefix, ())}
 
 
-def _walk(node: Any, within: ParameterPath, path: ParameterPath) -> Iterator[_Leaf]:
+def _leaves(node: Mapping[str, Any], prefix: ParameterPath, path: ParameterPath) -> Iterator[_Leaf]:
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _walk(value, within, (*path, key))
+            yield from _leaves(value, prefix, (*path, key))
             continue
         dtype = _DTYPES.get(np.dtype(value.dtype).name)
         if dtype is None:
             raise ValueError(f"{'/'.join((*path, key))} is of type {value.dtype}; known: {', '.join(_DTYPES)}")
-        yield _Leaf((*path, key), (*within, *path, key), tuple(map(int, value.shape)), dtype)
+        yield _Leaf((*path, key), (*prefix, *path, key), tuple(map(int, value.shape)), dtype)
 
 
-class _Restored:
-    """Reads leaves of a checkpoint and keeps the last, of which each layer is asked for in turn."""
+class _LeafReader:
+    """Reads leaves of a checkpoint. Keeps the last leaf, because its layers are read one after the other."""
 
     def __init__(self, item: Path):
         self._item = item
-        self._last: tuple[_Leaf | None, Any] = None, None
+        self._leaf: _Leaf | None = None
+        self._array = np.empty(0)
 
-    def leaf(self, leaf: _Leaf) -> Callable[[], np.ndarray]:
-        """What reads a leaf."""
+    def bind(self, leaf: _Leaf) -> Callable[[], np.ndarray]:
         return lambda: self._read(leaf)
 
     def _read(self, leaf: _Leaf) -> np.ndarray:
-        if self._last[0] != leaf:
-            self._last = None, None  # not two at a time
-            self._last = leaf, self._restore(leaf)
-        return self._last[1]
+        if self._leaf != leaf:
+            self._leaf, self._array = None, np.empty(0)  # free the previous leaf first
+            self._array = self._restore(leaf)
+            self._leaf = leaf
+        return self._array
 
     def _restore(self, leaf: _Leaf) -> np.ndarray:
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.PyTreeRestore(
-            item=tree_of({leaf.within: 0}),
-            restore_args=tree_of({leaf.within: ocp.RestoreArgs(restore_type=np.ndarray)}),
+            item=tree_of({leaf.checkpoint_path: 0}),
+            restore_args=tree_of({leaf.checkpoint_path: ocp.RestoreArgs(restore_type=np.ndarray)}),
             partial_restore=True,
         )
-        with _Told(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            array = leaf_at(checkpointer.restore(self._item.absolute(), args=arguments), leaf.within)
+        with _orbax_errors(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            array = leaf_at(checkpointer.restore(self._item.absolute(), args=arguments), leaf.checkpoint_path)
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"{'/'.join(leaf.path)} is {array.dtype}{list(array.shape)}, announced as {leaf}")
             return array
 
 
-class _Told:
-    """Turns what orbax raises, which may be anything, into a ValueError that names the checkpoint."""
-
-    def __init__(self, item: Path):
-        self._item = item
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, Exception):
-            said = str(error).strip().split("\n")[0][:300] or type(error).__name__
-            raise ValueError(f"{self._item}: not a readable orbax checkpoint ({said})") from None
+@contextlib.contextmanager
+def _orbax_errors(item: Path) -> Iterator[None]:
+    """Convert exceptions of orbax, which may be of any type, to a ValueError that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+        raise ValueError(f"{item}: not a readable orbax checkpoint ({reason})") from None
 
 
 def write_orbax_params(
     folder: Path, table: Mapping[str, NameMapping], tensors: Mapping[str, LazyTensor]
 ) -> dict[str, str]:
-    """Writes the parameters into `folder`/params; the SHA-256 of each file there, by its name from `folder`.
+    """Write parameters to `folder`/params, while all of them are in memory, as orbax requires.
 
-    All of the parameters are in memory at once, as orbax wants them.
+    Args:
+        folder: the model folder.
+        table: the mapping of each tensor to its parameter, by the tensor's name.
+        tensors: the tensors by name.
+
+    Returns:
+        The SHA-256 in hexadecimal of each file, by its path relative to `folder`.
     """
     import orbax.checkpoint as ocp
 
+    dtypes: dict[ParameterPath, np.dtype] = {}  # of layers with different types: one that holds all values
+    for name, mapping in table.items():
+        dtype = tensors[name].dtype
+        dtypes[mapping.path] = np.promote_types(dtypes.get(mapping.path, dtype), dtype)
+    depth = 1 + max((mapping.layer for mapping in table.values() if mapping.layer is not None), default=-1)
     leaves: dict[ParameterPath, np.ndarray] = {}
-    depth = 1 + max((entry.layer for entry in table.values() if entry.layer is not None), default=-1)
-    for name, entry in table.items():
-        part = entry.read(tensors[name], (slice(None),) * len(entry.shape))
-        if entry.layer is None:
-            leaves[entry.path] = np.ascontiguousarray(part)
+    for name, mapping in table.items():
+        part = mapping.read(tensors[name], (slice(None),) * len(mapping.shape))
+        if mapping.layer is None:
+            leaves[mapping.path] = np.ascontiguousarray(part)
             continue
-        if entry.path not in leaves:
-            leaves[entry.path] = np.empty((depth, *entry.shape), part.dtype)
-        stack = leaves[entry.path]
-        if np.promote_types(stack.dtype, part.dtype) != stack.dtype:
-            leaves[entry.path] = stack = stack.astype(np.promote_types(stack.dtype, part.dtype))
-        stack[entry.layer] = part
+        if mapping.path not in leaves:
+            leaves[mapping.path] = np.empty((depth, *mapping.shape), dtypes[mapping.path])
+        leaves[mapping.path][mapping.layer] = part
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / PARAMS_FOLDER).absolute(), tree_of(leaves))
     files = sorted(file for file in (folder / PARAMS_FOLDER).rglob("*") if file.is_file())
