@@ -39,7 +39,9 @@ _MIN_BYTES = {"map": 2, "array": 1, "string": 1, "bytes": 1, "extension": 1}
 
 
 class MsgpackReader:
-    """Sequential reader of a file's tokens. It returns no length that the rest of the file could not hold.
+    """Sequential reader of a file's tokens. Methods raise ValueError where the tokens break the format.
+
+    No length is returned that the rest of the file could not hold.
 
     Attributes:
         file: the path of the file.
@@ -56,11 +58,7 @@ class MsgpackReader:
         self._entries = 0
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            ValueError: the file ends before them.
-        """
+        """Return the next bytes."""
         content = b"" if count > self.bytes_left else self._opened.read(count)
         if len(content) < count:
             raise ValueError(f"{count} bytes are expected at byte {self.position}, {self.bytes_left} are there")
@@ -76,11 +74,7 @@ class MsgpackReader:
         self.position, self.bytes_left = self.position + count, self.bytes_left - count
 
     def next(self) -> tuple[str, int]:
-        """Return the kind and the length (of a number: the value) of the next token.
-
-        Raises:
-            ValueError: the file ends before the token or what it announces.
-        """
+        """Return the kind and the length (of a number: the value) of the next token."""
         start, code = self.position, self.take(1)[0]
         if code not in _TOKENS:
             return f"a token 0x{code:02x}", 0
@@ -96,22 +90,14 @@ class MsgpackReader:
         return kind, length
 
     def expect(self, kind: str, description: str) -> int:
-        """Return the length of the next token, which must be of a kind.
-
-        Raises:
-            ValueError: the token is of another kind.
-        """
+        """Return the length of the next token, which must be of a kind."""
         found, length = self.next()
         if found != kind:
             raise ValueError(f"{description} is {found}, not {kind}")
         return length
 
     def string(self, description: str) -> str:
-        """Return the next token, which must be a string of at most 1,024 bytes.
-
-        Raises:
-            ValueError: the token is not such a string, or not UTF-8.
-        """
+        """Return the next token, which must be a string of at most 1,024 bytes."""
         length = self.expect("string", description)
         if length > MAX_STRING_BYTES:
             raise ValueError(f"{description} has {length} bytes")

@@ -60,14 +60,13 @@ class _Value:
 
 
 class Message:
-    """The fields of a protobuf message by number, each with all its values in order."""
+    """The fields of a protobuf message by number, each with all its values in order.
+
+    Methods raise ValueError for a malformed message and for a field of another type.
+    """
 
     def __init__(self, content: bytes | memoryview):
-        """Parse a message without copying its content.
-
-        Raises:
-            ValueError: a field runs over the end, or has an unknown wire type.
-        """
+        """Parse a message without copying its content."""
         self._fields: dict[int, list[_Value]] = {}
         position = 0
         while position < len(content):
@@ -91,11 +90,7 @@ class Message:
         return number in self._fields
 
     def integer(self, number: int) -> int:
-        """Return the last value of a field of integers as an unsigned number, or 0 where the field is missing.
-
-        Raises:
-            ValueError: the field does not hold integers.
-        """
+        """Return the last value of a field of integers as an unsigned number, or 0 where the field is missing."""
         if number not in self._fields:
             return 0
         value = self._fields[number][-1]
@@ -106,22 +101,14 @@ class Message:
         return int.from_bytes(value.content, "little")
 
     def strings(self, number: int) -> list[bytes | memoryview]:
-        """Return the values of a field of strings or messages.
-
-        Raises:
-            ValueError: the field holds numbers.
-        """
+        """Return the values of a field of strings or messages."""
         values = self._fields.get(number, [])
         if any(value.wire_type != _BYTES for value in values):
             raise ValueError(f"a number stands in field {number}, where a string or a message should")
         return [value.content for value in values]
 
     def messages(self, number: int) -> "list[Message]":
-        """Parse the values of a field of messages.
-
-        Raises:
-            ValueError: a value is not a message.
-        """
+        """Parse the values of a field of messages."""
         return [Message(content) for content in self.strings(number)]
 
     def packed(self, number: int) -> bytes:
