@@ -22,6 +22,16 @@ from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_r
 
 USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
 
+# Modules that config files imported, by their former names.
+_RENAMED_MODULES = {
+    "train.data.pretraining.stages": "train.data.pretraining.batches",
+    "train.data.table": "train.data.labelled_texts",
+    "train.data.tagged": "train.data.tagged_sentences",
+    "train.optim.adafactor": "train.optim.algorithms",
+    "train.optim.adam": "train.optim.algorithms",
+    "train.optim.lamb": "train.optim.algorithms",
+}
+
 
 def run_and_exit(arguments: list[str]) -> NoReturn:
     """Call `main` and end the process with its exit code."""
@@ -117,7 +127,7 @@ def load_config(file: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file; the message lists the other files of its folder.
-        ValueError: the file defines no `config` of the right type, or uses a setting by its former name.
+        ValueError: the file defines no `config` of the right type, or uses a setting or module by its former name.
     """
     if not file.is_file():
         near = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
@@ -128,6 +138,10 @@ def load_config(file: Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in _RENAMED_MODULES:
+            raise
+        raise ValueError(f"{file}: the module {error.name} is now {_RENAMED_MODULES[error.name]}") from error
     except TypeError as error:
         renamed = _renamed_field(str(error))
         if renamed is None:

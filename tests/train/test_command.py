@@ -253,6 +253,11 @@ def test_a_config_file_with_a_former_name_is_refused_with_the_new_name(config_fi
     assert f"{config_file}: {message}" in refused(config_file, capsys)
 
 
+def test_a_config_file_that_imports_a_former_module_is_refused_with_the_new_name(config_file, capsys):
+    config_file.write_text("from train.optim.adam import AdamW\n" + config_file.read_text())
+    assert f"{config_file}: the module train.optim.adam is now train.optim.algorithms" in refused(config_file, capsys)
+
+
 def test_all_former_names_have_a_current_one(config_file):
     names = {
         f"{name}.{field}"
