@@ -1,4 +1,4 @@
-"""Entities of texts, against transformers' pipeline, and of texts longer than the model."""
+"""Entities equal transformers' pipeline; texts longer than the model are read in windows."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def test_short_texts_equal_transformers(small, strategy):
     assert sum(len(answer.entities) for answer in answers) > 5
 
 
-def test_windows_are_one_text_again(data_dir, tmp_path):
+def test_windows_do_not_change_entities_of_a_model_without_context(data_dir, tmp_path):
     """Of a model that looks at nothing but a piece itself, a window more or less makes no difference."""
     model, tokenizer = tagger(data_dir, tmp_path, 128)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_windows_are_one_text_again(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("max_length", "overlap"), [(24, 0), (24, 21), (15, None)])
-def test_a_piece_is_judged_where_it_has_most_context(small, max_length, overlap):
+def test_a_piece_takes_probabilities_from_the_window_with_most_context(small, max_length, overlap):
     model, _, tag = small
     tag = dataclasses.replace(tag, max_length=max_length, overlap=overlap)
     (encoding,) = tag.tokenizer.encode_pieces([LONG])

@@ -1,4 +1,4 @@
-"""Vectors of texts, against sentence-transformers."""
+"""Vectors equal sentence-transformers."""
 
 import json
 import shutil
@@ -50,13 +50,13 @@ def test_folders_of_sentence_transformers_as_they_are_written_today(plain, tmp_p
     np.testing.assert_allclose(embed(SENTENCES), reference.encode(SENTENCES), rtol=0, atol=1e-5)
 
 
-def test_options_go_before_the_folder(plain, minilm):
+def test_options_override_the_settings_of_the_folder(plain, minilm):
     assert SentenceEmbeddingPipeline.from_pretrained(plain).pooling is Pooling.MEAN  # which says nothing
     embed = SentenceEmbeddingPipeline.from_pretrained(minilm, pooling=Pooling.CLS, normalize=False, max_length=32)
     assert (embed.pooling, embed.normalize, embed.max_length) == (Pooling.CLS, False, 32)
 
 
-def test_what_would_give_other_vectors_is_refused(minilm, tmp_path):
+def test_unsupported_settings_of_a_folder_are_refused(minilm, tmp_path):
     for name in ("modules.json", "1_Pooling", "sentence_bert_config.json", "config_sentence_transformers.json"):
         copy = shutil.copytree if (minilm / name).is_dir() else shutil.copyfile
         copy(minilm / name, tmp_path / name)

@@ -1,4 +1,4 @@
-"""Answers to questions, against a search through all spans of what transformers' model says."""
+"""Question answering equals an exhaustive search over the spans that transformers' model scores."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def searched(model, tokenizer, context, overlap, max_answer=30):
 
 
 @pytest.mark.parametrize(("context", "overlap"), [(SHORT, 4), (LONG, 4), (LONG, 12), (LONG, 0)])
-def test_the_best_answers_are_those_of_a_search(models, context, overlap):
+def test_answers_equal_an_exhaustive_search(models, context, overlap):
     model, tokenizer, answer = models
     # Every start is paired with every end, so that nothing but the rules of run_squad decides.
     answer = dataclasses.replace(answer, n_best=200, top_k=10, overlap=overlap, max_query=8)
@@ -79,7 +79,7 @@ def test_the_best_answers_are_those_of_a_search(models, context, overlap):
     assert all(context[c.start : c.end] == c.text for c in found.candidates)
 
 
-def test_answers_are_no_longer_than_allowed(models):
+def test_max_answer_limits_the_length(models):
     model, tokenizer, answer = models
     answer = dataclasses.replace(answer, n_best=24, top_k=1, overlap=4, max_query=8, max_answer=2)
     (found,) = answer([(QUESTION, LONG)])
@@ -137,7 +137,7 @@ def test_impossible_options(models, options, said):
         dataclasses.replace(models[2], **options)
 
 
-def test_what_is_no_question(models):
+def test_invalid_questions(models):
     answer = models[2]
     with pytest.raises(TypeError, match=r"texts\[1\] is 'Why\?'; expected a pair of a question and its context"):
         answer([(QUESTION, SHORT), "Why?"])

@@ -1,4 +1,4 @@
-"""`flaxbert predict`: where texts come from, what is printed and written, and its exit codes."""
+"""`flaxbert predict`: sources of texts, output, and exit codes."""
 
 import dataclasses
 import io
@@ -137,7 +137,7 @@ def test_answer_takes_arguments_lines_and_tables_alike(predict, folders, tmp_pat
         assert lines[1][8:] == f" * {text}"
 
 
-def test_windows_and_answers_are_as_the_flags_say(predict, folders):
+def test_flags_of_windows_and_answers_reach_the_pipeline(predict, folders):
     """That each flag changes what is found shows that it arrives."""
     question, context = "Where is it, and who has seen it there?", "It is here, or there; nobody knows but Ann. " * 4
     flags = {"step": 4, "max_answer": 6, "max_query": 3, "n_best": 9, "top_k": 9}
@@ -174,7 +174,7 @@ def test_vectors_are_written_as_one_array(predict, folders, tmp_path):
     np.testing.assert_allclose([row["vector"] for row in rows], wanted, atol=1e-6)
 
 
-def test_nothing_is_written_where_a_row_is_bad(predict, tmp_path):
+def test_no_output_if_an_input_is_invalid(predict, tmp_path):
     (tmp_path / "a.txt").write_text("a [MASK]\nnone\n")
     code, out, err = predict("fill-mask", "--file", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
     assert (code, out) == (2, "") and "1 of 2 rows" in err and "a.txt:2: no [MASK] in 'none'" in err
@@ -201,24 +201,24 @@ def test_nothing_is_written_where_a_row_is_bad(predict, tmp_path):
         ("embed", ["a", "--max-length", "25"], "max_length is 25; allowed: 5 to 24"),
     ],
 )
-def test_errors_are_a_line_and_code_2(predict, task, arguments, said):
+def test_errors_have_exit_code_2_and_one_line(predict, task, arguments, said):
     code, out, err = predict(task, *arguments)
     assert (code, out) == (2, "") and said in err and err.startswith("error: ")
 
 
-def test_another_models_folder(folders, capsys):
+def test_a_model_with_another_head(folders, capsys):
     assert cli.main(["predict", "classify", "--model", str(folders["embed"]), "a"]) == 2
     assert "holds a BertModel, good for embed; TextClassificationPipeline needs" in capsys.readouterr().err
     assert cli.main(["predict", "embed", "--model", "./nowhere", "a"]) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
-def test_what_stands_in_a_text_does_not_steer_the_terminal(predict):
+def test_control_characters_of_texts_are_escaped(predict):
     out = predict("embed", "a\x1b[2Jb")[1]
     assert out.startswith("[") and out.endswith(", ...]  a\\x1b[2Jb\n")
 
 
-def test_a_reader_that_has_enough_is_no_error(folders):
+def test_a_closed_pipe_is_no_error(folders):
     arguments = [sys.executable, "-m", "flaxbert", "predict", "embed", "--json", "--model", str(folders["embed"])]
     process = subprocess.Popen(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ

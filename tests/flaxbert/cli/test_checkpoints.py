@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit codes, and where a checkpoint may come from."""
+"""Subcommands on checkpoints: output, exit codes, and sources (folders, zips, the hub)."""
 
 import fnmatch
 import io
@@ -61,7 +61,7 @@ def change(folder, name, edit):
 # -- the words -------------------------------------------------------------------------------------------------
 
 
-def test_convert_tells_what_it_did(folder, tmp_path, capsys):
+def test_convert_prints_a_summary(folder, tmp_path, capsys):
     code, out, err = run(
         capsys, "convert", folder, tmp_path / "out", "--format", "flax", "--max-shard-size", "1KB", "--verify"
     )
@@ -85,7 +85,7 @@ def test_inspect_lists_everything_and_whether_it_would_load(folder, capsys):
     assert found["tensors"]["bert.embeddings.word_embeddings.weight"] == ["float32", [22, 4]]
 
 
-def test_inspect_compares_the_sums_unless_told_not_to(folder, tmp_path, capsys):
+def test_inspect_compares_checksums_unless_switched_off(folder, tmp_path, capsys):
     run(capsys, "convert", folder, tmp_path / "out")
     assert "checksums: match" in run(capsys, "inspect", tmp_path / "out")[1]
     change(tmp_path / "out", "cls.predictions.bias", lambda array: array + 1)
@@ -99,7 +99,7 @@ def test_inspect_compares_the_sums_unless_told_not_to(folder, tmp_path, capsys):
     assert "checksums: none" in run(capsys, "inspect", tmp_path / "out")[1]
 
 
-def test_inspect_takes_the_class_from_the_config_and_names_what_is_no_weight(folder, tmp_path, data_dir, capsys):
+def test_inspect_takes_the_class_from_the_config_and_lists_optimizer_variables(folder, tmp_path, data_dir, capsys):
     run(capsys, "convert", folder, tmp_path / "out", "--head", "BertForTokenClassification")
     assert "safetensors, BertForTokenClassification\n" in run(capsys, "inspect", tmp_path / "out")[1]
     code, out, _ = run(capsys, "inspect", data_dir / "checkpoints" / "tiny_tf1" / "bert_model.ckpt")  # no such file
@@ -108,7 +108,7 @@ def test_inspect_takes_the_class_from_the_config_and_names_what_is_no_weight(fol
     assert line.startswith("  93 ") and line.count(", ") == 21 and line.endswith(", ...")
 
 
-def test_verify_tells_same_from_different(folder, tmp_path, capsys):
+def test_verify_reports_differences(folder, tmp_path, capsys):
     run(capsys, "convert", folder, tmp_path / "pickled", "--format", "pytorch")
     code, out, _ = run(capsys, "verify", folder, tmp_path / "pickled")
     assert code == 0 and "26 tensors, at most 0 apart" in out and out.endswith("same\n")
@@ -133,7 +133,7 @@ def test_verify_tells_same_from_different(folder, tmp_path, capsys):
     assert code == 1 and "5 only in A: cls.predictions.bias" in out
 
 
-def test_verify_runs_models_of_one_class_only_where_asked(folder, tmp_path, capsys):
+def test_verify_compares_outputs_of_models_of_one_class(folder, tmp_path, capsys):
     assert "random input 0 apart" in run(capsys, "verify", folder, folder)[1]
     assert "random input not compared" in run(capsys, "verify", folder, folder, "--no-outputs")[1]
     # One label and the same tensors, of inputs with another axis.
@@ -194,7 +194,7 @@ def test_every_flag_arrives(folder, capsys, monkeypatch, word, arguments, passed
     assert code == 2 and err == f"error: {passed!r}\n"
 
 
-def test_there_is_a_bar_where_there_is_much_to_write(folder, tmp_path, capsys, monkeypatch):
+def test_progress_bar_for_large_checkpoints(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert run(capsys, "convert", folder, tmp_path / "small")[2] == ""
     monkeypatch.setattr(checkpoints, "_MIN_BYTES_FOR_BAR", 1)
@@ -234,7 +234,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
         (["convrt"], "convert"),
     ],
 )
-def test_mistakes_end_with_2_and_a_word(folder, tmp_path, capsys, monkeypatch, arguments, said):
+def test_errors_have_exit_code_2_and_a_message(folder, tmp_path, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *(folder if argument == "FOLDER" else argument for argument in arguments))
     assert code == 2 and said in out + err and "Traceback" not in err
@@ -242,11 +242,11 @@ def test_mistakes_end_with_2_and_a_word(folder, tmp_path, capsys, monkeypatch, a
 
 
 @pytest.mark.parametrize("text, size", [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("3k", 3000), ("12345", 12345)])
-def test_sizes(text, size):
+def test_parse_size(text, size):
     assert checkpoints.parse_size(text) == size
 
 
-def test_it_is_a_command_of_its_own():
+def test_python_m_flaxbert():
     done = subprocess.run([sys.executable, "-m", "flaxbert", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("convert", "inspect", "verify", "average"))
@@ -262,7 +262,7 @@ def test_labels_of_any_script_survive_any_locale(folder, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_bytes())["id2label"] == {"0": "Ä", "1": "中"}
 
 
-def test_names_in_a_file_do_not_steer_the_terminal(folder, tmp_path, capsys):
+def test_names_in_a_file_are_escaped(folder, tmp_path, capsys):
     change(folder, "cls.predictions.bias", lambda array: array)
     content = (folder / "model.safetensors").read_bytes().replace(b"cls.predictions.bias", b"\\u001b[2J\\ud800 \\nbc")
     (folder / "model.safetensors").write_bytes(content)
@@ -279,7 +279,7 @@ def test_names_in_a_file_do_not_steer_the_terminal(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "sent, code, said", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")], ids=["SIGINT", "SIGTERM"]
 )
-def test_an_interruption_leaves_nothing(folder, tmp_path, capsys, monkeypatch, sent, code, said):
+def test_an_interruption_leaves_no_files(folder, tmp_path, capsys, monkeypatch, sent, code, said):
     before = signal.getsignal(signal.SIGTERM)
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # by a worker of pytest-xdist
     monkeypatch.setattr("flaxbert.conversion.convert.copy_tokenizer_files", lambda *_, **__: signal.raise_signal(sent))

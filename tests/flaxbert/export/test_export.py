@@ -1,4 +1,4 @@
-"""Exported programs: loaded again, they compute what the model does, for any number of rows."""
+"""Exported programs compute the outputs of the model, for any batch size and length."""
 
 import datetime
 import json
@@ -38,7 +38,7 @@ def assert_equal(found, wanted, tolerance):
 
 
 @pytest.mark.parametrize("name", ["BertForMultipleChoice", pytest.param("BertModel", marks=pytest.mark.slow)])
-def test_stablehlo_takes_any_shape_and_needs_jax_alone(name, tmp_path, unchecked):
+def test_stablehlo_takes_any_shape_and_needs_only_jax(name, tmp_path, unchecked):
     pytest.importorskip("flatbuffers")
     source, target = folder_of(name, tmp_path / "model"), tmp_path / "out"
     done = export_stablehlo(source, target)
@@ -138,7 +138,7 @@ def test_onnx_runtime_fuses_the_attention_of_every_layer(tmp_path, unchecked):
     assert_equal(dict(zip(names, session.run(names, arrays), strict=True)), run(source, *inputs), 1e-5)
 
 
-def test_a_parity_that_would_pass_by_broadcasting_is_an_error():
+def test_outputs_of_another_shape_are_an_error():
     model = flaxbert.BertForSequenceClassification(CONFIG)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.parameter_shapes())
     with pytest.raises(ValueError, match=r"returns logits with shape \(1, 3\); the model returns shape \(2, 3\)"):
@@ -173,7 +173,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         export_onnx(tmp_path, tmp_path / "out")
 
 
-def test_a_program_that_is_none(tmp_path):
+def test_loading_an_invalid_program(tmp_path):
     pytest.importorskip("flatbuffers")
     (tmp_path / "export.json").write_text('{"max_length": 13}')
     (tmp_path / "program.stablehlo").write_bytes(b"no program")

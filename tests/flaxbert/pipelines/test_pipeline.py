@@ -1,4 +1,4 @@
-"""What every pipeline does: order, streaming, few programs, and errors that name what is wrong."""
+"""Behaviour of all pipelines: order, streaming, number of compilations, errors."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ class Counted(TextClassificationPipeline):
         return super()._forward(params, batch)
 
 
-def test_one_program_a_length_however_many_texts(classify):
+def test_one_compilation_per_length(classify):
     counted = Counted(classify.model, classify.params, classify.tokenizer, batch_size=4, read_ahead=10)
     texts = [*TEXTS, "one more"]
     first = counted(texts)
@@ -54,7 +54,7 @@ def test_one_program_a_length_however_many_texts(classify):
     assert counted.traced == seen
 
 
-def test_answers_come_in_the_order_of_the_texts_whatever_they_share_a_batch_with(classify):
+def test_results_do_not_depend_on_the_batch(classify):
     alone = dataclasses.replace(classify, batch_size=1, read_ahead=1)
     assert len({len(text) for text in TEXTS}) > 10
     for together, single in zip(classify(TEXTS), alone(TEXTS), strict=True):
@@ -64,7 +64,7 @@ def test_answers_come_in_the_order_of_the_texts_whatever_they_share_a_batch_with
         )
 
 
-def test_a_stream_reads_a_window_ahead_and_no_more(classify):
+def test_stream_reads_at_most_read_ahead_inputs(classify):
     read = []
 
     def texts():
@@ -84,7 +84,7 @@ def test_a_stream_reads_a_window_ahead_and_no_more(classify):
     assert len(list(answers)) == len(TEXTS) - 11 and classify([]) == []
 
 
-def test_long_texts_are_cut_to_the_models_positions(classify):
+def test_long_texts_are_truncated(classify):
     long = "word " * 500
     assert classify([long]) == classify(["word " * 22])
     short = dataclasses.replace(classify, max_length=8)
@@ -102,12 +102,12 @@ def test_long_texts_are_cut_to_the_models_positions(classify):
         ("text", TypeError, "the texts are one str, 'text'; give a list"),
     ],
 )
-def test_wrong_texts_are_named(classify, texts, error, said):
+def test_errors_name_the_invalid_text(classify, texts, error, said):
     with pytest.raises(error, match=said):
         classify(texts)
 
 
-def test_a_folder_of_another_task_says_what_it_is_good_for(folder, tmp_path):
+def test_errors_name_the_task_of_a_folder_with_another_head(folder, tmp_path):
     holds = "holds a BertForSequenceClassification, good for classify; "
     for pipeline, wanted in (
         (FillMaskPipeline, "FillMaskPipeline needs a BertForMaskedLM or BertForPreTraining"),
@@ -144,7 +144,7 @@ def test_impossible_options(classify, options, said):
         dataclasses.replace(classify, **options)
 
 
-def test_a_tokenizer_of_another_model(classify):
+def test_tokenizer_with_a_larger_vocabulary_is_refused(classify):
     model = flaxbert.BertForSequenceClassification(classify.model.config.replace(vocab_size=99))
     with pytest.raises(ValueError, match="30522 tokens and the model 99"):
         TextClassificationPipeline(model, {}, classify.tokenizer)

@@ -1,4 +1,4 @@
-"""Rows to batches of few shapes and back."""
+"""Batches of few shapes, and results in the order of the sequences."""
 
 import itertools
 
@@ -17,7 +17,7 @@ def rows_of(lengths):
     ]
 
 
-def test_the_length_buckets_has_powers_of_two_their_middles_and_the_longest():
+def test_length_buckets():
     assert batching.length_buckets(512) == (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     assert batching.length_buckets(100) == (16, 24, 32, 48, 64, 96, 100)
     assert (
@@ -27,7 +27,7 @@ def test_the_length_buckets_has_powers_of_two_their_middles_and_the_longest():
     )
 
 
-def test_results_are_those_of_the_rows_in_their_order_and_shapes_are_few():
+def test_results_keep_the_order_of_the_sequences_and_shapes_are_few():
     lengths = np.random.default_rng(0).integers(1, 9, 50).tolist()
     shapes = []
 
@@ -48,13 +48,13 @@ def test_results_are_those_of_the_rows_in_their_order_and_shapes_are_few():
     assert batching.run_in_batches([], compute, batch_size=8, lengths=LENGTHS, pad_id=3) == []
 
 
-def test_windows_read_no_further_than_they_must():
+def test_chunked_reads_only_the_chunk_that_is_asked_for():
     source = itertools.count()
     windows = batching.chunked(source, 3)
     assert next(windows) == [0, 1, 2] and next(source) == 3
     assert list(batching.chunked("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
 
 
-def test_a_row_that_is_too_long_is_no_shape_of_its_own():
+def test_a_sequence_longer_than_all_lengths_is_refused():
     with pytest.raises(StopIteration):
         batching.pad_batch(rows_of([9]), 2, LENGTHS, 0)

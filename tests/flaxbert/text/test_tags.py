@@ -1,3 +1,5 @@
+"""Entity tags, sliding windows, and entities from tag probabilities, compared with seqeval and transformers."""
+
 import dataclasses
 
 import numpy as np
@@ -39,7 +41,7 @@ any_tags = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BI
 
 @given(sentences(), st.sampled_from(TagScheme))
 @settings(deadline=None)
-def test_entities_come_back_from_their_tags(sentence, scheme):
+def test_tags_of_entities_are_read_back(sentence, scheme):
     found, length = sentence
     tags = encode_tags(found, length, scheme)
     assert len(tags) == length
@@ -50,20 +52,20 @@ def test_entities_come_back_from_their_tags(sentence, scheme):
 
 @given(any_tags, st.sampled_from(TagScheme))
 @settings(deadline=None)
-def test_repaired_tags_are_valid_and_mean_the_same(tags, scheme):
+def test_repaired_tags_are_valid_and_have_the_same_entities(tags, scheme):
     valid = repair_tags(tags, scheme)
     assert entity_spans(valid) == entity_spans(tags) == strict_entity_spans(valid, scheme)
 
 
 @given(st.lists(sentences(), min_size=1), st.sampled_from(TagScheme))
 @settings(deadline=None)
-def test_a_scheme_is_detected(found, scheme):
+def test_detect_scheme(found, scheme):
     tags = [encode_tags(*sentence, scheme) for sentence in found]
     # Without any entity nothing tells.
     assert detect_scheme(tags) is (scheme if any(entities for entities, _ in found) else TagScheme.IOB2)
 
 
-def test_what_is_lenient_and_what_is_strict():
+def test_lenient_and_strict_reading():
     stray = ["I-PER", "O", "B-LOC", "I-PER"]
     assert entity_spans(stray) == [EntitySpan(0, 1, "PER"), EntitySpan(2, 3, "LOC"), EntitySpan(3, 4, "PER")]
     assert strict_entity_spans(stray, TagScheme.IOB2) == [EntitySpan(2, 3, "LOC")]
@@ -81,12 +83,12 @@ def test_what_is_lenient_and_what_is_strict():
 
 
 @pytest.mark.parametrize("tag", ["", "o", "PER", "B", "B-", "X-PER", "L-PER", "b-PER", "B-a b", "-100"])
-def test_what_is_no_tag(tag):
+def test_invalid_tags(tag):
     with pytest.raises(ValueError, match="is no tag; allowed: O, and B-"):
         parse_tag(tag)
 
 
-def test_entities_that_no_tags_can_have():
+def test_entities_that_cannot_be_encoded():
     for found in ([EntitySpan(0, 2, "A"), EntitySpan(1, 3, "A")], [EntitySpan(1, 1, "A")], [EntitySpan(2, 4, "A")]):
         with pytest.raises(ValueError, match="does not fit into 3 words"):
             encode_tags(found, 3, TagScheme.IOB2)
@@ -94,7 +96,7 @@ def test_entities_that_no_tags_can_have():
 
 @given(st.integers(1, 100), st.integers(1, 30), st.data())
 @settings(deadline=None)
-def test_windows_cover_a_text_and_the_one_with_most_context_owns_a_place(length, size, data):
+def test_windows_cover_a_text_and_max_context_follows_run_squad(length, size, data):
     overlap = data.draw(st.integers(0, size - 1))
     places = sliding_windows(length, size, overlap)
     owner = max_context_windows(places, length)
@@ -105,7 +107,7 @@ def test_windows_cover_a_text_and_the_one_with_most_context_owns_a_place(length,
     assert (context.max(axis=1) >= 0).all() and {*owner.tolist()} == {*range(len(places))}
 
 
-def test_windows_that_never_arrive():
+def test_overlap_without_a_step_is_refused():
     with pytest.raises(ValueError, match="windows of 4 positions can't share 4; allowed: 0 to 3"):
         sliding_windows(9, 4, 4)
 
@@ -143,7 +145,7 @@ def saved(data_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("strategy", Aggregation)
-def test_entities_of_probabilities_equal_transformers(saved, kind, strategy):
+def test_aggregated_entities_equal_transformers(saved, kind, strategy):
     folder, labels = saved[kind], LABELS[kind]
     reference = pipeline("token-classification", str(folder), aggregation_strategy=strategy.value, device="cpu")
     tokenizer = WordPieceTokenizer.load(folder)
@@ -168,7 +170,7 @@ def test_entities_of_probabilities_equal_transformers(saved, kind, strategy):
     assert count > 10
 
 
-def test_bioes_entities_of_probabilities(data_dir):
+def test_aggregated_entities_of_bioes_labels(data_dir):
     tokenizer = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-cased")
     text, labels = "Paris Berlin New York Rome is", ("O", "S-LOC", "B-LOC", "E-LOC")
     (encoding,) = tokenizer.encode_pieces([text])

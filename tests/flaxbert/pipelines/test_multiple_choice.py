@@ -1,4 +1,4 @@
-"""The best of unequal numbers of choices, against transformers' model one question at a time."""
+"""Choices equal transformers' model, for prompts with different numbers of choices."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ QUESTIONS = [
 ]
 
 
-def test_probabilities_are_among_a_questions_own_choices(data_dir, tmp_path):
+def test_probabilities_are_a_softmax_over_the_choices_of_each_prompt(data_dir, tmp_path):
     saved("BertForMultipleChoice", tmp_path, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForMultipleChoice", tmp_path)
     choose = MultipleChoicePipeline.from_pretrained(tmp_path, batch_size=3)

@@ -1,4 +1,4 @@
-"""Labels of texts and pairs, against transformers' pipeline."""
+"""Labels of texts and pairs equal transformers' pipeline."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Whether a text follows, against transformers' model."""
+"""Next-sentence probabilities equal transformers' model."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PAIRS = [("He went home.", "Then he slept."), ("a", "b " * 60), ("Cats purr.", "
 @pytest.mark.parametrize(
     "name", ["BertForPreTraining", pytest.param("BertForNextSentencePrediction", marks=pytest.mark.slow)]
 )
-def test_the_probability_that_it_follows(data_dir, tmp_path, name):
+def test_next_sentence_probability_equals_transformers(data_dir, tmp_path, name):
     saved(name, tmp_path, data_dir / "tokenizers" / "bert-base-uncased")
     model, tokenizer = loaded("BertForNextSentencePrediction", tmp_path)
     batch = tokenizer([a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True, truncation=True, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""Windows over long contexts, and the best answers in the scores of all of them."""
+"""Windows over the context of a question, and the ranking of answers."""
 
 import json
 
@@ -26,7 +26,7 @@ def starts(windows):
 
 @pytest.mark.parametrize("settings", [(40, 6), (64, 0), (100, 30), (384, 128)])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_windows_of_an_overlap_are_those_of_transformers(data_dir, language, settings):
+def test_windows_with_an_overlap_equal_transformers(data_dir, language, settings):
     length, overlap = settings
     folder = data_dir / "tokenizers" / {"en": "bert-base-uncased", "zh": "chinese-roberta-wwm-ext"}[language]
     content = json.loads((data_dir / f"tasks/xquad/xquad.{language}.json").read_text())
@@ -56,7 +56,7 @@ def test_windows_of_an_overlap_are_those_of_transformers(data_dir, language, set
 
 
 @pytest.mark.parametrize(("question", "room"), [("w1", 8), ("w1 w2 w3", 6), ("w1 w2 w3 w4 w5 w6", 5)])
-def test_a_step_is_what_an_overlap_leaves_of_the_room(tokenizer, question, room):
+def test_step_and_overlap_give_equal_windows(tokenizer, question, room):
     def cut(**how):
         return question_windows(tokenizer, [question], [CONTEXT], WindowingOptions(12, 4, **how))[0]
 
@@ -68,7 +68,7 @@ def test_a_step_is_what_an_overlap_leaves_of_the_room(tokenizer, question, room)
     assert starts(cut(step=100)) == list(range(0, 40, room))
 
 
-def test_what_a_window_holds(tokenizer):
+def test_ids_types_and_offsets_of_a_window(tokenizer):
     (windows,) = question_windows(tokenizer, ["w1 w2 w3 w4 w5"], [CONTEXT], WindowingOptions(12, 4, step=3))
     cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
     question = [tokenizer.token_id(f"w{i}") for i in (1, 2, 3, 4)]  # w5 is cut off
@@ -85,7 +85,7 @@ def test_what_a_window_holds(tokenizer):
 
 # In the second a long window shows a token better than the last one, though that has more of its nearer side.
 @pytest.mark.parametrize(("length", "words", "step"), [(12, 40, 2), (300, 400, 120)])
-def test_maximum_of_context_is_in_one_window(tokenizer, length, words, step):
+def test_each_token_has_max_context_in_exactly_one_window(tokenizer, length, words, step):
     context = " ".join(WORDS[i % 40] for i in range(words))
     (windows,) = question_windows(tokenizer, ["w1 w2"], [context], WindowingOptions(length, 4, step=step))
     # run_squad's rule, word by word: the smaller of left and right, and a hundredth of the length.
@@ -100,7 +100,7 @@ def test_maximum_of_context_is_in_one_window(tokenizer, length, words, step):
     assert len(windows[-1].offsets) < len(windows[0].offsets) == length - 5
 
 
-def test_a_context_without_tokens_has_a_window_and_no_answer(tokenizer):
+def test_context_without_tokens_has_a_window_and_no_answer(tokenizer):
     (windows,) = question_windows(tokenizer, ["w1"], ["\u200b"], WindowingOptions(12, 4, step=2))
     assert len(windows) == 1 and len(windows[0].offsets) == 0 and len(windows[0].ids) == 4
     logits = [np.array([1.0, 2.0, 3.0, 4.0])]
@@ -120,7 +120,7 @@ def test_a_context_without_tokens_has_a_window_and_no_answer(tokenizer):
         ({"step": 2, "max_query": 9}, "allowed: 1 to 8"),
     ],
 )
-def test_settings_that_make_no_windows(settings, message):
+def test_invalid_windowing_options(settings, message):
     with pytest.raises(ValueError, match=message):
         WindowingOptions(**{"max_length": 12, "max_query": 4, **settings})
 
@@ -153,7 +153,7 @@ def reference(context, windows, starts, ends, n_best, max_answer, may_be_empty):
 
 @pytest.mark.parametrize("may_be_empty", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_decoding_equals_a_search_pair_by_pair(tokenizer, seed, may_be_empty):
+def test_ranking_equals_an_exhaustive_search(tokenizer, seed, may_be_empty):
     random = np.random.default_rng(seed)
     # Few words, so that many answers have the same text.
     context = " ".join(random.choice(WORDS[:4], size=int(random.integers(1, 60))))
@@ -182,7 +182,7 @@ def window_of(text):
     return QuestionWindow(ids, ids * 0, 3, offsets, np.ones(len(text), bool))
 
 
-def test_an_answer_by_hand():
+def test_ranking_of_a_hand_computed_example():
     window = window_of("东京是首都")  # positions 3 to 7
     assert window.positions(2, 3) == (5, 5)
     start, end = np.zeros(9), np.zeros(9)
@@ -195,7 +195,7 @@ def test_an_answer_by_hand():
     assert found.text(None) == found.text(-6.0) == "东京" and found.text(-6.1) == ""
 
 
-def test_scores_that_cannot_be_decoded():
+def test_invalid_scores():
     window = window_of("abc")
     with pytest.raises(ValueError, match="5 scores for a window of 7"):
         rank_answers("abc", [window], [np.zeros(5)], [np.zeros(7)])

@@ -1,4 +1,4 @@
-"""Words for [MASK], against transformers' pipeline."""
+"""Filled masks equal transformers' pipeline."""
 
 import dataclasses
 
@@ -71,7 +71,7 @@ def test_targets_equal_transformers(fill, reference):
         dataclasses.replace(fill, targets=())
 
 
-def test_the_text_with_a_word_filled_in_keeps_all_else(fill):
+def test_filled_text_keeps_the_other_characters(fill):
     only = dataclasses.replace(fill, targets=("london", "##ing"), top_k=2)
     (answer,) = only(["Go [MASK]  walk [MASK], Ärger"])
     first, second = ({f.token: f.text for f in mask} for mask in answer.masks)
