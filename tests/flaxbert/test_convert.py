@@ -261,7 +261,7 @@ def test_labels_are_those_of_a_config_that_names_its_class(tmp_path):
         convert(folder, tmp_path / "b")
 
 
-def test_of_two_classes_that_do_not_fit_the_named_one_is_told(tmp_path):
+def test_of_two_classes_that_do_not_fit_the_named_one_is_reported(tmp_path):
     folder = folder_of("BertForPreTraining", tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["BertForMaskedLM"], "hidden_size": 18}
@@ -319,10 +319,10 @@ def test_requests_that_need_a_class_are_refused_for_other_families(tmp_path, cap
 # -- all or nothing --------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_before_anything_is_written(tmp_path):
+def test_mistakes_are_reported_before_anything_is_written(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
     before = files_in(tmp_path)
-    for arguments, said in (
+    for arguments, message in (
         ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
         ({"format": "onnx"}, "format is 'onnx'; allowed: safetensors"),
         ({"head": "BertForX"}, "head is 'BertForX'; allowed: BertModel"),
@@ -330,7 +330,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
         ({"max_shard_size": 9, "format": "orbax"}, "orbax divides its files itself"),
         ({"hidden_act": "gelu2"}, "hidden_act"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             convert(folder, tmp_path / "b", **arguments)
     with pytest.raises(FileExistsError, match="already exists"):
         convert(folder, folder)
@@ -347,9 +347,11 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_progress_ends_where_it_said(tmp_path, format, tied):
     folder = folder_of("BertForMaskedLM", tmp_path / "a", config=CONFIG.replace(tie_word_embeddings=tied))
-    told = []
-    done = convert(folder, tmp_path / "b", format=format, dtype="float16", progress=lambda *now: told.append(now))
-    assert told == sorted(told) and {total for _, total in told} == {done.bytes} and told[-1][0] == done.bytes
+    reports = []
+    done = convert(folder, tmp_path / "b", format=format, dtype="float16", progress=lambda *now: reports.append(now))
+    assert (
+        reports == sorted(reports) and {total for _, total in reports} == {done.bytes} and reports[-1][0] == done.bytes
+    )
     entries = flaxbert.from_pretrained(tmp_path / "b")[0].parameter_shapes()
     assert done.bytes == 2 * sum(leaf.size for leaf in jax.tree.leaves(entries))
 

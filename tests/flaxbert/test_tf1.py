@@ -108,7 +108,7 @@ def test_a_checkpoint_is_found_by_folder_prefix_or_index(checkpoint, path):
     assert params["bert"]["layers"]["up"]["kernel"].shape == (2, 4, 16)
 
 
-def test_google_files_are_told_apart_by_a_warning_of_their_gelu(checkpoint, caplog):
+def test_google_files_are_recognised_and_warned_about_their_gelu(checkpoint, caplog):
     config = flaxbert.BertConfig.from_pretrained(checkpoint.parent)
     assert config.hidden_act == "gelu_new"
     assert 'bert_config.json: Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"' in caplog.text
@@ -153,7 +153,7 @@ def test_slots_are_known_by_the_names_that_tensorflow_gives_them(checkpoint, mon
     assert "bert/pooler/dense/kernel/Adamant" in open_tf1(checkpoint)[0]
 
 
-def test_a_checkpoint_of_tensorflow_2_is_told(checkpoint, monkeypatch):
+def test_a_checkpoint_of_tensorflow_2_is_refused(checkpoint, monkeypatch):
     with_variables(monkeypatch, "model/layer_with_weights-0/embeddings/.ATTRIBUTES/VARIABLE_VALUE")
     with pytest.raises(ValueError, match="a TensorFlow 2 checkpoint.*Export it to safetensors first"):
         flaxbert.BertForPreTraining.from_pretrained(checkpoint.parent)
@@ -188,7 +188,7 @@ def test_tensors_behind_a_link_out_of_the_folder_are_refused(checkpoint, tmp_pat
         flaxbert.BertForPreTraining.from_pretrained(checkpoint.parent)
 
 
-def test_two_checkpoints_in_a_folder_must_be_told_apart(checkpoint):
+def test_two_checkpoints_in_a_folder_must_be_named(checkpoint):
     for suffix in ("index", "data-00000-of-00001"):
         shutil.copyfile(checkpoint.with_name(f"bert_model.ckpt.{suffix}"), checkpoint.with_name(f"other.{suffix}"))
     with pytest.raises(ValueError, match=r"holds 2 checkpoints \(bert_model.ckpt.index, other.index\)"):
@@ -277,7 +277,7 @@ def test_a_written_index_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (block([]), "announces 0 data files"),
         (block([(b"", message((1, 2**40)))]), "data files"),
@@ -305,16 +305,16 @@ def test_a_written_index_is_read(tmp_path):
         (block([HEADER, (b"ab", entry(DATA)), (b"c", entry(DATA))], shared=3), "runs over its end"),
     ],
 )
-def test_an_index_that_breaks_the_rules(tmp_path, content, said):
+def test_an_index_that_breaks_the_rules(tmp_path, content, expected):
     (tmp_path / "x.index").write_bytes(index(content))
     (tmp_path / "x.data-00000-of-00001").write_bytes(DATA)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=expected) as error:
         read_bundle_index(tmp_path / "x")
     assert str(tmp_path / "x.index") in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"", "may be cut short"),
         (index(block([HEADER]))[:-1], "may be cut short"),
@@ -323,7 +323,7 @@ def test_an_index_that_breaks_the_rules(tmp_path, content, said):
         (index(block([HEADER]), places=[(0, SIZE - 1)]), "does not match its checksum"),
     ],
 )
-def test_a_table_that_breaks_the_rules(tmp_path, content, said):
+def test_a_table_that_breaks_the_rules(tmp_path, content, expected):
     (tmp_path / "x.index").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         read_bundle_index(tmp_path / "x")

@@ -109,11 +109,11 @@ def test_answers_of_squad_are_in_qa_outputs():
     np.testing.assert_array_equal(params["qa_outputs"]["bias"], bias)
 
 
-def test_a_pooler_that_a_head_does_without_is_left_out_and_told(caplog):
+def test_a_pooler_that_a_head_does_without_is_left_out_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         load("squad")
-    told = "BertForQuestionAnswering has no pooler; left out: bert.pooler.dense.bias, bert.pooler.dense.weight"
-    assert caplog.messages[-1].endswith(told)
+    warning = "BertForQuestionAnswering has no pooler; left out: bert.pooler.dense.bias, bert.pooler.dense.weight"
+    assert caplog.messages[-1].endswith(warning)
 
 
 def test_labels_of_another_number_are_refused():
@@ -131,7 +131,7 @@ def test_two_data_files_hold_what_one_does():
     assert files == {f"bert_model.ckpt.data-0000{shard}-of-00002" for shard in (0, 1)}
 
 
-def test_a_partitioned_variable_is_told():
+def test_a_partitioned_variable_is_refused():
     config = flaxbert.BertConfig.from_pretrained(FIXTURES / "encoder")
     with pytest.raises(
         ValueError, match=r"'bert/embeddings/word_embeddings' is stored in slices \(a partitioned variable\)"

@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_named(step):
         open_checkpoint(step)
 
 
-def test_parameters_of_another_library_are_told(tmp_path):
+def test_parameters_of_another_library_are_refused(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", {"dense": {"kernel": np.zeros((2, 2), np.float32)}})
     with pytest.raises(ValueError, match="not the parameters of a model of this library.*dense/kernel"):
