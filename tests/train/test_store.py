@@ -1,10 +1,13 @@
 import json
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from tests.train import corpora
+from train.data.corpus.preparation import Preparation, prepare
 from train.data.corpus.store import RECORD, StoreWriter, TokenStore
 from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 
@@ -149,3 +152,17 @@ def test_a_hostile_store_is_refused(tmp_path, name, change, error):
 def test_no_store(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no store\.json there; python -m train\.data\.prepare makes"):
         TokenStore.open(tmp_path)
+
+
+def test_a_store_of_a_former_version_is_read_and_made_again(tmp_path, monkeypatch):
+    """`fixtures/token_store.tar.xz` was made at commit 4a809e9: a text, a vocabulary and the store made of them."""
+    with tarfile.open(Path(__file__).parent / "fixtures" / "token_store.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    store = TokenStore.open(Path("store"))
+    assert store.document_count == 2 and len(store.sentences) - 1 == 5
+    words = [store.tokenizer.vocabulary[number] for number in store.of_documents(np.array([0]))[0]]
+    assert " ".join(words) == "the cat sat on the mat . the dog ran home . the cat ##s and the dog ##s sat ."
+    prepare(Preparation(("text.txt",), Path("again"), tokenizer=Path("vocab.txt"), workers=1))
+    for name in ("store.json", "tokens.npy", "sentences.npy", "documents.npy"):
+        assert Path("store", name).read_bytes() == Path("again", name).read_bytes()
