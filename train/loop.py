@@ -199,12 +199,12 @@ def train(
         if step < total_steps and (evaluates or saves):
             log.flush()  # first, so that no state is saved after a step with a loss that is not finite
             with log.paused():
-                score = evaluator.score(state.params, step) if evaluates else None
+                score = evaluator.evaluate_dev(state.params, step) if evaluates else None
                 if saves or score is not None:
                     checkpoints.save(state, step, score=score)
     log.flush()
     if step != checkpoints.latest:
-        checkpoints.save(state, step, score=evaluator.score(state.params, step) if settings.best else None)
+        checkpoints.save(state, step, score=evaluator.evaluate_dev(state.params, step) if settings.best else None)
     return state, step
 
 
@@ -215,7 +215,7 @@ def restore_best(
     best = checkpoints.best
     if best in (None, step):
         return state, step
-    reporter.message(f"step {best} had the best {setup.config.run.best} on dev: the model is that one")
+    reporter.message(f"step {best} had the best {setup.config.run.best} on dev: its model is exported")
     checkpoints.wait()
     return checkpoints.restore(setup.state_shapes, setup.state_shardings, step=best), best
 
@@ -242,7 +242,7 @@ class Evaluator:
                 self._reporter.evaluation(step, name, means)
         return {name: self._evaluations[name] for name in names}
 
-    def score(self, params: Params, step: int) -> float | None:
+    def evaluate_dev(self, params: Params, step: int) -> float | None:
         """Evaluate dev, if the task has it; return the metric that chooses the best model, higher is better."""
         names = [DEV] if DEV in self._task.evaluations else []
         evaluations = self.evaluate(params, step, names)
