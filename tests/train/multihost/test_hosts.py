@@ -1,4 +1,4 @@
-"""Runs of several processes, one a host, over loopback."""
+"""Runs of several processes, one per host, over the loopback network."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ config = pickle.loads(Path(__file__).with_suffix(".pickle").read_bytes())
 """
 
 
-def test_flags_that_do_not_go_together():
+def test_contradictory_flags_are_refused():
     for given, words in {
         ("coordinator",): "go together; not given: ['hosts.count', 'hosts.index']",
         ("count", "index"): "go together; not given: ['hosts.coordinator']",
@@ -52,7 +52,7 @@ def test_flags_that_do_not_go_together():
 
 
 @pytest.mark.parametrize("coordinator", ["10.0.0.1", ":80", "a:b", "a:0", "a:65536", "a:-1", "a: 80"])
-def test_no_address(coordinator):
+def test_a_malformed_address_is_refused(coordinator):
     with pytest.raises(ValueError, match="must be HOST:PORT"):
         Hosts(coordinator=coordinator, count=2, index=0)
 
@@ -71,7 +71,7 @@ def test_numbers_out_of_range(count, index, words):
         Hosts(coordinator="a:1", count=count, index=index)
 
 
-def test_one_process_is_alone(monkeypatch):
+def test_a_single_process_joins_nothing(monkeypatch):
     monkeypatch.setattr(socket, "socket", None)  # no network is touched
     for hosts in (Hosts(), Hosts(count=1), Hosts(coordinator="a:1", count=1, index=0)):
         assert join_hosts(hosts) is SINGLE_HOST
@@ -85,7 +85,7 @@ def test_one_process_is_alone(monkeypatch):
         ("TPU_WORKER_HOSTNAMES", "a,b", "GKE has started 2"),
     ],
 )
-def test_processes_launched_together_that_were_not_told_to_join(monkeypatch, variable, value, words):
+def test_processes_launched_together_must_be_told_to_join(monkeypatch, variable, value, words):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"{words}.*give --hosts.detect.*or --hosts.count 1"):
         join_hosts(Hosts())
@@ -112,7 +112,7 @@ def free_port():
 
 
 def launch(config: Config, folder: Path, count: int, *, devices: int, flags=lambda _: (), environment=None, cwd=ROOT):
-    """Starts `count` processes with so many devices each, their output in `folder`.
+    """Start `count` processes with `devices` devices each; their output goes to `folder`.
 
     `flags`, `environment`: functions of the index; with the second, the processes are to find each other by it.
     """
@@ -144,7 +144,7 @@ def launch(config: Config, folder: Path, count: int, *, devices: int, flags=lamb
 
 
 def ended(processes, folder: Path):
-    """(exit code, printed, errors) of each."""
+    """Wait for the processes; return (exit code, stdout, stderr) of each."""
     codes = [process.wait(timeout=600) for process in processes]
     return [
         (code, (folder / f"out{index}").read_text(), (folder / f"err{index}").read_text())
@@ -153,7 +153,7 @@ def ended(processes, folder: Path):
 
 
 def train(config: Config, folder: Path, count: int, **how):
-    """The printed lines of a run of `count` processes that finish."""
+    """Run `count` processes until they finish, and return the lines that the first one printed."""
     found = ended(launch(config, folder, count, **how), folder)
     assert [code for code, *_ in found] == [0] * count, [errors for *_, errors in found]
     return [printed for _, printed, _ in found]
@@ -173,13 +173,13 @@ def losses(folder: Path):
 
 
 def files_of(folder: Path):
-    """The names of a run's files, but those that carry times, and compiled programs."""
+    """Return the names of a run's files, without compiled programs and files named by time."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
     return sorted(name for name in names if not name.startswith(("tensorboard/", "compiled", "checkpoints/")))
 
 
 def assert_same_run(folder: Path, expected: Path, *, relative=1e-5):
-    """The same losses and the same model, to rounding; the same files but for what each process leaves."""
+    """Check that losses and model are equal up to rounding, and that the files are the same."""
     here, there = losses(folder), losses(expected)
     steps = here.keys() & there.keys()
     assert len(steps) >= 4
@@ -196,7 +196,7 @@ def assert_same_run(folder: Path, expected: Path, *, relative=1e-5):
 
 @pytest.fixture(scope="session")
 def two_hosts(finished, tmp_path_factory):
-    """The run of `finished` by two processes, parameters divided among the devices of both; no test changes it."""
+    """The run of `finished` by two processes that share the parameters; no test may change it."""
 
     def make(place: Path) -> SimpleNamespace:
         task = dataclasses.replace(finished.config.task, tokenizer=finished.folder / "tokenizer")
@@ -208,11 +208,11 @@ def two_hosts(finished, tmp_path_factory):
     return made_once(tmp_path_factory, "two_hosts", make)
 
 
-def test_two_processes_compute_what_one_does(two_hosts, finished):
+def test_two_processes_train_as_one_does(two_hosts, finished):
     assert_same_run(two_hosts.folder, finished.folder)
 
 
-def test_one_of_them_speaks(two_hosts, finished):
+def test_only_the_first_host_prints(two_hosts, finished):
     first, second = two_hosts.printed
     assert "on 4 cpu device(s) (fsdp 4) of 2 hosts" in first
     filled = [re.search(r"the \[MASK\] statement  ->  .*", text)[0] for text in (first, finished.printed)]
@@ -221,8 +221,8 @@ def test_one_of_them_speaks(two_hosts, finished):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(two_hosts, tmp_path):
-    """From two processes to this one, on another mesh."""
+def test_a_run_is_resumed_with_another_number_of_processes(two_hosts, tmp_path):
+    """Resume a run of two processes with one, on another mesh."""
     folder = tmp_path / "run"
     shutil.copytree(two_hosts.folder, folder, ignore=shutil.ignore_patterns("12"))  # the last checkpoint
     before = losses(folder)
@@ -242,7 +242,7 @@ def test_settings_that_differ_are_named(masked_lm, tmp_path):
     assert not masked_lm.run.folder.exists()
 
 
-def test_a_batch_that_has_less_rows_than_there_are_hosts(masked_lm, tmp_path):
+def test_a_batch_with_fewer_rows_than_hosts_is_refused(masked_lm, tmp_path):
     config = changed(masked_lm, run={"batch_size": 1})
     for code, _, errors in ended(launch(config, tmp_path, 2, devices=1), tmp_path):
         assert code == 2
@@ -250,8 +250,8 @@ def test_a_batch_that_has_less_rows_than_there_are_hosts(masked_lm, tmp_path):
     assert not masked_lm.run.folder.exists()
 
 
-def test_a_file_that_one_host_lacks(masked_lm, tmp_path):
-    """Each looks for it in its own working folder."""
+def test_a_file_that_is_missing_on_one_host_is_named(masked_lm, tmp_path):
+    """Each host looks for the file in its own working folder."""
     config = changed(masked_lm, task=dataclasses.replace(masked_lm.task, text="text.txt"))
     (tmp_path / "empty").mkdir()
     found = []
@@ -277,7 +277,7 @@ def test_no_coordinator(masked_lm, tmp_path):
 
 
 def killed(config: Config, place: Path, count: int, victim: int, *, after: str, kept: str = ""):
-    """What the others of a run leave, when one is killed; and how many seconds they took.
+    """Kill one process of a run; return what the others print, and the seconds until they ended.
 
     It is killed after this was printed, and when this checkpoint has been written, which goes on beside the steps.
     """
@@ -311,7 +311,7 @@ def test_a_killed_process_ends_the_other(two_hosts, tmp_path, victim):
 
 @pytest.fixture(scope="module")
 def alone(finished, tmp_path_factory):
-    """Twenty steps of one process with four devices."""
+    """A run of twenty steps by one process with four devices."""
     place = tmp_path_factory.mktemp("alone")
     task = dataclasses.replace(finished.config.task, tokenizer=finished.folder / "tokenizer")
     how = {"folder": place / "run", "steps": 20, "log_every": 1, "checkpoint_every": 10, "evaluate_every": 10}
@@ -374,7 +374,7 @@ def test_classification_by_several_processes(classification, tmp_path, count, pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "victim", "after"), [(1, 0, 4), (2, 0, 1), (4, 0, 2), (4, 3, 2), (2, 1, 4)])
-def test_a_killed_run_goes_on_with_any_number_of_processes(alone, tmp_path, before, victim, after):
+def test_a_killed_run_is_resumed_with_any_number_of_processes(alone, tmp_path, before, victim, after):
     config = changed(alone.config, mesh=MeshShape(fsdp=4), run={"folder": tmp_path / "run"})
     found, seconds = killed(config, tmp_path, before, victim, after=r"step +13/", kept="10")
     for code, _, errors in found:
@@ -387,7 +387,7 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(alone, tmp_path, befo
 
 
 @pytest.mark.slow
-def test_hosts_that_slurm_has_started(alone, tmp_path):
+def test_hosts_started_by_slurm(alone, tmp_path):
     def slurm(index, port):
         return {
             "SLURM_JOB_ID": "7",

@@ -1,4 +1,4 @@
-"""Hosts that find each other, agree, and end together: real processes, which compute nothing."""
+"""Hosts that connect, exchange values, and end together: real processes, which compute nothing."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def start(index, count, port, body="    pass", seconds=30):
 
 
 def ended(processes):
-    """(exit code, printed, errors) of each."""
+    """Wait for the processes; return (exit code, stdout, stderr) of each."""
     found = [(*process.communicate(timeout=60), process.returncode) for process in processes]
     return [(code, out, err) for out, err, code in found]
 
@@ -58,7 +58,7 @@ def test_one_host_agrees_with_itself():
         host_group.check_same("things", {"a": 1})
 
 
-def test_what_hosts_tell_each_other():
+def test_hosts_exchange_values():
     body = """
     made = lambda: f"by {host_group.index}"
     values = host_group.exchange({"from": host_group.index})
@@ -101,7 +101,7 @@ def test_a_killed_host_is_named_by_the_others(victim):
             assert code == tcp_group.HOST_LOST and lost in errors, errors
 
 
-def test_a_host_that_waits_for_a_lost_one_ends_too():
+def test_a_host_that_waits_for_a_lost_one_ends():
     port = free_port()
     processes = [start(0, 2, port, "    host_group.exchange(1)"), start(1, 2, port, "    time.sleep(60)")]
     all_joined(processes)
@@ -109,7 +109,7 @@ def test_a_host_that_waits_for_a_lost_one_ends_too():
     assert [code for code, *_ in ended(processes)] == [tcp_group.HOST_LOST, -signal.SIGKILL]
 
 
-def test_a_frozen_host_is_lost():
+def test_a_frozen_host_counts_as_lost():
     port = free_port()
     body = "    tcp_group.SILENCE = 3.0\n    host_group.wait()\n    time.sleep(60)"
     processes = [start(index, 3, port, body) for index in range(3)]
@@ -134,7 +134,7 @@ def test_a_frozen_host_is_lost():
     ],
 )
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_on_one_host_ends_all_with_its_words(failing, raised, code, said):
+def test_an_error_on_one_host_ends_all_with_its_message(failing, raised, code, said):
     port = free_port()
     bodies = {failing: f"    raise {raised}"}
     found = ended([start(index, 3, port, bodies.get(index, "    host_group.wait()")) for index in range(3)])
@@ -152,7 +152,7 @@ def test_a_host_that_has_finished_waits_for_the_others_and_is_not_lost():
     assert ended(processes) == [(0, "", "")] * 3
 
 
-def test_who_did_not_come_is_named():
+def test_missing_hosts_are_named():
     port = free_port()
     first, second = ended([start(index, 4, port, seconds=2 + index) for index in (0, 2)])
     missing = "2 of 4 hosts came within 2 s; missing: 1, 3. Were they started with this coordinator?\n"
@@ -160,7 +160,7 @@ def test_who_did_not_come_is_named():
     assert second == (1, "", f"error: host 0 at 127.0.0.1:{port}: {missing}")
 
 
-def test_a_coordinator_that_is_not_there():
+def test_a_missing_coordinator_is_named():
     port = free_port()
     started = time.monotonic()
     ((code, _, errors),) = ended([start(1, 2, port, seconds=1)])
@@ -168,7 +168,7 @@ def test_a_coordinator_that_is_not_there():
     assert time.monotonic() - started < 30
 
 
-def test_an_index_given_twice():
+def test_an_index_given_twice_is_refused():
     port = free_port()
     found = ended([start(index, 3, port) for index in (0, 1, 1)])
     name = socket.gethostname()
@@ -176,14 +176,14 @@ def test_an_index_given_twice():
         assert code == 1 and f"--hosts.index 1 was given to {name} and to {name}; each host needs its own\n" in errors
 
 
-def test_other_counts_of_hosts():
+def test_another_number_of_hosts_is_refused():
     port = free_port()
     name = socket.gethostname()
     for code, _, errors in ended([start(0, 3, port), start(1, 2, port)]):
         assert code == 1 and f"{name} was started with --hosts.count 2, {name} with 3\n" in errors
 
 
-def test_a_host_that_comes_again_before_all_are_there():
+def test_a_host_may_reconnect_before_all_are_there():
     port = free_port()
     first = [start(0, 3, port), start(1, 3, port)]
     time.sleep(1.5)
@@ -196,7 +196,7 @@ def test_a_host_that_comes_again_before_all_are_there():
 @pytest.mark.parametrize(
     "said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"flaxbert": 1, "index": "x"}\n', b"[" * 10**5]
 )
-def test_strangers_are_not_let_in(said):
+def test_other_programs_are_not_admitted(said):
     port = free_port()
     processes = [start(0, 2, port)]
     while True:
@@ -208,16 +208,16 @@ def test_strangers_are_not_let_in(said):
     assert [code for code, *_ in ended(processes)] == [0, 0]
 
 
-def test_what_is_no_message_ends_the_link():
-    ours, theirs = socket.socketpair()
-    link = tcp_group.Connection.__new__(tcp_group.Connection)
-    link._socket, link._reader = ours, ours.makefile("rb")
+def test_malformed_messages_are_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        connection = tcp_group.Connection(server.accept()[0])
     for line in (b"nonsense\n", b"[1]\n", b"9" * 5000 + b"\n"):
         theirs.sendall(line)
         with pytest.raises(ConnectionError, match="not a message"):
-            link.receive(5)
+            connection.receive(5)
     theirs.sendall(json.dumps({"value": 1}).encode()[:5])
     theirs.close()
     with pytest.raises(ConnectionError, match="connection closed"):
-        link.receive(5)
-    link.close()
+        connection.receive(5)
+    connection.close()
