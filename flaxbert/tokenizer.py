@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from flaxbert.families import BERT, FAMILIES
+from flaxbert.families.family import SpecialTokens
 from flaxbert.files import atomic_write, read_json
 
-PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = dataclasses.astuple(BERT.special_tokens)
 _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
 
 
@@ -19,13 +21,17 @@ _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
 class WordPieceTokenizer:
     """WordPiece tokenizer that encodes `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
 
+    A tokenizer.json of another family's tokenizer, such as RoBERTa's byte-level BPE, is loaded too.
+
     Attributes:
         backend: the tokenizer of the `tokenizers` library.
         lowercase: True if texts are lower-cased before they are split.
+        special_tokens: the special tokens by their roles; BERT's are `[CLS]` and so on.
     """
 
     backend: Tokenizer
     lowercase: bool
+    special_tokens: SpecialTokens = BERT.special_tokens
 
     @classmethod
     def load(cls, path: str | Path, *, lowercase: bool | None = None) -> "WordPieceTokenizer":
@@ -61,8 +67,7 @@ class WordPieceTokenizer:
                 raise FileNotFoundError(f"{file}: no such file; a tokenizer is a tokenizer.json or a vocab.txt")
             vocabulary = _read_vocabulary(file)
             tokenizer = cls._build(vocabulary, _lowercase(file.parent, vocabulary) if lowercase is None else lowercase)
-        tokenizer._require_special_tokens(path)
-        return tokenizer
+        return tokenizer._with_special_tokens(path)
 
     @classmethod
     def train(
@@ -110,8 +115,7 @@ class WordPieceTokenizer:
             ValueError: a special token is missing.
         """
         tokenizer = cls._build(_vocabulary(tokens), lowercase)
-        tokenizer._require_special_tokens("the tokens")
-        return tokenizer
+        return tokenizer._with_special_tokens("the tokens")
 
     @classmethod
     def _build(
@@ -159,7 +163,11 @@ class WordPieceTokenizer:
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.lowercase,
             "model_max_length": max_length,
-            **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
+            "pad_token": self.special_tokens.pad,
+            "unk_token": self.special_tokens.unknown,
+            "cls_token": self.special_tokens.cls,
+            "sep_token": self.special_tokens.sep,
+            "mask_token": self.special_tokens.mask,
         }
 
     @property
@@ -191,8 +199,13 @@ class WordPieceTokenizer:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK], in this order."""
-        return tuple(self.token_id(token) for token in SPECIAL_TOKENS)
+        """Ids of padding, unknown word, [CLS], [SEP] and [MASK], in this order."""
+        return tuple(map(self.token_id, dataclasses.astuple(self.special_tokens)))
+
+    @property
+    def has_word_pieces(self) -> bool:
+        """True for a WordPiece vocabulary, whose tokens within a word begin with "##"."""
+        return isinstance(self.backend.model, models.WordPiece)
 
     def piece_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens and not truncated."""
@@ -219,17 +232,23 @@ class WordPieceTokenizer:
             self.backend.no_truncation()
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Return the tokens of ids; [UNK] for ids that the vocabulary lacks."""
-        return [self.backend.id_to_token(int(i)) or UNK for i in ids]
+        """Return the tokens of ids; the unknown token for ids that the vocabulary lacks."""
+        return [self.backend.id_to_token(int(i)) or self.special_tokens.unknown for i in ids]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def _require_special_tokens(self, path: Path | str) -> None:
-        missing = [token for token in SPECIAL_TOKENS if self.backend.token_to_id(token) is None]
-        if missing:
-            raise ValueError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of {SPECIAL_TOKENS}")
+    def _with_special_tokens(self, path: Path | str) -> "WordPieceTokenizer":
+        """Return the tokenizer with the special tokens of the first family whose tokens it has."""
+        missing = []
+        for family in FAMILIES.values():
+            tokens = dataclasses.astuple(family.special_tokens)
+            lacking = [token for token in tokens if self.backend.token_to_id(token) is None]
+            if not lacking:
+                return dataclasses.replace(self, special_tokens=family.special_tokens)
+            missing = missing or lacking
+        raise ValueError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of {SPECIAL_TOKENS}")
 
 
 def _vocabulary(tokens: Iterable[str]) -> dict[str, int]:

@@ -50,6 +50,9 @@ ENCODER: tuple[TensorName, ...] = (
 )
 POOLER: tuple[TensorName, ...] = linear("pooler.dense", "pooler")
 
+# Tensors of files that hold no parameter.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
 _HEADS: tuple[TensorName, ...] = (
     *layer_norm("cls.predictions.transform.LayerNorm", "predictions/norm"),
     TensorName("cls.predictions.bias", ("predictions", "bias"), per_token=True),
@@ -92,7 +95,7 @@ BERT = Family(
     encoder=ENCODER,
     pooler=POOLER,
     heads=_HEADS,
-    buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
+    buffers=BUFFERS,
     decoder=TokenDecoder(
         embeddings="bert.embeddings.word_embeddings.weight",
         weight="cls.predictions.decoder.weight",

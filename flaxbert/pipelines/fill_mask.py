@@ -14,7 +14,6 @@ from flaxbert.families import HeadKind
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence, chunked
 from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_text
-from flaxbert.tokenizer import MASK, UNK
 
 # Number of masks per sequence that are scored at once. The decoder takes a few hundredths of the encoder's time for
 # four positions, so one shape serves texts with one mask and with more. Texts with more masks are several sequences.
@@ -77,9 +76,10 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
         """Distinct ids of the targets [N]."""
         assert self.targets is not None
         ids = []
+        unknown = self.tokenizer.token_id(self.tokenizer.special_tokens.unknown)
         for word, pieces in zip(self.targets, self.tokenizer.piece_ids(self.targets), strict=True):
             token_id = self.tokenizer.backend.token_to_id(word)  # of "##ing", which is three pieces as a text
-            if token_id is None and (len(pieces) != 1 or pieces == [self.tokenizer.token_id(UNK)]):
+            if token_id is None and (len(pieces) != 1 or pieces == [unknown]):
                 tokens = ", ".join(self.tokenizer.tokens(pieces)) or "nothing"
                 raise ValueError(
                     f"targets: {word!r} is no token of the vocabulary but {tokens}; a mask takes one token"
@@ -89,16 +89,18 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
 
     def _check(self, item: object, name: str) -> str:
         text = require_text(item, name)
-        if MASK not in text:
-            raise ValueError(f"{name} holds no {MASK}: {text!r:.60}")
+        mask = self.tokenizer.special_tokens.mask
+        if mask not in text:
+            raise ValueError(f"{name} holds no {mask}: {text!r:.60}")
         return text
 
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
-        mask, encoded = self.tokenizer.token_id(MASK), []
+        mask, encoded = self.tokenizer.special_tokens.mask, []
+        mask_id = self.tokenizer.token_id(mask)
         for text, name, sequence in zip(items, names, self._encode_pairs(items, [None] * len(items)), strict=True):
-            positions = [position for position, token in enumerate(sequence.ids) if token == mask]
-            if len(positions) != text.count(MASK):
-                raise ValueError(f"{name}: a {MASK} lies beyond its first {self._longest} tokens; shorten the text")
+            positions = [position for position, token in enumerate(sequence.ids) if token == mask_id]
+            if len(positions) != text.count(mask):
+                raise ValueError(f"{name}: a {mask} lies beyond its first {self._longest} tokens; shorten the text")
             sequences = []
             for part in chunked(positions, _MASKS_PER_SEQUENCE):
                 padded = np.zeros(_MASKS_PER_SEQUENCE, np.int32)
@@ -125,18 +127,23 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
         scored = itertools.chain.from_iterable(
             zip(output["ids"], output["probabilities"], strict=True) for output in outputs
         )
-        masks = itertools.islice(scored, item.count(MASK))  # without the padding of the last sequence
+        masks = itertools.islice(
+            scored, item.count(self.tokenizer.special_tokens.mask)
+        )  # without the padding of the last sequence
         return FilledText(
             tuple(self._fillings(item, index, ids, probabilities) for index, (ids, probabilities) in enumerate(masks))
         )
 
     def _fillings(self, text: str, index: int, ids: np.ndarray, probabilities: np.ndarray) -> tuple[Filling, ...]:
         """Return the fillings of the mask number `index` of the text."""
-        parts = text.split(MASK)
-        before, after = MASK.join(parts[: index + 1]), MASK.join(parts[index + 1 :])
+        mask = self.tokenizer.special_tokens.mask
+        parts = text.split(mask)
+        before, after = mask.join(parts[: index + 1]), mask.join(parts[index + 1 :])
         fillings = []
         for token, token_id, probability in zip(self.tokenizer.tokens(ids), ids, probabilities, strict=True):
-            if token.startswith(_CONTINUATION) and len(token) > len(_CONTINUATION):
+            if not self.tokenizer.has_word_pieces:  # a byte-level token holds the space before it
+                filled = before.rstrip() + self.tokenizer.decode([token_id]) + after
+            elif token.startswith(_CONTINUATION) and len(token) > len(_CONTINUATION):
                 filled = before.rstrip() + token.removeprefix(_CONTINUATION) + after
             else:
                 filled = before + token + after

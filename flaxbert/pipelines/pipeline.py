@@ -17,7 +17,7 @@ from flaxbert.families.config_file import architecture_name, read_config
 from flaxbert.models import PreTrainedModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch, chunked, length_buckets, run_in_batches
 from flaxbert.pretrained import from_pretrained
-from flaxbert.tokenizer import PAD, WordPieceTokenizer
+from flaxbert.tokenizer import WordPieceTokenizer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -159,7 +159,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
                     self._compiled_forward,
                     batch_size=self.batch_size,
                     lengths=length_buckets(self._longest),
-                    pad_id=self.tokenizer.token_id(PAD),
+                    pad_id=self.tokenizer.token_id(self.tokenizer.special_tokens.pad),
                 )
             )
             for item, sequences in zip(checked, encoded, strict=True):
