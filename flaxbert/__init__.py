@@ -10,6 +10,12 @@ from flaxbert.execution import AttentionImplementation, Remat
 
 # models and their heads
 from flaxbert.families import ARCHITECTURES
+from flaxbert.families.roberta import (
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 from flaxbert.heads import (
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -39,6 +45,10 @@ __all__ = [
     "BertModel",
     "PreTrainedModel",
     "Remat",
+    "RobertaConfig",
+    "RobertaForMaskedLM",
+    "RobertaForSequenceClassification",
+    "RobertaModel",
     "dropout",
     "from_pretrained",
     "functional",

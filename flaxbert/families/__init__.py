@@ -10,6 +10,7 @@ import numpy as np
 from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.family import Architecture, Family, HeadKind
+from flaxbert.families.roberta import ROBERTA
 from flaxbert.models import PreTrainedModel
 
 __all__ = [
@@ -19,13 +20,14 @@ __all__ = [
     "Architecture",
     "Family",
     "HeadKind",
+    "ROBERTA",
     "architecture_of",
     "family_of",
     "family_of_config_class",
     "random_inputs",
 ]
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT,)}
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, ROBERTA)}
 """The families by the "model_type" of config.json."""
 
 ARCHITECTURES: Mapping[str, type[PreTrainedModel]] = {

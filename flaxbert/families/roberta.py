@@ -1,0 +1,258 @@
+"""RoBERTa (Liu et al., 2019): BERT's encoder with other positions, and heads of its own.
+
+Differences from BERT:
+    - positions are counted from `pad_token_id` + 1 and skip padding, whose position is `pad_token_id`;
+    - published models have one token type, and their tokenizer makes no `token_type_ids`;
+    - the classifier reads the last hidden state of the first token through a dense layer, without a pooler;
+    - the masked-LM head has GELU whatever `hidden_act` is.
+"""
+
+import dataclasses
+from typing import Any, Unpack
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from flaxbert import functional
+from flaxbert.config import BertConfig
+from flaxbert.encoder import EncoderInputs, encode
+from flaxbert.families.bert import BUFFERS, ENCODER, KEPT_CONFIG_KEYS, POOLER
+from flaxbert.families.family import (
+    Architecture,
+    Family,
+    HeadKind,
+    SpecialTokens,
+    TensorName,
+    TokenDecoder,
+    layer_norm,
+    linear,
+)
+from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
+from flaxbert.lm_heads import BertForMaskedLM, masked_lm_logits
+from flaxbert.models import BertModel, ModelInputs, TaskModel
+from flaxbert.outputs import BaseModelOutput, SequenceClassifierOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """The fields of Hugging Face's RoBERTa configuration that change the mathematics; defaults are Hugging Face's.
+
+    Published models have `max_position_embeddings` 514, for sequences of up to 512 tokens.
+
+    Raises:
+        ValueError: a value is impossible; the message names the field, the value and what is allowed.
+    """
+
+    vocab_size: int = 50265
+    pad_token_id: int | None = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pad_token_id is None:
+            raise ValueError("pad_token_id is None; RoBERTa counts positions from it, so it must be a token id")
+        if self.max_sequence_length < 1:
+            raise ValueError(
+                f"max_position_embeddings is {self.max_position_embeddings}; it must exceed pad_token_id + 1, "
+                f"{self.pad_token_id + 1}, where positions begin"
+            )
+
+    @property
+    def max_sequence_length(self) -> int:
+        """The largest number of tokens of a sequence: their positions begin behind that of padding."""
+        return self.max_position_embeddings - _padding_position(self) - 1
+
+
+def count_positions(input_ids: Int[ArrayLike, "B T"], *, pad_token_id: int) -> Int[Array, "B T"]:
+    """Number the tokens that are not padding from `pad_token_id` + 1; padding has the position `pad_token_id`."""
+    is_token = jnp.asarray(input_ids) != pad_token_id
+    return jnp.where(is_token, jnp.cumsum(is_token, axis=1), 0) + pad_token_id
+
+
+def _roberta_inputs(config: BertConfig, input_ids: Int[ArrayLike, "B T"] | None, **inputs: Any) -> EncoderInputs:
+    """Return the encoder's inputs, with RoBERTa's positions where none are given."""
+    given = EncoderInputs(input_ids, **inputs)
+    tokens = given.inputs_embeds if input_ids is None else input_ids
+    if given.position_ids is not None or tokens is None:  # `encode` refuses inputs without tokens
+        return given
+    functional.require_shape("input_ids", input_ids, ("B", "T"))
+    functional.require_shape("inputs_embeds", given.inputs_embeds, ("B", "T", config.hidden_size))
+    length, limit = jnp.shape(tokens)[1], config.max_sequence_length
+    if length > limit:
+        raise ValueError(f"the sequence has {length} tokens; the model takes {limit}: truncate it")
+    padding = _padding_position(config)
+    if input_ids is None:
+        positions = jnp.arange(length)[None] + padding + 1
+    else:
+        positions = count_positions(input_ids, pad_token_id=padding)
+    return dataclasses.replace(given, position_ids=positions)
+
+
+def _padding_position(config: BertConfig) -> int:
+    assert config.pad_token_id is not None  # checked by `RobertaConfig`
+    return config.pad_token_id
+
+
+def _with_padding_position(encoder: Declaration, config: BertConfig) -> Declaration:
+    """Declare the position of padding as zero in a new model, as `torch.nn.Embedding(padding_idx=...)` does."""
+    table = declare_embedding(
+        config.max_position_embeddings,
+        config.hidden_size,
+        "position",
+        stddev=config.initializer_range,
+        pad_row=config.pad_token_id,
+    )
+    embeddings = encoder["embeddings"]
+    assert isinstance(embeddings, dict)
+    return encoder | {"embeddings": embeddings | {"position": table}}
+
+
+def _with_frozen_padding_position(encoder: Params, config: BertConfig) -> Params:
+    """Stop the gradient of the position of padding, as `torch.nn.Embedding(padding_idx=...)` does."""
+    table = jnp.asarray(encoder["embeddings"]["position"]["embedding"])
+    row = _padding_position(config)
+    frozen = table.at[row].set(jax.lax.stop_gradient(table[row]))
+    return {**encoder, "embeddings": {**encoder["embeddings"], "position": {"embedding": frozen}}}
+
+
+class RobertaModel(BertModel):
+    """The encoder: ids to contextual vectors, and the pooled vector of the first position."""
+
+    @nn.nowrap
+    def declaration(self) -> Declaration:
+        """Return the declaration of embeddings, layers and pooler."""
+        return _with_padding_position(super().declaration(), self.config)
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[ArrayLike, "B T"] | None = None,
+        *,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
+        first_positions_only: bool = False,
+        deterministic: bool = True,
+        **inputs: Unpack[ModelInputs],
+    ) -> BaseModelOutput:
+        """Encode a batch; arguments and errors are those of `BertModel`, but for `position_ids`.
+
+        Without `position_ids`, tokens that are not padding are counted from `pad_token_id` + 1.
+        """
+        given = _roberta_inputs(
+            self.config,
+            input_ids,
+            first_positions=first_positions,
+            first_positions_only=first_positions_only,
+            **inputs,
+        )
+        key = self._dropout_key(deterministic)
+        params = _with_frozen_padding_position(self._ready_parameters(), self.config)
+        return encode(params, given, config=self.config, execution=self.execution, key=key)
+
+
+class RobertaTaskModel(TaskModel):
+    """A RoBERTa encoder with a head."""
+
+    base_model_prefix = "roberta"
+
+    @nn.nowrap
+    def declaration(self) -> Declaration:
+        """Return the declaration of the encoder and the head."""
+        declaration = super().declaration()
+        encoder = declaration[self.base_model_prefix]
+        assert isinstance(encoder, dict)
+        return declaration | {self.base_model_prefix: _with_padding_position(encoder, self.config)}
+
+    @nn.nowrap
+    def _encode(
+        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
+    ) -> BaseModelOutput:
+        encoder = _with_frozen_padding_position(params[self.base_model_prefix], self.config)
+        given, key = _roberta_inputs(self.config, input_ids, **inputs), self._dropout_key(deterministic)
+        return encode(encoder, given, config=self.config, execution=self.execution, key=key)
+
+
+class RobertaForMaskedLM(RobertaTaskModel, BertForMaskedLM):
+    """Tokens at masked positions."""
+
+    @nn.nowrap
+    def _masked_lm_logits(
+        self, params: Params, x: Float[Array, "B T D"], positions: Int[ArrayLike, "B M"] | None = None
+    ) -> Float[Array, "B R V"]:
+        if positions is not None:
+            functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
+            x = functional.at_positions(x, positions)
+        table = params[self.base_model_prefix]["embeddings"]["word"]["embedding"]
+        config = self.config.replace(hidden_act="gelu")  # as in the reference, whose head ignores the config's
+        return masked_lm_logits(params["predictions"], x, table, config=config, execution=self.execution)
+
+
+class RobertaForSequenceClassification(RobertaTaskModel):
+    """One label, several labels or a number for a whole sequence."""
+
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the dense layer and the classifier."""
+        width = self.config.hidden_size
+        dense = declare_linear((width, width), ("embed", None), stddev=self.config.initializer_range)
+        return {"classifier": {"dense": dense, "output": self._label_layer(self.config.num_labels)}}
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[ArrayLike, "B T"] | None = None,
+        *,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
+        deterministic: bool = True,
+        **inputs: Unpack[ModelInputs],
+    ) -> SequenceClassifierOutput:
+        """Score the labels from the first token: [B, N], or [B, P, N] with `first_positions`."""
+        params = self._ready_parameters()
+        out = self._encode(
+            params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
+        )
+        head = params["classifier"]
+        x = self._head_dropout(out.last_hidden_state, deterministic)
+        x = jnp.tanh(functional.linear(head["dense"], x, "BPD,DE->BPE"))
+        x = self._head_dropout(x, deterministic)
+        logits = functional.linear(head["output"], x, "BPD,DN->BPN").astype(jnp.float32)
+        logits = logits[:, 0] if first_positions is None else logits
+        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
+
+
+_HEADS: tuple[TensorName, ...] = (
+    *layer_norm("lm_head.layer_norm", "predictions/norm"),
+    TensorName("lm_head.bias", ("predictions", "bias"), per_token=True),
+    *linear("lm_head.dense", "predictions/transform"),
+    *linear("lm_head.decoder", "predictions/decoder", per_token=True),
+    *linear("classifier.dense", "classifier/dense"),
+    *linear("classifier.out_proj", "classifier/output"),
+)
+
+ROBERTA = Family(
+    model_type="roberta",
+    config_class=RobertaConfig,
+    kept_config_keys=KEPT_CONFIG_KEYS,
+    prefix=RobertaTaskModel.base_model_prefix,
+    encoder=ENCODER,
+    pooler=POOLER,
+    heads=_HEADS,
+    buffers=BUFFERS,
+    decoder=TokenDecoder(
+        embeddings="roberta.embeddings.word_embeddings.weight",
+        weight="lm_head.decoder.weight",
+        bias="lm_head.bias",
+        untied_bias="lm_head.decoder.bias",
+    ),
+    label_weight="classifier.out_proj.weight",
+    input_names=("input_ids", "attention_mask"),
+    architectures=(
+        Architecture(RobertaModel, HeadKind.NONE),
+        Architecture(RobertaForMaskedLM, HeadKind.MASKED_LM, ("lm_head.",)),
+        Architecture(
+            RobertaForSequenceClassification, HeadKind.SEQUENCE_CLASSIFICATION, ("classifier.out_proj.weight",)
+        ),
+    ),
+    special_tokens=SpecialTokens(pad="<pad>", unknown="<unk>", cls="<s>", sep="</s>", mask="<mask>"),
+)
