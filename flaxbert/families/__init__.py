@@ -24,6 +24,7 @@ __all__ = [
     "architecture_of",
     "family_of",
     "family_of_config_class",
+    "model_class",
     "random_inputs",
 ]
 
@@ -71,6 +72,20 @@ def family_of_config_class(config_class: type[BertConfig]) -> Family:
             if ancestor is family.config_class:
                 return family
     raise TypeError(f"{config_class.__name__} is the configuration of no family; known: {', '.join(FAMILIES)}")
+
+
+def model_class(config: BertConfig, head: HeadKind) -> type[PreTrainedModel]:
+    """Return the class with this kind of head in the family of a configuration.
+
+    Raises:
+        ValueError: the family has no such class; lists the heads that it has.
+    """
+    family = family_of_config_class(type(config))
+    for architecture in family.architectures:
+        if architecture.head is head:
+            return architecture.model_class
+    heads = ", ".join(architecture.head.value for architecture in family.architectures)
+    raise ValueError(f"{family.model_type!r} has no model for {head.value} here; it has models for: {heads}")
 
 
 def random_inputs(model: PreTrainedModel, *, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from flaxbert import losses
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
-from flaxbert.families import HeadKind, architecture_of, family_of
+from flaxbert.families import HeadKind, architecture_of, family_of, model_class
 from flaxbert.families.roberta import ROBERTA, RobertaConfig
 from flaxbert.pipelines import TextClassificationPipeline
 from flaxbert.tokenizer import WordPieceTokenizer
@@ -287,6 +287,10 @@ def test_a_head_changes_on_request(tmp_path):
 def test_heads_of_the_family():
     assert ROBERTA.classes_for([HeadKind.MASKED_LM]) == ("RobertaForMaskedLM",)
     assert set(CLASSES) <= flaxbert.ARCHITECTURES.keys()
+    assert model_class(RobertaConfig(), HeadKind.MASKED_LM) is flaxbert.RobertaForMaskedLM
+    assert model_class(flaxbert.BertConfig(), HeadKind.QUESTION_ANSWERING) is flaxbert.BertForQuestionAnswering
+    with pytest.raises(ValueError, match="'roberta' has no model for question answering here"):
+        model_class(RobertaConfig(), HeadKind.QUESTION_ANSWERING)
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------

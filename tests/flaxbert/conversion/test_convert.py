@@ -1,4 +1,4 @@
-"""Conversions: bit for bit between all formats, nothing lost without a word, nothing half done."""
+"""Conversions: bit-exact between all formats, every loss reported, and no folder half written."""
 
 import errno
 import hashlib
@@ -31,7 +31,7 @@ from tests.flaxbert.array_tensor import ArrayTensor
 from tests.flaxbert.saved_models import CONFIG, assert_bit_equal, files_in, folder_of, tensors_of
 
 CLASSES = sorted(flaxbert.ARCHITECTURES)
-TF1 = Path(__file__).parent / "fixtures" / "tf1"
+TF1 = Path(__file__).parents[1] / "fixtures" / "tf1"
 
 
 # -- between all formats ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Averages: exact, of one model's checkpoints and the newest of a run, with the first one's companions."""
+"""Averages: exact, of one model's checkpoints and the newest of a run, with the tokenizer files of the first."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_what_lies_there_stays_and_a_damaged_checkpoint_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])
-def test_companions_are_the_first_one_s(tmp_path, name):
+def test_tokenizer_files_are_those_of_the_first_checkpoint(tmp_path, name):
     paths = [folder_of(value, tmp_path / str(value), name) for value in (1, 3)]
     for path, word in zip(paths, ("first", "second"), strict=True):
         (path / "vocab.txt").write_text(f"{VOCABULARY}{word}\n")
