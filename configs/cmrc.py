@@ -14,7 +14,7 @@ from pathlib import Path
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.answer_sets import Rule
+from train.tasks.answer_sets import MatchingRule
 from train.tasks.question_answering import QuestionAnswering
 
 config = Config(
@@ -23,7 +23,7 @@ config = Config(
         validation_split=0.2,
         # Answers are long: SQuAD's limit of 30 tokens covers 66% of the trial set's answers, 100 tokens 97%.
         max_answer=100,
-        rule=Rule.CMRC,
+        rule=MatchingRule.CMRC,
     ),
     # Without --model.pretrained, BERT-mini from scratch.
     model=Model(sizes=BertConfig.mini()),

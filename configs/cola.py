@@ -12,14 +12,14 @@ from pathlib import Path
 from train.config import Config, Model, Run
 from train.data.labelled_texts import Columns
 from train.optim import Optim
+from train.tasks.model_setup import minilm_folder
 from train.tasks.sequence_classification import SequenceClassification
-from train.tasks.start import minilm
 
 config = Config(
     task=SequenceClassification(
         train="CoLA/train.tsv", dev="CoLA/dev.tsv", columns=Columns(text="3", label="1"), labels=("0", "1"), packed=True
     ),
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=5e-5, warmup=0.1),
     run=Run(folder=Path("runs/cola"), batch_size=32, epochs=3),
 )

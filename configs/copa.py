@@ -11,12 +11,12 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
+from train.tasks.model_setup import minilm_folder
 from train.tasks.multiple_choice import MultipleChoice
-from train.tasks.start import minilm
 
 config = Config(
     task=MultipleChoice(train="COPA/train.jsonl", dev="COPA/val.jsonl", max_length=64),
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=1e-4, warmup=0.1),
     run=Run(folder=Path("runs/copa"), batch_size=16, epochs=10),
 )

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
+from train.tasks.model_setup import minilm_folder
 from train.tasks.multiple_choice import MultipleChoice
-from train.tasks.start import minilm
 
 config = Config(
     task=MultipleChoice(train="cosmosqa/valid.csv", validation_split=0.2, max_length=160),
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=1e-4, warmup=0.1),
     run=Run(folder=Path("runs/cosmosqa"), batch_size=16, epochs=2, log_every=25),
 )

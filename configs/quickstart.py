@@ -10,9 +10,10 @@ from pathlib import Path
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
+from train.data.pretraining.datasets import Segments
 from train.optim import Optim
 from train.optim.algorithms import AdamW
-from train.tasks.pretraining import Pretraining, Segments
+from train.tasks.pretraining import Pretraining
 
 config = Config(
     task=Pretraining(

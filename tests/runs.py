@@ -16,9 +16,10 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
+from train.data.pretraining.datasets import Segments
 from train.loop import run as train_run
 from train.optim import Optim
-from train.tasks.pretraining import Pretraining, Segments
+from train.tasks.pretraining import Pretraining
 from train.tasks.sequence_classification import SequenceClassification
 
 SMALL = BertConfig(

@@ -22,11 +22,14 @@ from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_r
 
 USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
 
-# Modules that config files imported, by their former names.
-_RENAMED_MODULES = {
+# Modules, and names in them, that config files imported, by their former names.
+_RENAMED_IMPORTS = {
     "train.data.pretraining.stages": "train.data.pretraining.batches",
     "train.data.table": "train.data.labelled_texts",
     "train.data.tagged": "train.data.tagged_sentences",
+    "train.tasks.answer_sets.Rule": "train.tasks.answer_sets.MatchingRule",
+    "train.tasks.pretraining.Segments": "train.data.pretraining.datasets.Segments",
+    "train.tasks.start": "train.tasks.model_setup, and its function minilm is minilm_folder",
     "train.optim.adafactor": "train.optim.algorithms",
     "train.optim.adam": "train.optim.algorithms",
     "train.optim.lamb": "train.optim.algorithms",
@@ -127,7 +130,8 @@ def load_config(file: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file; the message lists the other files of its folder.
-        ValueError: the file defines no `config` of the right type, or uses a setting or module by its former name.
+        ValueError: the file defines no `config` of the right type, or uses the former name of a setting, module or
+            class.
     """
     if not file.is_file():
         near = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
@@ -138,10 +142,12 @@ def load_config(file: Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        if error.name not in _RENAMED_MODULES:
+    except ImportError as error:
+        missing = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+        former = f"{missing[2]}.{missing[1]}" if missing else error.name
+        if former not in _RENAMED_IMPORTS:
             raise
-        raise ValueError(f"{file}: the module {error.name} is now {_RENAMED_MODULES[error.name]}") from error
+        raise ValueError(f"{file}: {former} is now {_RENAMED_IMPORTS[former]}") from error
     except TypeError as error:
         renamed = _renamed_field(str(error))
         if renamed is None:

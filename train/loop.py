@@ -237,7 +237,8 @@ class Evaluator:
         for name in names:
             if name not in self._evaluations:
                 found = evaluate(self._eval_step, params, self._task.evaluations[name], self._placement)
-                means = {**found.means, **self._task.compute_metrics(name, found)}
+                metrics = self._task.compute_metrics(name, found, earlier=self._evaluations)
+                means = {**found.means, **metrics}
                 self._evaluations[name] = dataclasses.replace(found, means=means)
                 self._reporter.evaluation(step, name, means)
         return {name: self._evaluations[name] for name in names}

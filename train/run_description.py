@@ -8,7 +8,7 @@ from flaxbert import PreTrainedModel
 from flaxbert.files import atomic_write
 from train.config import Config
 from train.distributed import Placement
-from train.tasks.start import TOKENIZER_FOLDER
+from train.tasks.model_setup import TOKENIZER_FOLDER
 from train.tasks.task import Task
 
 RUN_FILE = "run.json"

@@ -30,7 +30,7 @@ class StepLog:
             fraction: the fraction of each batch whose tokens are counted; the other rows are taken to be like them.
         """
         self._log_every, self._total_steps, self._fraction = config.run.log_every, total_steps, fraction
-        self._sizes, self._loss_terms, self._reporter = task.config, task.terms, reporter
+        self._sizes, self._loss_terms, self._reporter = task.config, task.loss_terms, reporter
         self._learning_rate, self._peak = schedule(config.optim, total_steps), peak_flops()
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._compiled = False

@@ -21,9 +21,10 @@ from train.aot.estimate_report import estimate_json, estimate_table
 from train.aot.hlo import parse_program
 from train.aot.topology import slice_devices
 from train.config import Config, Model, Run
+from train.data.pretraining.datasets import Segments
 from train.distributed import MeshShape, Placement
 from train.flops import CHIPS, V5E
-from train.tasks.pretraining import Pretraining, Segments
+from train.tasks.pretraining import Pretraining
 
 if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed; pip install -e '.[tpu]'", allow_module_level=True)

@@ -112,7 +112,7 @@ def test_flags_that_the_choice_does_not_have(wrong, near, capsys):
         (("--mesh.fsdp", "3"), "fsdp 3 x tensor 1 does not fit: there are 8 devices"),
         (("--mesh.tensor", "8", "--run.batch-size", "8"), "heads of size 2 over 8 devices of tensor"),
         (("--model.sizes.hidden-size", "33"), "hidden_size 33 is not divisible by num_attention_heads 2"),
-        (("--task.max-length", "600"), "max_length is 600; allowed: 3 to the model's max_position_embeddings, 512"),
+        (("--task.max-length", "600"), "max_length is 600; allowed: 3 to the model's number of positions, 512"),
         (("--task.train", "none.tsv"), "none.tsv does not exist"),
         (("--task.tokenizer", "none"), "none: no such file"),
         (("--task.labels", "short", "tall"), "train.tsv:13: label 'long'"),
@@ -253,9 +253,18 @@ def test_a_config_file_with_a_former_name_is_refused_with_the_new_name(config_fi
     assert f"{config_file}: {message}" in refused(config_file, capsys)
 
 
-def test_a_config_file_that_imports_a_former_module_is_refused_with_the_new_name(config_file, capsys):
-    config_file.write_text("from train.optim.adam import AdamW\n" + config_file.read_text())
-    assert f"{config_file}: the module train.optim.adam is now train.optim.algorithms" in refused(config_file, capsys)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("from train.optim.adam import AdamW", "train.optim.adam is now train.optim.algorithms"),
+        ("from train.tasks.start import minilm", "train.tasks.start is now train.tasks.model_setup"),
+        ("from train.tasks.answer_sets import Rule", "Rule is now train.tasks.answer_sets.MatchingRule"),
+    ],
+)
+def test_a_config_file_that_imports_a_former_name_is_refused_with_the_new_name(config_file, capsys, line, message):
+    config_file.write_text(f"{line}\n{config_file.read_text()}")
+    answer = refused(config_file, capsys)
+    assert str(config_file) in answer and message in answer
 
 
 def test_all_former_names_have_a_current_one(config_file):

@@ -41,5 +41,5 @@ def test_what_a_config_of_pretraining_would_compile(file):
     spec = config.task.train_spec(config)
     task, batch = config.task, spec.batch
     assert batch["input_ids"].shape == (config.run.batch_size, task.row_length or task.max_length)
-    assert ("next_sentence_labels" in batch) == task.pairs
-    assert spec.objective.token_counts(batch).predictions <= batch["masked_lm_labels"].size
+    assert ("next_sentence_labels" in batch) == task.two_segments
+    assert spec.token_counts(batch).predictions <= batch["masked_lm_labels"].size

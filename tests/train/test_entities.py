@@ -15,7 +15,7 @@ KINDS = ("LOC", "PER", "creative-work")
 
 
 def values(score):
-    return [score.precision, score.recall, score.f1, score.given]
+    return [score.precision, score.recall, score.f1, score.support]
 
 
 # seqeval's readers of tags. What it knows as IOBES is BIOES.
@@ -85,10 +85,10 @@ def test_scores_equal_those_of_the_definition(data):
         chosen = [[{e for e in one if kind in (None, e[2])} for one in pair] for pair in sets]
         expected = [sum(len(a) for a, _ in chosen), sum(len(b) for _, b in chosen), sum(len(a & b) for a, b in chosen)]
         score = found.overall if kind is None else found.types.get(kind)
-        assert ([score.given, score.predicted, score.right] if score else [0, 0, 0]) == expected
+        assert ([score.support, score.predicted, score.correct] if score else [0, 0, 0]) == expected
 
 
 def test_what_cannot_be_compared():
     for predicted in ([["O"]], [["O"], ["O", "O", "O"]]):
-        with pytest.raises(ValueError, match="differ in the number of sentences, or of the tags of one"):
+        with pytest.raises(ValueError, match="differ in the number of sentences, or in the tags of a sentence"):
             entity_scores([["O"], ["O", "O"]], predicted)

@@ -21,8 +21,8 @@ CONFIG = BertConfig(
 
 def work(name, mask):
     if name == "BertForMaskedLM":
-        return TokenCounts.of(mask, predictions=mask.size)
-    return TokenCounts.of(mask, pooled=name != "BertForTokenClassification")
+        return TokenCounts.of_batch({"attention_mask": mask}, predictions=mask.size)
+    return TokenCounts.of_batch({"attention_mask": mask}, pooled=name != "BertForTokenClassification")
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_the_formula_is_what_xla_counts(name):
 
 def test_padding_is_no_work():
     mask = (np.arange(6) < np.array([[6], [2], [0]])).astype(np.int32)
-    assert TokenCounts.of(mask, predictions=3) == TokenCounts(tokens=8, squares=40, predictions=3, pooled=0)
-    assert TokenCounts.of(mask, pooled=True) + TokenCounts.of(mask) == TokenCounts(
-        tokens=16, squares=80, predictions=0, pooled=2
-    )
+    batch = {"attention_mask": mask}
+    predicted, pooled = TokenCounts.of_batch(batch, predictions=3), TokenCounts.of_batch(batch, pooled=True)
+    assert predicted == TokenCounts(tokens=8, squares=40, predictions=3, pooled=0)
+    assert pooled + TokenCounts.of_batch(batch) == TokenCounts(tokens=16, squares=80, predictions=0, pooled=2)
 
 
 @pytest.mark.parametrize(

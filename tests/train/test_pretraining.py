@@ -15,10 +15,11 @@ from tests.train.test_loop import stop_after
 from train.config import Config, Model, Run
 from train.data.corpus.preparation import Preparation, prepare
 from train.data.pretraining.batches import Stage
+from train.data.pretraining.datasets import Segments
 from train.evaluate import Evaluation
 from train.loop import run
 from train.optim import Optim
-from train.tasks.pretraining import Pretraining, Segments
+from train.tasks.pretraining import Pretraining, pretraining_logits
 
 SIZES = BertConfig(
     vocab_size=205,
@@ -76,7 +77,7 @@ def test_packed_rows_give_every_example_the_loss_that_it_has_alone(config):
     packed = changed(config, row_length=64).task.prepare(config)
     model, params = parameters(alone)
     single, shared = {}, {}
-    scores = [jax.jit(lambda p, b, task=task: task._scores(model, p, b, None)) for task in (alone, packed)]
+    scores = [jax.jit(lambda p, b, task=task: pretraining_logits(model, p, b, None)) for task in (alone, packed)]
     for i in range(4):
         batch = packed.train[i]
         shared |= per_example(scores[1], params, batch, batch["segment_ids"])
@@ -88,7 +89,7 @@ def test_packed_rows_give_every_example_the_loss_that_it_has_alone(config):
         np.testing.assert_allclose(shared[example], single[example], atol=1e-5)
     # And the loss trained on is the mean over the examples' predictions, plus that over pairs.
     batch = packed.train[0]
-    words, pairs = packed._scores(model, params, batch, None)
+    words, pairs = pretraining_logits(model, params, batch, None)
     loss = packed.loss(model, params, batch, None)
     assert loss.weight.tolist() == [
         (batch["masked_lm_labels"] != IGNORE).sum(),
@@ -118,8 +119,8 @@ def test_a_train_spec_is_what_the_data_would_say(config, segments, row_length):
     batch = task.train[0]
     shapes = [{name: (v.shape, v.dtype) for name, v in given.items()} for given in (spec.batch, batch)]
     assert shapes[0] == shapes[1]
-    assert spec.objective.config == task.config
-    assert task.architecture is spec.objective.architecture
+    assert spec.config == task.config
+    assert task.architecture is spec.architecture
     assert task.architecture is (BertForPreTraining if segments is Segments.NEXT_SENTENCE else BertForMaskedLM)
 
 
@@ -143,7 +144,7 @@ def test_what_an_evaluation_tells(config):
     model, params = parameters(task)
     batches = list(task.evaluations["dev"])
     measure = jax.jit(lambda batch: task.eval_step(model, params, batch).metrics)
-    scores = jax.jit(lambda batch: task._scores(model, params, batch, None))
+    scores = jax.jit(lambda batch: pretraining_logits(model, params, batch, None))
     found = [measure(dict(batch)) for batch in batches]
     means = {n: sum(float(f[n].sum) for f in found) / sum(float(f[n].weight) for f in found) for n in found[0]}
     right = total = 0
@@ -154,7 +155,7 @@ def test_what_an_evaluation_tells(config):
         total += counted.sum()
     assert means["masked_lm_accuracy"] == pytest.approx(right / total)
     assert means["masked_lm_loss"] == pytest.approx(math.log(205), abs=0.1)  # nothing is learnt yet
-    derived = task.compute_metrics("dev", Evaluation(means, []))
+    derived = task.compute_metrics("dev", Evaluation(means, []), earlier={})
     assert derived["perplexity"] == pytest.approx(math.exp(means["masked_lm_loss"]))
     assert derived["loss"] == pytest.approx(means["masked_lm_loss"] + means["next_sentence_loss"])
 
@@ -183,7 +184,7 @@ def test_a_store_made_with_another_tokenizer(config, tmp_path):
         ({"masking_rate": 1.0}, "the masking rate is 1.0"),
         ({"max_predictions": 0}, "max_predictions is 0"),
         ({"heldout": 0.0}, "heldout is 0.0; it must lie between 0 and 1"),
-        ({"max_length": 41}, "max_length is 41; allowed: 3 to the model's max_position_embeddings, 40"),
+        ({"max_length": 41}, "max_length is 41; allowed: 3 to the model's number of positions, 40"),
         ({"prompts": ("no mask",)}, "the prompt 'no mask' must hold"),
         ({"text": "nowhere"}, "nowhere: no such file or folder"),
     ],

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 from train.data.labelled_texts import LabelledText, infer_labels, label_indicators, label_numbers, read_labelled_texts
 from train.loop import run
-from train.metrics.classification import spearman
+from train.metrics.classification import spearman_correlation
 from train.optim import Optim
 
 
@@ -47,7 +47,7 @@ def test_regression(classification):
     assert found["spearman"] > 0.9 and found["pearson"] > 0.9
     predictions = [line.split("\t") for line in (folder / "predictions_dev.tsv").read_text().splitlines()[1:]]
     given, said = (np.array([float(line[i]) for line in predictions]) for i in (1, 2))
-    assert spearman(given, said) == pytest.approx(found["spearman"], abs=1e-3)
+    assert spearman_correlation(given, said) == pytest.approx(found["spearman"], abs=1e-3)
     assert np.mean((given - said) ** 2) == pytest.approx(found["loss"], rel=1e-3)
     # transformers reads a model of one number, whose loss is squared error.
     model = BertForSequenceClassification.from_pretrained(folder / "model")

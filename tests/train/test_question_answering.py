@@ -21,9 +21,9 @@ from train.data.examples import SpanSequences
 from train.distributed import Placement
 from train.evaluate import compile_eval_step, evaluate
 from train.loop import run
-from train.metrics.squad import squad1, squad2
+from train.metrics.squad import squad1_metrics, squad2_metrics
 from train.optim import Optim
-from train.tasks.answer_sets import Rule
+from train.tasks.answer_sets import MatchingRule
 from train.tasks.question_answering import QuestionAnswering
 
 NAMES = ["anna", "otto", "rome", "paris", "seven", "nine"]
@@ -90,7 +90,7 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
         texts = {n: next(c["text"] for c in candidates if c["text"]) for n, candidates in best.items()}
         threshold = found[name]["threshold"]
         assert predictions == {n: "" if odds[n] > threshold else text for n, text in texts.items()}
-        expected = squad2(texts, gold, odds, threshold=threshold)
+        expected = squad2_metrics(texts, gold, odds, threshold=threshold)
         assert expected.items() <= found[name].items()
         for context, row in rows:
             candidates = best[row["id"]]
@@ -114,7 +114,7 @@ def test_a_run_where_all_have_answers(tmp_path):
     predictions = read(folder, "predictions_dev.json")
     content = json.loads((tmp_path / "dev.json").read_text())["data"]
     rows = [p["qas"][0] for article in content for p in article["paragraphs"]]
-    expected = squad1(predictions, {row["id"]: [a["text"] for a in row["answers"]] for row in rows})
+    expected = squad1_metrics(predictions, {row["id"]: [a["text"] for a in row["answers"]] for row in rows})
     assert expected.items() <= found.items() and "threshold" not in found and all(predictions.values())
     assert not (folder / "null_odds_dev.json").exists()
 
@@ -129,7 +129,7 @@ def logits_of(task, sizes):
         batches = dataclasses.replace(task.evaluations["dev"], size=size)
         sized = dataclasses.replace(task, evaluations={"dev": batches})
         found = evaluate(eval_step, params, batches, placement)
-        yield found, sized.compute_metrics("dev", found), sized
+        yield found, sized.compute_metrics("dev", found, earlier={}), sized
 
 
 def test_evaluation_does_not_depend_on_the_size_of_its_batches(tmp_path):
@@ -165,7 +165,7 @@ def test_targets_of_windows(tmp_path):
     task = config.task.prepare(config)
     spans = task.train.examples
     assert isinstance(spans, SpanSequences) and len(spans) > 64  # some contexts have several windows
-    token = config.task.load_tokenizer(config).id
+    token = config.task.require_tokenizer(config).token_id
     names = {token(name) for name in NAMES}
     for ids, (start, end) in zip(spans.ids, spans.positions, strict=True):
         if start:
@@ -214,7 +214,7 @@ def test_held_out_articles_and_excluded_questions(tmp_path):
     assert len(dev) == 3
     # Only questions that have answers.
     task = with_task(config, exclude=None, impossible=False).task.prepare(config)
-    assert task.facts["train questions not used"] == 10 and not task.sets["dev"].taught_empty
+    assert task.facts["train questions not used"] == 10 and not task.sets["dev"].trained_on_no_answer
     assert task.facts["train without answer"] == 0 and task.facts["dev without answer"] == 6
 
 
@@ -228,7 +228,7 @@ def test_settings_and_files_that_cannot_be_used(tmp_path):
         with pytest.raises(ValueError, match=message):
             with_task(config, **changes)
     with pytest.raises(ValueError, match="needs one of every question"):
-        with_task(config, rule=Rule.CMRC).task.prepare(config)
+        with_task(config, rule=MatchingRule.CMRC).task.prepare(config)
     content = {"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "question": "who?"}]}]}]}
     (tmp_path / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="none of its questions has an answer"):
@@ -247,10 +247,10 @@ def test_chinese_is_answered_in_characters(data_dir, tmp_path):
         max_query=64,
         window_step=64,
         max_answer=256,
-        rule=Rule.CMRC,
+        rule=MatchingRule.CMRC,
     )
     task = config.task.prepare(config)
-    assert task.facts["train answers with a wrong place, repaired"] == 5
+    assert task.facts["train answers with a wrong offset, repaired"] == 5
     # Scores that point to each answer, so that only one is missed that no window holds.
     asked = task.sets["dev"]
     logits = []
@@ -262,6 +262,6 @@ def test_chinese_is_answered_in_characters(data_dir, tmp_path):
             if places is not None:
                 scores[[0, 1], places] = 10.0
             logits.append(scores)
-    found = asked.compute_metrics(asked.answers(logits), 0.0)
+    found = asked.compute_metrics(asked.ranked_answers(logits), 0.0)
     assert found["exact"] > 95 and found["f1"] > found["exact"] and set(found) == {"exact", "f1", "average"}
     assert isinstance(task.evaluations["dev"], EvaluationBatches)

@@ -192,7 +192,7 @@ def test_a_task_of_records(config, tmp_path):
     assert {n: v.shape for n, v in spec.batch.items()} == {n: v.shape for n, v in prepared.train[0].items()}
     assert prepared.facts["examples"] == "12 to train on, 5 held out"
     assert len(list(prepared.evaluations["dev"])) == 1 and prepared.unigram_entropy > 0
-    with pytest.raises(ValueError, match="holds no vocabulary: give that with which it was made"):
+    with pytest.raises(ValueError, match="holds no vocabulary: give the one that made it"):
         dataclasses.replace(task, tokenizer=None).prepare(
             dataclasses.replace(config, run=Run(folder=tmp_path / "other", steps=1))
         )

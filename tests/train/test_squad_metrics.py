@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.metrics import cmrc as chinese
-from train.metrics.cmrc import cmrc
-from train.metrics.squad import best_threshold, exact, f1, f1_or_empty, normalised, squad1, squad2
+from train.metrics.squad import (
+    best_null_threshold,
+    chinese_segments,
+    cmrc_exact_match,
+    cmrc_f1,
+    cmrc_metrics,
+    exact_match,
+    normalise_answer,
+    squad1_metrics,
+    squad2_metrics,
+    token_f1,
+    token_f1_or_empty,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +38,7 @@ from train.metrics.squad import best_threshold, exact, f1, f1_or_empty, normalis
     ],
 )
 def test_normalisation(text, expected):
-    assert normalised(text) == expected
+    assert normalise_answer(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,12 +57,16 @@ def test_normalisation(text, expected):
     ],
 )
 def test_a_prediction_and_an_answer(answer, prediction, expected):
-    assert (exact(answer, prediction), f1(answer, prediction), f1_or_empty(answer, prediction)) == expected
+    assert (
+        exact_match(answer, prediction),
+        token_f1(answer, prediction),
+        token_f1_or_empty(answer, prediction),
+    ) == expected
 
 
 def test_squad_1_takes_the_best_answer():
     gold = {"x": ["in 1066", "1066"], "y": ["King William the Conqueror"], "z": ["London"]}
-    found = squad1({"x": "1066.", "y": "William", "z": "Paris"}, gold)
+    found = squad1_metrics({"x": "1066.", "y": "William", "z": "Paris"}, gold)
     assert found == {"exact": 100 / 3, "f1": 100 * (1 + 2 * 1 * (1 / 3) / (1 + 1 / 3)) / 3}
 
 
@@ -62,7 +76,7 @@ ODDS = {"a": -5.0, "b": 2.0, "c": 1.0, "d": -1.0, "e": -3.0}
 
 
 def test_squad_2_by_hand():
-    found = squad2(BEST, GOLD, ODDS, threshold=0.0)
+    found = squad2_metrics(BEST, GOLD, ODDS, threshold=0.0)
     # a is right, b and c are empty: right and wrong ("the" has an answer); d is half right; e is not empty.
     two_thirds = 2 * 0.5 * 1 / (0.5 + 1)
     assert found == {
@@ -80,16 +94,16 @@ def test_squad_2_by_hand():
         "best_f1": 60.0,
         "best_f1_thresh": -5.0,
     }
-    assert best_threshold(BEST, GOLD, ODDS) == -5.0
+    assert best_null_threshold(BEST, GOLD, ODDS) == -5.0
     # At the threshold itself a question keeps its answer.
-    assert squad2(BEST, GOLD, ODDS, threshold=-5.0)["exact"] == 60.0
+    assert squad2_metrics(BEST, GOLD, ODDS, threshold=-5.0)["exact"] == 60.0
 
 
 def test_squad_2_where_all_have_answers_or_none():
-    found = squad2({"a": "Rome"}, {"a": ["Rome"]}, {"a": 3.0}, threshold=2.0)
+    found = squad2_metrics({"a": "Rome"}, {"a": ["Rome"]}, {"a": 3.0}, threshold=2.0)
     assert found["exact"] == 0.0 and found["best_exact"] == 100.0 and found["best_exact_thresh"] == 3.0
     assert "NoAns_exact" not in found
-    found = squad2({"b": "x"}, {"b": []}, {"b": -3.0}, threshold=2.0)
+    found = squad2_metrics({"b": "x"}, {"b": []}, {"b": -3.0}, threshold=2.0)
     assert found["exact"] == 0.0 and found["best_exact"] == 100.0 and found["best_exact_thresh"] == 0.0
     assert "HasAns_exact" not in found
 
@@ -135,7 +149,7 @@ def test_squad_2_equals_its_definition(rows, threshold):
     predictions = {str(i): row[0] for i, row in enumerate(rows)}
     gold = {str(i): row[1] for i, row in enumerate(rows)}
     odds = {str(i): float(row[2]) for i, row in enumerate(rows)}
-    found = squad2(predictions, gold, odds, threshold=threshold)
+    found = squad2_metrics(predictions, gold, odds, threshold=threshold)
     plain = plain_scores(predictions, gold)
     empty = {name: (float(not texts),) * 2 for name, texts in gold.items()}
     kept = {name: empty[name] if odds[name] > threshold else plain[name] for name in gold}
@@ -159,7 +173,7 @@ def test_squad_2_equals_its_definition(rows, threshold):
     first = {name: texts for name, texts in gold.items() if any(map(plain_words, texts))}
     if first:
         expected = {name: plain_scores(predictions, {name: first[name]})[name] for name in first}
-        scores = squad1(predictions, {name: [t for t in ts if plain_words(t)] for name, ts in first.items()})
+        scores = squad1_metrics(predictions, {name: [t for t in ts if plain_words(t)] for name, ts in first.items()})
         assert scores["exact"] == pytest.approx(100 * sum(e for e, _ in expected.values()) / len(first))
         assert scores["f1"] == pytest.approx(100 * sum(f for _, f in expected.values()) / len(first))
 
@@ -178,9 +192,9 @@ def test_squad_2_equals_its_definition(rows, threshold):
     ],
 )
 def test_cmrc_by_hand(answer, prediction, expected):
-    scores = chinese.exact(answer, prediction), chinese.f1(answer, prediction)
+    scores = cmrc_exact_match(answer, prediction), cmrc_f1(answer, prediction)
     assert scores == pytest.approx(expected)
-    found = cmrc({"q": prediction}, {"q": ["错", answer]})
+    found = cmrc_metrics({"q": prediction}, {"q": ["错", answer]})
     assert found == pytest.approx({"exact": 100 * expected[0], "f1": 100 * expected[1], "average": 50 * sum(expected)})
 
 
@@ -197,7 +211,7 @@ def test_cmrc_by_hand(answer, prediction, expected):
     ],
 )
 def test_what_is_between_chinese_characters(text, segments):
-    assert chinese._segments(text) == segments
+    assert chinese_segments(text) == segments
 
 
 characters = st.text(alphabet="甲乙丙，《京 ", max_size=8)
@@ -212,7 +226,7 @@ def test_cmrc_equals_its_definition_on_characters(answer, prediction):
     )
     longest = max(runs, default=0)
     expected = 2 * longest / (len(wanted) + len(found)) if longest else 0.0
-    assert chinese.f1(answer, prediction) == pytest.approx(expected)
+    assert cmrc_f1(answer, prediction) == pytest.approx(expected)
 
 
 def occurs(run, letters):

@@ -22,8 +22,7 @@ from train.evaluate import compile_eval_step, evaluate
 from train.loop import run
 from train.metrics.entities import entity_scores
 from train.optim import Optim
-from train.tasks.entity_report import most_frequent_tags
-from train.tasks.token_classification import TokenClassification
+from train.tasks.token_classification import TokenClassification, most_frequent_tags
 
 WORDS = ["mr", "may", "in", "it", "rains", "new", "york", "town", "an", "##na", "##town", "bo", "##b", "\u200b"]
 BLANK = "\u200b"  # of the category that BERT's tokenizer drops
@@ -202,8 +201,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(config):
             lambda params, batch, task=task, model=model: task.eval_step(model, params, batch), placement
         )
         result = evaluate(eval_step, params, task.evaluations["dev"], placement)
-        found.append({**result.means, **task.compute_metrics("dev", result)})
-        tags.append(task._predicted("dev", result))
+        found.append({**result.means, **task.compute_metrics("dev", result, earlier={})})
+        tags.append(task._predicted_tags("dev", result))
     assert found[0].keys() == {"loss", "token_accuracy", "precision", "recall", "f1"}
     assert len({tag for row in tags[0] for tag in row}) > 2
     assert tags[0] == tags[1] and found[0] == pytest.approx(found[1], rel=1e-5)

@@ -9,9 +9,10 @@ from flaxbert import BertConfig
 from tests.train.test_loop import with_task
 from train.command import load_config
 from train.config import Config, Model, Run
-from train.tasks.pretraining import Pretraining, Segments
+from train.data.pretraining.datasets import Segments
+from train.tasks.model_setup import model_config
+from train.tasks.pretraining import Pretraining
 from train.tasks.sequence_classification import SequenceClassification
-from train.tasks.start import model_config
 
 ROOT = Path(__file__).parents[2]
 SIZES = BertConfig.tiny(max_position_embeddings=48)
@@ -36,26 +37,26 @@ def shapes(batch):
 def test_a_train_spec_is_what_the_data_would_say(config):
     spec, task = config.task.train_spec(config), config.task.prepare(config)
     assert shapes(spec.batch) == shapes(task.train[0])
-    assert spec.objective.config == task.config
-    assert spec.objective.architecture is task.architecture
+    assert spec.config == task.config
+    assert spec.architecture is task.architecture
     # None of the rows of this batch is the short one at the end of the text.
     assert task.train[0]["attention_mask"].all()
-    assert spec.objective.token_counts(spec.batch) == task.token_counts(task.train[0])
+    assert spec.token_counts(spec.batch) == task.token_counts(task.train[0])
 
 
 def test_a_train_spec_needs_neither_text_nor_vocabulary(config):
     away = with_task(config, text="nothing.txt", tokenizer=Path("nothing"))
-    assert away.task.train_spec(away).objective.config == SIZES
+    assert away.task.train_spec(away).config == SIZES
     to_come = with_task(config, text="nothing", tokenizer=None, vocab_size=77)
-    assert to_come.task.train_spec(to_come).objective.config == SIZES
+    assert to_come.task.train_spec(to_come).config == SIZES
     learnt = with_task(config, tokenizer=None, vocab_size=77)
-    assert learnt.task.train_spec(learnt).objective.config == SIZES.replace(vocab_size=77)
+    assert learnt.task.train_spec(learnt).config == SIZES.replace(vocab_size=77)
 
 
 def test_a_model_that_is_yet_to_be_trained_has_the_sizes_of_the_config(config, caplog):
     second = dataclasses.replace(config, model=Model(pretrained=Path("nowhere/model"), sizes=SIZES))
-    assert second.task.train_spec(second).objective.config.hidden_size == SIZES.hidden_size
-    assert caplog.messages == ["nowhere/model is not there: the model's sizes are taken to be those of the config"]
+    assert second.task.train_spec(second).config.hidden_size == SIZES.hidden_size
+    assert caplog.messages == ["nowhere/model does not exist: the model is assumed to have the sizes of the config"]
 
 
 def test_dropout_is_the_runs_or_the_models(config, tmp_path):
@@ -71,7 +72,7 @@ def test_dropout_is_the_runs_or_the_models(config, tmp_path):
 
 def test_a_train_spec_is_checked_as_the_data_would_be(config):
     long = with_task(config, max_length=49)
-    with pytest.raises(ValueError, match="max_length is 49; allowed: 3 to the model's max_position_embeddings, 48"):
+    with pytest.raises(ValueError, match="max_length is 49; allowed: 3 to the model's number of positions, 48"):
         long.task.train_spec(long)
     rate = with_task(config, masking_rate=1.5)
     with pytest.raises(ValueError, match=r"the masking rate is 1\.5"):
@@ -92,8 +93,8 @@ def test_batches_trimmed_to_their_texts_have_the_train_spec_of_their_data(config
 def test_the_configs_of_pretraining_have_googles_sizes(size, length):
     config = load_config(ROOT / f"configs/pretrain_{size}_{length}.py")
     spec = config.task.train_spec(config)
-    assert spec.objective.config == {"base": BertConfig.base(), "large": BertConfig.large()}[size]
-    counts = spec.objective.token_counts(spec.batch)
+    assert spec.config == {"base": BertConfig.base(), "large": BertConfig.large()}[size]
+    counts = spec.token_counts(spec.batch)
     assert (counts.tokens, counts.predictions) == (256 * length, 256 * round(0.15 * length))
     # 10,000 steps of warmup in all, as create_pretraining's default.
     assert config.run.steps is not None

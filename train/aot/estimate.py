@@ -20,7 +20,7 @@ from train.distributed import Placement
 from train.flops import Chip, train_flops
 from train.optim import make_optimizer
 from train.step import Batch, TrainState, compile_step, state_shapes, state_shardings
-from train.tasks.task import Objective, TokenCounts, TrainSpec
+from train.tasks.task import TokenCounts, TrainSpec
 
 
 class DoesNotFit(RuntimeError):
@@ -39,7 +39,7 @@ class CompiledStep:
     rows: int
     """Batch rows that all devices compute at once: those of one gradient accumulation step."""
     placement: Placement
-    objective: Objective
+    spec: TrainSpec
     token_counts: TokenCounts
     """Sums over the batch on all devices."""
     seconds: float
@@ -122,8 +122,7 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
         DoesNotFit: a device has too little memory; the message states how much is missing.
     """
     spec: TrainSpec = config.task.train_spec(config)
-    objective = spec.objective
-    model = objective.architecture(objective.config, rules=placement.rules, **config.model.attributes)
+    model = spec.architecture(spec.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)
     optimizer = make_optimizer(config.optim, config.run.total_steps(spec.steps_per_epoch))
     shardings = state_shardings(model, optimizer, placement)
@@ -134,7 +133,7 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
     state = state_shapes(model, optimizer)
 
     def loss(params: Any, batch: Batch, key: jax.Array | None) -> Any:
-        return objective.loss(model, params, batch, key)
+        return spec.loss(model, params, batch, key)
 
     step: Any = compile_step(loss, optimizer, placement, shardings, gradient_accumulation_steps=accumulation)
     lowered = step.lower(state, batch, np.uint32(config.run.seed))
@@ -148,8 +147,8 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
         batch=batch,
         rows=rows // accumulation,
         placement=placement,
-        objective=objective,
-        token_counts=objective.token_counts(spec.batch),
+        spec=spec,
+        token_counts=spec.token_counts(spec.batch),
         seconds=seconds,
     )
 
@@ -198,7 +197,7 @@ def estimate_step(compiled: CompiledStep, topology: str, chip: Chip) -> Estimate
             program, tpu_slice, rows=compiled.rows, parameters=compiled.state.params, batch=compiled.batch
         ),
         tokens=compiled.token_counts.tokens,
-        model_flops=train_flops(compiled.objective.config, **dataclasses.asdict(compiled.token_counts)),
+        model_flops=train_flops(compiled.spec.config, **dataclasses.asdict(compiled.token_counts)),
         compile_seconds=compiled.seconds,
     )
 

@@ -15,7 +15,7 @@ from train.distributed import MeshShape, Placement
 from train.evaluate import compile_eval_step
 from train.optim import Optim, make_optimizer
 from train.step import Batch, Params, compile_step, create_state, state_shardings
-from train.tasks.pretraining_objective import PretrainingObjective
+from train.tasks.pretraining import pretraining_loss
 
 
 class JaxImplementation(Implementation):
@@ -32,7 +32,6 @@ class JaxImplementation(Implementation):
             attn_implementation=AttentionImplementation.EAGER,
             vocab_multiple=128,
         )
-        objective = PretrainingObjective(config=work.config, architecture=BertForPreTraining)
         placement = Placement.of(MeshShape(), jax.devices()[:1])
         optimizer = make_optimizer(Optim(), 10_000)
         shardings = state_shardings(self._model, optimizer, placement)
@@ -41,10 +40,10 @@ class JaxImplementation(Implementation):
         self._seed = np.uint32(seed)
 
         def loss(params: Params, batch: Batch, key: jax.Array | None) -> Any:
-            return objective.loss(self._model, params, batch, key)
+            return pretraining_loss(self._model, params, batch, key)
 
         def eval_step(params: Params, batch: Batch) -> Any:
-            return objective.loss(self._model, params, batch, None).mean
+            return pretraining_loss(self._model, params, batch, None).mean
 
         # Jitted functions; `Any` because their declared types have no `lower`.
         self._step: Any = compile_step(loss, optimizer, placement, shardings)

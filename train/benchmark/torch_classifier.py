@@ -22,7 +22,7 @@ from train.command import load_config, parse_flags
 from train.config import Config
 from train.optim.algorithms import AdamW
 from train.optim.schedules import Linear
-from train.tasks.sequence_classification import PreparedClassification, SequenceClassification
+from train.tasks.sequence_classification import SequenceClassification, SequenceClassificationTask
 from train.tasks.task import HostBatch
 
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     print("  ".join(f"{name} accuracy {value:.4f}" for name, value in found.items()))
 
 
-def train(model: Any, config: Config[Any], task: PreparedClassification, total_steps: int) -> list[float]:
+def train(model: Any, config: Config[Any], task: SequenceClassificationTask, total_steps: int) -> list[float]:
     """Train all steps and print a line every 100; return the loss of each step."""
     optim = config.optim
     algorithm = optim.algorithm
@@ -76,13 +76,13 @@ def train(model: Any, config: Config[Any], task: PreparedClassification, total_s
     return losses
 
 
-def accuracy(model: Any, task: PreparedClassification, name: str) -> float:
+def accuracy(model: Any, task: SequenceClassificationTask, name: str) -> float:
     """Return the accuracy on one of the task's evaluation sets."""
     labels = task.evaluations[name].examples.labels
     return float(np.mean(predictions(model, task, name) == labels))
 
 
-def predictions(model: Any, task: PreparedClassification, name: str) -> np.ndarray:
+def predictions(model: Any, task: SequenceClassificationTask, name: str) -> np.ndarray:
     """Return the label with the highest score of each example of an evaluation set [N]."""
     model.eval()
     batches, found = task.evaluations[name], []

@@ -14,7 +14,7 @@ from pathlib import Path
 from flaxbert.files import read_json
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from train.data.sources import DATASET_PREFIX, dataset_structures, reject_split
-from train.metrics.squad import normalised
+from train.metrics.squad import normalise_answer
 
 _MAX_OFFSET_ERROR = 2  # characters; Hugging Face's scripts repair offsets of published files that are wrong by as much
 _EXPECTED = 'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.'
@@ -286,4 +286,4 @@ def _occurrences(context: str, text: str) -> Iterator[int]:
 
 
 def _identity(question: SquadQuestion) -> tuple[str, str]:
-    return normalised(question.question), question.context.strip()
+    return normalise_answer(question.question), question.context.strip()

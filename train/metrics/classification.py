@@ -1,19 +1,20 @@
-"""Figures of classification and regression: those of GLUE's evaluation, with scikit-learn's and scipy's values.
+"""Metrics of classification and regression, as GLUE reports them.
 
-Where a quotient has nothing to divide by (a class that never occurs, predictions that are all the same), it is 0.
+A ratio without a denominator (a class that never occurs, constant predictions) is 0. The functions import scikit-learn
+and `scipy.stats` when they are called: together these take a second, which `python -m train --help` should not.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
-class PerClass:
-    """Precision, recall and F1 of each class [N], and how many entries are truly of it."""
+class ClassScores:
+    """Precision, recall and F1 of each class [N], and its number of examples."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -21,52 +22,68 @@ class PerClass:
     support: np.ndarray
 
 
-def confusion(given: Int[np.ndarray, "B"], predicted: Int[np.ndarray, "B"], count: int) -> Int[np.ndarray, "N N"]:
-    """How many entries of class i (rows) were taken for class j (columns), of `count` classes."""
-    return np.bincount(given.astype(np.int64) * count + predicted, minlength=count**2).reshape(count, count)
+def confusion_matrix(
+    labels: Int[np.ndarray, "B"], predictions: Int[np.ndarray, "B"], num_classes: int
+) -> Int[np.ndarray, "N N"]:
+    """Count the examples of class i (row) that were predicted as class j (column)."""
+    import sklearn.metrics
+
+    return sklearn.metrics.confusion_matrix(labels, predictions, labels=np.arange(num_classes))
 
 
-def per_class(counts: Int[np.ndarray, "N N"]) -> PerClass:
-    """Of each class, from a confusion matrix."""
-    right = np.diag(counts)
-    return _per_class(right, predicted=counts.sum(axis=0), given=counts.sum(axis=1))
+def class_scores(labels: Int[np.ndarray, "B"], predictions: Int[np.ndarray, "B"], num_classes: int) -> ClassScores:
+    """Score each class where an example has exactly one; arguments are class ids."""
+    return ClassScores(*_scores(labels, predictions, range(num_classes)))
 
 
-def per_label(given: Int[np.ndarray, "B N"], predicted: Int[np.ndarray, "B N"]) -> PerClass:
-    """Of each label, from zeros and ones: several labels may hold of an entry, or none."""
-    right = np.sum(given & predicted, axis=0)
-    return _per_class(right, predicted=predicted.sum(axis=0), given=given.sum(axis=0))
+def label_scores(labels: Int[np.ndarray, "B N"], predictions: Int[np.ndarray, "B N"]) -> ClassScores:
+    """Score each label where an example may have any number of them; arguments are zeros and ones."""
+    # One column at a time: scikit-learn takes an array of a single column for two classes.
+    columns = [_scores(*column, [1]) for column in zip(labels.T, predictions.T, strict=True)]
+    return ClassScores(*np.concatenate(columns, axis=1))
 
 
-def micro_f1(given: Int[np.ndarray, "B N"], predicted: Int[np.ndarray, "B N"]) -> float:
-    """F1 over all labels of all entries together."""
-    return float(_quotient(2 * np.sum(given & predicted), given.sum() + predicted.sum()))
+def micro_f1(labels: Int[np.ndarray, "B N"], predictions: Int[np.ndarray, "B N"]) -> float:
+    """Return the F1 over all labels of all examples together; arguments are zeros and ones."""
+    return float(_scores(labels.reshape(-1), predictions.reshape(-1), [1])[2][0])
 
 
-def matthews(counts: Int[np.ndarray, "N N"]) -> float:
-    """Matthews' correlation coefficient, for any number of classes (Gorodkin, 2004), from a confusion matrix."""
-    counts = counts.astype(np.float64)
-    total, right = counts.sum(), np.trace(counts)
-    given, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    spread = np.sqrt(total**2 - given @ given) * np.sqrt(total**2 - predicted @ predicted)
-    return float(_quotient(right * total - given @ predicted, spread))
+def matthews_correlation(labels: Int[np.ndarray, "B"], predictions: Int[np.ndarray, "B"]) -> float:
+    """Return Matthews' correlation coefficient for any number of classes (Gorodkin, 2004); arguments are class ids."""
+    import sklearn.metrics
+
+    if _is_constant(labels) or _is_constant(predictions):
+        return 0.0
+    return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
-def pearson(given: Float[np.ndarray, "B"], predicted: Float[np.ndarray, "B"]) -> float:
-    """Pearson's correlation coefficient."""
-    given, predicted = (values - values.mean() for values in (given.astype(np.float64), predicted.astype(np.float64)))
-    return float(_quotient(given @ predicted, np.linalg.norm(given) * np.linalg.norm(predicted)))
+def pearson_correlation(labels: Float[np.ndarray, "B"], predictions: Float[np.ndarray, "B"]) -> float:
+    """Return Pearson's correlation coefficient."""
+    import scipy.stats
+
+    if _is_constant(labels) or _is_constant(predictions):
+        return 0.0
+    result: Any = scipy.stats.pearsonr(labels.astype(np.float64), predictions.astype(np.float64))
+    return float(result.statistic)
 
 
-def spearman(given: Float[np.ndarray, "B"], predicted: Float[np.ndarray, "B"]) -> float:
-    """Spearman's rank correlation coefficient; equal values share the mean of their ranks."""
-    return pearson(scipy.stats.rankdata(given), scipy.stats.rankdata(predicted))
+def spearman_correlation(labels: Float[np.ndarray, "B"], predictions: Float[np.ndarray, "B"]) -> float:
+    """Return Spearman's rank correlation coefficient; equal values share the mean of their ranks."""
+    import scipy.stats
+
+    if _is_constant(labels) or _is_constant(predictions):
+        return 0.0
+    result: Any = scipy.stats.spearmanr(labels, predictions)
+    return float(result.statistic)
 
 
-def _per_class(right: np.ndarray, *, predicted: np.ndarray, given: np.ndarray) -> PerClass:
-    f1 = _quotient(2 * right, predicted + given)
-    return PerClass(_quotient(right, predicted), _quotient(right, given), f1, given)
+def _scores(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[int]) -> list[np.ndarray]:
+    """Return precision, recall, F1 and support of these classes."""
+    import sklearn.metrics
+
+    scores: Any = sklearn.metrics.precision_recall_fscore_support  # its stubs know neither numbers nor arrays
+    return scores(labels, predictions, labels=list(classes), zero_division=0.0)
 
 
-def _quotient(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    return np.divide(a, b, out=np.zeros(np.shape(a)), where=np.asarray(b) != 0)
+def _is_constant(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())

@@ -1,6 +1,6 @@
-"""Precision, recall and F1 of entities: right is what has the same words and the same type.
+"""Precision, recall and F1 of entities: a prediction is correct if its words and its type are.
 
-All values are those of seqeval 1.2 on the same tags, and so, read leniently, of CoNLL's script conlleval.
+All values equal those of seqeval 1.2 on the same tags; read leniently, also those of CoNLL's script conlleval.
 """
 
 import collections
@@ -12,60 +12,70 @@ from flaxbert.text.tags import EntitySpan, TagScheme, entity_spans, strict_entit
 
 @dataclasses.dataclass(frozen=True)
 class EntityScore:
-    """How many entities were given (the support), predicted, and right; ratios of nothing are 0."""
+    """Counts of entities and the ratios of these; a ratio without a denominator is 0.
 
-    given: int = 0
+    Attributes:
+        support: entities in the data.
+        predicted: entities predicted.
+        correct: entities that are in both.
+    """
+
+    support: int = 0
     predicted: int = 0
-    right: int = 0
+    correct: int = 0
 
     @property
     def precision(self) -> float:
-        """The share of those predicted that is right."""
-        return self.right / self.predicted if self.predicted else 0.0
+        """Share of the predicted entities that is correct."""
+        return self.correct / self.predicted if self.predicted else 0.0
 
     @property
     def recall(self) -> float:
-        """The share of those given that was found."""
-        return self.right / self.given if self.given else 0.0
+        """Share of the entities in the data that was predicted."""
+        return self.correct / self.support if self.support else 0.0
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of the two."""
-        return 2 * self.right / (self.given + self.predicted) if self.right else 0.0
+        """Harmonic mean of precision and recall."""
+        return 2 * self.correct / (self.support + self.predicted) if self.correct else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class EntityScores:
-    """Of all entities together (the micro average), and of each type, in the order of their names."""
+    """Score of all entities together (the micro average), and of each type, in alphabetical order."""
 
     overall: EntityScore
     types: dict[str, EntityScore]
 
 
 def entity_scores(
-    given: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: TagScheme | None = None
+    labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], *, scheme: TagScheme | None = None
 ) -> EntityScores:
-    """The scores of a corpus: counts are added up over its sentences, then divided once.
+    """Return the scores of a corpus, from counts added up over its sentences.
 
     Args:
-        given: the right tags of each sentence.
-        predicted: as many tags for each.
-        scheme: read only what it allows as entities (seqeval's strict mode); None reads leniently (its default mode).
+        labels: the tags of each sentence in the data.
+        predictions: as many tags for each sentence.
+        scheme: count only entities that are valid in it (seqeval's strict mode); None reads tags leniently (its default
+            mode).
 
     Raises:
-        ValueError: not as many sentences, or tags of one, in both; as `spans` and `strict_spans`.
+        ValueError: the number of sentences, or of the tags of a sentence, differs; or as `strict_entity_spans`.
     """
-    if [len(tags) for tags in given] != [len(tags) for tags in predicted]:
-        raise ValueError("given and predicted differ in the number of sentences, or of the tags of one")
-    counts = [collections.Counter() for _ in range(3)]
-    for pair in zip(given, predicted, strict=True):
-        one, other = ({*_read(tags, scheme)} for tags in pair)
-        for count, entities in zip(counts, (one, other, one & other), strict=True):
-            count.update(span.type for span in entities)
-    kinds = sorted(counts[0].keys() | counts[1].keys())
-    types = {kind: EntityScore(*(count[kind] for count in counts)) for kind in kinds}
-    return EntityScores(EntityScore(*(count.total() for count in counts)), types)
+    if [len(tags) for tags in labels] != [len(tags) for tags in predictions]:
+        raise ValueError("labels and predictions differ in the number of sentences, or in the tags of a sentence")
+    support, predicted, correct = (collections.Counter() for _ in range(3))
+    for sentence_labels, sentence_predictions in zip(labels, predictions, strict=True):
+        expected, found = {*_spans(sentence_labels, scheme)}, {*_spans(sentence_predictions, scheme)}
+        support.update(span.type for span in expected)
+        predicted.update(span.type for span in found)
+        correct.update(span.type for span in expected & found)
+    types = {
+        name: EntityScore(support[name], predicted[name], correct[name])
+        for name in sorted(support.keys() | predicted.keys())
+    }
+    return EntityScores(EntityScore(support.total(), predicted.total(), correct.total()), types)
 
 
-def _read(tags: Sequence[str], scheme: TagScheme | None) -> list[EntitySpan]:
+def _spans(tags: Sequence[str], scheme: TagScheme | None) -> list[EntitySpan]:
     return entity_spans(tags) if scheme is None else strict_entity_spans(tags, scheme)

