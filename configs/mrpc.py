@@ -5,8 +5,8 @@
 
 Reached with these seeds: dev F1 0.852, standard deviation 0.006 (0.858, 0.852, 0.846), accuracy 0.781 (0.794, 0.782,
 0.767), in 897 s. Without dropout and `packed`, PyTorch on the same weights and batches has the same loss at each of the
-345 steps to 6.6e-6, and the same predictions (tests/train/test_classification_parity.py). 2 cores of an AMD EPYC,
-2026-11-23.
+345 steps to 6.6e-6, and the same predictions (tests/train/tasks/test_sequence_classification.py). 2 cores of an AMD
+EPYC, 2026-11-23.
 """
 
 from pathlib import Path

@@ -10,7 +10,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from flaxbert.losses import IGNORE
 from tests.train import corpora
-from tests.train.test_pretraining import SIZES
+from tests.train.tasks.test_pretraining import SIZES
 from train.config import Config, Model, Run
 from train.data.host_shard import HostShard
 from train.data.pretraining.records import RecordBatches, RecordFiles

@@ -17,7 +17,7 @@ from train.optim import make_optimizer
 from train.step import compile_step, create_state, state_shardings
 
 SEED = np.uint32(0)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow  # ten minutes: 345 steps of a real model, twice; at most 6.6e-6 apart (2026-11-22)

@@ -14,7 +14,7 @@ from train.tasks.model_setup import model_config
 from train.tasks.pretraining import Pretraining
 from train.tasks.sequence_classification import SequenceClassification
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIZES = BertConfig.tiny(max_position_embeddings=48)
 
 
