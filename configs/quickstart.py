@@ -2,14 +2,19 @@
 
     python -m train configs/quickstart.py
 
-Reached: held-out masked words 5.361 nat, 0.568 below the unigram entropy, in 84 s; with a fresh environment 2 minutes
-and 39 seconds. 2 cores of an AMD EPYC (Zen 3), 2026-11-22.
+Reached: held-out masked words 4.703 nat (perplexity 110, accuracy 0.220), 1.225 below the unigram entropy, after 1900
+steps (3.2 M tokens). "Return a new [MASK] object." is filled with object, class, module. 220 s of processor time, on 2
+cores of an AMD EPYC beside other work, 2026-11-27.
+
+Most steps have short examples of 32 tokens: among few positions the model learns sooner which words are neighbours.
+With 64 tokens in each of 600 steps (2.5 M tokens, learning rate 2e-3, initializer range 0.02) the loss was 5.361 nat.
 """
 
 from pathlib import Path
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
+from train.data.pretraining.batches import Stage
 from train.data.pretraining.datasets import Segments
 from train.optim import Optim
 from train.optim.algorithms import AdamW
@@ -21,14 +26,15 @@ config = Config(
         segments=Segments.STREAM,
         vocab_size=2048,
         max_length=64,
+        stages=(Stage(1500, batch_size=32, max_length=32),),
         prompts=(
             "Return a new [MASK] object.",
             "The [MASK] must be a string.",
             "If the file does not exist, an [MASK] is raised.",
         ),
     ),
-    # Minutes of training cannot overfit: dropout would only slow it down.
-    model=Model(sizes=BertConfig.tiny(max_position_embeddings=64), dropout=0.0, scan=False),
-    optim=Optim(learning_rate=2e-3, warmup=0.2, algorithm=AdamW(beta2=0.98)),
-    run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=600, log_every=50, checkpoint_every=150),
+    # No dropout: minutes of training do not overfit, and dropout would slow the training down.
+    model=Model(sizes=BertConfig.tiny(max_position_embeddings=64, initializer_range=0.05), dropout=0.0, scan=False),
+    optim=Optim(learning_rate=3e-3, warmup=0.05, algorithm=AdamW(beta2=0.98)),
+    run=Run(folder=Path("runs/quickstart"), batch_size=64, steps=1900, log_every=100, checkpoint_every=500),
 )
