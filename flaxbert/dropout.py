@@ -106,30 +106,35 @@ class KeepMasks(NamedTuple):
     feed_forward_output: Bool[Array, "B T D"] | None = None
 
 
+class DropoutRates(NamedTuple):
+    """Dropout rates of a layer: of attention probabilities, and of the outputs of both halves."""
+
+    probabilities: float
+    outputs: float
+
+
 def draw_keep_masks(
     key: Key[Array, ""],
-    x: Float[Array, "B T D"],
+    shape: tuple[int, int, int],
+    probabilities_shape: tuple[int, int, int, int],
     *,
-    heads: int,
-    key_length: int,
-    probabilities_rate: float,
-    output_rate: float,
+    rates: DropoutRates,
     rules: AxisRules,
     packed: bool,
 ) -> KeepMasks:
-    """Draw the keep masks of a layer with input x, whose H heads attend to `key_length` positions.
+    """Draw the keep masks of a layer whose output has `shape` [B, T, D] and its probabilities [B, H, T, S].
 
     `packed` packs that of the probabilities, for a fused kernel.
     """
     probabilities = attention_output = feed_forward_output = None
-    batch, length, width = x.shape
+    batch, length, width = shape
     probabilities_key, outputs_key = jax.random.split(key)
-    if probabilities_rate:
+    if rates.probabilities:
         draw = packed_keep_mask if packed else keep_mask
-        mask = draw(probabilities_key, (batch, heads, length, key_length), rate=probabilities_rate)
+        mask = draw(probabilities_key, probabilities_shape, rate=rates.probabilities)
         probabilities = constrain(mask, rules, "batch", "heads", None, None)
-    if output_rate:
+    if rates.outputs:
         # One draw for both halves: XLA generates code for every draw, which on a CPU takes longer than some runs.
-        mask = keep_mask(outputs_key, (batch, length, 2 * width), rate=output_rate)
+        mask = keep_mask(outputs_key, (batch, length, 2 * width), rate=rates.outputs)
         attention_output, feed_forward_output = jnp.split(constrain(mask, rules, "batch", None, None), 2, axis=-1)
     return KeepMasks(probabilities, attention_output, feed_forward_output)

@@ -21,14 +21,7 @@ from flaxbert.constraints import constrain
 from flaxbert.dropout import dropout
 from flaxbert.execution import Execution
 from flaxbert.functional import linear, require_range, require_shape
-from flaxbert.layers import (
-    Declaration,
-    Params,
-    declare_embedding,
-    declare_layer_norm,
-    declare_linear,
-    stacked,
-)
+from flaxbert.layers import Declaration, Params, declare_embedding, declare_layer_norm, declare_linear, stacked
 from flaxbert.outputs import BaseModelOutput
 from flaxbert.transformer import declare_layer, stack
 
@@ -84,14 +77,13 @@ class EncoderInputs:
 def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool) -> Declaration:
     """Declare the parameters of `encode`; the word table has `vocab_rows` rows, of which `vocab_size` are used."""
     width, stddev = config.hidden_size, config.initializer_range
-    word = declare_embedding(
-        vocab_rows, width, "vocab", stddev=stddev, used_rows=config.vocab_size, pad_row=config.pad_token_id
-    )
+    shape, used = (vocab_rows, width), config.vocab_size
+    word = declare_embedding(shape, "vocab", stddev=stddev, used_rows=used, pad_row=config.pad_token_id)
     declaration: Declaration = {
         "embeddings": {
             "word": word,
-            "position": declare_embedding(config.max_position_embeddings, width, "position", stddev=stddev),
-            "token_type": declare_embedding(config.type_vocab_size, width, "token_type", stddev=stddev),
+            "position": declare_embedding((config.max_position_embeddings, width), "position", stddev=stddev),
+            "token_type": declare_embedding((config.type_vocab_size, width), "token_type", stddev=stddev),
             "norm": declare_layer_norm(width),
         },
         "layers": stacked(declare_layer(config), config.num_hidden_layers),
@@ -117,13 +109,17 @@ def encode(
     embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
     embedded = embed(params["embeddings"], inputs, config=config, execution=execution, key=embedding_key)
     first_positions = None if inputs.first_positions is None else jnp.asarray(inputs.first_positions)
+    head_mask = None
+    if inputs.head_mask is not None:
+        shape = (config.num_hidden_layers, config.num_attention_heads)
+        head_mask = jnp.broadcast_to(jnp.asarray(inputs.head_mask, jnp.float32), shape)
     output = stack(
         params["layers"],
         embedded,
         _attention_mask(inputs.attention_mask, embedded.shape[1], config=config),
         config=config,
         execution=execution,
-        head_mask=_head_mask(inputs.head_mask, config=config),
+        head_mask=head_mask,
         key=stack_key,
         output_attentions=inputs.output_attentions,
         output_hidden_states=inputs.output_hidden_states,
@@ -173,10 +169,3 @@ def _attention_mask(attention_mask: Mask | None, length: int, *, config: BertCon
         return mask
     causal = functional.causal_mask(length, length)
     return causal if mask is None else causal & mask
-
-
-def _head_mask(head_mask: ArrayLike | None, *, config: BertConfig) -> Float[Array, "L H"] | None:
-    if head_mask is None:
-        return None
-    shape = (config.num_hidden_layers, config.num_attention_heads)
-    return jnp.broadcast_to(jnp.asarray(head_mask, jnp.float32).reshape(-1, shape[1]), shape)

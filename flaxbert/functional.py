@@ -1,7 +1,4 @@
-"""The mathematics of the encoders as pure functions over arrays, without parameters, state or configuration.
-
-The axis letters are those of `models.py`.
-"""
+"""The mathematics of the encoders as pure functions over arrays; the axis letters are those of `encoder.py`."""
 
 import math
 from collections.abc import Callable, Mapping

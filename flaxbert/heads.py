@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Shaped
 
+from flaxbert.config import BertConfig
+from flaxbert.dropout import dropout
 from flaxbert.functional import linear
-from flaxbert.layers import Declaration
+from flaxbert.layers import Declaration, declare_linear
 from flaxbert.lm_heads import MaskedLMModel
 from flaxbert.models import ModelInputs, TaskModel
 from flaxbert.outputs import (
@@ -24,6 +26,12 @@ from flaxbert.outputs import (
 )
 
 
+def declare_label_layer(config: BertConfig, outputs: int) -> Declaration:
+    """Declare a linear layer from the model's width to `outputs` columns."""
+    shape = (config.hidden_size, outputs)
+    return declare_linear(shape, ("embed", "label"), stddev=config.initializer_range)
+
+
 class BertForPreTraining(MaskedLMModel):
     """Masked words and next sentence, as BERT was trained."""
 
@@ -32,7 +40,7 @@ class BertForPreTraining(MaskedLMModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of both heads."""
-        return super().head_declaration() | {"seq_relationship": self._label_layer(2)}
+        return super().head_declaration() | {"seq_relationship": declare_label_layer(self.config, 2)}
 
     @nn.compact
     def __call__(
@@ -63,7 +71,7 @@ class BertForNextSentencePrediction(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier."""
-        return {"seq_relationship": self._label_layer(2)}
+        return {"seq_relationship": declare_label_layer(self.config, 2)}
 
     @nn.compact
     def __call__(
@@ -91,7 +99,7 @@ class BertForSequenceClassification(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier."""
-        return {"classifier": self._label_layer(self.config.num_labels)}
+        return {"classifier": declare_label_layer(self.config, self.config.num_labels)}
 
     @nn.compact
     def __call__(
@@ -107,7 +115,7 @@ class BertForSequenceClassification(TaskModel):
         out = self._encode(
             params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
         )
-        pooled = self._head_dropout(out.pooled, deterministic)
+        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -121,7 +129,7 @@ class BertForMultipleChoice(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier, which has one column."""
-        return {"classifier": self._label_layer(1)}
+        return {"classifier": declare_label_layer(self.config, 1)}
 
     @nn.compact
     def __call__(
@@ -142,7 +150,7 @@ class BertForMultipleChoice(TaskModel):
         flat_ids = flatten_choices(input_ids)
         params = self._ready_parameters()
         out = self._encode(params, flat_ids, deterministic, first_positions_only=True, **flat)
-        pooled = self._head_dropout(out.pooled, deterministic)
+        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "BD,DN->BN").astype(jnp.float32)
         return MultipleChoiceModelOutput(logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions)
 
@@ -163,7 +171,7 @@ class BertForTokenClassification(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the classifier."""
-        return {"classifier": self._label_layer(self.config.num_labels)}
+        return {"classifier": declare_label_layer(self.config, self.config.num_labels)}
 
     @nn.compact
     def __call__(
@@ -176,7 +184,8 @@ class BertForTokenClassification(TaskModel):
         """Score the labels of every position, after dropout: logits [B, T, N]."""
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, **inputs)
-        x = self._head_dropout(out.last_hidden_state, deterministic)
+        key = self._dropout_key(deterministic)
+        x = dropout(out.last_hidden_state, key, rate=self.config.head_dropout_prob)
         logits = linear(params["classifier"], x, "BTD,DN->BTN").astype(jnp.float32)
         return TokenClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -187,7 +196,7 @@ class BertForQuestionAnswering(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the two-column output layer."""
-        return {"qa_outputs": self._label_layer(2)}
+        return {"qa_outputs": declare_label_layer(self.config, 2)}
 
     @nn.compact
     def __call__(

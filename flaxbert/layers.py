@@ -62,11 +62,8 @@ def declare_linear(
 ) -> Declaration:
     """Declare a kernel ~ N(0, stddev), not truncated, and a bias of zeros, as Hugging Face initialises them.
 
-    Args:
-        shape, axes: of the kernel; the first `inputs` axes are inputs, the others are those of the bias.
-        stddev: standard deviation of the kernel.
-        inputs: number of input axes.
-        used_outputs: columns of the second axis that are used; those after it start at zero.
+    The first `inputs` axes of the kernel are inputs, the others are those of the bias. Entries of the second axis after
+    the first `used_outputs` start at zero.
     """
     kernel = ParameterSpec(shape, axes, _zero_padded(normal(stddev), 1, used_outputs), ParameterKind.KERNEL)
     return {"kernel": kernel, "bias": declare_vector(shape[inputs:], axes[inputs:], zeros)}
@@ -83,34 +80,27 @@ def declare_layer_norm(size: int) -> Declaration:
 
 
 def declare_embedding(
-    rows: int,
-    size: int,
-    row_axis: str,
-    *,
-    stddev: float,
-    used_rows: int | None = None,
-    pad_row: int | None = None,
+    shape: tuple[int, int], row_axis: str, *, stddev: float, used_rows: int | None = None, pad_row: int | None = None
 ) -> Declaration:
-    """Declare a table [rows, size] ~ N(0, stddev).
+    """Declare a table [rows, size] ~ N(0, stddev); `row_axis` is the logical name of its rows.
 
-    Args:
-        rows, size, row_axis, stddev: of the table; `row_axis` is the logical name of its first axis.
-        used_rows: rows that are used; those after them start at zero.
-        pad_row: a row that starts at zero, like `padding_idx` of PyTorch.
+    Rows after the first `used_rows` start at zero, and so does `pad_row`, like `padding_idx` of PyTorch.
     """
 
     def initializer(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         table = _zero_padded(normal(stddev), 0, used_rows)(key, shape, dtype)
         return table if pad_row is None else table.at[pad_row].set(0)
 
-    return {"embedding": ParameterSpec((rows, size), (row_axis, "embed"), initializer, ParameterKind.TABLE)}
+    return {"embedding": ParameterSpec(shape, (row_axis, "embed"), initializer, ParameterKind.TABLE)}
 
 
 def stacked(declaration: Declaration, count: int) -> Declaration:
     """Declare `count` layers of one shape as one tree with a leading axis [count, ...]."""
-    return map_specs(
-        lambda spec: dataclasses.replace(spec, shape=(count, *spec.shape), axes=(LAYERS, *spec.axes)), declaration
-    )
+
+    def stack_spec(spec: ParameterSpec) -> ParameterSpec:
+        return dataclasses.replace(spec, shape=(count, *spec.shape), axes=(LAYERS, *spec.axes))
+
+    return map_specs(stack_spec, declaration)
 
 
 def _zero_padded(initializer: Initializer, axis: int, used: int | None) -> Initializer:

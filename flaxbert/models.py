@@ -1,9 +1,6 @@
 """Model classes: the base of all, `BertModel`, and the base of those with a head.
 
-They declare parameters and call the functions of `encoder.py`.
-
-Flax Linen, as a thin layer: `apply` is a pure function of a dict of arrays, and that dict, not the classes, is the
-contract.
+They declare parameters and call the functions of `encoder.py`; `apply` is a pure function of a dict of arrays.
 """
 
 import dataclasses
@@ -19,10 +16,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from flaxbert import layers
 from flaxbert.config import BertConfig
-from flaxbert.dropout import dropout
 from flaxbert.encoder import EncoderInputs, Mask, declare_encoder, encode
 from flaxbert.execution import AttentionImplementation, Execution, Remat
-from flaxbert.layers import Declaration, Params, declare_linear
+from flaxbert.layers import Declaration, Params
 from flaxbert.outputs import BaseModelOutput
 from flaxbert.sharding import AxisRules
 
@@ -195,20 +191,10 @@ class TaskModel(PreTrainedModel):
         return {self.base_model_prefix: encoder, **self.head_declaration()}
 
     @nn.nowrap
-    def _label_layer(self, outputs: int) -> Declaration:
-        """Declare a linear layer from the model's width to `outputs` columns."""
-        shape = (self.config.hidden_size, outputs)
-        return declare_linear(shape, ("embed", "label"), stddev=self.config.initializer_range)
-
-    @nn.nowrap
     def _encode(
         self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
     ) -> BaseModelOutput:
-        key = self._dropout_key(deterministic)
-        given = EncoderInputs(input_ids, **inputs)
-        encoder = params[self.base_model_prefix]
-        return encode(encoder, given, config=self.config, execution=self.execution, key=key)
-
-    @nn.nowrap
-    def _head_dropout(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
-        return dropout(x, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
+        key, encoder = self._dropout_key(deterministic), params[self.base_model_prefix]
+        return encode(
+            encoder, EncoderInputs(input_ids, **inputs), config=self.config, execution=self.execution, key=key
+        )

@@ -1,6 +1,6 @@
 """The transformer as pure functions over a tree of parameters: attention, feed-forward, one layer, the stack.
 
-Start reading here. `models.py` puts embeddings below this stack and has the glossary of axis letters; `functional.py`
+Start reading here. `encoder.py` puts embeddings below this stack and has the glossary of axis letters; `functional.py`
 has the formulas. A layer's parameters are one tree of dicts (`declare_layer`), and those of a stack the same tree with
 a leading axis of layers. Every layer is post-norm (Devlin et al., 2018): each half adds its input and normalises.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from flaxbert import functional, kernels
 from flaxbert.config import BertConfig
 from flaxbert.constraints import constrain
-from flaxbert.dropout import KeepMasks, draw_keep_masks, dropout
+from flaxbert.dropout import DropoutRates, KeepMasks, draw_keep_masks, dropout
 from flaxbert.execution import REMAT_POLICIES, AttentionImplementation, Execution, Remat
 from flaxbert.functional import linear
 from flaxbert.layers import Declaration, Params, declare_layer_norm, declare_linear, prepare
@@ -61,7 +61,6 @@ def attend(
 
     Args:
         params: "query", "key", "value" and "output" of a layer, ready for use (`layers.prepare`).
-        x, source: see above.
         mask: True where a query may attend to a key; None allows all.
         rules: layout of activations on the current mesh.
         rate, keep: dropout rate of the probabilities, and the mask that was drawn with it.
@@ -110,33 +109,17 @@ def layer(
     fused = execution.attention is not AttentionImplementation.EAGER and kernels.supports_fused_attention(
         x.shape[1], self_attention=source is None, head_mask=head_mask is not None, output_attentions=output_attentions
     )
-    keys_from = x if source is None else source
+    attended = x if source is None else source
     rules, rate, keep = execution.rules, config.attention_probs_dropout_prob, KeepMasks()
     if key is not None:
-        keep = draw_keep_masks(
-            key,
-            x,
-            heads=config.num_attention_heads,
-            key_length=keys_from.shape[1],
-            probabilities_rate=rate,
-            output_rate=config.hidden_dropout_prob,
-            rules=rules,
-            packed=fused,
-        )
+        scores_shape = (x.shape[0], config.num_attention_heads, x.shape[1], attended.shape[1])
+        rates = DropoutRates(rate, config.hidden_dropout_prob)
+        keep = draw_keep_masks(key, x.shape, scores_shape, rates=rates, rules=rules, packed=fused)
+    attention, kept = params["attention"], keep.probabilities
     if fused:
-        probabilities = None
-        y = kernels.attend_fused(params["attention"], x, mask, rules=rules, rate=rate, keep=keep.probabilities)
+        y, probabilities = kernels.attend_fused(attention, x, mask, rules=rules, rate=rate, keep=kept), None
     else:
-        y, probabilities = attend(
-            params["attention"],
-            x,
-            keys_from,
-            mask,
-            rules=rules,
-            rate=rate,
-            keep=keep.probabilities,
-            head_mask=head_mask,
-        )
+        y, probabilities = attend(attention, x, attended, mask, rules=rules, rate=rate, keep=kept, head_mask=head_mask)
     if keep.attention_output is not None:
         y = dropout(y, keep.attention_output, rate=config.hidden_dropout_prob)
     x = functional.layer_norm(y + x, **params["attention_norm"], epsilon=config.layer_norm_eps)
@@ -184,14 +167,12 @@ def stack(
 
     Args:
         params: the parameters of a layer (`declare_layer`), each with a leading axis of layers.
-        x: output of the embeddings.
-        mask: True where a query may attend to a key; None allows all.
-        config: sizes, activation, dropout rates.
-        execution: dtype, loop, remat, attention, sharding rules.
+        x, mask: output of the embeddings, and True where a query may attend to a key; None allows all.
+        config, execution: sizes and dropout rates; dtype, loop, remat, attention and sharding rules.
         head_mask: factor on each head of each layer.
         key: for dropout; None applies none.
         output_attentions, output_hidden_states: return those of every layer. Then all positions are computed.
-        first_positions: the first position of each sequence, for batch rows that hold several; None means 0.
+        first_positions: the first position of each sequence, for batch rows that hold several; 0 where None.
         first_positions_only: return these positions alone, [B, P, D]; the last layer computes no others.
     """
     layers = PerLayer(params, head_mask, None if key is None else jax.random.split(key, config.num_hidden_layers))
@@ -228,8 +209,7 @@ def _loop(step: Callable[..., Any], x: Array, layers: PerLayer, count: int, *, s
     for inputs in _split(layers, (1,) * count):
         x, output = step(x, jax.tree.map(lambda leaf: leaf[0], inputs))
         outputs.append(output)
-    states, attentions = zip(*outputs, strict=True)
-    return x, (None if states[0] is None else states, None if attentions[0] is None else attentions)
+    return x, tuple(zip(*outputs, strict=True))
 
 
 def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
