@@ -106,7 +106,7 @@ def damage(folder, name, change):
         ("tokens.npy", lambda data: data[:-2] + b"\0\0", r"tokens\.npy: is damaged"),
         ("sentences.npy", lambda data: data[:-8], r"sentences\.npy: \d+ bytes, \d+ when it was made"),
         ("store.json", lambda data: data[:-9], r"store\.json: not a JSON file"),
-        ("store.json", lambda data: b"[]", "not the record of a store"),
+        ("store.json", lambda data: b"[]", "not the record of a token store"),
         ("store.json", lambda data: data.replace(b'"version": 1', b'"version": 2'), "version 2 of the format; this"),
         ("store.json", lambda data: data.replace(b'"documents.npy"', b'"elsewhere"'), "names no documents"),
         ("tokenizer/tokenizer.json", lambda data: data.replace(b'"w7"', b'"x7"'), "not the tokenizer that the store"),
