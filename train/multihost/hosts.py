@@ -101,7 +101,7 @@ def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
         if host_group.index == 0:
             mark.touch()
         host_group.wait()
-        deadline = time.monotonic() + _SHARED
+        deadline = time.monotonic() + _SHARED_TIMEOUT
         while not (seen := mark.exists()) and time.monotonic() < deadline:
             time.sleep(0.2)
             if folder.is_dir():
