@@ -173,7 +173,7 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
     assert len(fill_mask.splitlines()) >= 3 and "Return a new" in fill_mask
     assert [json.loads(line)["input"] for line in classify.splitlines()] == Path("reviews.txt").read_text().splitlines()
     assert "vectors.npy" in embed and np.load("vectors.npy").shape == (2, 32)
-    assert float(re.search(r"at most (\S+) from the model", export)[1]) < 1e-5
+    assert float(re.search(r"at most (\S+) on random input", export)[1]) < 1e-5
 
 
 def test_train_commands_are_understood(capsys):
