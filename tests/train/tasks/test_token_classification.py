@@ -163,7 +163,7 @@ def test_a_run_finds_the_entities(config, capsys):
     )
     report = (folder / "report_dev.md").read_text()
     place = scores.types["LOC"]
-    assert f"| LOC | {place.precision:.4f} | {place.recall:.4f} | {place.f1:.4f} | {place.given} |" in report
+    assert f"| LOC | {place.precision:.4f} | {place.recall:.4f} | {place.f1:.4f} | {place.support} |" in report
     # What a table of words would have reached is beside it, and worse.
     baseline = config.task.prepare(config).baseline["dev"].overall.f1
     assert 0.3 < baseline < dev["f1"] - 0.1
