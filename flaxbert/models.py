@@ -124,6 +124,16 @@ class PreTrainedModel(nn.Module):
     def _dropout_key(self, deterministic: bool) -> Key[Array, ""] | None:
         return None if deterministic else self.make_rng("dropout")
 
+    @nn.nowrap
+    def _declare_encoder(self, *, pooler: bool) -> Declaration:
+        """Declare the encoder; families with other embeddings override this and `_run_encoder`."""
+        return declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=pooler)
+
+    @nn.nowrap
+    def _run_encoder(self, params: Params, inputs: EncoderInputs, deterministic: bool) -> BaseModelOutput:
+        key = self._dropout_key(deterministic)
+        return encode(params, inputs, config=self.config, execution=self.execution, key=key)
+
 
 class BertModel(PreTrainedModel):
     """The encoder: ids to contextual vectors, and the pooled vector of the first position."""
@@ -133,7 +143,7 @@ class BertModel(PreTrainedModel):
     @nn.nowrap
     def declaration(self) -> Declaration:
         """Return the declaration of embeddings, layers and pooler."""
-        return declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=self.add_pooling_layer)
+        return self._declare_encoder(pooler=self.add_pooling_layer)
 
     @nn.compact
     def __call__(
@@ -169,8 +179,7 @@ class BertModel(PreTrainedModel):
         given = EncoderInputs(
             input_ids, first_positions=first_positions, first_positions_only=first_positions_only, **inputs
         )
-        key = self._dropout_key(deterministic)
-        return encode(self._ready_parameters(), given, config=self.config, execution=self.execution, key=key)
+        return self._run_encoder(self._ready_parameters(), given, deterministic)
 
 
 class TaskModel(PreTrainedModel):
@@ -187,14 +196,14 @@ class TaskModel(PreTrainedModel):
     @nn.nowrap
     def declaration(self) -> Declaration:
         """Return the declaration of the encoder and the head."""
-        encoder = declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=self.has_pooler)
-        return {self.base_model_prefix: encoder, **self.head_declaration()}
+        return {self.base_model_prefix: self._declare_encoder(pooler=self.has_pooler), **self.head_declaration()}
 
     @nn.nowrap
     def _encode(
         self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
     ) -> BaseModelOutput:
-        key, encoder = self._dropout_key(deterministic), params[self.base_model_prefix]
-        return encode(
-            encoder, EncoderInputs(input_ids, **inputs), config=self.config, execution=self.execution, key=key
-        )
+        return self._run_encoder(params[self.base_model_prefix], EncoderInputs(input_ids, **inputs), deterministic)
+
+    @nn.nowrap
+    def _head_dropout(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
+        return dropout(x, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)

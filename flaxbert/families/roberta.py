@@ -8,7 +8,7 @@ Differences from BERT:
 """
 
 import dataclasses
-from typing import Any, Unpack
+from typing import Unpack
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert import functional
 from flaxbert.config import BertConfig
-from flaxbert.encoder import EncoderInputs, encode
+from flaxbert.encoder import EncoderInputs
 from flaxbert.families.bert import BUFFERS, ENCODER, KEPT_CONFIG_KEYS, POOLER
 from flaxbert.families.family import (
     Architecture,
@@ -32,7 +32,7 @@ from flaxbert.families.family import (
 )
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
 from flaxbert.lm_heads import BertForMaskedLM, masked_lm_logits
-from flaxbert.models import BertModel, ModelInputs, TaskModel
+from flaxbert.models import BertModel, ModelInputs, PreTrainedModel, TaskModel
 from flaxbert.outputs import BaseModelOutput, SequenceClassifierOutput
 
 
@@ -71,23 +71,22 @@ def count_positions(input_ids: Int[ArrayLike, "B T"], *, pad_token_id: int) -> I
     return jnp.where(is_token, jnp.cumsum(is_token, axis=1), 0) + pad_token_id
 
 
-def _roberta_inputs(config: BertConfig, input_ids: Int[ArrayLike, "B T"] | None, **inputs: Any) -> EncoderInputs:
-    """Return the encoder's inputs, with RoBERTa's positions where none are given."""
-    given = EncoderInputs(input_ids, **inputs)
-    tokens = given.inputs_embeds if input_ids is None else input_ids
-    if given.position_ids is not None or tokens is None:  # `encode` refuses inputs without tokens
-        return given
-    functional.require_shape("input_ids", input_ids, ("B", "T"))
-    functional.require_shape("inputs_embeds", given.inputs_embeds, ("B", "T", config.hidden_size))
+def _with_positions(inputs: EncoderInputs, config: BertConfig) -> EncoderInputs:
+    """Return the inputs with RoBERTa's positions where none are given."""
+    tokens = inputs.inputs_embeds if inputs.input_ids is None else inputs.input_ids
+    if inputs.position_ids is not None or tokens is None:  # `encode` refuses inputs without tokens
+        return inputs
+    functional.require_shape("input_ids", inputs.input_ids, ("B", "T"))
+    functional.require_shape("inputs_embeds", inputs.inputs_embeds, ("B", "T", config.hidden_size))
     length, limit = jnp.shape(tokens)[1], config.max_sequence_length
     if length > limit:
         raise ValueError(f"the sequence has {length} tokens; the model takes {limit}: truncate it")
     padding = _padding_position(config)
-    if input_ids is None:
+    if inputs.input_ids is None:
         positions = jnp.arange(length)[None] + padding + 1
     else:
-        positions = count_positions(input_ids, pad_token_id=padding)
-    return dataclasses.replace(given, position_ids=positions)
+        positions = count_positions(inputs.input_ids, pad_token_id=padding)
+    return dataclasses.replace(inputs, position_ids=positions)
 
 
 def _padding_position(config: BertConfig) -> int:
@@ -95,85 +94,38 @@ def _padding_position(config: BertConfig) -> int:
     return config.pad_token_id
 
 
-def _with_padding_position(encoder: Declaration, config: BertConfig) -> Declaration:
-    """Declare the position of padding as zero in a new model, as `torch.nn.Embedding(padding_idx=...)` does."""
-    table = declare_embedding(
-        config.max_position_embeddings,
-        config.hidden_size,
-        "position",
-        stddev=config.initializer_range,
-        pad_row=config.pad_token_id,
-    )
-    embeddings = encoder["embeddings"]
-    assert isinstance(embeddings, dict)
-    return encoder | {"embeddings": embeddings | {"position": table}}
+class RobertaEncoder(PreTrainedModel):
+    """RoBERTa's positions in BERT's encoder.
 
-
-def _with_frozen_padding_position(encoder: Params, config: BertConfig) -> Params:
-    """Stop the gradient of the position of padding, as `torch.nn.Embedding(padding_idx=...)` does."""
-    table = jnp.asarray(encoder["embeddings"]["position"]["embedding"])
-    row = _padding_position(config)
-    frozen = table.at[row].set(jax.lax.stop_gradient(table[row]))
-    return {**encoder, "embeddings": {**encoder["embeddings"], "position": {"embedding": frozen}}}
-
-
-class RobertaModel(BertModel):
-    """The encoder: ids to contextual vectors, and the pooled vector of the first position."""
-
-    @nn.nowrap
-    def declaration(self) -> Declaration:
-        """Return the declaration of embeddings, layers and pooler."""
-        return _with_padding_position(super().declaration(), self.config)
-
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Int[ArrayLike, "B T"] | None = None,
-        *,
-        first_positions: Int[ArrayLike, "B P"] | None = None,
-        first_positions_only: bool = False,
-        deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
-    ) -> BaseModelOutput:
-        """Encode a batch; arguments and errors are those of `BertModel`, but for `position_ids`.
-
-        Without `position_ids`, tokens that are not padding are counted from `pad_token_id` + 1.
-        """
-        given = _roberta_inputs(
-            self.config,
-            input_ids,
-            first_positions=first_positions,
-            first_positions_only=first_positions_only,
-            **inputs,
-        )
-        key = self._dropout_key(deterministic)
-        params = _with_frozen_padding_position(self._ready_parameters(), self.config)
-        return encode(params, given, config=self.config, execution=self.execution, key=key)
-
-
-class RobertaTaskModel(TaskModel):
-    """A RoBERTa encoder with a head."""
+    As in `torch.nn.Embedding(padding_idx=...)`, the position of padding is zero in a new model and has no gradient.
+    """
 
     base_model_prefix = "roberta"
 
     @nn.nowrap
-    def declaration(self) -> Declaration:
-        """Return the declaration of the encoder and the head."""
-        declaration = super().declaration()
-        encoder = declaration[self.base_model_prefix]
-        assert isinstance(encoder, dict)
-        return declaration | {self.base_model_prefix: _with_padding_position(encoder, self.config)}
+    def _declare_encoder(self, *, pooler: bool) -> Declaration:
+        c, encoder = self.config, super()._declare_encoder(pooler=pooler)
+        embeddings = encoder["embeddings"]
+        assert isinstance(embeddings, dict)
+        position = declare_embedding(
+            c.max_position_embeddings, c.hidden_size, "position", stddev=c.initializer_range, pad_row=c.pad_token_id
+        )
+        return encoder | {"embeddings": embeddings | {"position": position}}
 
     @nn.nowrap
-    def _encode(
-        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
-    ) -> BaseModelOutput:
-        encoder = _with_frozen_padding_position(params[self.base_model_prefix], self.config)
-        given, key = _roberta_inputs(self.config, input_ids, **inputs), self._dropout_key(deterministic)
-        return encode(encoder, given, config=self.config, execution=self.execution, key=key)
+    def _run_encoder(self, params: Params, inputs: EncoderInputs, deterministic: bool) -> BaseModelOutput:
+        table = jnp.asarray(params["embeddings"]["position"]["embedding"])
+        row = _padding_position(self.config)
+        table = table.at[row].set(jax.lax.stop_gradient(table[row]))
+        params = {**params, "embeddings": {**params["embeddings"], "position": {"embedding": table}}}
+        return super()._run_encoder(params, _with_positions(inputs, self.config), deterministic)
 
 
-class RobertaForMaskedLM(RobertaTaskModel, BertForMaskedLM):
+class RobertaModel(RobertaEncoder, BertModel):
+    """The encoder. Without `position_ids`, tokens that are not padding are counted from `pad_token_id` + 1."""
+
+
+class RobertaForMaskedLM(RobertaEncoder, BertForMaskedLM):
     """Tokens at masked positions."""
 
     @nn.nowrap
@@ -188,7 +140,7 @@ class RobertaForMaskedLM(RobertaTaskModel, BertForMaskedLM):
         return masked_lm_logits(params["predictions"], x, table, config=config, execution=self.execution)
 
 
-class RobertaForSequenceClassification(RobertaTaskModel):
+class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
     """One label, several labels or a number for a whole sequence."""
 
     @nn.nowrap
@@ -234,7 +186,7 @@ ROBERTA = Family(
     model_type="roberta",
     config_class=RobertaConfig,
     kept_config_keys=KEPT_CONFIG_KEYS,
-    prefix=RobertaTaskModel.base_model_prefix,
+    prefix=RobertaEncoder.base_model_prefix,
     encoder=ENCODER,
     pooler=POOLER,
     heads=_HEADS,

@@ -89,8 +89,9 @@ def match(
     file_names = _canonical_names(family, stored, checkpoint.file)
     _resolve_ties(family, file_names, stored, mappings, checkpoint.file)
     tensors = {name: stored[file_name] for name, file_name in file_names.items()}
-    differences = _Differences.between(family, tensors, mappings)
-    missing = differences.report(checkpoint.file, model, strict=strict, ignore_shapes=ignore_mismatched_sizes)
+    missing = _report_differences(
+        checkpoint.file, model, tensors, mappings, strict=strict, ignore_shapes=ignore_mismatched_sizes
+    )
     taken = {name: tensors[name] for name in mappings if name not in missing}
     left_out = stored.keys() - {file_names[name] for name in taken}
     return MatchedTensors(mappings, taken, missing, tuple(sorted(left_out)))
@@ -135,70 +136,43 @@ def _resolve_ties(
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Differences:
-    """The differences between the tensors of a file and the parameters of a model, as names or as lines to print."""
-
-    missing: list[str]
-    unexpected: list[str]
-    pooler: list[str]  # a pooler in the file, which the model is without
-    mis_shaped: dict[str, str]
-    not_floating: dict[str, str]
-    only_heads: bool  # whether missing and unexpected tensors are all of task heads
-
-    @classmethod
-    def between(
-        cls, family: Family, tensors: Mapping[str, LazyTensor], mappings: Mapping[str, NameMapping]
-    ) -> "_Differences":
-        missing = [name for name in mappings if name not in tensors]
-        unexpected = [name for name in tensors if name not in mappings and name not in family.buffer_names]
-        # Every encoder was trained with a pooler; a head that does without leaves it out, as in transformers.
-        pooler = sorted(name for name in unexpected if name in family.pooler_names)
-        if len(pooler) < len(family.pooler_names):
-            pooler = []
-        unexpected = [name for name in unexpected if name not in pooler]
-        both = [name for name in mappings if name in tensors]
-        return cls(
-            missing=missing,
-            unexpected=unexpected,
-            pooler=pooler,
-            mis_shaped={
-                name: f"{list(tensors[name].shape)} in the file, {list(mappings[name].file_shape)}"
-                for name in sorted(both)
-                if tensors[name].shape != mappings[name].file_shape
-            },
-            not_floating={
-                name: tensors[name].dtype.name
-                for name in sorted(both)
-                if not jnp.issubdtype(tensors[name].dtype, jnp.floating)
-            },
-            only_heads=all(belongs_to_head(family, name) for name in missing + unexpected),
-        )
-
-    def report(self, file: Path, model: PreTrainedModel, *, strict: bool, ignore_shapes: bool) -> frozenset[str]:
-        """Raise one error that lists every difference, or warn of allowed ones; return the names to initialise."""
-        class_name = type(model).__name__
-        if self.pooler:
-            _log.warning("%s: %s has no pooler; left out: %s", file, class_name, ", ".join(self.pooler))
-        lines = [
-            *_titled("missing", self.missing),
-            *_titled("unexpected", self.unexpected),
-            *_titled("of another shape", [f"{name}: {x} in {class_name}" for name, x in self.mis_shaped.items()]),
-            *_titled("no floating-point numbers", [f"{name}: {dtype}" for name, dtype in self.not_floating.items()]),
-        ]
-        if not lines:
-            return frozenset()
-        allowed = not self.not_floating and (ignore_shapes or not self.mis_shaped)
-        if self.missing or self.unexpected:
-            allowed = allowed and not strict and self.only_heads
-        if allowed:
-            _log.warning("%s: loading %s:\n%s", file, class_name, "\n".join(lines))
-            return frozenset([*self.missing, *self.mis_shaped])
-        hint = (
-            "strict=False initialises the missing tensors of a head and leaves out unexpected ones, "
-            "ignore_mismatched_sizes=True initialises tensors of another shape; embeddings and layers must match"
-        )
-        raise ValueError("\n".join([f"{file}: the weights do not fit {class_name}:", *lines, hint]))
+def _report_differences(
+    file: Path,
+    model: PreTrainedModel,
+    tensors: Mapping[str, LazyTensor],
+    mappings: Mapping[str, NameMapping],
+    *,
+    strict: bool,
+    ignore_shapes: bool,
+) -> frozenset[str]:
+    """Raise one error that lists every difference, or warn of allowed ones; return the names to initialise."""
+    family, class_name = family_of(model), type(model).__name__
+    missing = [name for name in mappings if name not in tensors]
+    unexpected = [name for name in tensors if name not in mappings and name not in family.buffer_names]
+    if family.pooler_names.issubset(unexpected):  # of every encoder; a head without pooler leaves it out
+        unexpected = [name for name in unexpected if name not in family.pooler_names]
+        _log.warning("%s: %s has no pooler; left out: %s", file, class_name, ", ".join(sorted(family.pooler_names)))
+    both = sorted(name for name in mappings if name in tensors)
+    mis_shaped = [name for name in both if tensors[name].shape != mappings[name].file_shape]
+    not_floating = [name for name in both if not jnp.issubdtype(tensors[name].dtype, jnp.floating)]
+    shapes = {name: (list(tensors[name].shape), list(mappings[name].file_shape)) for name in mis_shaped}
+    lines = [
+        *_titled("missing", missing),
+        *_titled("unexpected", unexpected),
+        *_titled("of another shape", [f"{n}: {a} in the file, {b} in {class_name}" for n, (a, b) in shapes.items()]),
+        *_titled("no floating-point numbers", [f"{name}: {tensors[name].dtype}" for name in not_floating]),
+    ]
+    if not lines:
+        return frozenset()
+    other_head = not strict and all(belongs_to_head(family, name) for name in missing + unexpected)
+    if not not_floating and (ignore_shapes or not mis_shaped) and (other_head or not missing + unexpected):
+        _log.warning("%s: loading %s:\n%s", file, class_name, "\n".join(lines))
+        return frozenset([*missing, *mis_shaped])
+    hint = (
+        "strict=False initialises the missing tensors of a head and leaves out unexpected ones, "
+        "ignore_mismatched_sizes=True initialises tensors of another shape; embeddings and layers must match"
+    )
+    raise ValueError("\n".join([f"{file}: the weights do not fit {class_name}:", *lines, hint]))
 
 
 def _titled(title: str, lines: list[str]) -> list[str]:
