@@ -134,9 +134,14 @@ class BertConfig:
     # -- derived --------------------------------------------------------------------------------------
 
     @property
+    def first_position(self) -> int:
+        """The position of a sequence's first token."""
+        return 0
+
+    @property
     def max_sequence_length(self) -> int:
-        """The largest number of tokens of a sequence whose positions are counted by the model."""
-        return self.max_position_embeddings
+        """The largest number of tokens of a sequence, each of which has a position."""
+        return self.max_position_embeddings - self.first_position
 
     @property
     def head_size(self) -> int:

@@ -60,15 +60,20 @@ class RobertaConfig(BertConfig):
             )
 
     @property
-    def max_sequence_length(self) -> int:
-        """The largest number of tokens of a sequence: their positions begin behind that of padding."""
-        return self.max_position_embeddings - _padding_position(self) - 1
+    def first_position(self) -> int:
+        """The position of a sequence's first token: the one behind that of padding."""
+        assert self.pad_token_id is not None  # checked when built
+        return self.pad_token_id + 1
 
 
-def count_positions(input_ids: Int[ArrayLike, "B T"], *, pad_token_id: int) -> Int[Array, "B T"]:
-    """Number the tokens that are not padding from `pad_token_id` + 1; padding has the position `pad_token_id`."""
-    is_token = jnp.asarray(input_ids) != pad_token_id
-    return jnp.where(is_token, jnp.cumsum(is_token, axis=1), 0) + pad_token_id
+def count_positions(input_ids: Int[ArrayLike, "B T"], *, first_position: int) -> Int[Array, "B T"]:
+    """Number the tokens that are not padding from `first_position`; padding has the position before it.
+
+    The id of padding is `first_position` - 1 too.
+    """
+    padding = first_position - 1
+    is_token = jnp.asarray(input_ids) != padding
+    return jnp.where(is_token, jnp.cumsum(is_token, axis=1), 0) + padding
 
 
 def _with_positions(inputs: EncoderInputs, config: BertConfig) -> EncoderInputs:
@@ -81,17 +86,11 @@ def _with_positions(inputs: EncoderInputs, config: BertConfig) -> EncoderInputs:
     length, limit = jnp.shape(tokens)[1], config.max_sequence_length
     if length > limit:
         raise ValueError(f"the sequence has {length} tokens; the model takes {limit}: truncate it")
-    padding = _padding_position(config)
     if inputs.input_ids is None:
-        positions = jnp.arange(length)[None] + padding + 1
+        positions = jnp.arange(length)[None] + config.first_position
     else:
-        positions = count_positions(inputs.input_ids, pad_token_id=padding)
+        positions = count_positions(inputs.input_ids, first_position=config.first_position)
     return dataclasses.replace(inputs, position_ids=positions)
-
-
-def _padding_position(config: BertConfig) -> int:
-    assert config.pad_token_id is not None  # checked by `RobertaConfig`
-    return config.pad_token_id
 
 
 class RobertaEncoder(PreTrainedModel):
@@ -115,7 +114,7 @@ class RobertaEncoder(PreTrainedModel):
     @nn.nowrap
     def _run_encoder(self, params: Params, inputs: EncoderInputs, deterministic: bool) -> BaseModelOutput:
         table = jnp.asarray(params["embeddings"]["position"]["embedding"])
-        row = _padding_position(self.config)
+        row = self.config.first_position - 1
         table = table.at[row].set(jax.lax.stop_gradient(table[row]))
         params = {**params, "embeddings": {**params["embeddings"], "position": {"embedding": table}}}
         return super()._run_encoder(params, _with_positions(inputs, self.config), deterministic)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from flaxbert.config import BertConfig
+from flaxbert.families.config_file import read_config
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, Model
 
@@ -42,7 +43,7 @@ def model_config(
         if tokenizer is not None:
             config = config.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
     else:
-        config = BertConfig.from_pretrained(model.pretrained)
+        config = read_config(model.pretrained)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "

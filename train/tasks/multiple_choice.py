@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert import BertForMultipleChoice, PreTrainedModel, losses
+from flaxbert import PreTrainedModel, losses
+from flaxbert.families import HeadKind, model_class
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
@@ -56,7 +57,7 @@ class MultipleChoice(Supervised):
         batches = make_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
         return MultipleChoiceTask(
             config=sizes,
-            architecture=BertForMultipleChoice,
+            architecture=model_class(sizes, HeadKind.MULTIPLE_CHOICE),
             tokenizer=tokenizer,
             train=batches.train,
             steps_per_epoch=batches.steps_per_epoch,

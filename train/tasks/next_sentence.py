@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from flaxbert import BertForNextSentencePrediction, PreTrainedModel
+from flaxbert.families import HeadKind
 from flaxbert.text.messages import raise_problems
 from train.config import Config
 from train.data.host_shard import WHOLE_BATCH, HostShard
@@ -19,7 +19,7 @@ class NextSentence(SequenceClassification):
     the two, in this order, as the files call them.
     """
 
-    architecture: ClassVar[type[PreTrainedModel]] = BertForNextSentencePrediction
+    head: ClassVar[HeadKind] = HeadKind.NEXT_SENTENCE
     labels: tuple[str, ...] = ("0", "1")
     """Labels of the files for a pair that follows, and for a random pair."""
     problem_type: Literal["single_label_classification"] = "single_label_classification"

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert import BertForMaskedLM, BertForPreTraining, PreTrainedModel, losses
+from flaxbert import PreTrainedModel, losses
+from flaxbert.families import HeadKind, architecture_of, model_class
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
@@ -65,9 +66,9 @@ class Pretraining(ExampleOptions, TaskSettings):
             raise ValueError(f"copies is {self.copies}; it must be at least 1")
 
     @property
-    def architecture(self) -> type[PreTrainedModel]:
-        """Class of the model: with a next-sentence head where examples are pairs."""
-        return BertForPreTraining if self.two_segments else BertForMaskedLM
+    def head(self) -> HeadKind:
+        """Head of the model: one for next sentences too where examples are pairs."""
+        return HeadKind.PRETRAINING if self.two_segments else HeadKind.MASKED_LM
 
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
@@ -83,7 +84,7 @@ class Pretraining(ExampleOptions, TaskSettings):
         facts = {"vocabulary": tokenizer.vocab_size, "unigram entropy of the held-out tokens (nat)": round(entropy, 4)}
         return PretrainingTask(
             config=sizes,
-            architecture=self.architecture,
+            architecture=model_class(sizes, self.head),
             tokenizer=tokenizer,
             train=data.train,
             steps_per_epoch=data.steps_per_epoch,
@@ -107,7 +108,7 @@ class Pretraining(ExampleOptions, TaskSettings):
         )
         return TrainSpec(
             config=sizes,
-            architecture=self.architecture,
+            architecture=model_class(sizes, self.head),
             loss=pretraining_loss,
             token_counts=pretraining_token_counts,
             batch=self.full_batch(
@@ -215,7 +216,8 @@ class PretrainingTask(Task):
     @property
     def loss_terms(self) -> tuple[str, ...]:
         """Losses of masked tokens and of next sentences, if the model has both heads."""
-        return ("masked_lm_loss", "next_sentence_loss") if self.architecture is BertForPreTraining else ()
+        both = architecture_of(self.architecture).head is HeadKind.PRETRAINING
+        return ("masked_lm_loss", "next_sentence_loss") if both else ()
 
     @property
     def metric_names(self) -> tuple[str, ...]:

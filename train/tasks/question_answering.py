@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from flaxbert import BertForQuestionAnswering, PreTrainedModel, losses
+from flaxbert import PreTrainedModel, losses
+from flaxbert.families import HeadKind, model_class
 from flaxbert.losses import Loss
 from flaxbert.text.answers import RankedAnswers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
@@ -115,7 +116,7 @@ class QuestionAnswering(Supervised):
         }
         return QuestionAnsweringTask(
             config=sizes,
-            architecture=BertForQuestionAnswering,
+            architecture=model_class(sizes, HeadKind.QUESTION_ANSWERING),
             tokenizer=tokenizer,
             train=batches.train,
             steps_per_epoch=batches.steps_per_epoch,

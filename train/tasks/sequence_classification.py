@@ -8,7 +8,8 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from flaxbert import BertForSequenceClassification, PreTrainedModel, losses
+from flaxbert import PreTrainedModel, losses
+from flaxbert.families import HeadKind, model_class
 from flaxbert.losses import Loss
 from train.config import Config
 from train.data.batches import EvaluationBatches
@@ -33,7 +34,7 @@ class SequenceClassification(Supervised):
     Files are .tsv, .csv or .jsonl, or TNEWS .txt; texts longer than `max_length` are truncated.
     """
 
-    architecture: ClassVar[type[PreTrainedModel]] = BertForSequenceClassification
+    head: ClassVar[HeadKind] = HeadKind.SEQUENCE_CLASSIFICATION
     columns: Columns = Columns()
     """Columns of the texts and the label; found by their usual names where not given."""
     problem_type: ProblemType = "single_label_classification"
@@ -71,7 +72,7 @@ class SequenceClassification(Supervised):
         )
         return SequenceClassificationTask(
             config=sizes.replace(problem_type=problem.kind),
-            architecture=self.architecture,
+            architecture=model_class(sizes, self.head),
             tokenizer=tokenizer,
             train=batches.train,
             steps_per_epoch=batches.steps_per_epoch,

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from flaxbert import BertForTokenClassification, PreTrainedModel, losses
+from flaxbert import PreTrainedModel, losses
+from flaxbert.families import HeadKind, model_class
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.config import Config
@@ -93,7 +94,7 @@ class TokenClassification(Supervised):
         batches = make_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
         return TokenClassificationTask(
             config=sizes,
-            architecture=BertForTokenClassification,
+            architecture=model_class(sizes, HeadKind.TOKEN_CLASSIFICATION),
             tokenizer=tokenizer,
             train=batches.train,
             steps_per_epoch=batches.steps_per_epoch,

@@ -296,9 +296,8 @@ def test_heads_of_the_family():
 # -- tokenizer -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A classifier with a byte-level BPE tokenizer as transformers writes it."""
+def write_classifier(path):
+    """Write a classifier with a byte-level BPE tokenizer as transformers writes it."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     backend = ByteLevelBPETokenizer()
     text = ["The cat sat on the mat.", "A dog sat on a log, and the cat was glad."] * 20
@@ -308,10 +307,14 @@ def folder(tmp_path):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend._tokenizer, **{f"{role}_token": token for role, token in roles.items()}
     )
-    path = tmp_path / "model"
     torch_model("RobertaForSequenceClassification", vocab_size=300).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_classifier(tmp_path / "model")
 
 
 def test_the_tokenizer_is_read_as_it_is(folder):
