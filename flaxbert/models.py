@@ -203,7 +203,3 @@ class TaskModel(PreTrainedModel):
         self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
     ) -> BaseModelOutput:
         return self._run_encoder(params[self.base_model_prefix], EncoderInputs(input_ids, **inputs), deterministic)
-
-    @nn.nowrap
-    def _head_dropout(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
-        return dropout(x, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert import functional
 from flaxbert.config import BertConfig
+from flaxbert.dropout import dropout
 from flaxbert.encoder import EncoderInputs
 from flaxbert.families.bert import BUFFERS, ENCODER, KEPT_CONFIG_KEYS, POOLER
 from flaxbert.families.family import (
@@ -30,6 +31,7 @@ from flaxbert.families.family import (
     layer_norm,
     linear,
 )
+from flaxbert.heads import declare_label_layer
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
 from flaxbert.lm_heads import BertForMaskedLM, masked_lm_logits
 from flaxbert.models import BertModel, ModelInputs, PreTrainedModel, TaskModel
@@ -106,9 +108,8 @@ class RobertaEncoder(PreTrainedModel):
         c, encoder = self.config, super()._declare_encoder(pooler=pooler)
         embeddings = encoder["embeddings"]
         assert isinstance(embeddings, dict)
-        position = declare_embedding(
-            c.max_position_embeddings, c.hidden_size, "position", stddev=c.initializer_range, pad_row=c.pad_token_id
-        )
+        shape = (c.max_position_embeddings, c.hidden_size)
+        position = declare_embedding(shape, "position", stddev=c.initializer_range, pad_row=c.pad_token_id)
         return encoder | {"embeddings": embeddings | {"position": position}}
 
     @nn.nowrap
@@ -147,7 +148,7 @@ class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
         """Return the declaration of the dense layer and the classifier."""
         width = self.config.hidden_size
         dense = declare_linear((width, width), ("embed", None), stddev=self.config.initializer_range)
-        return {"classifier": {"dense": dense, "output": self._label_layer(self.config.num_labels)}}
+        return {"classifier": {"dense": dense, "output": declare_label_layer(self.config, self.config.num_labels)}}
 
     @nn.compact
     def __call__(
@@ -164,9 +165,10 @@ class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
             params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
         )
         head = params["classifier"]
-        x = self._head_dropout(out.last_hidden_state, deterministic)
+        rate = self.config.head_dropout_prob
+        x = dropout(out.last_hidden_state, self._dropout_key(deterministic), rate=rate)
         x = jnp.tanh(functional.linear(head["dense"], x, "BPD,DE->BPE"))
-        x = self._head_dropout(x, deterministic)
+        x = dropout(x, self._dropout_key(deterministic), rate=rate)
         logits = functional.linear(head["output"], x, "BPD,DN->BPN").astype(jnp.float32)
         logits = logits[:, 0] if first_positions is None else logits
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
