@@ -4,8 +4,10 @@ import jax
 import numpy as np
 
 import flaxbert
+from flaxbert.families import BERT
 from flaxbert.weights.checkpoint_files import open_checkpoint
 
+BERT_CLASSES = sorted(architecture.name for architecture in BERT.architectures)
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
     hidden_size=15,

@@ -238,7 +238,7 @@ def test_enormous_file_is_refused(tmp_path):
     file = tmp_path / "config.json"
     with file.open("wb") as stream:
         stream.truncate(2**33)  # sparse
-    with pytest.raises(ValueError, match=f"{2**33} bytes; at most"):
+    with pytest.raises(ValueError, match=f"{2**33} bytes; JSON files of at most"):
         BertConfig.from_pretrained(file)
 
 

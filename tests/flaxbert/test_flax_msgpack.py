@@ -26,6 +26,7 @@ from flaxbert.weights.formats.flax_msgpack import (
 )
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 from tests.flaxbert.array_tensor import ArrayTensor
+from tests.flaxbert.saved_models import BERT_CLASSES
 
 FIXTURES = Path(__file__).with_name("fixtures") / "flax"
 DTYPES = ["?", "u1", "i1", "<i2", "<u2", "<f2", "bfloat16", "<i4", "<u4", "<f4", "<f8", "<i8", "<u8"]
@@ -190,7 +191,7 @@ def test_names_both_ways(ours, theirs):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", flaxbert.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", BERT_CLASSES)
 def test_names_of_every_head(architecture, tied):
     config = flaxbert.BertConfig(
         vocab_size=8,

@@ -21,9 +21,9 @@ from flaxbert.families import BERT
 from flaxbert.sharding import AxisRules
 from flaxbert.weights import names
 from flaxbert.weights.formats import safetensors
-from tests.flaxbert.saved_models import CONFIG
+from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG
 
-CLASSES = sorted(flaxbert.ARCHITECTURES)
+CLASSES = BERT_CLASSES
 WITH_DECODER = ("BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel")
 WORDS = "bert.embeddings.word_embeddings.weight"
 

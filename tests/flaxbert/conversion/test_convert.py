@@ -28,9 +28,9 @@ from flaxbert.weights.checkpoint_files import open_checkpoint
 from flaxbert.weights.checksums import verify_checksums
 from flaxbert.weights.tensors import tensors_equal
 from tests.flaxbert.array_tensor import ArrayTensor
-from tests.flaxbert.saved_models import CONFIG, assert_bit_equal, files_in, folder_of, tensors_of
+from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG, assert_bit_equal, files_in, folder_of, tensors_of
 
-CLASSES = sorted(flaxbert.ARCHITECTURES)
+CLASSES = BERT_CLASSES
 TF1 = Path(__file__).parents[1] / "fixtures" / "tf1"
 
 

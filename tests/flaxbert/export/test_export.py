@@ -12,10 +12,10 @@ import flaxbert
 from flaxbert import cli
 from flaxbert.export import export_onnx, export_stablehlo, exported_model, load_stablehlo, stablehlo
 from flaxbert.families import BERT
-from tests.flaxbert.saved_models import CONFIG, folder_of
+from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG, folder_of
 
 # BertForPreTraining is both of its heads; these are slow to compile, nine times.
-OTHERS = sorted(flaxbert.ARCHITECTURES.keys() - {"BertLMHeadModel", "BertForPreTraining"})
+OTHERS = sorted(set(BERT_CLASSES) - {"BertLMHeadModel", "BertForPreTraining"})
 
 
 def inputs_of(rows, length, choices=None):

@@ -234,6 +234,11 @@ def test_a_class_of_another_family_is_refused(tmp_path):
         flaxbert.BertConfig.from_pretrained(tmp_path)
 
 
+def test_a_config_of_another_family_is_refused():
+    with pytest.raises(TypeError, match="config is a BertConfig; RobertaModel takes a RobertaConfig"):
+        flaxbert.RobertaModel(flaxbert.BertConfig.tiny()).parameter_shapes()
+
+
 # -- weights ---------------------------------------------------------------------------------------------------
 
 
