@@ -206,8 +206,9 @@ def _loop(step: Callable[..., Any], x: Array, layers: PerLayer, count: int, *, s
     if scan:
         return jax.lax.scan(step, x, layers)
     outputs = []
-    for inputs in _split(layers, (1,) * count):
-        x, output = step(x, jax.tree.map(lambda leaf: leaf[0], inputs))
+    for number, inputs in enumerate(_split(layers, (1,) * count)):
+        with jax.named_scope(f"layer_{number}"):  # so that a profile shows each layer
+            x, output = step(x, jax.tree.map(lambda leaf: leaf[0], inputs))
         outputs.append(output)
     return x, tuple(zip(*outputs, strict=True))
 
