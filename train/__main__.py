@@ -14,6 +14,11 @@ if __name__ == "__main__":
     disable_loop_unrolling()
     silence_xla_log_on_cpu()
     run_steps_in_main_thread()
-    from train.command import run_and_exit
+    try:
+        from train.command import run_and_exit
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("train", "flaxbert"):
+            raise
+        sys.exit(f"error: {error.name} is not installed; training needs the extra [train]: pip install -e '.[train]'")
 
     run_and_exit(sys.argv[1:])

@@ -286,3 +286,18 @@ def test_a_record_with_former_names_can_be_resumed(tmp_path):
     assert config.differences(json.dumps(stored)) == []
     stored["task"]["dev_share"] = 0.2
     assert config.differences(json.dumps(stored)) == ["task.validation_split: 0.2 -> 0.1"]
+
+
+def test_without_the_packages_of_training_the_extra_is_named(tmp_path):
+    (tmp_path / "optax.py").write_text('raise ModuleNotFoundError("No module named \'optax\'", name="optax")\n')
+    ended = subprocess.run(
+        [sys.executable, "-m", "train", "configs/quickstart.py"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: optax is not installed; training needs the extra [train]: pip install -e '.[train]'\n"
+    )
