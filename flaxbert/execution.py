@@ -19,8 +19,8 @@ class AttentionImplementation(enum.Enum):
     """Implementation of attention, by Hugging Face's names where it has them; the results differ by rounding alone.
 
     "eager": matrix products and a softmax that XLA compiles, on any device.
-    "pallas": one kernel on TPUs (`kernels/tpu_attention.py`), which keeps no scores in memory, where
-    `kernels.supports_fused_attention` says so; "eager" elsewhere. On several devices, apply the model under
+    "pallas": one kernel on TPUs (`kernels/tpu_attention.py`), which keeps no scores in memory, for calls that
+    `kernels.supports_fused_attention` accepts; "eager" for all others. On several devices, apply the model under
     `jax.set_mesh`: the compiler cannot divide a kernel, so without a mesh each device would compute all batch rows.
     """
 
@@ -43,12 +43,12 @@ REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
     ),
     Remat.FULL: jax.checkpoint_policies.nothing_saveable,
 }
-"""The policies of `jax.checkpoint` for these."""
+"""The `jax.checkpoint` policy of each `Remat` except NONE."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model is computed: static while tracing, without effect on the results but for rounding.
+    """Settings of the computation: static while tracing, and without effect on the results except rounding.
 
     Attributes:
         dtype: dtype of matrix products and activations; softmax, layer norm and logits are float32.

@@ -112,7 +112,8 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    # mkstemp ignores the umask and creates files that only their owner can read. Setting it is the only way to read it.
+    # mkstemp ignores the umask and creates files that only their owner can read. os.umask returns the old
+    # value only when a new one is set.
     current = os.umask(0)
     os.umask(current)
     return current

@@ -1,7 +1,7 @@
 """The loss of every head, as a sum and a weight, with the values of PyTorch's `transformers`.
 
-A mean over a batch is `sum / weight`. Sums and weights of micro-batches or devices add up (`a + b`), so the mean of
-the whole is exact; a mean of means is not. All are computed in float32.
+A mean over a batch is `sum / weight`. Sums and weights of gradient-accumulation steps or devices add up (`a + b`),
+so the mean of the whole batch is exact; a mean of means is not. All are computed in float32.
 """
 
 import jax
@@ -20,7 +20,7 @@ IGNORE = -100  # a label that does not count, as in PyTorch
 
 @struct.dataclass
 class Loss:
-    """One or more terms, each a sum and the weight that divides it; their quotients add up to the loss."""
+    """A loss of one or more terms. Each term is sum / weight; the loss is the sum of the terms."""
 
     sum: Float[Array | np.ndarray, "*terms"]
     weight: Float[Array | np.ndarray, "*terms"]

@@ -16,7 +16,7 @@ Attentions = tuple[Float[Array, "B H T S"], ...]
 class BaseModelOutput:
     """Output of `BertModel`; `pooler_output` is None without a pooling layer.
 
-    With `first_positions`, P sequences share a batch row. R is T; with `first_positions_only` it is P, or 1.
+    `last_hidden_state` has R = T positions; with `first_positions_only` it has P, or 1 without `first_positions`.
     """
 
     last_hidden_state: Float[Array, "B R D"]

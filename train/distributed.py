@@ -60,12 +60,12 @@ class Placement:
         return sharding.axis_size(self.mesh, self.rules.batch)
 
     def check_rows(self, name: str, rows: int, *, gradient_accumulation_steps: int = 1) -> None:
-        """Check that a batch divides evenly over the devices and micro-batches.
+        """Check that a batch divides evenly over the devices and gradient-accumulation steps.
 
         Args:
             name: name of the setting, for the message.
             rows: rows of a batch.
-            gradient_accumulation_steps: micro-batches of a batch.
+            gradient_accumulation_steps: parts of a batch, computed one after another.
 
         Raises:
             ValueError: it does not; the message names the setting, its value and an allowed multiple.

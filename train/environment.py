@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-# Large blocks of memory use huge pages, and stay with the process when they are freed.
+# Use huge pages for large blocks, and do not return freed blocks to the system.
 _MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1099511627776:glibc.malloc.trim_threshold=1099511627776"
 _XLA_OPTION = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
 

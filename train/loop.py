@@ -32,7 +32,7 @@ DEV = "dev"  # name of the set that is evaluated during training
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that a run needs besides its state."""
+    """The mesh, task, model and optimizer of a run, without its state."""
 
     config: Config
     placement: Placement

@@ -119,24 +119,24 @@ def terms_and_gradients(
     *,
     gradient_accumulation_steps: int = 1,
 ) -> TermsAndGradients:
-    """Return the terms of a batch's mean loss and its gradients, computed at once or in several micro-batches.
+    """Return the terms of a batch's mean loss and its gradients, computed at once or in several accumulation steps.
 
-    Every term is a sum over the whole batch, divided by the weight of the whole batch. The micro-batches therefore add
-    up to the same result, whatever their own weights are. Only dropout differs: each micro-batch has its own key.
+    Every term is a sum over the whole batch, divided by the weight of the whole batch. The accumulation steps therefore
+    add up to the same result, whatever their own weights are. Only dropout differs: each step has its own key.
     """
     if gradient_accumulation_steps == 1:
         return _terms_and_gradients(lambda params: loss_function(params, batch, key), params)
-    micro_batches = {name: _micro_batches(values, gradient_accumulation_steps) for name, values in batch.items()}
+    parts = {name: _accumulation_parts(values, gradient_accumulation_steps) for name, values in batch.items()}
     keys = None if key is None else jax.random.split(key, gradient_accumulation_steps)
     # Weights depend on the labels alone, so the compiler removes the rest of this forward pass.
-    weight = jnp.sum(jax.lax.map(lambda rows: loss_function(params, rows, None).weight, micro_batches), axis=0)
+    weight = jnp.sum(jax.lax.map(lambda rows: loss_function(params, rows, None).weight, parts), axis=0)
 
     def add(total: TermsAndGradients, inputs: tuple[Batch, jax.Array | None]) -> tuple[TermsAndGradients, None]:
         share = _terms_and_gradients(lambda params: Loss(loss_function(params, *inputs).sum, weight), params)
         return jax.tree.map(jnp.add, total, share), None
 
     zeros = jnp.zeros_like(weight), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, zeros, (micro_batches, keys))[0]
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
 def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> TermsAndGradients:
@@ -148,8 +148,8 @@ def _terms_and_gradients(loss: Callable[[Params], Loss], params: Params) -> Term
     return terms, gradients
 
 
-def _micro_batches(values: jax.Array, count: int) -> jax.Array:
-    """Reshape [B, ...] to [count, B / count, ...]; each takes every count-th row, so that no row changes its device."""
+def _accumulation_parts(values: jax.Array, count: int) -> jax.Array:
+    """Reshape [B, ...] to [count, B / count, ...]. Part i takes rows i, i + count, ...: each stays on its device."""
     rows = jnp.moveaxis(values.reshape(-1, count, *values.shape[1:]), 1, 0)
     return constrain(rows, AxisRules(), None, "batch", *(None,) * (values.ndim - 1))
 
@@ -169,7 +169,7 @@ def compile_step(
         optimizer: turns gradients into updates.
         placement: the mesh; the rows of a batch are divided among its devices.
         shardings: the shardings of the state, before and after the step.
-        gradient_accumulation_steps: micro-batches of a batch, computed one after another.
+        gradient_accumulation_steps: parts of a batch, computed one after another.
 
     The seed is an argument of the step and not a constant in it, so that runs with several seeds share one program.
     """

@@ -42,7 +42,7 @@ class Conversion:
         head: the class.
         tensors: the number of tensors written.
         bytes: the size of their numbers.
-        drawn: names of tensors that the checkpoint lacked, which were newly initialised.
+        drawn: names of newly initialised tensors, which the checkpoint lacked.
         left_out: names in the checkpoint that the class does not take: buffers, aliases of tied weights, another
             head's, an optimizer's.
         files: all files written but the weights.
@@ -81,7 +81,7 @@ class _Output:
             raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
 
     def observed(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-        """Return the tensors such that reading them reports progress."""
+        """Wrap the tensors so that each read reports progress."""
         report, total, done = self.progress, _total_bytes(tensors), 0
         if report is None:
             return tensors

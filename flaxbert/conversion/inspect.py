@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxbert.config import BertConfig
-from flaxbert.conversion.matching import ModelCheckpoint, guess_architecture
+from flaxbert.conversion.matching import ModelCheckpoint, infer_architecture
 from flaxbert.families import BERT
 from flaxbert.families.config_file import config_to_dict, read_config
 from flaxbert.weights.checkpoint_files import open_checkpoint
@@ -21,7 +21,7 @@ class Inspection:
     Attributes:
         path: the file that lists the tensors.
         format: its format.
-        head: the class of the tensors: named by config.json, or else guessed from their names.
+        head: the class of the tensors: named by config.json, or else inferred from their names.
         config: the content of its config as this library reads it; None where that fails.
         tensors: type and shape by Hugging Face's name.
         parameters: the count of numbers.
@@ -62,7 +62,7 @@ def inspect(path: str | Path, *, checksums: bool = True) -> Inspection:
     checkpoint = open_checkpoint(Path(path))
     config, report = _read_config(checkpoint.config_folder)
     if config is None:
-        head = guess_architecture(BERT, checkpoint.tensors).name
+        head = infer_architecture(BERT, checkpoint.tensors).name
     else:
         found = ModelCheckpoint(checkpoint, config)
         head, report = found.class_name, _loading_error(found)

@@ -1,4 +1,4 @@
-"""The model class that takes the tensors of a checkpoint: named by its config, given by the user, or guessed."""
+"""The model class that takes the tensors of a checkpoint: named by its config, given by the user, or inferred."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -38,8 +38,8 @@ class ModelCheckpoint:
 
     @property
     def class_name(self) -> str:
-        """The class that config.json names, or else the one guessed from tensor names."""
-        return self._class_in_config or guess_architecture(self.family, self.checkpoint.tensors).name
+        """The class that config.json names, or else the one inferred from tensor names."""
+        return self._class_in_config or infer_architecture(self.family, self.checkpoint.tensors).name
 
     @property
     def _class_in_config(self) -> str | None:
@@ -72,7 +72,7 @@ class ModelCheckpoint:
         Args:
             class_name: the class; missing tensors of its head are then initialised, and tensors of another head left
                 out, both with a warning. None: the class must take every tensor. It is the one that config.json names,
-                or else the one guessed from the names of the tensors.
+                or else the one inferred from the names of the tensors.
 
         Raises:
             ValueError: lists the differences; a class that is not known.
@@ -83,7 +83,7 @@ class ModelCheckpoint:
             model = self.model(class_name)
             return model, match(self.checkpoint, model, strict=False)
         first_error = None
-        candidates = [self._class_in_config, guess_architecture(self.family, self.checkpoint.tensors).name]
+        candidates = [self._class_in_config, infer_architecture(self.family, self.checkpoint.tensors).name]
         for name in dict.fromkeys(name for name in candidates if name is not None):
             model = self.model(name)
             try:
@@ -95,7 +95,7 @@ class ModelCheckpoint:
         ) from None
 
 
-def guess_architecture(family: Family, names: Iterable[str]) -> Architecture:
+def infer_architecture(family: Family, names: Iterable[str]) -> Architecture:
     """Return the architecture of a family that has tensors of these names."""
     canonical = {canonical_name(family, name, add_prefix=True) for name in names}
     for architecture in family.architectures:

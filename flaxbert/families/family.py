@@ -99,13 +99,13 @@ class TokenDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A model class of a family, and what is decided by it.
+    """A model class with the kind of its head and the tensor names that identify it.
 
     Attributes:
         model_class: its name is the one in Hugging Face's config.json, under "architectures".
         head: the task that it solves.
-        marks: beginnings of tensor names; a checkpoint whose config names no class is taken for the first architecture
-            of the family with a tensor for each of them, or else for the base model. Without marks: never for this one.
+        marks: prefixes of tensor names. If config.json names no class, the first architecture is chosen whose prefixes
+            all occur, else the base model. An architecture with an empty tuple is never chosen.
     """
 
     model_class: type[PreTrainedModel]

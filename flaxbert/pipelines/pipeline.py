@@ -123,7 +123,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     @abc.abstractmethod
     def _check(self, item: object, name: str) -> Item:
-        """Return the checked input; errors call it `name`."""
+        """Return the checked input; `name` identifies it in errors."""
 
     @abc.abstractmethod
     def _encode(self, items: Sequence[Item], names: Sequence[str]) -> list[list[InputSequence]]:
@@ -196,7 +196,7 @@ def require_at_least(name: str, value: object, low: int) -> None:
 
 
 def require_text(value: object, name: str) -> str:
-    """Return a text unchanged; errors call it `name`.
+    """Return a text unchanged; `name` identifies it in errors.
 
     Raises:
         TypeError: not a string.

@@ -36,7 +36,8 @@ class WriteOptions:
         checksums: write SHA256SUMS.
         in_given_order: read the tensors in the order in which they are given, where the format leaves a choice. Faster
             for a checkpoint that stores all layers of a parameter together.
-        only_gather: write nothing, but read every tensor: it gathers parameters that processes hold together.
+        only_gather: read every tensor and write nothing, to take part in the gathers of a parameter that is split over
+            processes.
     """
 
     file_format: FileFormat = SAFETENSORS
@@ -104,13 +105,14 @@ def write_folder(path: str | Path, config: str, tensors: Mapping[str, LazyTensor
     file_format = options.file_format
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     files = file_format.assign_to_files(specs, options.max_shard_size)
-    if options.in_given_order and file_format is not FLAX:  # by falling size of numbers, which keeps them aligned
+    if options.in_given_order and file_format is not FLAX:  # descending item size keeps every tensor aligned
         files = {name: sorted(specs, key=lambda spec: -spec.dtype.itemsize) for name, specs in files.items()}
     else:
         files = {name: file_format.order(specs) for name, specs in files.items()}
     if options.only_gather:
         for spec in (spec for specs in files.values() for spec in specs):
-            tensors[spec.name].read()  # once, in the order of the process that writes, which reads whole tensors
+            # Same order and number of reads as on the writing process, because each read is a collective.
+            tensors[spec.name].read()
         return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ def _report_differences(
     family, class_name = family_of(model), type(model).__name__
     missing = [name for name in mappings if name not in tensors]
     unexpected = [name for name in tensors if name not in mappings and name not in family.buffer_names]
-    if family.pooler_names.issubset(unexpected):  # of every encoder; a head without pooler leaves it out
+    if family.pooler_names.issubset(unexpected):  # every checkpoint has a pooler; a model class without one ignores it
         unexpected = [name for name in unexpected if name not in family.pooler_names]
         _log.warning("%s: %s has no pooler; left out: %s", file, class_name, ", ".join(sorted(family.pooler_names)))
     both = sorted(name for name in mappings if name in tensors)
@@ -197,13 +197,13 @@ def initialise(
     if not paths:
         return {}
 
-    def draw(key: jax.Array) -> list[jax.Array]:
+    def initialise(key: jax.Array) -> list[jax.Array]:
         params = model.init(key, model.example_ids)["params"]
         return [leaf_at(params, path) for path in paths]
 
     out_shardings = None if shardings is None else [leaf_at(shardings, path) for path in paths]
-    drawn = jax.jit(draw, out_shardings=out_shardings)(jax.random.key(0) if key is None else key)
-    return dict(zip(paths, drawn, strict=True))
+    values = jax.jit(initialise, out_shardings=out_shardings)(jax.random.key(0) if key is None else key)
+    return dict(zip(paths, values, strict=True))
 
 
 def place_on_devices(

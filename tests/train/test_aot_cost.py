@@ -208,7 +208,7 @@ def test_the_time_of_a_kernel_follows_from_its_statement_or_its_bytes():
     call = '  %k = f32[1048576]{0} custom-call(%x), custom_call_target="tpu_custom_call"'
     found = cost(entry(call))
     assert found.roofline == found.seconds == pytest.approx(2 * BYTES / V5E.hbm_bandwidth / EFFICIENCY)
-    assert found.operations["k"].basis == "guess"
+    assert found.operations["k"].basis == "roofline"
     stated = cost(entry(call + ', backend_config={"cost_estimate":{"flops":"1000000000000","bytes_accessed":"5"}}'))
     assert stated.roofline == pytest.approx(1e12 / V5E.peak_flops / EFFICIENCY)
     vectors = cost(entry(call + ', backend_config={"cost_estimate":{"flops":"5","transcendentals":"1000000000000"}}'))

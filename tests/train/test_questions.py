@@ -37,7 +37,7 @@ def read(tmp_path):
 
 def test_squad_2_as_published(data_dir):
     found = read_squad(data_dir / SQUAD)
-    assert len(found.rows) == 6078 and found.impossible == 3168 and (found.repaired, found.lost) == (0, 0)
+    assert len(found.rows) == 6078 and found.impossible == 3168 and (found.repaired, found.not_located) == (0, 0)
     first = found.rows[0]
     assert (first.title, first.question) == ("Normans", "In what country is Normandy located?")
     assert first.answers == (SquadAnswer("France", 159),) * 4 and not first.impossible
@@ -77,7 +77,7 @@ def test_cmrc_offsets_of_which_some_are_wrong(data_dir):
     ]
     wrong = {number for number, context, text, start in given if context[start : start + len(text)] != text}
     found = read_squad(file)
-    assert found.repaired == len(wrong) == 5 and found.lost == 0
+    assert found.repaired == len(wrong) == 5 and found.not_located == 0
     for row, (number, context, text, start) in zip(found.rows, given, strict=True):
         assert row.id == number and row.answers[0].text == text.strip()
         assert context[row.answers[0].start :].startswith(text.strip())
@@ -100,7 +100,7 @@ def test_offsets_that_are_further_off(read):
     found = read(content)
     places = [[a.start for a in row.answers] for row in found.rows]
     assert places == [[14], [38], [None, 24], [24], [0], [38], [38]]
-    assert (found.repaired, found.lost) == (6, 1)
+    assert (found.repaired, found.not_located) == (6, 1)
     assert found.rows[3].answers == (SquadAnswer("Otto", 24),)
     found = read(content, wrong_offsets=WrongOffsets.DROP)
     assert [[a.start for a in row.answers] for row in found.rows] == [
@@ -112,7 +112,7 @@ def test_offsets_that_are_further_off(read):
         [None],
         [None],
     ]
-    assert (found.repaired, found.lost) == (2, 5)
+    assert (found.repaired, found.not_located) == (2, 5)
     assert [row.id for row in trainable_questions(found.rows, impossible=True)] == ["2", "3", "4"]
     with pytest.raises(ValueError, match="5 of 7 rows can't be used") as refused:
         read(content, wrong_offsets=WrongOffsets.REFUSE)

@@ -17,7 +17,7 @@ class Operation:
     op_name: str
     source: tuple[str, ...]
     basis: str
-    """Origin of the time: "compiler" (cycles), "guess" (roofline fallback) or "links"."""
+    """Origin of the time: "compiler" (cycles), "roofline" (fallback) or "links"."""
     runs: float = 0.0
     seconds: float = 0.0
 
@@ -178,7 +178,7 @@ class _CostModel:
             self.cost.cycles += runs * cycles
             self.cost.compiler += runs * seconds
         else:
-            seconds, basis = roofline_seconds(self.program, parent, it, flops=flops, chip=self.chip), "guess"
+            seconds, basis = roofline_seconds(self.program, parent, it, flops=flops, chip=self.chip), "roofline"
             self.cost.roofline += runs * seconds
         self._add_operation(it, basis, runs, seconds)
         return seconds

@@ -149,7 +149,7 @@ def _operations(cost: Cost) -> Iterator[str]:
     yield "\nestimated costliest operations"
     for operation in costliest(cost):
         share = operation.seconds / cost.seconds if cost.seconds else 0.0
-        basis = {"compiler": "", "guess": " (roofline)", "links": " (links)"}[operation.basis]
+        basis = {"compiler": "", "roofline": " (roofline)", "links": " (links)"}[operation.basis]
         yield f"  {_duration(operation.seconds)} {share:>6.1%}  {operation.runs:>4,.0f} x {operation.name}{basis}"
         yield f"      {_line(operation.source)} {operation.op_name}"
 

@@ -82,7 +82,7 @@ class _TrainBatches(abc.ABC):
 
     @property
     def _compile_cost(self) -> float:
-        """The cost of one more shape in positions of one epoch: the longer the run, the less an epoch pays of it."""
+        """The compile cost of one more shape, in padded positions, divided by the number of epochs."""
         return COMPILE_COST * self.per_epoch / self.total_steps(self.per_epoch)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
@@ -152,7 +152,7 @@ class PackedBatches(_TrainBatches):
         return choose_packed_shape(sample, int(lengths.max()), multiple=self.row_multiple, compile_cost=compile_cost)
 
     def _divide(self, buffer: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-        # One of the shortest examples to each batch, then one of the next ones, up to the longest.
+        # Split the sorted examples into `size` strata; each batch takes one example of every stratum.
         count = -(-len(buffer) // self.size)
         strata = [generator.permutation(buffer[start : start + count]) for start in range(0, len(buffer), count)]
         return [np.array([stratum[i] for stratum in strata if i < len(stratum)]) for i in range(count)]

@@ -8,7 +8,7 @@ import numpy as np
 # The cost of compiling one more length, in positions of padding of one batch: 8 s against 0.014 s a position, measured
 # with MiniLM and batches of 32 on two CPU cores. It decides only how much is padded.
 COMPILE_COST = 570
-# XLA takes up to half as long again to compile odd lengths, and vector units are made for even ones.
+# Odd lengths take up to 1.5 times as long to compile, and use vector units poorly.
 LENGTH_MULTIPLE = 4
 # Rows of packed sequences may be up to this many times as long as the longest sequence: a length that leaves less
 # padding may be worth the attention over more positions.

@@ -69,12 +69,12 @@ class SquadQuestions:
     Attributes:
         rows: the questions.
         repaired: answers whose offset was wrong and is repaired.
-        lost: answers whose offset is wrong and not repaired.
+        not_located: answers whose offset is wrong and not repaired.
     """
 
     rows: list[SquadQuestion]
     repaired: int = 0
-    lost: int = 0
+    not_located: int = 0
 
     @property
     def labelled(self) -> bool:
@@ -129,14 +129,14 @@ def read_squad(
     problems += _contradictions(raw, version, labelled=labelled)
     located = [_locate_answers(item.question, wrong_offsets) for item in raw]
     if wrong_offsets is WrongOffsets.REFUSE:
-        problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _lost_answers(q)]
+        problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _count_not_located(q)]
     raise_problems(problems, len(records), f"Correct or remove these questions. {_EXPECTED}")
     changed = sum(
         answer not in old.question.answers for new, old in zip(located, raw, strict=True) for answer in new.answers
     )
-    lost = sum(map(_lost_answers, located))
+    not_located = sum(map(_count_not_located, located))
     rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in located]
-    return SquadQuestions(rows, changed - lost, lost)
+    return SquadQuestions(rows, changed - not_located, not_located)
 
 
 def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
@@ -259,12 +259,12 @@ def _contradictions(raw: Sequence[_RawQuestion], version: str, *, labelled: bool
             yield f"{question.source}: no 'answers', and nothing says that there is none"
 
 
-def _lost_answers(question: SquadQuestion) -> int:
+def _count_not_located(question: SquadQuestion) -> int:
     return sum(answer.start is None for answer in question.answers)
 
 
 def _locate_answers(question: SquadQuestion, policy: WrongOffsets) -> SquadQuestion:
-    """Return the question with corrected offsets of its answers; None for those that are lost."""
+    """Return the question with corrected offsets of its answers; None for those that are not located."""
     context, answers = question.context, []
     for answer in question.answers:
         start = answer.start

@@ -81,7 +81,7 @@ class TaggedExamples:
     position: np.ndarray
 
     @property
-    def silent(self) -> int:
+    def words_without_pieces(self) -> int:
         """The number of words without pieces."""
         return int((self.example == _NO_PIECES).sum())
 

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of entities: a prediction is correct if its words and its type are.
+"""Precision, recall and F1 of entities: a prediction is correct if both its words and its type are right.
 
 All values equal those of seqeval 1.2 on the same tags; read leniently, also those of CoNLL's script conlleval.
 """

@@ -22,7 +22,7 @@ HOST_LOST = 3  # exit code of a host that lost another one
 SILENCE = 15.0  # seconds without a message after which a host counts as lost
 _HEARTBEAT = 2.0  # seconds between messages that only show that the host is alive
 _GREETING_TIMEOUT = 5.0  # seconds that host 0 waits for the first message of a new connection
-_FAILURE_DELAY = 1.0  # seconds in which the failure of another host, which made this one fail too, is reported here
+_FAILURE_DELAY = 1.0  # seconds to wait for the report of another host that failed first
 _LONGEST_MESSAGE = 2**28  # bytes
 _VERSION = 1  # of the messages
 
@@ -56,7 +56,7 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether the other side has closed the connection; call it only when no message is expected."""
+        """True if the other side has closed the connection; use it only when no message is expected."""
         self._socket.setblocking(False)
         try:
             return not self._socket.recv(1, socket.MSG_PEEK)

@@ -48,7 +48,7 @@ class Pretraining(ExampleOptions, TaskSettings):
     tokenizer: Path | None = None
     """For text: a folder or vocab.txt; by default the pretrained model's, or one learned from the text."""
     vocab_size: int = 8192
-    """Of a learned tokenizer."""
+    """Vocabulary size of a learned tokenizer."""
     lowercase: bool = True
     """Fold case in a learned tokenizer."""
     copies: int | None = None
@@ -175,7 +175,7 @@ def pretraining_logits(
     The latter are None for a model without next-sentence head.
     """
     if "next_sentence_labels" not in batch:
-        # Nothing is asked about the first token of each text.
+        # A model without next-sentence head takes no first_positions.
         batch = {name: values for name, values in batch.items() if name != "first_positions"}
     outputs = apply_model(model, params, batch, key)
     if isinstance(outputs, PreTrainingOutput):

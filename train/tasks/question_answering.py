@@ -133,7 +133,7 @@ class QuestionAnswering(Supervised):
             raise ValueError(f"{self.train}: none of its questions has an answer; give a file with answers")
         facts = {}
         for name, file in files.items():
-            wrong = {"repaired": file.repaired, "lost": file.lost}
+            wrong = {"repaired": file.repaired, "not repaired": file.not_located}
             facts |= {
                 f"{name} answers with a wrong offset, {result}": count for result, count in wrong.items() if count
             }

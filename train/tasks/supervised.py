@@ -42,7 +42,7 @@ class Supervised(TaskSettings):
     extra_eval_splits: tuple[str, ...] = ()
     """The split of each of them, "" for a file."""
     validation_split: float | None = None
-    """Without `dev`: the share of training examples to hold out for it, at least, drawn by the run's seed. Examples
+    """Without `dev`: the share of training examples to hold out for it, at least, chosen by the run's seed. Examples
     with the same text (article or context, if the task has them) stay together."""
     max_length: int = 128
     """Maximum tokens of an example."""

@@ -78,7 +78,8 @@ class TrainSpec:
         loss: computes the training loss from model, parameters, batch and dropout key; without dropout if that is None.
         token_counts: computes the size of a batch.
         batch: a batch with the shapes and dtypes of training; of its values only the padding is used.
-        steps_per_epoch: a stand-in if only the data would tell; the compiled program then differs in constants alone.
+        steps_per_epoch: number of batches in an epoch; a placeholder if it depends on data that is not read, which
+            changes only constants of the program.
     """
 
     config: BertConfig

@@ -231,6 +231,6 @@ def _piece_facts(sentences: Mapping[str, Sequence[TaggedSentence]], pieces: Mapp
         extra = len(own.examples) - len(sentences[name])
         if extra > 0:
             facts[f"{name} windows beyond a sentence's first"] = extra
-        if own.silent:
-            facts[f"{name} words without pieces (O)"] = own.silent
+        if own.words_without_pieces:
+            facts[f"{name} words without pieces (O)"] = own.words_without_pieces
     return facts

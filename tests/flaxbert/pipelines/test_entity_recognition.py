@@ -23,7 +23,7 @@ def tagger(data_dir, folder, positions):
     return loaded("BertForTokenClassification", folder)
 
 
-def told(entities):
+def as_reported(entities):
     return [(e.start, e.end, e.type, e.word) for e in entities], [e.score for e in entities]
 
 
@@ -49,7 +49,7 @@ def test_short_texts_equal_transformers(small, strategy):
     answers = (tag if strategy is tag.aggregation else dataclasses.replace(tag, aggregation=strategy))(SHORT)
     assert [answer.text for answer in answers] == SHORT
     for answer in answers:
-        assert told(answer.entities) == reference(model, tokenizer, strategy, answer.text)
+        assert as_reported(answer.entities) == reference(model, tokenizer, strategy, answer.text)
     assert sum(len(answer.entities) for answer in answers) > 5
 
 
@@ -64,7 +64,7 @@ def test_windows_do_not_change_entities_of_a_model_without_context(data_dir, tmp
     wanted = reference(model, tokenizer, Aggregation.AVERAGE, LONG)
     for tag in (whole, dataclasses.replace(whole, max_length=13)):
         (answer,) = tag([LONG])
-        assert told(answer.entities) == wanted and answer.entities[-1].end > len(LONG) - 20
+        assert as_reported(answer.entities) == wanted and answer.entities[-1].end > len(LONG) - 20
     assert len(whole.tokenizer.piece_ids([LONG])[0]) > 50
 
 
@@ -85,9 +85,9 @@ def test_a_piece_takes_probabilities_from_the_window_with_most_context(small, ma
         best = context.index(max(context))
         pieces.append(scores[best, place - starts[best]])
     how = {"labels": LABELS, "tokenizer": tag.tokenizer, "strategy": Aggregation.FIRST}
-    wanted, sure = told(aggregate_entities(np.stack(pieces), text=LONG, encoding=encoding, **how))
+    wanted, sure = as_reported(aggregate_entities(np.stack(pieces), text=LONG, encoding=encoding, **how))
     (answer,) = tag([LONG])
-    assert told(answer.entities) == (wanted, pytest.approx(sure, abs=2e-5)) and len(wanted) > 5
+    assert as_reported(answer.entities) == (wanted, pytest.approx(sure, abs=2e-5)) and len(wanted) > 5
 
 
 def test_offsets_are_those_of_the_text(small):

@@ -48,7 +48,7 @@ def test_pieces_and_their_labels(tokenizer):
     (ids,), (row,) = found.examples.ids, found.examples.labels
     assert tokenizer.tokens(ids) == ["[CLS]", "mr", "an", "##na", "bo", "##b", "##town", "rains", "[SEP]"]
     assert row.tolist() == [-100, 0, 1, -100, 2, -100, -100, 0, -100]
-    assert found.silent == 2 and found.position.tolist() == [-1, 1, 2, 4, -1, 7]
+    assert found.words_without_pieces == 2 and found.position.tolist() == [-1, 1, 2, 4, -1, 7]
     predicted = [np.array([9, 0, 1, 9, 2, 9, 9, 0, 9, 9, 9])]  # padded, and any value where nothing is read
     assert found.tags(predicted, [TaggedSentence(words, tags, "f:1")], labels) == [
         ["O", "O", "B-PER", "I-PER", "O", "O"]
@@ -95,7 +95,7 @@ def test_real_words_stand_where_their_pieces_are(data_dir):
     tokenizer = WordPieceTokenizer.load(data_dir / "tokenizers" / "chinese-roberta-wwm-ext")
     sentences = read_tagged_sentences(data_dir / "tasks/cluener/train.jsonl")[:500]
     found, labels = cut(tokenizer, sentences, max_length=64)
-    assert len(found.examples) == 500 and found.silent == 0
+    assert len(found.examples) == 500 and found.words_without_pieces == 0
     assert found.tags(found.examples.labels, sentences, labels) == [list(sentence.tags) for sentence in sentences]
     assert [len(sentence.words) + 2 for sentence in sentences] == found.examples.lengths.tolist()
 

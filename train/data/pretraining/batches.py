@@ -19,7 +19,7 @@ from train.data.pretraining.segments import DocumentSpan, ExampleBuilder
 
 # The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.
 _BLOCK_TOKENS = 2**21
-# Longer documents are divided over several blocks: else the examples of a book would stand together.
+# Longer documents are divided over several blocks: otherwise all examples of a book would be in one block.
 _SPAN_TOKENS = 2**14
 _CACHED_BLOCKS = 3  # threads may be ahead of each other
 
@@ -37,8 +37,8 @@ class _Block:
 class TrainBatches:
     """Endless training batches; an epoch shows each document once.
 
-    Each block yields as many rows as the first block of all has: rows of larger blocks are dropped and rows of smaller
-    ones repeated, less than a percent, and others in each epoch.
+    Each block yields as many rows as block 0 of epoch 0: rows of larger blocks are dropped and rows of smaller ones
+    repeated. This concerns less than a percent of the rows, and different ones in each epoch.
 
     Attributes:
         store: the tokens.

@@ -50,7 +50,8 @@ class ExampleOptions:
     masking_rate: float = 0.15
     """Share of an example's tokens that are predicted."""
     exact_rate: bool = True
-    """Predict exactly this share of each example, rounded, at least one; else each token, or word, is drawn alone."""
+    """Predict exactly this share of each example, rounded, at least one; else each token, or word, is chosen
+    independently."""
     whole_words: bool = False
     """Choose the tokens of a word together."""
     max_predictions: int | None = None
@@ -128,7 +129,7 @@ class BatchOptions:
         evaluation_size: rows of a held-out batch.
         seed: of the split, the order and everything random.
         held_out: share of the documents or records to hold out.
-        copies: number of different epochs, which then repeat (Google's dupe_factor); None for new ones for ever.
+        copies: number of different epochs, which then repeat (Google's dupe_factor); None for new ones in every epoch.
         host_shard: the rows of each batch that this host builds.
     """
 

@@ -54,11 +54,11 @@ class PretrainingExamples:
 def random_bits(*keys: int | np.ndarray) -> np.ndarray:
     """Return 64 random bits, uint64, for every combination of keys, which broadcast against each other.
 
-    The bits are a function of the keys alone, so a token's do not depend on when, where and beside what it is drawn.
+    The bits are a function of the keys alone, so those of a token depend neither on its batch nor on the order.
     Keys in another order, or one more of them, give unrelated bits. This is SplitMix64 (Steele, Lea and Flood, 2014) in
     counter form: its output function applied to a key and a counter.
     """
-    bits = np.zeros(1, np.uint64)  # an array: NumPy warns of scalars that wrap around, as these are meant to
+    bits = np.zeros(1, np.uint64)  # an array: NumPy warns of scalars that overflow, and overflow is intended here
     for key in keys:
         bits = _mix(bits + _GOLDEN_GAMMA + np.asarray(key).astype(np.uint64))
     return bits
