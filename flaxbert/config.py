@@ -134,14 +134,14 @@ class BertConfig:
     # -- derived --------------------------------------------------------------------------------------
 
     @property
-    def first_position(self) -> int:
+    def position_offset(self) -> int:
         """The position of a sequence's first token."""
         return 0
 
     @property
     def max_sequence_length(self) -> int:
         """The largest number of tokens of a sequence, each of which has a position."""
-        return self.max_position_embeddings - self.first_position
+        return self.max_position_embeddings - self.position_offset
 
     @property
     def head_size(self) -> int:

@@ -62,18 +62,18 @@ class RobertaConfig(BertConfig):
             )
 
     @property
-    def first_position(self) -> int:
+    def position_offset(self) -> int:
         """The position of a sequence's first token: the one behind that of padding."""
         assert self.pad_token_id is not None  # checked when built
         return self.pad_token_id + 1
 
 
-def count_positions(input_ids: Int[ArrayLike, "B T"], *, first_position: int) -> Int[Array, "B T"]:
-    """Number the tokens that are not padding from `first_position`; padding has the position before it.
+def count_positions(input_ids: Int[ArrayLike, "B T"], *, position_offset: int) -> Int[Array, "B T"]:
+    """Number the tokens that are not padding from `position_offset`; padding has the position before it.
 
-    The id of padding is `first_position` - 1 too.
+    The id of padding is `position_offset` - 1 too.
     """
-    padding = first_position - 1
+    padding = position_offset - 1
     is_token = jnp.asarray(input_ids) != padding
     return jnp.where(is_token, jnp.cumsum(is_token, axis=1), 0) + padding
 
@@ -89,9 +89,9 @@ def _with_positions(inputs: EncoderInputs, config: BertConfig) -> EncoderInputs:
     if length > limit:
         raise ValueError(f"the sequence has {length} tokens; the model takes {limit}: truncate it")
     if inputs.input_ids is None:
-        positions = jnp.arange(length)[None] + config.first_position
+        positions = jnp.arange(length)[None] + config.position_offset
     else:
-        positions = count_positions(inputs.input_ids, first_position=config.first_position)
+        positions = count_positions(inputs.input_ids, position_offset=config.position_offset)
     return dataclasses.replace(inputs, position_ids=positions)
 
 
@@ -117,7 +117,7 @@ class RobertaEncoder(PreTrainedModel):
     @nn.nowrap
     def _run_encoder(self, params: Params, inputs: EncoderInputs, deterministic: bool) -> BaseModelOutput:
         table = jnp.asarray(params["embeddings"]["position"]["embedding"])
-        row = self.config.first_position - 1
+        row = self.config.position_offset - 1
         table = table.at[row].set(jax.lax.stop_gradient(table[row]))
         params = {**params, "embeddings": {**params["embeddings"], "position": {"embedding": table}}}
         return super()._run_encoder(params, _with_positions(inputs, self.config), deterministic)

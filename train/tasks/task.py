@@ -201,6 +201,6 @@ def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.A
     if "segment_ids" in batch:
         arguments["attention_mask"] = functional.packed_mask(batch["segment_ids"])
     if "position_ids" in arguments:  # counted from 0
-        arguments["position_ids"] = arguments["position_ids"] + model.config.first_position
+        arguments["position_ids"] = arguments["position_ids"] + model.config.position_offset
     rngs = None if key is None else {"dropout": key}
     return model.apply({"params": params}, **arguments, deterministic=key is None, rngs=rngs)
