@@ -83,7 +83,7 @@ class TokenDecoder:
         embeddings: the table of word embeddings.
         weight: the decoder's matrix.
         bias: the bias of a tied decoder.
-        untied_bias: the bias of an untied decoder.
+        untied_bias: the bias of an untied decoder; may be the same name as `bias`.
     """
 
     embeddings: str
@@ -94,7 +94,7 @@ class TokenDecoder:
     @property
     def aliases(self) -> dict[str, str]:
         """For each alias in a model with tied embeddings, the name that the tensor is stored under."""
-        return {self.weight: self.embeddings, self.untied_bias: self.bias}
+        return {self.weight: self.embeddings} | ({} if self.untied_bias == self.bias else {self.untied_bias: self.bias})
 
 
 @dataclasses.dataclass(frozen=True)

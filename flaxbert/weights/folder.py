@@ -145,7 +145,7 @@ def _with_file_names(
     decoder = family.decoder
     if decoder.untied_bias in named:
         named[decoder.bias] = named[decoder.untied_bias]  # transformers 5 reports it as missing otherwise
-    if file_format is FLAX:
+    if file_format is FLAX and decoder.untied_bias != decoder.bias:
         named.pop(decoder.untied_bias, None)  # Flax's decoder has no bias, and adds `decoder.bias`
     if architecture_of(model).is_base_model:
         named = {name.removeprefix(family.prefixed("")): tensor for name, tensor in named.items()}

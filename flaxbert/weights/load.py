@@ -121,7 +121,7 @@ def _resolve_ties(
     if decoder.untied_bias in mappings and decoder.bias in file_names:
         spare = file_names.pop(decoder.bias)
         file_names.setdefault(decoder.untied_bias, spare)
-    if decoder.bias not in mappings:  # no tied decoder in this model
+    if decoder.bias not in mappings or decoder.weight in mappings:  # no tied decoder in this model
         return
     for alias, name in decoder.aliases.items():
         if alias not in file_names:
