@@ -127,6 +127,9 @@ class PreTrainedModel(nn.Module):
     @nn.nowrap
     def _declare_encoder(self, *, pooler: bool) -> Declaration:
         """Declare the encoder; families with other embeddings override this and `_run_encoder`."""
+        from flaxbert.families import check_config_class  # imports this module
+
+        check_config_class(self)
         return declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=pooler)
 
     @nn.nowrap

@@ -105,8 +105,6 @@ class RobertaEncoder(PreTrainedModel):
 
     @nn.nowrap
     def _declare_encoder(self, *, pooler: bool) -> Declaration:
-        if not isinstance(self.config, RobertaConfig):  # others count positions from 0
-            raise TypeError(f"config is a {type(self.config).__name__}; {type(self).__name__} takes a RobertaConfig")
         c, encoder = self.config, super()._declare_encoder(pooler=pooler)
         embeddings = encoder["embeddings"]
         assert isinstance(embeddings, dict)

@@ -1,5 +1,6 @@
 """RoBERTa against PyTorch's `transformers`: outputs, losses, gradients, config, weights both ways, tokenizer."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,11 +13,12 @@ from safetensors.numpy import load_file
 from tokenizers import ByteLevelBPETokenizer, processors
 
 import flaxbert
-from flaxbert import losses
+from flaxbert import families, losses
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
 from flaxbert.families import HeadKind, architecture_of, family_of, model_class
+from flaxbert.families.family import TensorName
 from flaxbert.families.roberta import ROBERTA, RobertaConfig
 from flaxbert.pipelines import TextClassificationPipeline
 from flaxbert.tokenizer import WordPieceTokenizer
@@ -234,12 +236,41 @@ def test_a_class_of_another_family_is_refused(tmp_path):
         flaxbert.BertConfig.from_pretrained(tmp_path)
 
 
-def test_a_config_of_another_family_is_refused():
-    with pytest.raises(TypeError, match="config is a BertConfig; RobertaModel takes a RobertaConfig"):
-        flaxbert.RobertaModel(flaxbert.BertConfig.tiny()).parameter_shapes()
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("RobertaModel", flaxbert.BertConfig, "config is a BertConfig; RobertaModel takes a RobertaConfig"),
+        ("BertModel", RobertaConfig, "config is a RobertaConfig; BertModel takes a BertConfig"),
+        ("BertForMaskedLM", RobertaConfig, "config is a RobertaConfig; BertForMaskedLM takes a BertConfig"),
+    ],
+)
+def test_a_config_of_another_family_is_refused(name, config, message):
+    model = getattr(flaxbert, name)(config.tiny())
+    with pytest.raises(TypeError, match=message):
+        model.parameter_shapes()
+    with pytest.raises(TypeError, match=message):
+        model.init(jax.random.key(0), model.example_ids)
 
 
 # -- weights ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_with_one_name_for_the_decoder_bias(tied, tmp_path, monkeypatch):
+    decoder = dataclasses.replace(ROBERTA.decoder, untied_bias="lm_head.bias")
+    rows = (*(row for row in ROBERTA.heads if row.name != "lm_head.decoder.bias"),)
+    rows += (TensorName("lm_head.bias", ("predictions", "decoder", "bias"), per_token=True),)
+    family = dataclasses.replace(ROBERTA, decoder=decoder, heads=rows)
+    name = flaxbert.RobertaForMaskedLM
+    monkeypatch.setitem(families._BY_CLASS, name, (family, architecture_of(name)))
+    model = flaxbert.RobertaForMaskedLM(RobertaConfig.tiny(vocab_size=VOCAB_SIZE, tie_word_embeddings=tied))
+    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params)
+    flaxbert.save_pretrained(tmp_path / "a", model, params)
+    convert(tmp_path / "a", tmp_path / "b", format="flax")
+    for folder in ("a", "b"):
+        jax.tree.map(np.testing.assert_array_equal, flaxbert.from_pretrained(tmp_path / folder)[1], params)
 
 
 @pytest.mark.parametrize("tied", [True, False])
