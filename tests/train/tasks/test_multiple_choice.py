@@ -93,7 +93,7 @@ def config(tmp_path):
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "dev")}
     task = MultipleChoice(**files, tokenizer=tmp_path / "vocab.txt", max_length=16)
     sizes = SMALL.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.1)
-    settings = Run(folder=tmp_path / "run", batch_size=16, epochs=20, log_every=20)
+    settings = Run(folder=tmp_path / "run", batch_size=16, epochs=30, log_every=20)
     return Config(task, settings, Model(sizes=sizes), Optim(learning_rate=5e-3))
 
 
