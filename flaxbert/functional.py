@@ -89,23 +89,24 @@ def layer_norm(
 def lookup(
     table: Float[Array, "V D"], ids: Int[Array, "B T"], *, frozen_row: int | None = None
 ) -> Float[Array, "B T D"]:
-    """Return the rows of an embedding table; an id beyond the table gives NaN, never another row.
+    """Return the rows of an embedding table; an id outside the table gives NaN, never another row.
 
     `frozen_row` gets no gradient through the lookup, like `padding_idx` of PyTorch.
     """
-    vectors = jnp.take(table, ids, axis=0, mode="fill")
+    beyond = jnp.where(ids < 0, table.shape[0], ids)  # a negative index would count from the end
+    vectors = jnp.take(table, beyond, axis=0, mode="fill")
     if frozen_row is None:
         return vectors
     return jnp.where((ids == frozen_row)[..., None], jax.lax.stop_gradient(vectors), vectors)
 
 
 def lookup_by_sum(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Return the rows of an embedding table of very few rows, as a sum over its rows.
+    """Return the rows of an embedding table of very few rows, as a sum over its rows; an id outside gives NaN.
 
     Its gradient is a few reductions; that of a gather is a scatter of every position onto the same two rows.
     """
-    rows = [(ids == row)[..., None] * table[row][None, None] for row in range(table.shape[0])]
-    return sum(rows[1:], rows[0])
+    outside = jnp.where((ids < 0) | (ids >= table.shape[0]), jnp.nan, 0.0)[..., None]
+    return sum(((ids == row)[..., None] * table[row][None, None] for row in range(table.shape[0])), outside)
 
 
 # -- attention ------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class BertForPreTraining(MaskedLMModel):
         The latter for each batch row [B, 2], or, for rows that hold several examples, at `first_positions` [B, P, 2].
         """
         params = self._ready_parameters()
-        out = self._encode(params, input_ids, deterministic, first_positions=first_positions, **inputs)
+        out = self._encode(params, input_ids, deterministic, inputs, first_positions=first_positions)
         words = self._masked_lm_logits(params, out.last_hidden_state, masked_lm_positions)
         following = linear(params["seq_relationship"], out.pooled, "...D,DN->...N").astype(jnp.float32)
         return PreTrainingOutput(words, following, out.hidden_states, out.attentions)
@@ -85,7 +85,7 @@ class BertForNextSentencePrediction(TaskModel):
         """Score both answers from the pooled vector: [B, 2], or [B, P, 2] with `first_positions`."""
         params = self._ready_parameters()
         out = self._encode(
-            params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
+            params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
         )
         logits = linear(params["seq_relationship"], out.pooled, "...D,DN->...N").astype(jnp.float32)
         return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions)
@@ -113,7 +113,7 @@ class BertForSequenceClassification(TaskModel):
         """Score the labels from the pooled vector, after dropout: [B, N], or [B, P, N] with `first_positions`."""
         params = self._ready_parameters()
         out = self._encode(
-            params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
+            params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
         )
         pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
@@ -149,7 +149,7 @@ class BertForMultipleChoice(TaskModel):
                 flat[name] = flatten_choices(flat[name])
         flat_ids = flatten_choices(input_ids)
         params = self._ready_parameters()
-        out = self._encode(params, flat_ids, deterministic, first_positions_only=True, **flat)
+        out = self._encode(params, flat_ids, deterministic, flat, first_positions_only=True)
         pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "BD,DN->BN").astype(jnp.float32)
         return MultipleChoiceModelOutput(logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions)
@@ -183,7 +183,7 @@ class BertForTokenClassification(TaskModel):
     ) -> TokenClassifierOutput:
         """Score the labels of every position, after dropout: logits [B, T, N]."""
         params = self._ready_parameters()
-        out = self._encode(params, input_ids, deterministic, **inputs)
+        out = self._encode(params, input_ids, deterministic, inputs)
         key = self._dropout_key(deterministic)
         x = dropout(out.last_hidden_state, key, rate=self.config.head_dropout_prob)
         logits = linear(params["classifier"], x, "BTD,DN->BTN").astype(jnp.float32)
@@ -208,6 +208,6 @@ class BertForQuestionAnswering(TaskModel):
     ) -> QuestionAnsweringModelOutput:
         """Score every position as start and as end of the answer."""
         params = self._ready_parameters()
-        out = self._encode(params, input_ids, deterministic, **inputs)
+        out = self._encode(params, input_ids, deterministic, inputs)
         logits = linear(params["qa_outputs"], out.last_hidden_state, "BTD,DN->BTN").astype(jnp.float32)
         return QuestionAnsweringModelOutput(logits[..., 0], logits[..., 1], out.hidden_states, out.attentions)

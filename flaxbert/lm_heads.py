@@ -75,6 +75,7 @@ class MaskedLMModel(TaskModel):
     ) -> Float[Array, "B R V"]:
         """Score the vocabulary at `positions` alone, which saves most of the decoder's work, or at every position."""
         if positions is not None:
+            functional.require_shape("masked_lm_positions", positions, (x.shape[0], "M"))
             functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
             x = functional.at_positions(x, positions)
         table = params[self.base_model_prefix]["embeddings"]["word"]["embedding"]
@@ -95,7 +96,7 @@ class BertForMaskedLM(MaskedLMModel):
     ) -> MaskedLMOutput:
         """Score the vocabulary at every position, or at `masked_lm_positions`: logits [B, M, V]."""
         params = self._ready_parameters()
-        out = self._encode(params, input_ids, deterministic, **inputs)
+        out = self._encode(params, input_ids, deterministic, inputs)
         logits = self._masked_lm_logits(params, out.last_hidden_state, masked_lm_positions)
         return MaskedLMOutput(logits, out.hidden_states, out.attentions)
 
@@ -113,6 +114,6 @@ class BertLMHeadModel(MaskedLMModel):
     ) -> CausalLMOutput:
         """Score the vocabulary for the word that follows every position."""
         params = self._ready_parameters()
-        out = self._encode(params, input_ids, deterministic, **inputs)
+        out = self._encode(params, input_ids, deterministic, inputs)
         logits = self._masked_lm_logits(params, out.last_hidden_state)
         return CausalLMOutput(logits, out.hidden_states, out.attentions)

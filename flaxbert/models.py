@@ -5,6 +5,7 @@ They declare parameters and call the functions of `encoder.py`; `apply` is a pur
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
@@ -203,6 +204,10 @@ class TaskModel(PreTrainedModel):
 
     @nn.nowrap
     def _encode(
-        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, **inputs: Any
+        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, inputs: Mapping[str, Any], **ours: Any
     ) -> BaseModelOutput:
-        return self._run_encoder(params[self.base_model_prefix], EncoderInputs(input_ids, **inputs), deterministic)
+        """Run the encoder on the `inputs` of a call and on `ours`, the first positions of a head."""
+        if unknown := sorted(inputs.keys() - ModelInputs.__annotations__.keys()):
+            raise TypeError(f"{type(self).__name__} takes no argument {unknown[0]!r}")
+        given = EncoderInputs(input_ids, **inputs, **ours)
+        return self._run_encoder(params[self.base_model_prefix], given, deterministic)

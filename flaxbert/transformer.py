@@ -176,13 +176,14 @@ def stack(
         first_positions_only: return these positions alone, [B, P, D]; the last layer computes no others.
     """
     layers = PerLayer(params, head_mask, None if key is None else jax.random.split(key, config.num_hidden_layers))
-    run = functools.partial(layer, config=config, execution=execution, output_attentions=output_attentions)
+    in_loop = alone = functools.partial(layer, config=config, execution=execution, output_attentions=output_attentions)
     if execution.remat is not Remat.NONE:
+        checkpoint = functools.partial(jax.checkpoint, alone, policy=REMAT_POLICIES[execution.remat])
         # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
-        run = jax.checkpoint(run, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
+        in_loop, alone = checkpoint(prevent_cse=not execution.scan), checkpoint(prevent_cse=True)
 
     def step(x: Array, inputs: PerLayer) -> tuple[Array, tuple[Array | None, Array | None]]:
-        x, probabilities = run(inputs.params, x, None, mask, head_mask=inputs.head_mask, key=inputs.keys)
+        x, probabilities = in_loop(inputs.params, x, None, mask, head_mask=inputs.head_mask, key=inputs.keys)
         return x, (x if output_hidden_states else None, probabilities)
 
     if first_positions_only and not (output_attentions or output_hidden_states):
@@ -190,7 +191,7 @@ def stack(
         x, _ = _loop(step, x, layers, config.num_hidden_layers - 1, scan=execution.scan)
         queries, query_mask = functional.at_first_positions(x, first_positions), _first_rows(mask, first_positions)
         last = jax.tree.map(lambda leaf: leaf[0], last_layer)
-        x, _ = run(last.params, queries, x, query_mask, head_mask=last.head_mask, key=last.keys)
+        x, _ = alone(last.params, queries, x, query_mask, head_mask=last.head_mask, key=last.keys)
         return StackOutput(x)
     x, (states, attentions) = _loop(step, x, layers, config.num_hidden_layers, scan=execution.scan)
     last = functional.at_first_positions(x, first_positions) if first_positions_only else x

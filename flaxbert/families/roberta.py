@@ -162,7 +162,7 @@ class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
         """Score the labels from the first token: [B, N], or [B, P, N] with `first_positions`."""
         params = self._ready_parameters()
         out = self._encode(
-            params, input_ids, deterministic, first_positions=first_positions, first_positions_only=True, **inputs
+            params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
         )
         head = params["classifier"]
         rate = self.config.head_dropout_prob

@@ -119,6 +119,28 @@ def test_unknown_argument_is_refused():
         MODEL.apply(VARIABLES, IDS, atention_mask=IDS)
 
 
+@pytest.mark.parametrize("name", ["first_positions", "first_positions_only", "atention_mask"])
+def test_a_head_refuses_arguments_that_it_does_not_take(name):
+    model = flaxbert.BertForTokenClassification(CONFIG)
+    with pytest.raises(TypeError, match=f"BertForTokenClassification takes no argument '{name}'"):
+        model.apply(zeros(model), IDS, **{name: np.zeros((2, 1), int)})
+
+
+def test_masked_positions_have_a_row_for_each_sequence(unchecked):
+    model = flaxbert.BertForMaskedLM(CONFIG)
+    with pytest.raises(ValueError, match=r"masked_lm_positions has shape \[1, 3\]; allowed: \[2, M\]"):
+        model.apply(zeros(model), IDS, masked_lm_positions=np.zeros((1, 3), int))
+
+
+@pytest.mark.parametrize("name", ["input_ids", "token_type_ids", "position_ids"])
+def test_a_negative_id_is_loud_where_it_cannot_be_checked(name):
+    params = jax.tree.map(lambda leaf: leaf + 1.0, VARIABLES)
+    inputs = {"input_ids": IDS, "token_type_ids": np.zeros_like(IDS), "position_ids": np.arange(5)[None] + 0 * IDS}
+    out = jax.jit(MODEL.apply)(params, **inputs | {name: changed(-1)}).last_hidden_state
+    assert np.isnan(out[1, 3]).all()
+    assert np.isfinite(out[0]).all()
+
+
 def test_one_row_of_positions_serves_every_row():
     out = MODEL.apply(VARIABLES, IDS, position_ids=np.array([[6, 5, 4, 3, 2]]))
     assert out.last_hidden_state.shape == (2, 5, 8)
