@@ -197,7 +197,9 @@ class BertConfig:
         _one_of("position_embedding_type", self.position_embedding_type, ("absolute",))
         _one_of("add_cross_attention", self.add_cross_attention, (False,))
         if self.pruned_heads:
-            raise ValueError("pruned_heads is not empty; checkpoints with pruned heads are not supported")
+            raise ValueError(
+                f"pruned_heads is not empty ({self.pruned_heads!r:.60}); use a checkpoint without pruned heads"
+            )
 
 
 _SIZES = (

@@ -52,7 +52,10 @@ class AxisRules:
         mapped = [None if axis is None else getattr(self, axis) for axis in axes]
         used = [name for axis in mapped for name in mesh_axes(axis)]
         if len(used) != len(set(used)):
-            raise ValueError(f"the axes {axes} map to {mapped}: one mesh axis twice in one array")
+            raise ValueError(
+                f"the axes {axes} map to {mapped}: one mesh axis twice in one array; change the rules so that it "
+                "splits one axis only"
+            )
         return PartitionSpec(*mapped)
 
 

@@ -194,7 +194,11 @@ class WordPieceTokenizer:
         """
         token_id = self.backend.token_to_id(token)
         if token_id is None:
-            raise ValueError(f"{token!r} is not in the vocabulary")
+            special = ", ".join(dataclasses.astuple(self.special_tokens))
+            raise ValueError(
+                f"{token!r} is not in the vocabulary of {self.vocab_size} tokens, whose special tokens are {special}; "
+                "use a tokenizer that has this token"
+            )
         return token_id
 
     @property
@@ -248,7 +252,12 @@ class WordPieceTokenizer:
             if not lacking:
                 return dataclasses.replace(self, special_tokens=family.special_tokens)
             missing = missing or lacking
-        raise ValueError(f"{path}: the vocabulary lacks {', '.join(missing)}; BERT needs all of {SPECIAL_TOKENS}")
+        needed = "; ".join(
+            f"{name}: {' '.join(dataclasses.astuple(family.special_tokens))}" for name, family in FAMILIES.items()
+        )
+        raise ValueError(
+            f"{path}: the vocabulary lacks {', '.join(missing)}; add all special tokens of one family ({needed})"
+        )
 
 
 def _vocabulary(tokens: Iterable[str]) -> dict[str, int]:

@@ -72,7 +72,7 @@ class Checkpoints:
         """
         step = self.latest if step is None else step
         if step is None:
-            raise ValueError(f"{self._folder}: holds no checkpoint")
+            raise ValueError(f"{self._folder}: holds no checkpoint; choose the folder of a run that has written one")
         self._check_fits(step, shapes)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings

@@ -113,7 +113,7 @@ class Run:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
-            raise ValueError(f"epochs is {self.epochs}; it must be greater than 0")
+            raise ValueError(f"epochs is {self.epochs}; it must be greater than 0 and less than 1000000")
         for seed in (self.seed, *self.seeds):
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")

@@ -93,7 +93,7 @@ def check_hosts(config: Config, host_group: HostGroup) -> None:
     """
     if jax.process_count() != len(host_group.names):
         raise ValueError(
-            f"jax sees {jax.process_count()} processes, but this process was not told to join them: give --hosts.detect"
+            f"jax sees {jax.process_count()} processes, but this process did not join them; give --hosts.detect"
         )
     host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
 
@@ -286,7 +286,7 @@ def _check_best(config: Config, task: Task) -> None:
     if best is not None and DEV not in task.evaluations:
         raise ValueError(f"best is {best!r}, a metric of the dev set, but there is no dev set: give --task.dev")
     if best is not None and best not in task.metric_names:
-        raise ValueError(f"best is {best!r}; metrics of this task: {', '.join(task.metric_names)}")
+        raise ValueError(f"best is {best!r}; give one of the metrics of this task: {', '.join(task.metric_names)}")
 
 
 def _out_of_patience(settings: Run, step: int, checkpoints: Checkpoints) -> bool:

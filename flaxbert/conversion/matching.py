@@ -91,7 +91,8 @@ class ModelCheckpoint:
             except ValueError as error:
                 first_error = first_error or error
         raise ValueError(
-            f"{first_error}\nChoose a class (head): tensors that it lacks are left out, missing ones initialised"
+            f"{first_error}\nGive a class with --head CLASS (in Python head=): tensors of other heads are left out "
+            "and missing ones initialised"
         ) from None
 
 

@@ -99,7 +99,10 @@ def model_class(config: BertConfig, head: HeadKind) -> type[PreTrainedModel]:
         if architecture.head is head:
             return architecture.model_class
     heads = ", ".join(architecture.head.value for architecture in family.architectures)
-    raise ValueError(f"{family.model_type!r} has no model for {head.value} here; it has models for: {heads}")
+    raise ValueError(
+        f"{family.model_type!r} has no model for {head.value} here; it has models for: {heads}. Use one of these, or "
+        "a model of another family"
+    )
 
 
 def random_inputs(model: PreTrainedModel, *, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -111,12 +111,12 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         if architecture is not None and architecture.head in cls.heads:
             return
         allowed = family.classes_for(cls.heads)
-        wanted = " or ".join(allowed) or f"model for {cls.heads[0].value}, which {family.model_type!r} has none of here"
-        if name is None and allowed:
-            raise ValueError(
-                f"{source}: names no architecture; {cls.__name__} needs a {wanted}. Write a folder of that class: "
-                f"flaxbert convert {source} NEW --head {allowed[0]}"
-            )
+        wanted = " or ".join(allowed) or f"model for {cls.heads[0].value}; {family.model_type!r} has none here"
+        if name is None:
+            remedy = "Choose a model of another family"
+            if allowed:
+                remedy = f"Write a folder of that class: flaxbert convert {source} NEW --head {allowed[0]}"
+            raise ValueError(f"{source}: names no architecture; {cls.__name__} needs a {wanted}. {remedy}")
         task = None if architecture is None else _PREDICT_TASKS.get(architecture.head)
         use = "which no pipeline here takes" if task is None else f"good for {task}"
         raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")

@@ -61,8 +61,12 @@ def resolve_choice_columns(names: Collection[str], given: ChoiceColumns) -> Choi
     wrong = [name for name in used if name not in names or used.count(name) > 1]
     if wrong:
         raise ValueError(f"columns found: {quote_names(names)}; {quote_names(wrong)} must be there, for one use each")
-    if not choices or not (context or question):
-        raise ValueError(f"columns found: {quote_names(names)}; no choices, or nothing to choose for")
+    if not choices:
+        raise ValueError(f"columns found: {quote_names(names)}; none known as choices: name their columns")
+    if not (context or question):
+        raise ValueError(
+            f"columns found: {quote_names(names)}; none known as a context or a question: name one of them"
+        )
     return ChoiceColumns(context, question, choices, label)
 
 

@@ -168,9 +168,11 @@ def _report_differences(
     if not not_floating and (ignore_shapes or not mis_shaped) and (other_head or not missing + unexpected):
         _log.warning("%s: loading %s:\n%s", file, class_name, "\n".join(lines))
         return frozenset([*missing, *mis_shaped])
+    base = family.base_model.name
     hint = (
-        "strict=False initialises the missing tensors of a head and leaves out unexpected ones, "
-        "ignore_mismatched_sizes=True initialises tensors of another shape; embeddings and layers must match"
+        "Embeddings and layers must match; heads may differ. In Python, strict=False initialises missing tensors of a "
+        "head and leaves out unexpected ones, and ignore_mismatched_sizes=True initialises tensors of another shape. "
+        f"On the command line, remove the head first: flaxbert convert SRC NEW --head {base}"
     )
     raise ValueError("\n".join([f"{file}: the weights do not fit {class_name}:", *lines, hint]))
 

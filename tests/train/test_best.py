@@ -63,7 +63,7 @@ def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"best": "f2"}, "best is 'f2'; metrics of this task: loss, accuracy, macro_f1, f1, matthews"),
+        ({"best": "f2"}, "best is 'f2'; give one of the metrics of this task: loss, accuracy, macro_f1, f1, matthews"),
         ({"dev": None}, "best is 'loss', a metric of the dev set, but there is no dev set"),
         ({"evaluate_every": None}, "best is 'loss', but only the end is evaluated: give evaluate_every"),
         ({"best": None, "patience": 2}, "patience is 2, but best is not set: give the metric to watch"),

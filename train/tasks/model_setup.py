@@ -47,7 +47,7 @@ def model_config(
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
-                f"{config.vocab_size}: they do not belong together"
+                f"{config.vocab_size}; give the tokenizer of this model (--task.tokenizer), or another model"
             )
     if model.dropout is not None:
         config = config.replace(hidden_dropout_prob=model.dropout, attention_probs_dropout_prob=model.dropout)

@@ -154,11 +154,17 @@ class Pretraining(ExampleOptions, TaskSettings):
         return store_data(store, self, batches, self.stages)
 
     def _check_stages(self, config: Config) -> None:
-        if any((stage.max_length or 0) > self.max_length for stage in self.stages):
-            raise ValueError(f"a stage has longer examples than the run, whose max_length is {self.max_length}")
+        for number, stage in enumerate(self.stages):
+            if (stage.max_length or 0) > self.max_length:
+                raise ValueError(
+                    f"max_length of stage {number} is {stage.max_length}; allowed: up to max_length of the run, "
+                    f"{self.max_length}"
+                )
         run, steps = config.run, sum(stage.steps for stage in self.stages)
         if self.stages and (run.steps is None or steps >= run.steps):
-            raise ValueError(f"the stages take {steps} steps, the run {run.steps}; give run.steps, and more")
+            raise ValueError(
+                f"the stages take {steps} steps, and run.steps is {run.steps}; give --run.steps above {steps}"
+            )
         for number, stage in enumerate(self.stages):
             Placement.of(config.mesh).check_rows(
                 f"batch_size of stage {number}",

@@ -249,7 +249,7 @@ def test_what_fits_no_class_is_listed(tmp_path):
     save_file({**tensors_of(folder), "extra": np.zeros(2, np.float32)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"1 unexpected:\n    extra") as error:
         convert(folder, tmp_path / "b")
-    assert "Choose a class" in str(error.value)
+    assert "Give a class with --head CLASS" in str(error.value)
     assert files_in(tmp_path) == ["a/config.json", "a/model.safetensors"]
 
 

@@ -63,9 +63,9 @@ def test_swag_and_race(tmp_path):
         ({"premise": "P", "choice1": "a", "choice2": 3, "label": 0}, "'choice2' is 3, expected a string"),
         (
             {"premise": "P", "first": "a", "second": "b", "label": 0},
-            "columns found: 'premise', 'first', 'second', 'label'; no choices",
+            "columns found: 'premise', 'first', 'second', 'label'; none known as choices",
         ),
-        ({"choice1": "a", "choice2": "b", "label": 0}, "no choices, or nothing to choose for"),
+        ({"choice1": "a", "choice2": "b", "label": 0}, "none known as a context or a question: name one"),
     ],
 )
 def test_bad_rows(tmp_path, row, message):

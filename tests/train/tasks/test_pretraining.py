@@ -260,8 +260,8 @@ def test_a_run_in_stages_goes_on_as_it_would_have(config, monkeypatch):
 @pytest.mark.parametrize(
     ("stages", "error"),
     [
-        ([{"steps": 40}], "the stages take 40 steps, the run 40; give run.steps, and more"),
-        ([{"steps": 1, "max_length": 33}], "a stage has longer examples than the run, whose max_length is 32"),
+        ([{"steps": 40}], "the stages take 40 steps, and run.steps is 40; give --run.steps above 40"),
+        ([{"steps": 1, "max_length": 33}], "max_length of stage 0 is 33; allowed: up to max_length of the run, 32"),
         ([{"steps": 0}], "steps of a stage is 0; it must be at least 1"),
         ([{"steps": 1, "batch_size": 12}], "batch_size of stage 0 is 12, which does not divide over 8 devices"),
     ],

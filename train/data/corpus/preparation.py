@@ -115,7 +115,8 @@ def prepare(settings: Preparation) -> dict[str, int]:
             tokenise(reader, make, writer, progress, workers=settings.workers)
             if not writer.counts["tokens"]:
                 shutil.rmtree(folder)
-                raise ValueError(f"{', '.join(settings.text)}: holds no text")
+                given = ", ".join(settings.text)
+                raise ValueError(f"{given}: holds no text; give a file or folder with lines that are not blank")
             writer.finish(tokenizer, settings.record)
         for name in (_PROGRESS, _LOCK):
             (folder / name).unlink(missing_ok=True)

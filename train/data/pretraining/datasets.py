@@ -192,7 +192,7 @@ def open_text(
         tokenize = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
         store = TokenStore.of(map(tokenize, text_chunks(iter(lines))), tokenizer)
     if not len(store.tokens):
-        raise ValueError(f"{text}: holds no text")
+        raise ValueError(f"{text}: holds no text; give a file or folder with lines that are not blank")
     return store
 
 
