@@ -1,9 +1,12 @@
-"""Load, train and save WordPiece tokenizers in BERT's file formats, with the `tokenizers` library."""
+"""Load, train and save WordPiece tokenizers in BERT's file formats, with the `tokenizers` library.
+
+Tokenizers of other kinds are loaded from a tokenizer.json, and saved as the files that they were loaded from.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_t
 
 from flaxbert.families import BERT, FAMILIES
 from flaxbert.families.family import SpecialTokens
-from flaxbert.files import atomic_write, read_json
+from flaxbert.files import atomic_write, path_inside, read_json
+from flaxbert.tokenizer_files import TOKENIZER_FILES
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = dataclasses.astuple(BERT.special_tokens)
 _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
@@ -27,11 +31,14 @@ class WordPieceTokenizer:
         backend: the tokenizer of the `tokenizers` library.
         lowercase: True if texts are lower-cased before they are split.
         special_tokens: the special tokens by their roles; BERT's are `[CLS]` and so on.
+        source_files: the contents, by name, of the files that a tokenizer of another kind was loaded from; empty for
+            WordPiece. Not compared.
     """
 
     backend: Tokenizer
     lowercase: bool
     special_tokens: SpecialTokens = BERT.special_tokens
+    source_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(cls, path: str | Path, *, lowercase: bool | None = None) -> "WordPieceTokenizer":
@@ -61,6 +68,10 @@ class WordPieceTokenizer:
             backend.no_truncation()
             normalizer = json.loads(backend.to_str())["normalizer"] or {}
             tokenizer = cls(backend, bool(normalizer.get("lowercase", False)))
+            if not tokenizer.has_word_pieces:
+                files = [path_inside(path, name) for name in TOKENIZER_FILES]
+                contents = {file.name: file.read_bytes() for file in files if file.is_file()}
+                tokenizer = dataclasses.replace(tokenizer, source_files=contents)
         else:
             file = path / "vocab.txt" if path.is_dir() else path
             if not file.is_file():
@@ -139,18 +150,37 @@ class WordPieceTokenizer:
     def save(self, folder: str | Path, *, max_length: int) -> None:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads.
 
+        A tokenizer that is not WordPiece is written as the files that it was loaded from, unchanged; tokenizer files
+        that it does not have are deleted from `folder`, because `AutoTokenizer` would combine them with its own.
+
         Args:
             folder: created if it does not exist.
-            max_length: length to which `transformers` truncates: the model's number of positions.
+            max_length: length to which `transformers` truncates: the model's number of positions. Used for WordPiece.
+
+        Raises:
+            ValueError: the tokenizer is not WordPiece and was not loaded from a folder.
         """
         folder = Path(folder)
+        if self.has_word_pieces:
+            texts = self.file_contents(max_length=max_length)
+            contents = {name: text.encode() for name, text in texts.items()}
+        elif self.source_files:
+            contents = self.source_files
+        else:
+            raise ValueError(
+                f"the tokenizer's model is {type(self.backend.model).__name__}; only WordPiece can be saved without "
+                "the files of a folder: load the tokenizer with WordPieceTokenizer.load"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self.file_contents(max_length=max_length).items():
+        for name, content in contents.items():
             with atomic_write(folder / name) as aside:
-                aside.write_text(text, encoding="utf-8", newline="\n")
+                aside.write_bytes(content)
+        if not self.has_word_pieces:
+            for name in set(TOKENIZER_FILES) - contents.keys():
+                (folder / name).unlink(missing_ok=True)
 
     def file_contents(self, *, max_length: int) -> dict[str, str]:
-        """Return the contents of the files that `save` writes, by name."""
+        """Return the contents of the files that `save` writes for a WordPiece tokenizer, by name."""
         return {
             "vocab.txt": "".join(f"{token}\n" for token in self.vocabulary),
             "tokenizer.json": self.backend.to_str(pretty=True),

@@ -20,6 +20,8 @@ _log = logging.getLogger("flaxbert")
 
 TOKENIZER_FILES = (
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -345,6 +345,7 @@ def write_classifier(path):
     )
     torch_model("RobertaForSequenceClassification", vocab_size=300).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    backend.save_model(str(path))  # vocab.json and merges.txt, which published folders hold too
     return path
 
 
@@ -365,7 +366,23 @@ def test_a_converted_folder_has_the_same_tokenizer(folder, tmp_path, caplog):
     convert(folder, tmp_path / "b")
     assert (tmp_path / "b" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert (tmp_path / "b" / "tokenizer_config.json").read_bytes() == (folder / "tokenizer_config.json").read_bytes()
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     assert not (tmp_path / "b" / "vocab.txt").exists() and caplog.text == ""
+
+
+def test_save_writes_the_files_that_were_loaded_or_refuses(folder, tmp_path):
+    ours = WordPieceTokenizer.load(folder)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "vocab.txt").write_text("of another tokenizer")
+    ours.save(tmp_path / "b", max_length=35)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
+    assert not (tmp_path / "b" / "vocab.txt").exists()
+    built = WordPieceTokenizer(ours.backend, lowercase=False, special_tokens=ours.special_tokens)
+    with pytest.raises(ValueError, match="BPE"):
+        built.save(tmp_path / "c", max_length=35)
+    assert not (tmp_path / "c").exists()
 
 
 def test_classification_equals_that_of_transformers(folder):
