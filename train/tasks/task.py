@@ -187,7 +187,7 @@ class TaskSettings(abc.ABC):
         """
 
     def train_spec(self, config: "Config") -> TrainSpec:
-        """Return what a compiled train step depends on; reads the data unless a subclass can do without it."""
+        """Return the `TrainSpec` of the task; reads the data unless a subclass can do without it."""
         return self.prepare(config).train_spec()
 
 
