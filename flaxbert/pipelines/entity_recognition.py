@@ -13,7 +13,6 @@ from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Params, Pipeline, require_text
 from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
 from flaxbert.text.windows import max_context_windows, sliding_windows
-from flaxbert.tokenizer import CLS, SEP
 
 _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 
@@ -75,7 +74,8 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
         return [self._split(encoding) for encoding in self.tokenizer.encode_pieces(items)]
 
     def _split(self, encoding: Encoding) -> list[InputSequence]:
-        cls, sep, ids = self.tokenizer.token_id(CLS), self.tokenizer.token_id(SEP), encoding.ids
+        special_tokens, ids = self.tokenizer.special_tokens, encoding.ids
+        cls, sep = self.tokenizer.token_id(special_tokens.cls), self.tokenizer.token_id(special_tokens.sep)
         windows = [[cls, *ids[start:end], sep] for start, end in self._window_spans(len(ids))]
         return [_TextWindow(window, [0] * len(window), encoding=encoding) for window in windows]
 

@@ -20,7 +20,7 @@ from flaxbert.text.tags import (
     repair_tags,
 )
 from flaxbert.text.windows import max_context_windows, sliding_windows
-from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
+from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.examples import TaggedSequences
 from train.data.tagged_sentences import TaggedSentence
 
@@ -178,7 +178,8 @@ def encode_sentences(
     """Return the examples of the sentences; a sentence without any pieces has none."""
     distinct = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
     pieces = dict(zip(distinct, tokenizer.piece_ids(distinct), strict=True))
-    cls, sep = [tokenizer.token_id(CLS)], [tokenizer.token_id(SEP)]
+    special_tokens = tokenizer.special_tokens
+    cls, sep = [tokenizer.token_id(special_tokens.cls)], [tokenizer.token_id(special_tokens.sep)]
     ids, labels, example, position = [], [], [], []
     for sentence in sentences:
         word_pieces = [pieces[word] for word in sentence.words]

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert import PreTrainedModel, losses
+from flaxbert import BertConfig, PreTrainedModel, losses
 from flaxbert.families import HeadKind, architecture_of, model_class
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
-from flaxbert.tokenizer import MASK, WordPieceTokenizer
+from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.corpus.store import TOKENIZER
 from train.data.host_shard import WHOLE_BATCH, HostShard
@@ -58,7 +58,7 @@ class Pretraining(ExampleOptions, TaskSettings):
     heldout: float = 0.05
     """Share of the documents that is held out for evaluation."""
     prompts: tuple[str, ...] = ()
-    """Texts with one [MASK], which is filled at the end of the run."""
+    """Texts with one mask token ([MASK] for BERT, <mask> for RoBERTa), which is filled at the end of the run."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,12 +79,13 @@ class Pretraining(ExampleOptions, TaskSettings):
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         for prompt in self.prompts:
             ids = tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids
-            if ids.count(tokenizer.token_id(MASK)) != 1:
-                raise ValueError(f"the prompt {prompt!r} must hold {MASK} once within {self.max_length} tokens")
+            mask = tokenizer.special_tokens.mask
+            if ids.count(tokenizer.token_id(mask)) != 1:
+                raise ValueError(f"the prompt {prompt!r} must hold {mask} once within {self.max_length} tokens")
         facts = {"vocabulary": tokenizer.vocab_size, "unigram entropy of the held-out tokens (nat)": round(entropy, 4)}
         return PretrainingTask(
             config=sizes,
-            architecture=model_class(sizes, self.head),
+            architecture=self._model_class(sizes),
             tokenizer=tokenizer,
             train=data.train,
             steps_per_epoch=data.steps_per_epoch,
@@ -108,7 +109,7 @@ class Pretraining(ExampleOptions, TaskSettings):
         )
         return TrainSpec(
             config=sizes,
-            architecture=model_class(sizes, self.head),
+            architecture=self._model_class(sizes),
             loss=pretraining_loss,
             token_counts=pretraining_token_counts,
             batch=self.full_batch(
@@ -119,6 +120,7 @@ class Pretraining(ExampleOptions, TaskSettings):
     def _data(self, config: Config, host_shard: HostShard, host_group: HostGroup) -> PretrainingData:
         self._check_stages(config)
         tokenizer = load_tokenizer(config, self.tokenizer)
+        self._check_model(config, tokenizer)
         batches = BatchOptions(
             size=config.run.batch_size,
             evaluation_size=config.run.evaluation_batch_size or config.run.batch_size,
@@ -152,6 +154,19 @@ class Pretraining(ExampleOptions, TaskSettings):
                 "the text with this one"
             )
         return store_data(store, self, batches, self.stages)
+
+    def _check_model(self, config: Config, tokenizer: WordPieceTokenizer | None) -> None:
+        """Check what is known before the text is read: the model's family and sizes, and the masking."""
+        self._model_class(model_config(config.model, tokenizer, max_length=self.max_length))
+        if tokenizer is not None:
+            self.masking(tokenizer)
+
+    def _model_class(self, sizes: BertConfig) -> type[PreTrainedModel]:
+        try:
+            return model_class(sizes, self.head)
+        except ValueError as error:
+            remedy = "; give --task.segments full-sentences or stream" if self.two_segments else ""
+            raise ValueError(f"{error}{remedy}") from None
 
     def _check_stages(self, config: Config) -> None:
         for number, stage in enumerate(self.stages):
@@ -271,7 +286,8 @@ class PretrainingTask(Task):
 
     def _fill(self, model: PreTrainedModel, params: Params, prompt: str) -> str:
         ids = np.asarray([self.tokenizer.encode([prompt], [None], max_length=self.max_length)[0].ids])
-        position = np.argmax(ids == self.tokenizer.token_id(MASK), axis=1)[:, None]
+        mask = self.tokenizer.token_id(self.tokenizer.special_tokens.mask)
+        position = np.argmax(ids == mask, axis=1)[:, None]
         batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "masked_lm_positions": position}
 
         def most_probable(params: Params) -> tuple[jax.Array, jax.Array]:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import transformers
 
-from flaxbert import RobertaForSequenceClassification
+from flaxbert import RobertaForMaskedLM, RobertaForSequenceClassification
+from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.tokenizer_files import TOKENIZER_FILES
 from tests.flaxbert.families.test_roberta import write_classifier
 from train.config import Config, Model, Run
+from train.data.corpus.preparation import Preparation, prepare
 from train.data.pretraining.datasets import Segments
 from train.loop import run
 from train.tasks.pretraining import Pretraining
@@ -90,3 +92,59 @@ def test_the_export_has_the_tokenizer_of_the_pretrained_folder(classification, f
     run(classification)
     for exported in ("model", "tokenizer"):
         assert_same_tokenizer(classification.run.folder / exported, folder)
+
+
+@pytest.mark.parametrize("row_length", [None, 64])
+def test_pretraining_goes_on_with_the_tokens_of_the_family(pretraining, folder, row_length, capsys):
+    config = changed(pretraining, row_length=row_length)
+    task = config.task.prepare(config)
+    assert task.architecture is RobertaForMaskedLM
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = {number for line in tokenizer(TEXTS, add_special_tokens=False).input_ids for number in line}
+    batch = task.train[0]
+    ids, labels = batch["input_ids"].copy(), batch["masked_lm_labels"]
+    row, slot = np.nonzero(labels != IGNORE)
+    column = batch["masked_lm_positions"][row, slot]
+    masked = np.mean(ids[row, column] == tokenizer.mask_token_id)
+    assert 0.5 < masked < 1.0 and not np.isin(labels[row, slot], tokenizer.all_special_ids).any()
+    ids[row, column] = labels[row, slot]
+    assert (ids[:, 0] == tokenizer.cls_token_id).all()
+    used = batch["segment_ids"] > 0 if row_length else batch["attention_mask"] > 0
+    assert (ids[~used] == tokenizer.pad_token_id).all()
+    assert set(ids[used]) == text | {tokenizer.cls_token_id, tokenizer.sep_token_id}
+    run(config)
+    assert_same_tokenizer(config.run.folder / "model", folder)
+    assert "The <mask> sat.  ->" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"segments": Segments.NEXT_SENTENCE},
+            "'roberta' has no model for pretraining.*--task.segments full-sentences",
+        ),
+        ({"whole_words": True}, "whole_words needs a WordPiece tokenizer"),
+    ],
+)
+def test_pretraining_settings_that_do_not_fit_are_refused_before_the_text_is_read(pretraining, changes, message):
+    config = changed(pretraining, text="/nowhere", **changes)
+    with pytest.raises(ValueError, match=message):
+        config.task.prepare(config)
+
+
+def test_a_prompt_without_the_mask_of_the_family_is_refused(pretraining):
+    config = changed(pretraining, prompts=("The [MASK] sat.",))
+    with pytest.raises(ValueError, match="must hold <mask> once"):
+        config.task.prepare(config)
+
+
+def test_a_prepared_store_keeps_the_tokenizer_and_takes_no_list_of_words(pretraining, folder, tmp_path):
+    (tmp_path / "list.txt").write_text("自然\n")
+    settings = Preparation((pretraining.task.text,), tmp_path / "store", tokenizer=folder, workers=1)
+    with pytest.raises(ValueError, match="--words needs a WordPiece tokenizer"):
+        prepare(dataclasses.replace(settings, words=tmp_path / "list.txt"))
+    assert prepare(settings)["unknown"] == 0
+    assert_same_tokenizer(tmp_path / "store" / "tokenizer", folder)
+    config = changed(pretraining, text=str(tmp_path / "store"))
+    assert config.task.prepare(config).train[0].keys() == pretraining.task.prepare(pretraining).train[0].keys()

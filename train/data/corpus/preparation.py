@@ -103,6 +103,8 @@ def prepare(settings: Preparation) -> dict[str, int]:
     reader = TextReader(settings.text, column=settings.column, split=settings.split)
     words = _read_words(settings.words)
     tokenizer = None if settings.tokenizer is None else WordPieceTokenizer.load(settings.tokenizer)
+    if words and tokenizer is not None and not tokenizer.has_word_pieces:
+        raise ValueError(f"{settings.tokenizer}: --words needs a WordPiece tokenizer; leave --words out")
     folder = settings.output.with_name(f"{settings.output.name}.preparing")
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):

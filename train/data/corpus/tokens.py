@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-UNKNOWN = "[UNK]"
-
 # Marks with the quotes and brackets that close after them, and blanks. Possessive quantifiers (++): with backtracking a
 # line of full stops would take hours.
 _SENTENCE_END = re.compile(r"[.!?…؟।。！？]++[\"'’”»)\]」』）》]*+(\s*+)")
@@ -45,7 +43,7 @@ class TokenChunk:
         lengths: tokens of each sentence, at least 1 [S].
         ends: for each end of a document the number of the chunk's sentences before it [E].
         word_starts: whether a token begins a word [N]; None if the tokenizer's own marks (##) tell.
-        unknown: the number of [UNK] tokens.
+        unknown: the number of unknown tokens.
     """
 
     ids: np.ndarray
@@ -75,7 +73,8 @@ class SentenceTokenizer:
         self._backend = Tokenizer.from_str(tokenizer)
         self._backend.encode_special_tokens = True  # "[MASK]" in a text is not the token [MASK]
         self._dtype = id_dtype(max(self._backend.get_vocab().values()) + 1)
-        self._unknown = self._backend.token_to_id(UNKNOWN)
+        unknown = getattr(self._backend.model, "unk_token", None)  # a byte-level model needs none
+        self._unknown = None if unknown is None else self._backend.token_to_id(unknown)
         self._split = split
         self._words, self._longest = frozenset(words), max(map(len, words), default=0)
 
@@ -100,7 +99,7 @@ class SentenceTokenizer:
             lengths=lengths[lengths > 0],
             ends=kept_before[ends] if ends else np.zeros(0, np.int64),
             word_starts=self._word_starts(lists) if self._words else None,
-            unknown=int(np.count_nonzero(ids == self._unknown)),
+            unknown=0 if self._unknown is None else int(np.count_nonzero(ids == self._unknown)),
         )
 
     def _word_starts(self, sentences: list[list[int]]) -> np.ndarray:

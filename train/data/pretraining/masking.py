@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from flaxbert.tokenizer import CLS, MASK, SEP, WordPieceTokenizer
+from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.pretraining.examples import random_bits, uniform
 
 # Second keys of a token's random bits, one for each purpose.
@@ -57,14 +57,22 @@ class Masking:
         whole_words: bool = False,
         most: int | None = None,
     ) -> "Masking":
-        """Return the masking for the vocabulary of a tokenizer."""
+        """Return the masking for the vocabulary of a tokenizer.
+
+        Raises:
+            ValueError: whole words are to be chosen, but only WordPiece marks the tokens that continue a word.
+        """
+        if whole_words and not tokenizer.has_word_pieces:
+            kind = type(tokenizer.backend.model).__name__
+            raise ValueError(f"whole_words needs a WordPiece tokenizer, but this one is {kind}; leave whole_words out")
+        special_tokens = tokenizer.special_tokens
         continues = np.zeros(tokenizer.vocab_size, bool)
         for token, number in tokenizer.backend.get_vocab().items():
             continues[number] = token.startswith("##")
         return cls(
             vocab_size=tokenizer.vocab_size,
-            mask_id=tokenizer.token_id(MASK),
-            cls_sep=(tokenizer.token_id(CLS), tokenizer.token_id(SEP)),
+            mask_id=tokenizer.token_id(special_tokens.mask),
+            cls_sep=(tokenizer.token_id(special_tokens.cls), tokenizer.token_id(special_tokens.sep)),
             special_ids=tokenizer.special_ids,
             continues=continues,
             rate=rate,
