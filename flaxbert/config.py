@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class BertConfig:
     Raises:
         ValueError: a value is impossible; the message names the field, the value and what is allowed.
     """
+
+    model_type: ClassVar[str] = "bert"
+    """The family, as "model_type" of config.json names it."""
 
     vocab_size: int = 30522
     hidden_size: int = 768

@@ -155,11 +155,8 @@ def attention(
     would be the largest array of a train step. Masked scores become the lowest finite float32, so a row with nothing to
     attend to is uniform instead of NaN, as in Hugging Face's eager attention.
 
-    Args:
-        query, key, value: the projections.
-        mask: True where a query may attend to a key; None allows all.
-        keep_mask: the probabilities that dropout keeps; None keeps all.
-        rate: the dropout rate that `keep_mask` was drawn with.
+    `mask` is True where a query may attend to a key; None allows all. `keep_mask` holds the probabilities that dropout
+    keeps, and `rate` is the rate that it was drawn with.
     """
     scores = jnp.einsum("BHTK,BHSK->BHTS", query, key).astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
     if mask is not None:
@@ -175,9 +172,6 @@ def attention(
     return (context * scale).astype(value.dtype), (weights * scale).astype(value.dtype)
 
 
-# -- positions ------------------------------------------------------------------------------------------
-
-
 def at_positions(x: Shaped[Array, "B T *rest"], positions: Int[ArrayLike, "B P"]) -> Shaped[Array, "B P *rest"]:
     """Return the entries of x at `positions` of each batch row."""
     indices = jnp.asarray(positions)
@@ -189,9 +183,6 @@ def at_first_positions(
 ) -> Shaped[Array, "B P *rest"]:
     """Return the entries of x at the first position of each sequence; at position 0, [B, 1, ...], for None."""
     return x[:, :1] if positions is None else at_positions(x, positions)  # a slice needs no scatter for its gradient
-
-
-# -- checks on the host -----------------------------------------------------------------------------------
 
 
 def require_shape(name: str, value: ArrayLike | None, *allowed: tuple[int | str, ...]) -> None:

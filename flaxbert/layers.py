@@ -38,14 +38,7 @@ class ParameterKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSpec:
-    """The declaration of one float32 parameter.
-
-    Attributes:
-        shape: its shape.
-        axes: the logical name of each axis; `sharding.AxisRules` maps them to mesh axes.
-        initializer: a function of (key, shape, dtype).
-        kind: its use.
-    """
+    """The declaration of one float32 parameter; `sharding.AxisRules` maps its logical axes to mesh axes."""
 
     shape: tuple[int, ...]
     axes: LogicalAxes

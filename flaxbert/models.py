@@ -47,9 +47,8 @@ class PreTrainedModel(nn.Module):
         scan: compute the layers in one loop (short compile time) or unrolled; the same parameters either way.
         remat: activations saved for the backward pass.
         attn_implementation: see `AttentionImplementation`.
-        vocab_multiple: the vocabulary axis is padded to a multiple of it, for hardware and for devices that share it.
-            Rows beyond `config.vocab_size` are zero and stay zero, their logits are the lowest float32, and files never
-            hold them.
+        vocab_multiple: the vocabulary axis is padded to a multiple of it. Rows beyond `config.vocab_size` are zero and
+            stay zero, their logits are the lowest float32, and files never hold them.
         rules: layout of parameters and activations on the mesh of `jax.set_mesh`.
         origin: the folder the model was loaded from; `save_pretrained` copies its tokenizer. Not compared.
     """
@@ -63,6 +62,7 @@ class PreTrainedModel(nn.Module):
     rules: AxisRules = AxisRules()
     origin: Path | None = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
+    config_class: ClassVar[type[BertConfig]] = BertConfig
     base_model_prefix: ClassVar[str] = "bert"
     """The name of the base model in the parameters of a head."""
     takes_choices: ClassVar[bool] = False
@@ -128,9 +128,9 @@ class PreTrainedModel(nn.Module):
     @nn.nowrap
     def _declare_encoder(self, *, pooler: bool) -> Declaration:
         """Declare the encoder; families with other embeddings override this and `_run_encoder`."""
-        from flaxbert.families import check_config_class  # imports this module
-
-        check_config_class(self)
+        if self.config.model_type != self.config_class.model_type:
+            given, wanted = type(self.config).__name__, self.config_class.__name__
+            raise TypeError(f"config is a {given}; {type(self).__name__} takes a {wanted}")
         return declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=pooler)
 
     @nn.nowrap

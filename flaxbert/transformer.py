@@ -195,9 +195,8 @@ def stack(
         return StackOutput(x)
     x, (states, attentions) = _loop(step, x, layers, config.num_hidden_layers, scan=execution.scan)
     last = functional.at_first_positions(x, first_positions) if first_positions_only else x
-    return StackOutput(
-        last, tuple(states) if output_hidden_states else (), tuple(attentions) if output_attentions else ()
-    )
+    states = tuple(states) if output_hidden_states else ()
+    return StackOutput(last, states, tuple(attentions) if output_attentions else ())
 
 
 def _loop(step: Callable[..., Any], x: Array, layers: PerLayer, count: int, *, scan: bool) -> tuple[Array, Any]:

@@ -22,7 +22,6 @@ __all__ = [
     "HeadKind",
     "ROBERTA",
     "architecture_of",
-    "check_config_class",
     "family_of",
     "family_of_config_class",
     "model_class",
@@ -73,19 +72,6 @@ def family_of_config_class(config_class: type[BertConfig]) -> Family:
             if ancestor is family.config_class:
                 return family
     raise TypeError(f"{config_class.__name__} is the configuration of no family; known: {', '.join(FAMILIES)}")
-
-
-def check_config_class(model: PreTrainedModel) -> None:
-    """Check that the configuration of a model is that of its family; a class of no family takes any.
-
-    Raises:
-        TypeError: it is the configuration of another family, whose embeddings or heads differ.
-    """
-    if not any(ancestor in _BY_CLASS for ancestor in type(model).__mro__):
-        return
-    wanted, given = family_of(model).config_class, type(model.config)
-    if family_of_config_class(given).config_class is not wanted:
-        raise TypeError(f"config is a {given.__name__}; {type(model).__name__} takes a {wanted.__name__}")
 
 
 def model_class(config: BertConfig, head: HeadKind) -> type[PreTrainedModel]:

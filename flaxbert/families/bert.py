@@ -30,7 +30,7 @@ from flaxbert.heads import (
     BertForTokenClassification,
 )
 from flaxbert.lm_heads import BertForMaskedLM, BertLMHeadModel
-from flaxbert.models import BertModel
+from flaxbert.models import BertModel, PreTrainedModel
 
 _LAYER = "encoder.layer.{layer}"
 
@@ -88,10 +88,10 @@ KEPT_CONFIG_KEYS = frozenset(
 )
 
 BERT = Family(
-    model_type="bert",
+    model_type=BertConfig.model_type,
     config_class=BertConfig,
     kept_config_keys=KEPT_CONFIG_KEYS,
-    prefix="bert",
+    prefix=PreTrainedModel.base_model_prefix,
     encoder=ENCODER,
     pooler=POOLER,
     heads=_HEADS,

@@ -8,7 +8,7 @@ Differences from BERT:
 """
 
 import dataclasses
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import flax.linen as nn
 import jax
@@ -48,6 +48,7 @@ class RobertaConfig(BertConfig):
         ValueError: a value is impossible; the message names the field, the value and what is allowed.
     """
 
+    model_type: ClassVar[str] = "roberta"
     vocab_size: int = 50265
     pad_token_id: int | None = 1
 
@@ -101,6 +102,7 @@ class RobertaEncoder(PreTrainedModel):
     As in `torch.nn.Embedding(padding_idx=...)`, the position of padding is zero in a new model and has no gradient.
     """
 
+    config_class = RobertaConfig
     base_model_prefix = "roberta"
 
     @nn.nowrap
@@ -184,7 +186,7 @@ _HEADS: tuple[TensorName, ...] = (
 )
 
 ROBERTA = Family(
-    model_type="roberta",
+    model_type=RobertaConfig.model_type,
     config_class=RobertaConfig,
     kept_config_keys=KEPT_CONFIG_KEYS,
     prefix=RobertaEncoder.base_model_prefix,
