@@ -44,7 +44,11 @@ class ModelCheckpoint:
     @property
     def _class_in_config(self) -> str | None:
         name = architecture_name(self.config.unused)
-        return name if name in ARCHITECTURES else None
+        return name if name in self._class_names else None
+
+    @property
+    def _class_names(self) -> tuple[str, ...]:
+        return tuple(architecture.name for architecture in self.family.architectures)
 
     def model(self, class_name: str, *, count_labels: bool = True) -> PreTrainedModel:
         """Build a model of a class with this config; a base model has a pooler where the checkpoint has one.
@@ -78,8 +82,10 @@ class ModelCheckpoint:
             ValueError: lists the differences; a class that is not known.
         """
         if class_name is not None:
-            if class_name not in ARCHITECTURES:
-                raise ValueError(f"head is {class_name!r}; allowed: {', '.join(ARCHITECTURES)}")
+            if class_name not in self._class_names:
+                raise ValueError(
+                    f"head is {class_name!r}; allowed for {self.family.model_type!r}: {', '.join(self._class_names)}"
+                )
             model = self.model(class_name)
             return model, match(self.checkpoint, model, strict=False)
         first_error = None

@@ -316,7 +316,7 @@ def test_a_head_changes_on_request(tmp_path):
     assert done.drawn == [
         f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("bias", "weight")
     ]
-    with pytest.raises(ValueError, match="BertForMaskedLM"):
+    with pytest.raises(ValueError, match="head is 'BertForMaskedLM'; allowed for 'roberta': RobertaModel"):
         convert(tmp_path / "a", tmp_path / "c", head="BertForMaskedLM")
 
 
