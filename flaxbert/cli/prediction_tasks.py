@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.cli.text_inputs import InputShape
+from flaxbert.families import FAMILIES
 from flaxbert.files import escape_control_characters
 from flaxbert.pipelines import (
     Choice,
@@ -24,7 +25,8 @@ from flaxbert.pipelines import (
     TaggedText,
     TextClassificationPipeline,
 )
-from flaxbert.tokenizer import MASK
+
+_MASKS = tuple(dict.fromkeys(family.special_tokens.mask for family in FAMILIES.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,9 @@ class PredictionTask:
 
 
 def _require_mask(texts: Sequence[str]) -> str:
-    return "" if MASK in texts[0] else f"no {MASK} in {texts[0]!r:.60}"
+    # Inputs are checked before the model is loaded; the pipeline then requires the mask of the model's tokenizer.
+    has_mask = any(mask in texts[0] for mask in _MASKS)
+    return "" if has_mask else f"no mask token ({' or '.join(_MASKS)}) in {texts[0]!r:.60}"
 
 
 def _first_text(texts: Sequence[str]) -> str:
@@ -116,7 +120,7 @@ def _vector_json(result: np.ndarray) -> dict[str, Any]:
 PREDICTION_TASKS = {
     "fill-mask": PredictionTask(
         FillMaskPipeline,
-        InputShape(1, 1, f"a text with {MASK}", _require_mask),
+        InputShape(1, 1, f"a text with {' or '.join(_MASKS)}", _require_mask),
         pipeline_input=_first_text,
         result_lines=_filled_lines,
         options=("top_k", "targets"),

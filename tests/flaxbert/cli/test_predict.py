@@ -177,7 +177,9 @@ def test_vectors_are_written_as_one_array(predict, folders, tmp_path):
 def test_no_output_if_an_input_is_invalid(predict, tmp_path):
     (tmp_path / "a.txt").write_text("a [MASK]\nnone\n")
     code, out, err = predict("fill-mask", "--file", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
-    assert (code, out) == (2, "") and "1 of 2 rows" in err and "a.txt:2: no [MASK] in 'none'" in err
+    assert (
+        (code, out) == (2, "") and "1 of 2 rows" in err and "a.txt:2: no mask token ([MASK] or <mask>) in 'none'" in err
+    )
     (tmp_path / "b.txt").write_text("a [MASK]\n" + "word " * 30 + "[MASK]\n")  # seen only when it is cut
     code, _, err = predict("fill-mask", "--file", tmp_path / "b.txt", "--output", tmp_path / "out.jsonl")
     assert code == 2 and "texts[1]: a [MASK] lies beyond" in err

@@ -13,14 +13,14 @@ from safetensors.numpy import load_file
 from tokenizers import ByteLevelBPETokenizer, processors
 
 import flaxbert
-from flaxbert import families, losses
+from flaxbert import cli, families, losses
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
 from flaxbert.families import HeadKind, architecture_of, family_of, model_class
 from flaxbert.families.family import TensorName
 from flaxbert.families.roberta import ROBERTA, RobertaConfig
-from flaxbert.pipelines import TextClassificationPipeline
+from flaxbert.pipelines import FillMaskPipeline, TextClassificationPipeline
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.names import leaf_at, name_mappings
 
@@ -383,6 +383,16 @@ def test_save_writes_the_files_that_were_loaded_or_refuses(folder, tmp_path):
     with pytest.raises(ValueError, match="BPE"):
         built.save(tmp_path / "c", max_length=35)
     assert not (tmp_path / "c").exists()
+
+
+def test_the_command_fills_the_mask_of_the_family(folder, capsys):
+    torch_model("RobertaForMaskedLM", vocab_size=300).save_pretrained(folder)
+    command = ["predict", "fill-mask", "--model", str(folder), "--top-k", "1"]
+    assert cli.main([*command, "The <mask> sat."]) == 0
+    token = FillMaskPipeline.from_pretrained(folder, top_k=1)(["The <mask> sat."])[0].masks[0][0].token
+    assert token in capsys.readouterr().out
+    assert cli.main([*command, "The [MASK] sat."]) == 2
+    assert "holds no <mask>" in capsys.readouterr().err
 
 
 def test_classification_equals_that_of_transformers(folder):
