@@ -184,7 +184,10 @@ class WordPieceTokenizer:
         return {
             "vocab.txt": "".join(f"{token}\n" for token in self.vocabulary),
             "tokenizer.json": self.backend.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(self.tokenizer_config(max_length=max_length), indent=2) + "\n",
+            "tokenizer_config.json": json.dumps(
+                self.tokenizer_config(max_length=max_length) | self._normaliser_config(), indent=2
+            )
+            + "\n",
         }
 
     def tokenizer_config(self, *, max_length: int) -> dict[str, str | bool | int]:
@@ -199,6 +202,14 @@ class WordPieceTokenizer:
             "sep_token": self.special_tokens.sep,
             "mask_token": self.special_tokens.mask,
         }
+
+    def _normaliser_config(self) -> dict[str, bool]:
+        # transformers builds BertTokenizer's normaliser from these keys and ignores that of tokenizer.json.
+        normalizer = self.backend.normalizer
+        if not isinstance(normalizer, normalizers.BertNormalizer):
+            return {}
+        config = {} if normalizer.handle_chinese_chars else {"tokenize_chinese_chars": False}
+        return config if normalizer.strip_accents is None else config | {"strip_accents": normalizer.strip_accents}
 
     @property
     def vocabulary_digest(self) -> str:

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
@@ -67,6 +68,16 @@ def test_a_learnt_tokenizer_is_saved_for_transformers_and_for_us(tmp_path):
     assert_same_ids(WordPieceTokenizer.load(tmp_path / "new"), reference)
     (tmp_path / "new" / "tokenizer.json").unlink()
     assert_same_ids(WordPieceTokenizer.load(tmp_path / "new"), reference)
+
+
+@pytest.mark.parametrize("options", [{"handle_chinese_chars": False}, {"strip_accents": False}])
+def test_settings_of_the_normaliser_are_saved_for_transformers(tmp_path, options):
+    learnt = WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, "自然", "自", "##然", "é", "e"], lowercase=True)
+    learnt.backend.normalizer = normalizers.BertNormalizer(lowercase=True, **options)
+    learnt.save(tmp_path, max_length=77)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("自然", "É"):
+        assert learnt.piece_ids([text]) == [reference(text, add_special_tokens=False)["input_ids"]]
 
 
 def test_case_is_kept_where_asked(tmp_path):
