@@ -25,7 +25,7 @@ from train.benchmark.speed import main
 from train.benchmark.text import main as benchmark_text
 from train.command import load_config, parse_flags
 from train.command import main as train
-from train.data.corpus.preparation import Preparation, prepare
+from train.data.corpus.preparation import Preparation, prepare_store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -232,7 +232,7 @@ def test_text_benchmark_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("wiki_en.txt").write_text("\n".join(corpora.lines(corpora.documents(300))))
     Path("vocab.txt").write_text("\n".join(corpora.tokenizer().vocabulary))
-    prepare(Preparation(("wiki_en.txt",), Path("runs/wikipedia"), tokenizer=Path("vocab.txt"), workers=1))
+    prepare_store(Preparation(("wiki_en.txt",), Path("runs/wikipedia"), tokenizer=Path("vocab.txt"), workers=1))
     to_tokens, to_batches = (shlex.split(command)[3:] for command in TEXT)
     assert benchmark_text([*to_tokens, "--workers", "1", "--rounds", "1"]) == 0
     shown = capsys.readouterr().out.splitlines()

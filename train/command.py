@@ -20,7 +20,7 @@ from train.compilation import compilation_cache
 from train.config import RENAMED_SETTINGS, Config
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
 
-USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
+_USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
 
 # Modules, and names in them, that config files imported, by their former names.
 _RENAMED_IMPORTS = {
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     """
     if not arguments or arguments[0].startswith("-"):
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(USAGE, file=sys.stdout if asked_for_help else sys.stderr)
+        print(_USAGE, file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

@@ -154,14 +154,14 @@ RENAMED_SETTINGS = {
 }
 
 
-Task = TypeVar("Task", bound="TaskSettings")
+TaskSettingsT = TypeVar("TaskSettingsT", bound="TaskSettings")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Generic[Task]):
+class Config(Generic[TaskSettingsT]):
     """All settings of a run; the class of its task decides which flags it has."""
 
-    task: Task
+    task: TaskSettingsT
     run: Run
     model: Model = Model()
     optim: Optim = Optim()

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 from flax import struct
 
+from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from train.data.examples import HostBatch
 from train.distributed import Placement
-from train.step import Batch, Params
+from train.step import Batch
 
 
 @struct.dataclass

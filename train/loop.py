@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from flaxbert import PreTrainedModel, save_pretrained
+from flaxbert.layers import Params
 from train import run_description
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
@@ -22,7 +23,7 @@ from train.multihost.host_group import HostGroup
 from train.multihost.hosts import join_hosts, make_shared_folder
 from train.optim import make_optimizer
 from train.report import Reporter
-from train.step import Params, TrainState, compile_step, create_state, state_shapes, state_shardings
+from train.step import TrainState, compile_step, create_state, state_shapes, state_shardings
 from train.step_log import StepLog
 from train.summary import write_summary
 from train.tasks.task import Task
@@ -56,7 +57,7 @@ def run(config: Config) -> Path:
     folder = config.run.folder
     with join_hosts(config.hosts) as host_group:
         check_hosts(config, host_group)
-        setup, pretrained = prepare(config, host_group)
+        setup, pretrained = make_setup(config, host_group)
         make_shared_folder(folder, host_group)
         with (
             compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
@@ -74,7 +75,7 @@ def run(config: Config) -> Path:
                 reporter.message(run_description.opening(config, setup.task, setup.placement, first_step=first_step))
                 started = time.perf_counter()
                 evaluator = Evaluator(setup, reporter)
-                state, step = train(setup, state, first_step, evaluator, checkpoints, reporter)
+                state, step = train_steps(setup, state, first_step, evaluator, checkpoints, reporter)
                 state, step = restore_best(setup, state, step, checkpoints, reporter)
                 results = evaluator.evaluate(state.params, step, tuple(setup.task.evaluations))
                 seconds = time.perf_counter() - started
@@ -98,7 +99,7 @@ def check_hosts(config: Config, host_group: HostGroup) -> None:
     host_group.check_same("settings", config.common_to_hosts | {"the version of jax": jax.__version__})
 
 
-def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None]:
+def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None]:
     """Make the mesh, read the data, load the model and make the optimizer; write nothing.
 
     Returns:
@@ -119,7 +120,7 @@ def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None
     _check_best(config, task)
 
     # Model
-    model, pretrained = load_model(config, task, placement)
+    model, pretrained = make_model(config, task, placement)
 
     # Optimizer
     total_steps = settings.total_steps(task.steps_per_epoch)
@@ -139,7 +140,7 @@ def prepare(config: Config, host_group: HostGroup) -> tuple[Setup, Params | None
     return setup, pretrained
 
 
-def load_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
+def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
     model = task.architecture(task.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)
@@ -165,7 +166,7 @@ def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params
     return create_state(setup.model, setup.optimizer, setup.state_shardings, seed=seed, params=pretrained)
 
 
-def train(
+def train_steps(
     setup: Setup,
     state: TrainState,
     first_step: int,

@@ -11,13 +11,13 @@ from flax import struct
 from jax.sharding import Sharding
 
 from flaxbert.constraints import constrain
+from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules
 from train.distributed import Placement
 from train.optim import global_norm
 
-Params = Any
 Batch = Mapping[str, jax.Array]
 Seed = jax.Array | np.uint32  # an argument of the step, not a constant in it
 # (params, batch, dropout key) -> loss; without a key there is no dropout.
@@ -26,7 +26,7 @@ LossFunction = Callable[[Params, Batch, jax.Array | None], Loss]
 
 @struct.dataclass
 class TrainState:
-    """All that training changes. Random numbers are functions of (seed, step) and therefore not part of it."""
+    """Step number, parameters and optimizer state; no random state, because keys are functions of (seed, step)."""
 
     step: Any  # int32 scalar; like the other leaves, a shape or a sharding in trees of those
     params: Params
@@ -34,7 +34,7 @@ class TrainState:
 
 
 # (state, batch, seed) -> (next state, metrics of the step).
-Step = Callable[[TrainState, Batch, Seed], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = Callable[[TrainState, Batch, Seed], tuple[TrainState, dict[str, jax.Array]]]
 TermsAndGradients = tuple[jax.Array, Params]
 
 
@@ -106,7 +106,7 @@ def train_step(
         loss_function, state.params, batch, key, gradient_accumulation_steps=gradient_accumulation_steps
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     metrics = {"loss": jnp.sum(terms), "terms": terms, "gradient_norm": global_norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -161,7 +161,7 @@ def compile_step(
     shardings: TrainState,
     *,
     gradient_accumulation_steps: int = 1,
-) -> Step:
+) -> TrainStep:
     """Return the jitted train step; it donates the memory of the old state to the new one.
 
     Args:

@@ -20,7 +20,7 @@ from flaxbert.tokenizer_files import copy_tokenizer_files
 DESCRIPTION = "export.json"
 
 # A loaded program: arrays in the order of the family's input names to outputs by name.
-Program = Callable[..., Mapping[str, np.ndarray]]
+LoadedProgram = Callable[..., Mapping[str, np.ndarray]]
 
 
 class ArraySpec(NamedTuple):
@@ -83,7 +83,7 @@ def write_export(
     model: PreTrainedModel,
     params: Mapping[str, Any],
     description: ProgramDescription,
-    write_program: Callable[[Path], Program],
+    write_program: Callable[[Path], LoadedProgram],
     *,
     length: int | None,
 ) -> ExportedModel:
@@ -118,7 +118,7 @@ def write_export(
 
 
 def largest_difference(
-    model: PreTrainedModel, params: Mapping[str, Any], program: Program, length: int | None
+    model: PreTrainedModel, params: Mapping[str, Any], program: LoadedProgram, length: int | None
 ) -> float:
     """Return the largest absolute difference between outputs of model and program, for random inputs of two shapes.
 

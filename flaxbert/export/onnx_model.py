@@ -18,7 +18,7 @@ import numpy as np
 from flaxbert.export.exported_model import (
     ArraySpec,
     ExportedModel,
-    Program,
+    LoadedProgram,
     ProgramDescription,
     array_specs,
     input_specs,
@@ -69,7 +69,7 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
         readable_by=f"every release of ONNX Runtime that supports opset {_OPSET}",
     )
 
-    def write_program(folder: Path) -> Program:
+    def write_program(folder: Path) -> LoadedProgram:
         _write_graph(folder / GRAPH, model, params, description)
         return _load_graph(folder / GRAPH)
 
@@ -144,7 +144,7 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_graph(file: Path) -> Program:
+def _load_graph(file: Path) -> LoadedProgram:
     """Load the graph into ONNX Runtime on the CPU."""
     import onnxruntime
 

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from flaxbert.export.exported_model import (
     DESCRIPTION,
     ExportedModel,
-    Program,
+    LoadedProgram,
     ProgramDescription,
     array_specs,
     input_specs,
@@ -80,7 +80,7 @@ def export_stablehlo(
         ),
     )
 
-    def write_program(folder: Path) -> Program:
+    def write_program(folder: Path) -> LoadedProgram:
         (folder / PROGRAM).write_bytes(exported.serialize())
         save_file(weights, folder / WEIGHTS)
         return _load_program(folder, length or model.config.max_sequence_length)
@@ -88,7 +88,7 @@ def export_stablehlo(
     return write_export(Path(target), model, params, description, write_program, length=length)
 
 
-def load_stablehlo(folder: str | Path) -> Program:
+def load_stablehlo(folder: str | Path) -> LoadedProgram:
     """Load the program of a folder that `export_stablehlo` wrote.
 
     The program takes the arrays listed under "inputs" in export.json, in that order, and returns the outputs by name.
@@ -102,7 +102,7 @@ def load_stablehlo(folder: str | Path) -> Program:
     return _load_program(Path(folder), read_json(Path(folder) / DESCRIPTION)["max_length"])
 
 
-def _load_program(folder: Path, max_length: int) -> Program:
+def _load_program(folder: Path, max_length: int) -> LoadedProgram:
     file = folder / PROGRAM
     data = bytearray(file.read_bytes())
     try:

@@ -18,8 +18,8 @@ from flaxbert.families.family import (
     TensorName,
     TokenDecoder,
     embedding,
-    layer_norm,
-    linear,
+    layer_norm_names,
+    linear_names,
 )
 from flaxbert.heads import (
     BertForMultipleChoice,
@@ -38,29 +38,29 @@ ENCODER: tuple[TensorName, ...] = (
     *embedding("embeddings.word_embeddings", "embeddings/word", per_token=True),
     *embedding("embeddings.position_embeddings", "embeddings/position"),
     *embedding("embeddings.token_type_embeddings", "embeddings/token_type"),
-    *layer_norm("embeddings.LayerNorm", "embeddings/norm"),
-    *linear(f"{_LAYER}.attention.self.query", "layers/attention/query"),
-    *linear(f"{_LAYER}.attention.self.key", "layers/attention/key"),
-    *linear(f"{_LAYER}.attention.self.value", "layers/attention/value"),
-    *linear(f"{_LAYER}.attention.output.dense", "layers/attention/output", input_axes=2),  # [H, K, D]
-    *linear(f"{_LAYER}.intermediate.dense", "layers/up"),
-    *linear(f"{_LAYER}.output.dense", "layers/down"),
-    *layer_norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
-    *layer_norm(f"{_LAYER}.output.LayerNorm", "layers/output_norm"),
+    *layer_norm_names("embeddings.LayerNorm", "embeddings/norm"),
+    *linear_names(f"{_LAYER}.attention.self.query", "layers/attention/query"),
+    *linear_names(f"{_LAYER}.attention.self.key", "layers/attention/key"),
+    *linear_names(f"{_LAYER}.attention.self.value", "layers/attention/value"),
+    *linear_names(f"{_LAYER}.attention.output.dense", "layers/attention/output", input_axes=2),  # [H, K, D]
+    *linear_names(f"{_LAYER}.intermediate.dense", "layers/up"),
+    *linear_names(f"{_LAYER}.output.dense", "layers/down"),
+    *layer_norm_names(f"{_LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
+    *layer_norm_names(f"{_LAYER}.output.LayerNorm", "layers/output_norm"),
 )
-POOLER: tuple[TensorName, ...] = linear("pooler.dense", "pooler")
+POOLER: tuple[TensorName, ...] = linear_names("pooler.dense", "pooler")
 
 # Tensors of files that hold no parameter.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 _HEADS: tuple[TensorName, ...] = (
-    *layer_norm("cls.predictions.transform.LayerNorm", "predictions/norm"),
+    *layer_norm_names("cls.predictions.transform.LayerNorm", "predictions/norm"),
     TensorName("cls.predictions.bias", ("predictions", "bias"), per_token=True),
-    *linear("cls.predictions.transform.dense", "predictions/transform"),
-    *linear("cls.predictions.decoder", "predictions/decoder", per_token=True),
-    *linear("cls.seq_relationship", "seq_relationship"),
-    *linear("classifier", "classifier"),
-    *linear("qa_outputs", "qa_outputs"),
+    *linear_names("cls.predictions.transform.dense", "predictions/transform"),
+    *linear_names("cls.predictions.decoder", "predictions/decoder", per_token=True),
+    *linear_names("cls.seq_relationship", "seq_relationship"),
+    *linear_names("classifier", "classifier"),
+    *linear_names("qa_outputs", "qa_outputs"),
 )
 
 # Keys of config.json without an effect on this library's mathematics.

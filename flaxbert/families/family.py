@@ -51,7 +51,7 @@ class TensorName:
         return dataclasses.replace(self, name=f"{prefix}.{self.name}", path=(prefix, *self.path))
 
 
-def linear(name: str, path: str, *, input_axes: int = 1, per_token: bool = False) -> tuple[TensorName, ...]:
+def linear_names(name: str, path: str, *, input_axes: int = 1, per_token: bool = False) -> tuple[TensorName, ...]:
     """Return the rows of a linear layer: weight and kernel, bias and bias."""
     keys = tuple(path.split("/"))
     return (
@@ -60,7 +60,7 @@ def linear(name: str, path: str, *, input_axes: int = 1, per_token: bool = False
     )
 
 
-def layer_norm(name: str, path: str) -> tuple[TensorName, ...]:
+def layer_norm_names(name: str, path: str) -> tuple[TensorName, ...]:
     """Return the rows of a layer norm: weight and scale, bias and bias."""
     keys = tuple(path.split("/"))
     return TensorName(f"{name}.weight", (*keys, "scale")), TensorName(f"{name}.bias", (*keys, "bias"))

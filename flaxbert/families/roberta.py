@@ -28,8 +28,8 @@ from flaxbert.families.family import (
     SpecialTokens,
     TensorName,
     TokenDecoder,
-    layer_norm,
-    linear,
+    layer_norm_names,
+    linear_names,
 )
 from flaxbert.heads import declare_label_layer
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
@@ -177,12 +177,12 @@ class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
 
 
 _HEADS: tuple[TensorName, ...] = (
-    *layer_norm("lm_head.layer_norm", "predictions/norm"),
+    *layer_norm_names("lm_head.layer_norm", "predictions/norm"),
     TensorName("lm_head.bias", ("predictions", "bias"), per_token=True),
-    *linear("lm_head.dense", "predictions/transform"),
-    *linear("lm_head.decoder", "predictions/decoder", per_token=True),
-    *linear("classifier.dense", "classifier/dense"),
-    *linear("classifier.out_proj", "classifier/output"),
+    *linear_names("lm_head.dense", "predictions/transform"),
+    *linear_names("lm_head.decoder", "predictions/decoder", per_token=True),
+    *linear_names("classifier.dense", "classifier/dense"),
+    *linear_names("classifier.out_proj", "classifier/output"),
 )
 
 ROBERTA = Family(

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from flaxbert.families import HeadKind
+from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_pair, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
 from flaxbert.text.answers import Candidate, rank_answers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 

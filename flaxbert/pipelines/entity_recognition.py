@@ -9,8 +9,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from flaxbert.families import HeadKind
+from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Params, Pipeline, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_text
 from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
 from flaxbert.text.windows import max_context_windows, sliding_windows
 

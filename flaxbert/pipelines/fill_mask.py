@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.families import HeadKind
+from flaxbert.layers import Params
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence, chunked
-from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text
 
 # Number of masks per sequence that are scored at once. The decoder takes a few hundredths of the encoder's time for
 # four positions, so one shape serves texts with one mask and with more. Texts with more masks are several sequences.

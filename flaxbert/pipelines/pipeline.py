@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from flaxbert.families import Family, HeadKind, architecture_of, family_of, family_of_config_class
 from flaxbert.families.config_file import architecture_name, read_config
+from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch, chunked, length_buckets, run_in_batches
 from flaxbert.pretrained import from_pretrained
@@ -21,7 +22,6 @@ from flaxbert.tokenizer import WordPieceTokenizer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Params = Mapping[str, Any]
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 # The task of `flaxbert predict` for each kind of head.

@@ -14,8 +14,9 @@ from jax.typing import DTypeLike
 from flaxbert.families import HeadKind
 from flaxbert.families.config_file import read_config
 from flaxbert.files import path_inside, read_json
+from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Params, Pipeline, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_text
 
 
 class Pooling(enum.Enum):
@@ -91,7 +92,7 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
 
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         states = self._model_outputs(params, batch).last_hidden_state.astype(jnp.float32)
-        vectors = pool(states, batch["attention_mask"], self.pooling)
+        vectors = pool_tokens(states, batch["attention_mask"], self.pooling)
         if not self.normalize:
             return vectors
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
@@ -100,7 +101,7 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
         return outputs[0]
 
 
-def pool(states: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
+def pool_tokens(states: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
     """Return one vector per text [B, D] from token vectors [B, T, D]; tokens with mask [B, T] == 0 are ignored."""
     if pooling is Pooling.CLS:
         return states[:, 0]

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from flaxbert.families import HeadKind
+from flaxbert.layers import Params
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Params, Pipeline, require_at_least, require_pair, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
 
 TextOrPair = str | tuple[str, str]
 PromptWithChoices = tuple[str, Sequence[str]]

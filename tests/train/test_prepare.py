@@ -11,7 +11,7 @@ import pytest
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from tests.train import corpora
-from train.data.corpus.preparation import Preparation, main, prepare
+from train.data.corpus.preparation import Preparation, main, prepare_store
 from train.data.corpus.store import TokenStore
 
 ARRAYS = ("tokens.npy", "sentences.npy", "documents.npy")
@@ -55,7 +55,7 @@ def test_a_killed_preparation_goes_on(text, monkeypatch):
     from train.data.corpus import pool
 
     whole, killed = text.parent / "whole", text.parent / "killed"
-    prepare(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
+    prepare_store(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
     aside = text.parent / "killed.preparing"
     # The real command, noting every piece, killed as soon as it has noted some.
     code = (
@@ -79,7 +79,7 @@ def test_a_killed_preparation_goes_on(text, monkeypatch):
     monkeypatch.setattr(
         pool, "_tokenise_chunks", lambda *given, real=pool._tokenise_chunks: _counted(real(*given), done)
     )
-    prepare(Preparation((str(text),), killed, tokenizer=text.parent / "words", workers=2))
+    prepare_store(Preparation((str(text),), killed, tokenizer=text.parent / "words", workers=2))
     assert contents(killed) == contents(whole)
     assert noted >= 1 and len(done) + noted == 4  # none was tokenised again
 
@@ -100,7 +100,7 @@ def interrupted(text, folder, **how):
     pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD = 1, 0
     try:
         with pytest.raises(ValueError, match="byte 0xff"):
-            prepare(Preparation((str(text),), folder, tokenizer=text.parent / "words", workers=1, **how))
+            prepare_store(Preparation((str(text),), folder, tokenizer=text.parent / "words", workers=1, **how))
     finally:
         pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD = before
     text.write_bytes(good)
@@ -108,7 +108,7 @@ def interrupted(text, folder, **how):
 
 def test_on_a_full_disk_it_says_so_and_goes_on_with_more_room(text):
     whole, full = text.parent / "whole", text.parent / "full"
-    prepare(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
+    prepare_store(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
     # No file may have more than 400 KiB: tokens.npy has more.
     command = ["bash", "-c", 'ulimit -f 400; exec "$@"', "-", sys.executable, "-m", "train.data.prepare"]
     done = subprocess.run([*command, *flags(text, full, "--workers", 1)], stderr=subprocess.PIPE, text=True)
@@ -116,14 +116,14 @@ def test_on_a_full_disk_it_says_so_and_goes_on_with_more_room(text):
     message = f"error: {full}.preparing: File too large; make room, then resume with the same command"
     assert done.stderr.splitlines()[-1] == message
     assert not full.exists()
-    prepare(Preparation((str(text),), full, tokenizer=text.parent / "words", workers=1))
+    prepare_store(Preparation((str(text),), full, tokenizer=text.parent / "words", workers=1))
     assert contents(full) == contents(whole)
 
 
 def test_after_a_mended_text_it_goes_on(text):
-    prepare(Preparation((str(text),), text.parent / "whole", tokenizer=text.parent / "words", workers=1))
+    prepare_store(Preparation((str(text),), text.parent / "whole", tokenizer=text.parent / "words", workers=1))
     interrupted(text, text.parent / "store")
-    prepare(Preparation((str(text),), text.parent / "store", tokenizer=text.parent / "words", workers=1))
+    prepare_store(Preparation((str(text),), text.parent / "store", tokenizer=text.parent / "words", workers=1))
     assert contents(text.parent / "store") == contents(text.parent / "whole")
 
 
@@ -133,13 +133,13 @@ def test_it_does_not_go_on_with_another_text_or_other_settings(text):
     good = text.read_bytes()
     text.write_bytes(good[:100])
     with pytest.raises(ValueError, match="the store has [0-9]+ pieces, the text has only"):
-        prepare(again)
+        prepare_store(again)
     text.write_bytes(b"w1 " + good[3:])
     with pytest.raises(ValueError, match="the text has changed since the preparation that .*preparing holds"):
-        prepare(again)
+        prepare_store(again)
     other = Preparation((str(text),), text.parent / "store", tokenizer=text.parent / "words", lines="sentences")
     with pytest.raises(ValueError, match=r"other settings \(lines: 'paragraphs' -> 'sentences'\); delete it"):
-        prepare(other)
+        prepare_store(other)
 
 
 def test_two_at_once(text):
@@ -150,7 +150,7 @@ def test_two_at_once(text):
     with (aside / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is preparing this store"):
-            prepare(Preparation((str(text),), text.parent / "store", tokenizer=text.parent / "words"))
+            prepare_store(Preparation((str(text),), text.parent / "store", tokenizer=text.parent / "words"))
 
 
 def test_a_vocabulary_is_learnt(tmp_path):
@@ -178,7 +178,7 @@ def test_a_list_of_words(tmp_path):
     np.testing.assert_array_equal(TokenStore.open(tmp_path / "store").word_starts, [True, False, True, True, True])
     (tmp_path / "list.txt").write_text("语\n")
     with pytest.raises(ValueError, match=r"list\.txt: holds no word of two characters"):
-        prepare(Preparation((str(tmp_path / "a.txt"),), tmp_path / "other", words=tmp_path / "list.txt"))
+        prepare_store(Preparation((str(tmp_path / "a.txt"),), tmp_path / "other", words=tmp_path / "list.txt"))
 
 
 @pytest.mark.parametrize(

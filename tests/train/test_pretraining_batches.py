@@ -188,14 +188,14 @@ def test_the_order_never_changes():
 
 
 def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
-    from train.data.corpus.preparation import Preparation, prepare
+    from train.data.corpus.preparation import Preparation, prepare_store
 
     monkeypatch.setattr(batches, "_BLOCK_TOKENS", 2**21)
     text = tmp_path / "text.txt"
     with (data_dir / "corpus" / "wiki_en.txt").open(encoding="utf-8") as whole:
         text.write_text(whole.read(6_000_000), encoding="utf-8")
     vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
-    prepare(Preparation((str(text),), tmp_path / "store", tokenizer=vocabulary, workers=1))
+    prepare_store(Preparation((str(text),), tmp_path / "store", tokenizer=vocabulary, workers=1))
     store = TokenStore.open(tmp_path / "store")
     every = np.arange(store.document_count)
     for length, row_length in ((128, 512), (512, 512), (512, 1024)):

@@ -7,7 +7,7 @@ import pytest
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from tests.train import corpora
-from train.data.corpus.preparation import Preparation, prepare
+from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.corpus.store import RECORD, StoreWriter, TokenStore
 from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 
@@ -163,6 +163,6 @@ def test_a_store_of_a_former_version_is_read_and_made_again(tmp_path, monkeypatc
     assert store.document_count == 2 and len(store.sentences) - 1 == 5
     words = [store.tokenizer.vocabulary[number] for number in store.of_documents(np.array([0]))[0]]
     assert " ".join(words) == "the cat sat on the mat . the dog ran home . the cat ##s and the dog ##s sat ."
-    prepare(Preparation(("text.txt",), Path("again"), tokenizer=Path("vocab.txt"), workers=1))
+    prepare_store(Preparation(("text.txt",), Path("again"), tokenizer=Path("vocab.txt"), workers=1))
     for name in ("store.json", "tokens.npy", "sentences.npy", "documents.npy"):
         assert Path("store", name).read_bytes() == Path("again", name).read_bytes()

@@ -11,7 +11,7 @@ from train.aot.topology import LibtpuMissing, Preset, slice_devices
 from train.command import load_config, parse_flags
 from train.config import Config
 
-USAGE = """python -m train.aot configs/NAME.py --topology v5e:16x16 [--preset fsdp] [--rows-per-device 32] [--json]
+_USAGE = """python -m train.aot configs/NAME.py --topology v5e:16x16 [--preset fsdp] [--rows-per-device 32] [--json]
     [--mesh.fsdp 16 --run.batch-size 4096 --model.remat dots ...]"""
 
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.aot",
-        usage=USAGE,
+        usage=_USAGE,
         description="Estimate memory, time and collectives of a train step on a TPU slice from its compiled program.",
         epilog="All other flags are those of the config; list them with `python -m train configs/NAME.py --help`.",
         allow_abbrev=False,

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import AttentionImplementation, BertForPreTraining, Remat, save_pretrained
+from flaxbert.layers import Params
 from train.benchmark.workload import Implementation, Pass, Workload
 from train.distributed import MeshShape, Placement
 from train.evaluate import compile_eval_step
 from train.optim import Optim, make_optimizer
-from train.step import Batch, Params, compile_step, create_state, state_shardings
+from train.step import Batch, compile_step, create_state, state_shardings
 from train.tasks.pretraining import pretraining_loss
 
 

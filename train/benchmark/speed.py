@@ -111,7 +111,10 @@ def main(arguments: list[str]) -> int:
             # Printed at once, because the operating system kills the process if a later workload exceeds its memory.
             print("\n".join(speed_table(measured)[2:]), flush=True)
             if settings.json is not None:
-                record = {"environment": environment(), "results": [dataclasses.asdict(result) for result in results]}
+                record = {
+                    "environment": describe_environment(),
+                    "results": [dataclasses.asdict(result) for result in results],
+                }
                 with atomic_write(settings.json) as aside:
                     aside.write_text(json.dumps(record, indent=2) + "\n")
     except ValueError as error:
@@ -215,7 +218,7 @@ def speed_table(results: Sequence[SpeedResult]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def environment() -> dict[str, object]:
+def describe_environment() -> dict[str, object]:
     """Return the device, machine, versions, command and date of the measurement."""
     packages = ("jax", "jaxlib", "torch", "transformers")
     return {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.corpus.preparation import Preparation, prepare
+from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TokenStore
 from train.data.corpus.tokens import split_sentences
@@ -73,7 +73,7 @@ def _prepare(own: argparse.Namespace) -> list[str]:
             settings = Preparation(
                 tuple(own.text), Path(folder) / "store", tokenizer=own.tokenizer, workers=own.workers
             )
-            count = prepare(settings)["tokens"]
+            count = prepare_store(settings)["tokens"]
             return count / (time.perf_counter() - start)
 
     speeds = _in_turns([preparation, library], own.rounds)

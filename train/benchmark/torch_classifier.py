@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         config.model.pretrained, num_labels=task.config.num_labels
     )
     total_steps = config.run.total_steps(task.steps_per_epoch)
-    train(model, config, task, total_steps)
+    train_torch(model, config, task, total_steps)
     trained = time.perf_counter()
     found = {name: accuracy(model, task, name) for name in task.evaluations}
     ended = time.perf_counter()
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     print("  ".join(f"{name} accuracy {value:.4f}" for name, value in found.items()))
 
 
-def train(model: Any, config: Config[Any], task: SequenceClassificationTask, total_steps: int) -> list[float]:
+def train_torch(model: Any, config: Config[Any], task: SequenceClassificationTask, total_steps: int) -> list[float]:
     """Train all steps and print a line every 100; return the loss of each step."""
     optim = config.optim
     algorithm = optim.algorithm
@@ -62,7 +62,7 @@ def train(model: Any, config: Config[Any], task: SequenceClassificationTask, tot
     losses = []
     start = time.perf_counter()
     for number in range(total_steps):
-        batch = tensors(task.train[number])
+        batch = batch_tensors(task.train[number])
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_gradient_norm)
@@ -87,13 +87,13 @@ def predictions(model: Any, task: SequenceClassificationTask, name: str) -> np.n
     model.eval()
     batches, found = task.evaluations[name], []
     with torch.inference_mode():
-        for batch in map(tensors, batches):
+        for batch in map(batch_tensors, batches):
             del batch["labels"]
             found.append(model(**batch).logits.argmax(-1).numpy())
     return np.array(batches.by_example(found))
 
 
-def tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
+def batch_tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
     """Return a host batch as tensors, without filler rows and without columns beyond the longest row."""
     rows = batch["weight"] > 0
     length = int(batch["attention_mask"].sum(axis=1).max())

@@ -16,7 +16,7 @@ from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table
 DATASET_PREFIX = "datasets:"
 """Prefix of the name of a data set, to tell it from a file."""
 
-R = TypeVar("R")
+_Row = TypeVar("_Row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +127,8 @@ def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
 
 
 def split_by_group(
-    rows: Sequence[R], groups: Sequence[Hashable], share: float, *, seed: int
-) -> tuple[list[R], list[R]]:
+    rows: Sequence[_Row], groups: Sequence[Hashable], share: float, *, seed: int
+) -> tuple[list[_Row], list[_Row]]:
     """Split rows into (training, validation), such that rows of one group stay together.
 
     The choice of groups depends only on the seed and on the order and sizes of the groups.

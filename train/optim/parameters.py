@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath, tree_flatten_with_path, tree_map_with_path
 
-LAYERS = "layers"
+STACK = "layers"
 """Parameters below this name are stacked: their first axis counts the layers of the encoder."""
 EMBEDDINGS = "embeddings"
 """Parameters below this name are the embedding tables and their LayerNorm."""
@@ -30,7 +30,7 @@ def path_names(path: KeyPath) -> tuple[str, ...]:
 
 def is_stacked(path: KeyPath) -> bool:
     """Return whether the first axis of the parameter at this path counts layers."""
-    return LAYERS in path_names(path)
+    return STACK in path_names(path)
 
 
 def decay_mask(params: optax.Params) -> optax.Params:

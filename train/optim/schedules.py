@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-Step = int | jax.Array
+StepNumber = int | jax.Array
 """Number of an update, counted from 0; may be traced."""
 
 
@@ -44,12 +44,12 @@ class WarmupSchedule:
     def check(self, plan: Plan) -> None:
         """Raise ValueError if the schedule is impossible with this plan."""
 
-    def factor(self, step: Step, plan: Plan) -> jax.Array:
+    def factor(self, step: StepNumber, plan: Plan) -> jax.Array:
         """Return the factor on the peak rate at a step."""
         after = self._after_warmup(step, plan)
         return jnp.where(jnp.asarray(step) < plan.warmup_steps, step / max(1, plan.warmup_steps), after)
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         """Return the factor after warmup; also computed, and discarded, during warmup."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class WarmupSchedule:
 class Constant(WarmupSchedule):
     """The peak at every step, without warmup; transformers' "constant"."""
 
-    def factor(self, step: Step, plan: Plan) -> jax.Array:
+    def factor(self, step: StepNumber, plan: Plan) -> jax.Array:
         """Return 1."""
         return jnp.ones(())
 
@@ -67,7 +67,7 @@ class Constant(WarmupSchedule):
 class ConstantWithWarmup(WarmupSchedule):
     """The peak after warmup; transformers' "constant_with_warmup"."""
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         return 1.0
 
 
@@ -75,7 +75,7 @@ class ConstantWithWarmup(WarmupSchedule):
 class Linear(WarmupSchedule):
     """Linear decay to 0 at the last step; transformers' "linear"."""
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         return jnp.maximum(0.0, (plan.total_steps - step) / plan.steps_after_warmup)
 
 
@@ -89,7 +89,7 @@ class Cosine(WarmupSchedule):
     def __post_init__(self):
         require_limits(self, {"cycles": (0.0, 1000.0)})
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         # The remainder is taken before the division: the cosine of a large angle would be inexact in float32.
         fraction = (self.cycles * (step - plan.warmup_steps)) % plan.steps_after_warmup / plan.steps_after_warmup
         return 0.5 * (1.0 + jnp.cos(2 * math.pi * fraction))
@@ -111,7 +111,7 @@ class CosineWithRestarts(WarmupSchedule):
             allowed = f"allowed with {plan.total_steps} steps: 1 to {2**31 // plan.total_steps}"
             raise ValueError(f"cycles is {self.cycles}; {allowed}")
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         # Integers as far as the remainder, so that rounding never moves a restart.
         length = plan.steps_after_warmup
         fraction = (self.cycles * (step - plan.warmup_steps)) % length / length
@@ -137,7 +137,7 @@ class Polynomial(WarmupSchedule):
         if plan.warmup_steps >= plan.total_steps:
             raise ValueError(f"warmup takes all {plan.total_steps} steps; Polynomial needs steps after it")
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         remaining = jnp.clip((plan.total_steps - step) / plan.steps_after_warmup, 0.0, 1.0)
         return ((plan.peak - self.end) * remaining**self.power + self.end) / plan.peak
 
@@ -149,7 +149,7 @@ class Google(WarmupSchedule):
     The decay counts from step 0, not from the end of warmup, so that the rate jumps down after warmup.
     """
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         return jnp.maximum(0.0, 1.0 - step / plan.total_steps)
 
 
@@ -165,11 +165,11 @@ class Nvidia(WarmupSchedule):
     def __post_init__(self):
         require_limits(self, {"power": (1e-3, 100.0)})
 
-    def factor(self, step: Step, plan: Plan) -> jax.Array:
+    def factor(self, step: StepNumber, plan: Plan) -> jax.Array:
         """Return the factor of the following step."""
         return super().factor(step + 1, plan)
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         return jnp.maximum(0.0, 1.0 - step / plan.total_steps) ** self.power
 
 
@@ -183,7 +183,7 @@ class InverseSquareRoot(WarmupSchedule):
     def __post_init__(self):
         require_limits(self, {"timescale": (1, 2**31)})
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         timescale = self.timescale or plan.warmup_steps or 10_000
         # At least 1, because steps of warmup would give the root of a negative number.
         return jnp.maximum(1.0, 1.0 + (step - plan.warmup_steps) / timescale) ** -0.5
@@ -216,7 +216,7 @@ class WarmupStableDecay(WarmupSchedule):
             steps = f"{plan.warmup_steps} of warmup and {decay_steps} of decay"
             raise ValueError(f"decay is {self.decay}: {steps} are more than {plan.total_steps} steps")
 
-    def _after_warmup(self, step: Step, plan: Plan) -> jax.Array | float:
+    def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         decay_steps = round(self.decay * plan.total_steps)
         fraction = jnp.clip((step - (plan.total_steps - decay_steps)) / max(1, decay_steps), 0.0, 1.0)
         factor = {
@@ -244,7 +244,7 @@ class RelativeStep(WarmupSchedule):
             why = "RelativeStep multiplies it by a rate of its own; use 1.0"
             raise ValueError(f"learning_rate is {plan.peak}; allowed with this schedule: 0.01 to 10.0: {why}")
 
-    def factor(self, step: Step, plan: Plan) -> jax.Array:
+    def factor(self, step: StepNumber, plan: Plan) -> jax.Array:
         """Return Adafactor's rate; the warmup of the plan is not used."""
         updates = jnp.asarray(step, jnp.float32) + 1.0
         return jnp.minimum(1e-6 * updates if self.rising else 1e-2, updates**-0.5)

@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind, model_class
+from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
@@ -20,7 +21,7 @@ from train.data.examples import ChoiceSequences, encoding_arrays
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.step import Batch, Params
+from train.step import Batch
 from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import write_prediction_table
 from train.tasks.supervised import Supervised, make_batches

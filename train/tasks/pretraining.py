@@ -11,6 +11,7 @@ import numpy as np
 
 from flaxbert import BertConfig, PreTrainedModel, losses
 from flaxbert.families import HeadKind, architecture_of, model_class
+from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
@@ -30,7 +31,7 @@ from train.data.pretraining.datasets import (
 from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.step import Batch, Params
+from train.step import Batch
 from train.tasks.model_setup import load_tokenizer, model_config, model_config_without_data
 from train.tasks.task import HostBatch, Task, TaskSettings, TokenCounts, TrainSpec, apply_model
 

@@ -12,6 +12,7 @@ import tyro
 
 from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind, model_class
+from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.text.answers import RankedAnswers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
@@ -29,7 +30,7 @@ from train.data.questions import (
 )
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.step import Batch, Params
+from train.step import Batch
 from train.tasks.answer_sets import AnswerSet, MatchingRule
 from train.tasks.model_setup import model_config
 from train.tasks.supervised import Supervised, make_batches

@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind, model_class
+from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from train.config import Config
 from train.data.batches import EvaluationBatches
@@ -18,7 +19,7 @@ from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.step import Batch, Params
+from train.step import Batch
 from train.tasks import problems
 from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import write_classification

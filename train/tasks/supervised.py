@@ -17,7 +17,7 @@ from train.distributed import Placement
 from train.tasks.model_setup import load_tokenizer
 from train.tasks.task import TaskSettings
 
-R = TypeVar("R")
+_Row = TypeVar("_Row")
 E = TypeVar("E", bound=SequenceExamples)
 
 
@@ -72,8 +72,8 @@ class Supervised(TaskSettings):
         return {name: (source, split) for name, (source, split) in sources.items() if source is not None}
 
     def split_validation(
-        self, sets: Mapping[str, Sequence[R]], group: Callable[[R], Hashable], *, seed: int
-    ) -> dict[str, Sequence[R]]:
+        self, sets: Mapping[str, Sequence[_Row]], group: Callable[[_Row], Hashable], *, seed: int
+    ) -> dict[str, Sequence[_Row]]:
         """Return the examples of each set, with "dev" held out of "train" if `validation_split` is given.
 
         Args:

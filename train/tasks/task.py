@@ -13,6 +13,7 @@ import numpy as np
 from flaxbert import PreTrainedModel, functional
 from flaxbert.config import BertConfig
 from flaxbert.families import family_of
+from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.batches import TrainSet
@@ -20,7 +21,7 @@ from train.data.examples import HostBatch
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.step import Batch, Params
+from train.step import Batch
 
 if TYPE_CHECKING:
     from train.config import Config

@@ -12,6 +12,7 @@ import tyro
 
 from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind, model_class
+from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.config import Config
@@ -33,7 +34,7 @@ from train.data.tagged_sentences import TagColumns, TaggedSentence, read_tagged_
 from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.host_group import SINGLE_HOST, HostGroup
-from train.step import Batch, Params
+from train.step import Batch
 from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import entity_report, write_text
 from train.tasks.supervised import Supervised, make_batches

@@ -13,7 +13,7 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.test_loop import stop_after
 from train.config import Config, Model, Run
-from train.data.corpus.preparation import Preparation, prepare
+from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.pretraining.batches import Stage
 from train.data.pretraining.datasets import Segments
 from train.evaluate import Evaluation
@@ -37,7 +37,7 @@ def config(tmp_path):
     text.write_text("\n".join(corpora.lines(corpora.documents(120))))
     corpora.tokenizer().save(tmp_path / "words", max_length=40)
     store = tmp_path / "store"
-    prepare(Preparation((str(text),), store, tokenizer=tmp_path / "words", workers=1, lines="sentences"))
+    prepare_store(Preparation((str(text),), store, tokenizer=tmp_path / "words", workers=1, lines="sentences"))
     settings = Run(folder=tmp_path / "run", batch_size=8, steps=6, log_every=2)
     model = Model(sizes=SIZES, dropout=0.0)
     return Config(Pretraining(str(store), max_length=32), settings, model, Optim(learning_rate=1e-3))

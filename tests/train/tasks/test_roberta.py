@@ -13,7 +13,7 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.tokenizer_files import TOKENIZER_FILES
 from tests.flaxbert.families.test_roberta import write_classifier
 from train.config import Config, Model, Run
-from train.data.corpus.preparation import Preparation, prepare
+from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.pretraining.datasets import Segments
 from train.loop import run
 from train.tasks.pretraining import Pretraining
@@ -143,8 +143,8 @@ def test_a_prepared_store_keeps_the_tokenizer_and_takes_no_list_of_words(pretrai
     (tmp_path / "list.txt").write_text("自然\n")
     settings = Preparation((pretraining.task.text,), tmp_path / "store", tokenizer=folder, workers=1)
     with pytest.raises(ValueError, match="--words needs a WordPiece tokenizer"):
-        prepare(dataclasses.replace(settings, words=tmp_path / "list.txt"))
-    assert prepare(settings)["unknown"] == 0
+        prepare_store(dataclasses.replace(settings, words=tmp_path / "list.txt"))
+    assert prepare_store(settings)["unknown"] == 0
     assert_same_tokenizer(tmp_path / "store" / "tokenizer", folder)
     config = changed(pretraining, text=str(tmp_path / "store"))
     assert config.task.prepare(config).train[0].keys() == pretraining.task.prepare(pretraining).train[0].keys()

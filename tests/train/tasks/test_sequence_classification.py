@@ -51,7 +51,7 @@ def test_the_loss_curve_and_the_predictions_of_pytorch(data_dir, minilm, tmp_pat
     probabilities = dev.by_example([np.asarray(measure(state.params, batch)) for batch in dev])
 
     reference = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "start")
-    theirs = torch_classifier.train(reference, config, task, total_steps)
+    theirs = torch_classifier.train_torch(reference, config, task, total_steps)
     apart = np.abs(np.array(jax.device_get(ours)) - theirs)
     print(f"losses of {total_steps} steps are at most {apart.max():.2e} apart")
     assert apart.max() < 1e-3

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = tyro.cli(Preparation, args=arguments, prog="python -m train.data.prepare")
         started = time.perf_counter()
-        counts = prepare(settings)
+        counts = prepare_store(settings)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def prepare(settings: Preparation) -> dict[str, int]:
+def prepare_store(settings: Preparation) -> dict[str, int]:
     """Make the store, and return its counts.
 
     It is made in the folder NAME.preparing beside its final path, from which an interrupted preparation resumes; the
