@@ -7,7 +7,7 @@ import pytest
 
 from tests.train import corpora
 from train.data.pretraining.batches import document_spans
-from train.data.pretraining.examples import RANDOM
+from train.data.pretraining.example_ranges import RANDOM
 from train.data.pretraining.segments import DocumentSpan, NextSentencePairs
 
 TEXTS = corpora.documents(300)

@@ -6,6 +6,6 @@ import sys
 if __name__ == "__main__":
     # Before jax is imported, so that it does not claim a device.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from train.aot.command import main
+    from train.aot.estimate_command import main
 
     sys.exit(main(sys.argv[1:]))

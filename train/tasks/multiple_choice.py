@@ -16,7 +16,7 @@ from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches
-from train.data.choices import ChoiceColumns, ChoiceQuestion, read_choice_questions
+from train.data.choice_questions import ChoiceColumns, ChoiceQuestion, read_choice_questions
 from train.data.examples import ChoiceSequences, encoding_arrays
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation

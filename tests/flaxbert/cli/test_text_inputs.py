@@ -3,7 +3,7 @@
 import pytest
 
 from flaxbert.cli.text_inputs import InputShape, count_inputs, file_inputs, line_inputs, usable_texts
-from train.data.choices import read_choice_questions
+from train.data.choice_questions import read_choice_questions
 from train.data.labelled_texts import read_labelled_texts
 
 SINGLE = InputShape(1, 1, "a text")

@@ -13,7 +13,7 @@ from flaxbert.text.choices import ChoiceColumns
 from tests.runs import SMALL
 from tests.train.test_loop import records
 from train.config import Config, Model, Run
-from train.data.choices import read_choice_questions
+from train.data.choice_questions import read_choice_questions
 from train.loop import run
 from train.optim import Optim
 from train.tasks.multiple_choice import MultipleChoice

@@ -13,7 +13,7 @@ from train.data.corpus.store import TokenStore
 from train.data.examples import HostBatch
 from train.data.host_shard import WHOLE_BATCH, HostShard
 from train.data.packing import PackedShape, best_fit
-from train.data.pretraining.examples import PretrainingExamples, random_key
+from train.data.pretraining.example_ranges import PretrainingExamples, random_key
 from train.data.pretraining.rows import RowBuilder
 from train.data.pretraining.segments import DocumentSpan, ExampleBuilder
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.pretraining.examples import random_bits, uniform
+from train.data.pretraining.example_ranges import random_bits, uniform
 
 # Second keys of a token's random bits, one for each purpose.
 _SELECTION, _REPLACEMENT, _RANDOM_TOKEN = 1, 2, 3

@@ -8,7 +8,7 @@ import numpy as np
 from flaxbert.losses import IGNORE
 from train.data.corpus.store import TokenStore
 from train.data.examples import HostBatch
-from train.data.pretraining.examples import PretrainingExamples
+from train.data.pretraining.example_ranges import PretrainingExamples
 from train.data.pretraining.masking import Masking
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from train.data.corpus.store import TokenStore
-from train.data.pretraining.examples import FOLLOWS, RANDOM, PretrainingExamples, random_bits
+from train.data.pretraining.example_ranges import FOLLOWS, RANDOM, PretrainingExamples, random_bits
 
 TokenRange = tuple[int, int]
 """A range of a store's tokens: the first, and one past the last."""
