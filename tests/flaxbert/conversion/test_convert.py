@@ -325,7 +325,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path):
     for arguments, message in (
         ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
         ({"format": "onnx"}, "format is 'onnx'; allowed: safetensors"),
-        ({"head": "BertForX"}, "head is 'BertForX'; allowed: BertModel"),
+        ({"head": "BertForX"}, "head is 'BertForX'; allowed for 'bert': BertModel"),
         ({"max_shard_size": 0}, "max_shard_size is 0"),
         ({"max_shard_size": 9, "format": "orbax"}, "orbax divides its files itself"),
         ({"hidden_act": "gelu2"}, "hidden_act"),
