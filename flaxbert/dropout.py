@@ -115,8 +115,8 @@ class DropoutRates(NamedTuple):
 
 def draw_keep_masks(
     key: Key[Array, ""],
-    shape: tuple[int, int, int],
-    probabilities_shape: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    probabilities_shape: tuple[int, ...],
     *,
     rates: DropoutRates,
     rules: AxisRules,

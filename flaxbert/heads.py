@@ -64,7 +64,7 @@ class BertForPreTraining(MaskedLMModel):
 
 
 class BertForNextSentencePrediction(TaskModel):
-    """Whether the second segment follows the first (0) or is random (1)."""
+    """Next-sentence prediction: the second segment follows the first (0) or is random (1)."""
 
     has_pooler = True
 
