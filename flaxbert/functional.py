@@ -12,8 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from flaxbert.dropout import dropout_scale
 
-# -- activations ----------------------------------------------------------------------------------------
-
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """GELU by the error function: Hugging Face's "gelu"; Google's later code uses the tanh form instead."""
@@ -49,8 +47,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 """Activations by the names that `hidden_act` of config.json may hold, with Hugging Face's meaning."""
-
-# -- layers ---------------------------------------------------------------------------------------------
 
 
 def linear(params: Mapping[str, Array], x: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
@@ -107,9 +103,6 @@ def lookup_by_sum(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[A
     """
     outside = jnp.where((ids < 0) | (ids >= table.shape[0]), jnp.nan, 0.0)[..., None]
     return sum(((ids == row)[..., None] * table[row][None, None] for row in range(table.shape[0])), outside)
-
-
-# -- attention ------------------------------------------------------------------------------------------
 
 
 def attention_mask(

@@ -69,6 +69,11 @@ class MaskedLMModel(TaskModel):
         """Return the declaration of the masked-LM head."""
         return {"predictions": declare_masked_lm_head(self.config, vocab_rows=self.padded_vocab_size)}
 
+    @property
+    def head_config(self) -> BertConfig:
+        """The configuration that the head is computed with."""
+        return self.config
+
     @nn.nowrap
     def _masked_lm_logits(
         self, params: Params, x: Float[Array, "B T D"], positions: Int[ArrayLike, "B M"] | None = None
@@ -79,7 +84,7 @@ class MaskedLMModel(TaskModel):
             functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
             x = functional.at_positions(x, positions)
         table = params[self.base_model_prefix]["embeddings"]["word"]["embedding"]
-        return masked_lm_logits(params["predictions"], x, table, config=self.config, execution=self.execution)
+        return masked_lm_logits(params["predictions"], x, table, config=self.head_config, execution=self.execution)
 
 
 class BertForMaskedLM(MaskedLMModel):

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from flaxbert import functional
 from flaxbert.config import BertConfig
@@ -33,7 +33,7 @@ from flaxbert.families.family import (
 )
 from flaxbert.heads import declare_label_layer
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
-from flaxbert.lm_heads import BertForMaskedLM, masked_lm_logits
+from flaxbert.lm_heads import BertForMaskedLM
 from flaxbert.models import BertModel, ModelInputs, PreTrainedModel, TaskModel
 from flaxbert.outputs import BaseModelOutput, SequenceClassifierOutput
 
@@ -130,16 +130,10 @@ class RobertaModel(RobertaEncoder, BertModel):
 class RobertaForMaskedLM(RobertaEncoder, BertForMaskedLM):
     """Tokens at masked positions."""
 
-    @nn.nowrap
-    def _masked_lm_logits(
-        self, params: Params, x: Float[Array, "B T D"], positions: Int[ArrayLike, "B M"] | None = None
-    ) -> Float[Array, "B R V"]:
-        if positions is not None:
-            functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
-            x = functional.at_positions(x, positions)
-        table = params[self.base_model_prefix]["embeddings"]["word"]["embedding"]
-        config = self.config.replace(hidden_act="gelu")  # as in the reference, whose head ignores the config's
-        return masked_lm_logits(params["predictions"], x, table, config=config, execution=self.execution)
+    @property
+    def head_config(self) -> BertConfig:
+        """GELU for every `hidden_act`, as in the reference, whose head ignores it."""
+        return self.config.replace(hidden_act="gelu")
 
 
 class RobertaForSequenceClassification(RobertaEncoder, TaskModel):

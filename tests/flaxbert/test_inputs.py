@@ -1,5 +1,7 @@
 """Bad inputs: each error names the argument, what was given and what is allowed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,8 +128,10 @@ def test_a_head_refuses_arguments_that_it_does_not_take(name):
         model.apply(zeros(model), IDS, **{name: np.zeros((2, 1), int)})
 
 
-def test_masked_positions_have_a_row_for_each_sequence(unchecked):
-    model = flaxbert.BertForMaskedLM(CONFIG)
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+def test_masked_positions_have_a_row_for_each_sequence(name, unchecked):
+    config = CONFIG if name == "BertForMaskedLM" else flaxbert.RobertaConfig(**dataclasses.asdict(CONFIG))
+    model = flaxbert.ARCHITECTURES[name](config)
     with pytest.raises(ValueError, match=r"masked_lm_positions has shape \[1, 3\]; allowed: \[2, M\]"):
         model.apply(zeros(model), IDS, masked_lm_positions=np.zeros((1, 3), int))
 
