@@ -65,6 +65,8 @@ class PreTrainedModel(nn.Module):
     config_class: ClassVar[type[BertConfig]] = BertConfig
     base_model_prefix: ClassVar[str] = "bert"
     """The name of the base model in the parameters of a head."""
+    input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids")
+    """The arrays that a tokenizer makes and the model takes, in the order of Hugging Face's call."""
     takes_choices: ClassVar[bool] = False
     """True if inputs are [B, C, T] instead of [B, T]."""
 

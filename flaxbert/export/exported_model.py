@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flaxbert.families import architecture_of, family_of, random_inputs
+from flaxbert.families import architecture_of, random_inputs
 from flaxbert.files import atomic_folder
 from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files
@@ -72,8 +72,8 @@ class ExportedModel(ProgramDescription):
 
 
 def model_outputs(model: PreTrainedModel, params: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
-    """Return the model's outputs for the family's input arrays, by name; outputs that are None are left out."""
-    outputs: Any = model.apply({"params": params}, **dict(zip(family_of(model).input_names, inputs, strict=True)))
+    """Return the model's outputs for its input arrays, by name; outputs that are None are left out."""
+    outputs: Any = model.apply({"params": params}, **dict(zip(model.input_names, inputs, strict=True)))
     fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -158,7 +158,7 @@ def input_specs(model: PreTrainedModel, length: int | None) -> dict[str, jax.Sha
     else:
         axes.append(str(length))
     shape = jax.export.symbolic_shape(", ".join(axes), constraints=constraints)
-    return {name: jax.ShapeDtypeStruct(shape, np.int32) for name in family_of(model).input_names}
+    return {name: jax.ShapeDtypeStruct(shape, np.int32) for name in model.input_names}
 
 
 def array_specs(arrays: Mapping[str, Any], *, dtype: str | None = None) -> dict[str, ArraySpec]:

@@ -105,7 +105,7 @@ def random_inputs(model: PreTrainedModel, *, rows: int, length: int, seed: int =
         "attention_mask": mask,
         "token_type_ids": random.integers(0, config.type_vocab_size, shape, np.int32),
     }
-    return {name: arrays[name] for name in family_of(model).input_names}
+    return {name: arrays[name] for name in model.input_names}
 
 
 def _listed(model: PreTrainedModel | type[PreTrainedModel]) -> tuple[Family, Architecture]:

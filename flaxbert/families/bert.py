@@ -103,7 +103,6 @@ BERT = Family(
         untied_bias="cls.predictions.decoder.bias",
     ),
     label_weight="classifier.weight",
-    input_names=("input_ids", "attention_mask", "token_type_ids"),
     # A classifier with a pooler may be one of sequences or of choices, which have the same names: sequences are more
     # frequent.
     architectures=(

@@ -150,7 +150,6 @@ class Family:
         decoder: the tensors of the language-model head that may be tied.
         label_weight: the matrix with one row for each label, from which the number of labels is read where
             config.json names no class.
-        input_names: the arrays that a tokenizer makes and the model takes, in the order of Hugging Face's call.
         architectures: the model classes.
         special_tokens: the special tokens of the tokenizer.
     """
@@ -165,7 +164,6 @@ class Family:
     buffers: tuple[str, ...]
     decoder: TokenDecoder
     label_weight: str
-    input_names: tuple[str, ...]
     architectures: tuple[Architecture, ...]
     special_tokens: SpecialTokens
 

@@ -104,6 +104,7 @@ class RobertaEncoder(PreTrainedModel):
 
     config_class = RobertaConfig
     base_model_prefix = "roberta"
+    input_names = ("input_ids", "attention_mask")
 
     @nn.nowrap
     def _declare_encoder(self, *, pooler: bool) -> Declaration:
@@ -195,7 +196,6 @@ ROBERTA = Family(
         untied_bias="lm_head.decoder.bias",
     ),
     label_weight="classifier.out_proj.weight",
-    input_names=("input_ids", "attention_mask"),
     architectures=(
         Architecture(RobertaModel, HeadKind.NONE),
         Architecture(RobertaForMaskedLM, HeadKind.MASKED_LM, ("lm_head.",)),

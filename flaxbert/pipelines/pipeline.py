@@ -168,7 +168,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     def _encode_pairs(self, texts: Sequence[str], pairs: Sequence[str | None]) -> list[InputSequence]:
         """Return `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, truncated to the maximum length."""
-        one_type = self.model.config.type_vocab_size < 2 and "token_type_ids" in family_of(self.model).input_names
+        one_type = self.model.config.type_vocab_size < 2 and "token_type_ids" in self.model.input_names
         if one_type and any(pair is not None for pair in pairs):
             raise ValueError("the model has one token type; it takes single texts, no pairs")
         encodings = self.tokenizer.encode(texts, pairs, max_length=self._longest)
@@ -176,7 +176,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     def _model_outputs(self, params: Params, batch: Mapping[str, jax.Array], **arguments: Any) -> Any:
         """Return the model's output dataclass for a batch; `arguments` are further arguments of the model."""
-        inputs = {name: batch[name] for name in family_of(self.model).input_names}
+        inputs = {name: batch[name] for name in self.model.input_names}
         return self.model.apply({"params": params}, **inputs, **arguments)
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from flaxbert.families import BERT
+from flaxbert.models import BertModel
 from train.benchmark.torch_implementation import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
@@ -97,7 +97,7 @@ def batch_tensors(batch: HostBatch) -> dict[str, torch.Tensor]:
     """Return a host batch as tensors, without filler rows and without columns beyond the longest row."""
     rows = batch["weight"] > 0
     length = int(batch["attention_mask"].sum(axis=1).max())
-    cut = {name: torch.tensor(batch[name][rows, :length], dtype=torch.long) for name in BERT.input_names}
+    cut = {name: torch.tensor(batch[name][rows, :length], dtype=torch.long) for name in BertModel.input_names}
     return {**cut, "labels": torch.tensor(batch["labels"][rows], dtype=torch.long)}
 
 

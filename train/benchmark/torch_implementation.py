@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from flaxbert.families import BERT
+from flaxbert.models import BertModel
 from train.benchmark.workload import Implementation, Pass, Workload, labels_of_all_positions
 
 
@@ -26,7 +26,7 @@ class TorchImplementation(Implementation):
         self._device, self._compiles = device, peer == "compile"
         self._bfloat16 = work.dtype == "bfloat16"
         batch = work.batch(seed)
-        arrays = {name: batch[name] for name in BERT.input_names} | {"labels": labels_of_all_positions(batch)}
+        arrays = {name: batch[name] for name in BertModel.input_names} | {"labels": labels_of_all_positions(batch)}
         arrays |= {"next_sentence_label": batch["next_sentence_labels"]}
         self._batch = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in arrays.items()}
         self._optimizer: Any = None

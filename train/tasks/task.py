@@ -12,7 +12,6 @@ import numpy as np
 
 from flaxbert import PreTrainedModel, functional
 from flaxbert.config import BertConfig
-from flaxbert.families import family_of
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
@@ -197,7 +196,7 @@ def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.A
 
     Rows that hold several texts have `segment_ids` instead of an attention mask.
     """
-    names = (*family_of(model).input_names, *_POSITION_INPUTS)
+    names = (*model.input_names, *_POSITION_INPUTS)
     arguments: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if "segment_ids" in batch:
         arguments["attention_mask"] = functional.packed_mask(batch["segment_ids"])

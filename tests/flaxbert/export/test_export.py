@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import flaxbert
 from flaxbert import cli
 from flaxbert.export import export_onnx, export_stablehlo, exported_model, load_stablehlo, stablehlo
-from flaxbert.families import BERT
+from flaxbert.models import BertModel
 from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG, folder_of
 
 # BertForPreTraining is both of its heads; these are slow to compile, nine times.
@@ -85,7 +85,7 @@ def test_onnx_equals_the_model(name, tmp_path, unchecked):
     if name in ("BertForMultipleChoice", "BertForPreTraining"):  # of the others the parity says it
         session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
         inputs = inputs_of(4, 11, 3 if name == "BertForMultipleChoice" else None)
-        given = {name: array.astype(np.int64) for name, array in zip(BERT.input_names, inputs, strict=True)}
+        given = {name: array.astype(np.int64) for name, array in zip(BertModel.input_names, inputs, strict=True)}
         names = [value.name for value in session.get_outputs()]
         assert_equal(dict(zip(names, session.run(names, given), strict=True)), run(source, *inputs), 1e-5)
 
@@ -133,7 +133,7 @@ def test_onnx_runtime_fuses_the_attention_of_every_layer(tmp_path, unchecked):
     fused.save_model_to_file(str(tmp_path / "fused.onnx"))
     session = onnxruntime.InferenceSession(str(tmp_path / "fused.onnx"))
     inputs = inputs_of(4, 11)
-    arrays = {name: array.astype(np.int64) for name, array in zip(BERT.input_names, inputs, strict=True)}
+    arrays = {name: array.astype(np.int64) for name, array in zip(BertModel.input_names, inputs, strict=True)}
     names = [value.name for value in session.get_outputs()]
     assert_equal(dict(zip(names, session.run(names, arrays), strict=True)), run(source, *inputs), 1e-5)
 
