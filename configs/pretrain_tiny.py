@@ -30,7 +30,7 @@ from pathlib import Path
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
-from train.data.pretraining.batches import Stage
+from train.data.pretraining.datasets import Stage
 from train.optim import Optim
 from train.optim.algorithms import AdamW
 from train.tasks.pretraining import Pretraining

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from flaxbert import sharding
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules
-from train.data.host_shard import HostShard
+from train.data.host_batches import HostShard
 
 
 @dataclasses.dataclass(frozen=True)

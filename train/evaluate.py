@@ -9,7 +9,7 @@ from flax import struct
 
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from train.data.examples import HostBatch
+from train.data.host_batches import HostBatch
 from train.distributed import Placement
 from train.step import Batch
 

@@ -16,7 +16,7 @@ from train import run_description
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
 from train.config import Config, Run
-from train.data.batches import prefetch
+from train.data.host_batches import prefetch
 from train.distributed import Placement
 from train.evaluate import Evaluation, compile_eval_step, evaluate
 from train.multihost.host_group import HostGroup

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from flaxbert.losses import IGNORE
-from train.data.pretraining.example_ranges import random_bits, uniform
-from train.data.pretraining.masking import Masking
+from train.data.pretraining.masking import Masking, random_bits, uniform
 
 PAD, CLS, SEP, MASK, SPECIAL, SIZE = 0, 2, 3, 4, (0, 1, 2, 3, 4), 1000
 CONTINUES = np.arange(SIZE) >= 700  # ids from 700 on go on with a word

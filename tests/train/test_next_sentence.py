@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tests.train import corpora
-from train.data.pretraining.batches import document_spans
-from train.data.pretraining.example_ranges import RANDOM
-from train.data.pretraining.segments import DocumentSpan, NextSentencePairs
+from train.data.pretraining.segments import RANDOM, DocumentSpan, NextSentencePairs
+from train.data.pretraining.store_batches import document_spans
 
 TEXTS = corpora.documents(300)
 STORE = corpora.store(TEXTS)

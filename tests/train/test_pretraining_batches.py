@@ -7,12 +7,17 @@ import pytest
 from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.data.corpus.store import TokenStore
-from train.data.host_shard import HostShard
-from train.data.pretraining import batches
-from train.data.pretraining.batches import HeldOutBatches, TrainBatches, document_spans
+from train.data.host_batches import HostShard
+from train.data.pretraining import store_batches
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
 from train.data.pretraining.segments import NextSentencePairs, StreamExamples
+from train.data.pretraining.store_batches import (
+    HeldOutBatches,
+    PretrainingRowShape,
+    RowBuilder,
+    TrainBatches,
+    document_spans,
+)
 
 STORE = corpora.store(corpora.documents(400))
 EVERY = np.arange(STORE.document_count)
@@ -21,7 +26,7 @@ CLS, SEP = 2, 3
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(batches, "_BLOCK_TOKENS", 10_000)
+    monkeypatch.setattr(store_batches, "_BLOCK_TOKENS", 10_000)
 
 
 def builder(*, packed=False, pairs=True, store=STORE):
@@ -164,7 +169,7 @@ def test_packed_rows_hold_the_same_examples_with_the_same_masks():
 
 
 def test_long_documents_go_in_parts_between_sentences(monkeypatch):
-    monkeypatch.setattr(batches, "_SPAN_TOKENS", 300)
+    monkeypatch.setattr(store_batches, "_SPAN_TOKENS", 300)
     texts = [[f"w{i % 200} w{i % 7}" for i in range(n)] for n in (1, 1000, 100, 200, 450)]
     store = corpora.store(texts)
     parts = document_spans(store, np.array([0, 1, 3, 4]))
@@ -190,7 +195,7 @@ def test_the_order_never_changes():
 def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
     from train.data.corpus.preparation import Preparation, prepare_store
 
-    monkeypatch.setattr(batches, "_BLOCK_TOKENS", 2**21)
+    monkeypatch.setattr(store_batches, "_BLOCK_TOKENS", 2**21)
     text = tmp_path / "text.txt"
     with (data_dir / "corpus" / "wiki_en.txt").open(encoding="utf-8") as whole:
         text.write_text(whole.read(6_000_000), encoding="utf-8")

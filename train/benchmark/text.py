@@ -22,10 +22,8 @@ from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TokenStore
 from train.data.corpus.tokens import split_sentences
-from train.data.pretraining.batches import TrainBatches
-from train.data.pretraining.masking import Masking
-from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
-from train.data.pretraining.segments import NextSentencePairs
+from train.data.pretraining.datasets import ExampleOptions
+from train.data.pretraining.store_batches import TrainBatches
 
 _BATCH = 5000  # sentences of one call of the library
 
@@ -85,14 +83,11 @@ def _prepare(own: argparse.Namespace) -> list[str]:
 def _batches(own: argparse.Namespace) -> list[str]:
     store = TokenStore.open(own.store)
     documents = np.arange(store.document_count)
-    masking = Masking.of(store.tokenizer)
     lines = []
     for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
-        shape = PretrainingRowShape.of(masking, max_length=length, row_length=row_length)
-        make = NextSentencePairs(store, documents, max_length=length, short=0.1)
-        batches = TrainBatches(
-            store, documents, make=make, build=RowBuilder(store, masking, shape, True), size=64, seed=0
-        )
+        options = ExampleOptions(max_length=length, row_length=row_length)
+        make, build = options.example_builder(store, documents), options.row_builder(store)
+        batches = TrainBatches(store, documents, make=make, build=build, size=64, seed=0)
         index, mask = 0, "attention_mask" if row_length is None else "segment_ids"
 
         def speed(batches: TrainBatches = batches, mask: str = mask) -> float:

@@ -8,8 +8,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from train.data.examples import HostBatch, LabelledSequences, SequenceExamples
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.examples import LabelledSequences, SequenceExamples
+from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 from train.data.packing import (
     COMPILE_COST,
     LENGTH_MULTIPLE,

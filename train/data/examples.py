@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from flaxbert.losses import IGNORE
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostShard
 
 HostBatch = Mapping[str, np.ndarray]
 """The arrays of a batch by name, in the memory of the host."""

@@ -18,7 +18,7 @@ from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.choice_questions import ChoiceColumns, ChoiceQuestion, read_choice_questions
 from train.data.examples import ChoiceSequences, encoding_arrays
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch

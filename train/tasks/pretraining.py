@@ -18,16 +18,9 @@ from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.corpus.store import TOKENIZER
-from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.pretraining.batches import Stage
-from train.data.pretraining.datasets import (
-    BatchOptions,
-    ExampleOptions,
-    PretrainingData,
-    open_text,
-    record_data,
-    store_data,
-)
+from train.data.host_batches import WHOLE_BATCH, HostShard
+from train.data.pretraining.datasets import ExampleOptions, PretrainingData, open_text, store_data
+from train.data.pretraining.records import record_data
 from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
@@ -52,19 +45,8 @@ class Pretraining(ExampleOptions, TaskSettings):
     """Vocabulary size of a learned tokenizer."""
     lowercase: bool = True
     """Fold case in a learned tokenizer."""
-    copies: int | None = None
-    """Number of epochs with different pairs and masks, which then repeat; None for new ones in every epoch."""
-    stages: tuple[Stage, ...] = ()
-    """Stages at the beginning, with smaller batches or shorter examples. Optimizer state and position carry over."""
-    heldout: float = 0.05
-    """Share of the documents that is held out for evaluation."""
     prompts: tuple[str, ...] = ()
     """Texts with one mask token ([MASK] for BERT, <mask> for RoBERTa), which is filled at the end of the run."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.copies is not None and self.copies < 1:
-            raise ValueError(f"copies is {self.copies}; it must be at least 1")
 
     @property
     def head(self) -> HeadKind:
@@ -120,16 +102,8 @@ class Pretraining(ExampleOptions, TaskSettings):
 
     def _data(self, config: Config, host_shard: HostShard, host_group: HostGroup) -> PretrainingData:
         self._check_stages(config)
-        tokenizer = load_tokenizer(config, self.tokenizer)
+        run, tokenizer = config.run, load_tokenizer(config, self.tokenizer)
         self._check_model(config, tokenizer)
-        batches = BatchOptions(
-            size=config.run.batch_size,
-            evaluation_size=config.run.evaluation_batch_size or config.run.batch_size,
-            seed=config.run.seed,
-            held_out=self.heldout,
-            copies=self.copies,
-            host_shard=host_shard,
-        )
         if self.text.startswith(_RECORDS_PREFIX):
             if tokenizer is None:
                 raise ValueError(f"{self.text} holds no vocabulary: give the one that made it as --task.tokenizer")
@@ -138,7 +112,15 @@ class Pretraining(ExampleOptions, TaskSettings):
                     f"{self.text} holds pairs of one length, one a row; segments, row_length and stages are for text"
                 )
             path = Path(self.text.removeprefix(_RECORDS_PREFIX)).expanduser()
-            return record_data(path, tokenizer, self, batches)
+            return record_data(
+                path,
+                tokenizer,
+                self,
+                size=run.batch_size,
+                evaluation_size=run.evaluation_batch_size or run.batch_size,
+                seed=run.seed,
+                host_shard=host_shard,
+            )
 
         def learn(lines: Sequence[str]) -> WordPieceTokenizer:
             # One host learns for all: two hosts might come to vocabularies that differ in a few tokens.
@@ -154,7 +136,14 @@ class Pretraining(ExampleOptions, TaskSettings):
                 f"{self.tokenizer or config.model.pretrained or config.run.folder} ({tokenizer.vocab_size}); prepare "
                 "the text with this one"
             )
-        return store_data(store, self, batches, self.stages)
+        return store_data(
+            store,
+            self,
+            size=run.batch_size,
+            evaluation_size=run.evaluation_batch_size or run.batch_size,
+            seed=run.seed,
+            host_shard=host_shard,
+        )
 
     def _check_model(self, config: Config, tokenizer: WordPieceTokenizer | None) -> None:
         """Check what is known before the text is read: the model's family and sizes, and the masking."""

@@ -19,7 +19,7 @@ from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_win
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import SpanSequences
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.questions import (
     SquadQuestion,
     SquadQuestions,

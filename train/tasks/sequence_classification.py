@@ -15,7 +15,7 @@ from flaxbert.losses import Loss
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import LabelledSequences
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
-from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches, TrainSet
+from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import LabelledSequences, SequenceExamples
-from train.data.host_shard import HostShard
+from train.data.host_batches import HostShard, TrainSet
 from train.data.sources import split_by_group
 from train.distributed import Placement
 from train.tasks.model_setup import load_tokenizer

@@ -15,9 +15,7 @@ from flaxbert.config import BertConfig
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.batches import TrainSet
-from train.data.examples import HostBatch
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.host_group import SINGLE_HOST, HostGroup
 from train.step import Batch

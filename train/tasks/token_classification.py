@@ -18,7 +18,7 @@ from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import TaggedSequences
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.tagged_examples import (
     InvalidTags,
     LabelledPieces,

@@ -9,19 +9,20 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.batches import TrainSet
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import RECORD, TokenStore
 from train.data.corpus.tokens import SentenceTokenizer, text_chunks
-from train.data.examples import HostBatch
-from train.data.host_shard import WHOLE_BATCH, HostShard
-from train.data.pretraining.batches import HeldOutBatches, Stage, StagedBatches, TrainBatches
+from train.data.host_batches import HostBatch, HostShard, TrainSet
 from train.data.pretraining.masking import Masking
-from train.data.pretraining.records import RecordBatches, RecordFiles
-from train.data.pretraining.rows import PretrainingRowShape, RowBuilder
 from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
+from train.data.pretraining.store_batches import (
+    HeldOutBatches,
+    PretrainingRowShape,
+    RowBuilder,
+    StagedBatches,
+    TrainBatches,
+)
 
 
 class Segments(enum.Enum):
@@ -33,6 +34,26 @@ class Segments(enum.Enum):
     """One segment of as many whole sentences as fit: RoBERTa."""
     STREAM = "stream"
     """One segment of text, cut where it is full."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The first part of a run with settings of its own; None: the setting of the run."""
+
+    steps: int
+    """Updates."""
+    batch_size: int | None = None
+    """Rows of a batch."""
+    max_length: int | None = None
+    """Tokens of an example."""
+    row_length: int | None = None
+    """Tokens of rows that examples share, if they do."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise ValueError(f"{field.name} of a stage is {value}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +77,20 @@ class ExampleOptions:
     """Choose the tokens of a word together."""
     max_predictions: int | None = None
     """Maximum predicted tokens of an example."""
+    copies: int | None = None
+    """Number of epochs with different pairs and masks, which then repeat; None for new ones in every epoch."""
+    stages: tuple[Stage, ...] = ()
+    """Stages at the beginning, with smaller batches or shorter examples. Optimizer state and position carry over."""
+    heldout: float = 0.05
+    """Share of the documents that is held out for evaluation."""
 
     def __post_init__(self):
         if self.row_length is not None and self.row_length < self.max_length:
             raise ValueError(f"row_length is {self.row_length}; examples have up to {self.max_length} tokens")
         if not 0.0 <= self.short < 1.0:
             raise ValueError(f"short is {self.short}; it must be at least 0 and less than 1")
+        if self.copies is not None and self.copies < 1:
+            raise ValueError(f"copies is {self.copies}; it must be at least 1")
 
     @property
     def two_segments(self) -> bool:
@@ -69,7 +98,7 @@ class ExampleOptions:
         return self.segments is Segments.NEXT_SENTENCE
 
     def masking(self, tokenizer: WordPieceTokenizer) -> Masking:
-        """Return the masking rule for the vocabulary of a tokenizer."""
+        """Return the masking for the vocabulary of a tokenizer."""
         return Masking.of(
             tokenizer,
             rate=self.masking_rate,
@@ -88,6 +117,11 @@ class ExampleOptions:
             return NextSentencePairs(store, documents, max_length=self.max_length, short=self.short)
         single = FullSentenceExamples if self.segments is Segments.FULL_SENTENCES else StreamExamples
         return single(store, max_length=self.max_length)
+
+    def of_stage(self, stage: Stage) -> "ExampleOptions":
+        """Return the settings during a stage."""
+        max_length, row_length = stage.max_length or self.max_length, stage.row_length or self.row_length
+        return dataclasses.replace(self, max_length=max_length, row_length=row_length)
 
     def row_builder(self, store: TokenStore) -> RowBuilder:
         """Return the function that makes the arrays of rows."""
@@ -121,35 +155,10 @@ class ExampleOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchOptions:
-    """Sizes and order of batches.
-
-    Attributes:
-        size: rows of a training batch.
-        evaluation_size: rows of a held-out batch.
-        seed: of the split, the order and everything random.
-        held_out: share of the documents or records to hold out.
-        copies: number of different epochs, which then repeat (Google's dupe_factor); None for new ones in every epoch.
-        host_shard: the rows of each batch that this host builds.
-    """
-
-    size: int
-    evaluation_size: int
-    seed: int
-    held_out: float
-    copies: int | None = None
-    host_shard: HostShard = WHOLE_BATCH
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingData:
     """The data of a pretraining run.
 
     Attributes:
-        tokenizer: the one that made the tokens.
-        train: batches to train on.
-        steps_per_epoch: number of batches in an epoch.
-        held_out: batches to evaluate on.
         held_out_counts: [V], occurrences of each token in the held-out data.
         facts: figures for the run's summary.
     """
@@ -197,54 +206,37 @@ def open_text(
 
 
 def store_data(
-    store: TokenStore, examples: ExampleOptions, batches: BatchOptions, stages: Sequence[Stage]
+    store: TokenStore, options: ExampleOptions, *, size: int, evaluation_size: int, seed: int, host_shard: HostShard
 ) -> PretrainingData:
-    """Return the data of a token store, split into documents to train on and held-out documents.
+    """Return the data of a token store, in batches of `size` rows, and of `evaluation_size` held-out rows."""
+    train, held_out = split_documents(store.document_count, options, seed)
 
-    Args:
-        store: the tokens.
-        examples: settings of the examples.
-        batches: sizes and order of batches.
-        stages: at the beginning of the run, with shorter examples or smaller batches.
-    """
-    train, held_out = _split(store.document_count, examples, batches)
-
-    def train_batches(options: ExampleOptions, size: int) -> TrainBatches:
+    def train_batches(own: ExampleOptions, size: int) -> TrainBatches:
         return TrainBatches(
             store,
             train,
-            make=options.example_builder(store, train),
-            build=options.row_builder(store),
+            make=own.example_builder(store, train),
+            build=own.row_builder(store),
             size=size,
-            seed=batches.seed,
-            copies=batches.copies,
-            host_shard=batches.host_shard,
+            seed=seed,
+            copies=own.copies,
+            host_shard=host_shard,
         )
 
-    last = train_batches(examples, batches.size)
-    staged = [
-        train_batches(
-            dataclasses.replace(
-                examples,
-                max_length=stage.max_length or examples.max_length,
-                row_length=stage.row_length or examples.row_length,
-            ),
-            stage.batch_size or batches.size,
-        )
-        for stage in stages
-    ]
+    last = train_batches(options, size)
+    staged = [train_batches(options.of_stage(stage), stage.batch_size or size) for stage in options.stages]
     tokens = np.diff(store.document_starts)
     return PretrainingData(
         tokenizer=store.tokenizer,
-        train=StagedBatches([*staged, last], [stage.steps for stage in stages]) if stages else last,
-        steps_per_epoch=-(-last.rows_of_epoch // batches.size),
+        train=StagedBatches([*staged, last], [stage.steps for stage in options.stages]) if staged else last,
+        steps_per_epoch=-(-last.rows_of_epoch // size),
         held_out=HeldOutBatches(
             store,
             held_out,
-            make=examples.example_builder(store, held_out),
-            build=examples.row_builder(store),
-            size=batches.evaluation_size,
-            host_shard=batches.host_shard,
+            make=options.example_builder(store, held_out),
+            build=options.row_builder(store),
+            size=evaluation_size,
+            host_shard=host_shard,
         ),
         held_out_counts=np.bincount(np.concatenate(store.of_documents(held_out)), minlength=store.tokenizer.vocab_size),
         facts={
@@ -255,57 +247,16 @@ def store_data(
     )
 
 
-def record_data(
-    path: Path, tokenizer: WordPieceTokenizer, examples: ExampleOptions, batches: BatchOptions
-) -> PretrainingData:
-    """Return the data of TFRecords by create_pretraining_data.py: pairs, one per row, with their masks.
-
-    Args:
-        path: a file, or a folder of files.
-        tokenizer: the one that made them.
-        examples: lengths and rate with which they were made.
-        batches: sizes and order of batches.
-    """
-    records = RecordFiles.find(path)
-    train, held_out = _split(len(records), examples, batches)
-    # The files have `max_predictions` slots, whether needed or not.
-    predictions = examples.max_predictions or examples.row_shape(examples.masking(tokenizer)).predictions
-
-    def record_batches(chosen: np.ndarray, size: int, seed: int | None) -> RecordBatches:
-        return RecordBatches(
-            records,
-            chosen,
-            size=size,
-            length=examples.max_length,
-            predictions=predictions,
-            vocab_size=tokenizer.vocab_size,
-            seed=seed,
-            host_shard=batches.host_shard,
-        )
-
-    train_batches = record_batches(train, batches.size, batches.seed)
-    held_out_batches = record_batches(held_out, batches.evaluation_size, None)
-    labels = np.concatenate([batch["masked_lm_labels"].reshape(-1) for batch in held_out_batches])
-    return PretrainingData(
-        tokenizer=tokenizer,
-        train=train_batches,
-        steps_per_epoch=len(train_batches),
-        held_out=held_out_batches,
-        held_out_counts=np.bincount(labels[labels != IGNORE], minlength=tokenizer.vocab_size),
-        facts={"examples": f"{len(train):,} to train on, {len(held_out):,} held out"},
-    )
-
-
-def _split(count: int, examples: ExampleOptions, batches: BatchOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the documents to train on, and of those to hold out."""
-    if not 0.0 < batches.held_out < 1.0:
-        raise ValueError(f"heldout is {batches.held_out}; it must lie between 0 and 1")
-    least = 2 if examples.two_segments else 1  # a random second segment comes from another document
+def split_documents(count: int, options: ExampleOptions, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers, ascending, of the documents (or records) to train on, and of those to hold out."""
+    if not 0.0 < options.heldout < 1.0:
+        raise ValueError(f"heldout is {options.heldout}; it must lie between 0 and 1")
+    least = 2 if options.two_segments else 1  # a random second segment comes from another document
     if count < 2 * least:
         raise ValueError(
             f"the text has {count} documents; {2 * least} are needed at least, to train on some and hold out "
             "others: put blank lines between documents"
         )
-    order = np.random.default_rng(batches.seed).permutation(count)
-    held_out = min(max(least, round(batches.held_out * count)), count - least)
+    order = np.random.default_rng(seed).permutation(count)
+    held_out = min(max(least, round(options.heldout * count)), count - least)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

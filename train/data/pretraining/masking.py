@@ -1,4 +1,7 @@
-"""Masked-LM inputs: choice of the tokens to predict, and their replacement (Devlin et al., 2018, section 3.1)."""
+"""Masked-LM inputs: choice of the tokens to predict, and their replacement (Devlin et al., 2018, section 3.1).
+
+The random numbers are counter-based: functions of keys alone.
+"""
 
 import dataclasses
 import functools
@@ -7,8 +10,8 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.pretraining.example_ranges import random_bits, uniform
 
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 # Second keys of a token's random bits, one for each purpose.
 _SELECTION, _REPLACEMENT, _RANDOM_TOKEN = 1, 2, 3
 
@@ -18,12 +21,9 @@ class Masking:
     """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay.
 
     Attributes:
-        vocab_size: of the tokenizer, V.
-        mask_id: the id of [MASK].
         cls_sep: the ids of [CLS] and [SEP].
         special_ids: the ids of special tokens, which are never chosen.
         continues: whether a token continues a word (##) [V].
-        rate: the fraction of tokens that are chosen.
         exact: whether each example has exactly this fraction, rounded, at least one token, special tokens counted as in
             Google's code; else each token, or word, is drawn independently (as in RoBERTa).
         whole_words: whether the tokens of a word are chosen together. An exact fraction is not exceeded then: words
@@ -150,8 +150,6 @@ class Masking:
         Args:
             candidates: indices of tokens that may be chosen, in all rows together (flat), ascending.
             bits: random bits of each token [R * T].
-            groups: the number of each token's example [R * T].
-            starts: whether a token begins a word that is chosen as a whole [R * T]; None to choose tokens.
         """
         if not len(candidates):
             return candidates
@@ -171,8 +169,6 @@ class Masking:
 
         Args:
             bits: random bits of each unit [U].
-            group: the number of each unit's example [U].
-            lengths: tokens of each unit [U].
             sizes: tokens of each group, special ones included.
 
         Returns:
@@ -200,7 +196,35 @@ class Masking:
 
     @functools.cached_property
     def _special(self) -> np.ndarray:
-        """Boolean for each token of the vocabulary: it is special [V]."""
         special = np.zeros(self.vocab_size, bool)
         special[list(self.special_ids)] = True
         return special
+
+
+def random_bits(*keys: int | np.ndarray) -> np.ndarray:
+    """Return 64 random bits, uint64, for every combination of keys, which broadcast against each other.
+
+    The bits are a function of the keys alone, so those of a token depend neither on its batch nor on the order.
+    Keys in another order, or one more of them, give unrelated bits. This is SplitMix64 (Steele, Lea and Flood, 2014) in
+    counter form: its output function applied to a key and a counter.
+    """
+    bits = np.zeros(1, np.uint64)  # an array: NumPy warns of scalars that overflow, and overflow is intended here
+    for key in keys:
+        bits = _mix(bits + _GOLDEN_GAMMA + np.asarray(key).astype(np.uint64))
+    return bits
+
+
+def random_key(*keys: int) -> int:
+    """Return `random_bits` of plain numbers as one number."""
+    return int(random_bits(*keys)[0])
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """Return random bits as float64, uniform over [0, 1)."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -13,9 +13,10 @@ from typing import BinaryIO
 import numpy as np
 
 from flaxbert.losses import IGNORE
+from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
-from train.data.examples import HostBatch
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
+from train.data.pretraining.datasets import ExampleOptions, PretrainingData, split_documents
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _MAX_RECORD_BYTES = 2**24  # records of 512 tokens have 10,000
@@ -30,7 +31,6 @@ class RecordFiles:
     """The records of some files.
 
     Attributes:
-        files: the files.
         locations: of each record the index of its file, the offset of its data and their length in bytes [N, 3].
     """
 
@@ -90,14 +90,10 @@ class RecordBatches:
     """Batches of records by number, endless and in another order every epoch; iterated, each record once.
 
     Attributes:
-        records: all records.
         chosen: the numbers of the records to use.
-        size: rows of a batch.
         length: tokens of a row, T.
         predictions: predicted positions of a row, M.
-        vocab_size: the size of the model's vocabulary.
         seed: the seed of the order; None if batches are only iterated, in the order of `chosen`.
-        host_shard: the rows of each batch to build.
     """
 
     records: RecordFiles
@@ -177,6 +173,50 @@ class RecordBatches:
             values = features[name]
             if values.dtype != np.int64 or values.min() < 0 or values.max() >= bound:
                 raise ValueError(f"{self.records.name(number)}: {name} is not of whole numbers from 0 to {bound - 1}")
+
+
+def record_data(
+    path: Path,
+    tokenizer: WordPieceTokenizer,
+    options: ExampleOptions,
+    *,
+    size: int,
+    evaluation_size: int,
+    seed: int,
+    host_shard: HostShard,
+) -> PretrainingData:
+    """Return the data of a TFRecord file, or a folder of them, as create_pretraining_data.py made them with `options`.
+
+    Pairs have a row each, with their masks; arguments as of `store_data`.
+    """
+    records = RecordFiles.find(path)
+    train, held_out = split_documents(len(records), options, seed)
+    # The files have `max_predictions` slots, whether needed or not.
+    predictions = options.max_predictions or options.row_shape(options.masking(tokenizer)).predictions
+
+    def record_batches(chosen: np.ndarray, rows: int, seed: int | None) -> RecordBatches:
+        return RecordBatches(
+            records,
+            chosen,
+            size=rows,
+            length=options.max_length,
+            predictions=predictions,
+            vocab_size=tokenizer.vocab_size,
+            seed=seed,
+            host_shard=host_shard,
+        )
+
+    train_batches = record_batches(train, size, seed)
+    held_out_batches = record_batches(held_out, evaluation_size, None)
+    labels = np.concatenate([batch["masked_lm_labels"].reshape(-1) for batch in held_out_batches])
+    return PretrainingData(
+        tokenizer=tokenizer,
+        train=train_batches,
+        steps_per_epoch=len(train_batches),
+        held_out=held_out_batches,
+        held_out_counts=np.bincount(labels[labels != IGNORE], minlength=tokenizer.vocab_size),
+        facts={"examples": f"{len(train):,} to train on, {len(held_out):,} held out"},
+    )
 
 
 def _record_ranges(file: Path) -> Iterator[tuple[int, int]]:

@@ -1,28 +1,64 @@
 """Documents to examples: pairs of segments for next-sentence prediction, whole sentences, or a stream of tokens."""
 
 import dataclasses
+import functools
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from train.data.corpus.store import TokenStore
-from train.data.pretraining.example_ranges import FOLLOWS, RANDOM, PretrainingExamples, random_bits
+from train.data.pretraining.masking import random_bits
 
+FOLLOWS, RANDOM = 0, 1
+"""Labels of the second segment: it follows the first, or is a random one."""
 TokenRange = tuple[int, int]
 """A range of a store's tokens: the first, and one past the last."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DocumentSpan:
-    """A document, or a part of one.
+class PretrainingExamples:
+    """Examples without their tokens; [CLS] stands before the first range of each, [SEP] after every range.
 
     Attributes:
-        document: its number in the store.
-        first: its first sentence.
-        end: one past its last sentence.
+        spans: the first token of each range in the store, and one past its last [S, 2].
+        firsts: the index of the first range of each example, and S at the end [E + 1].
+        labels: FOLLOWS or RANDOM [E]; 0 in examples of one segment.
+        keys: the random key of each example, uint64 [E].
     """
+
+    spans: np.ndarray
+    firsts: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def spans_of(self, example: int) -> list[list[int]]:
+        """Return the ranges of an example, each as [first token, one past the last]."""
+        return self.spans[self.firsts[example] : self.firsts[example + 1]].tolist()
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, with [CLS] and [SEP]s [E]."""
+        tokens = np.concatenate([[0], np.cumsum(self.spans[:, 1] - self.spans[:, 0])])
+        return np.diff(tokens[self.firsts]) + np.diff(self.firsts) + 1
+
+    @classmethod
+    def of(
+        cls, ranges: Sequence[Sequence[TokenRange]], labels: Sequence[int], keys: np.ndarray
+    ) -> "PretrainingExamples":
+        """Return examples, given the ranges of each."""
+        spans = np.array([span for example in ranges for span in example], np.int64).reshape(-1, 2)
+        firsts = np.concatenate([[0], np.cumsum([len(example) for example in ranges], dtype=np.int64)])
+        return cls(spans, firsts, np.asarray(labels, np.int32), keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentSpan:
+    """Sentences `first` to `end - 1` of a document: all of it, or a part."""
 
     document: int
     first: int
@@ -40,7 +76,6 @@ class NextSentencePairs:
         """Prepare to build pairs.
 
         Args:
-            store: the tokens.
             documents: the numbers of the documents from which random segments are drawn.
             max_length: tokens of a pair, with [CLS] and [SEP]s, at most.
             short: the fraction of documents that are cut into shorter pairs.
@@ -151,7 +186,6 @@ class _SingleSegments:
         return PretrainingExamples.of(ranges, [0] * len(ranges), random_bits(key, np.arange(len(ranges))))
 
     def _ranges(self, spans: Iterable[DocumentSpan]) -> list[list[TokenRange]]:
-        """Return the token ranges of each example."""
         raise NotImplementedError
 
 

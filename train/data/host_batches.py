@@ -1,8 +1,13 @@
-"""The rows of each batch that one host builds: those which its own devices take."""
+"""Batches in the memory of a host: the rows that it builds of each, and building them ahead of time."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
+
+HostBatch = Mapping[str, np.ndarray]
+"""The arrays of a batch by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +50,21 @@ class HostShard:
 
 WHOLE_BATCH = HostShard()
 """A single host, which builds all rows."""
+
+
+class TrainSet(Protocol):
+    """Endless batches by number; batch `i` is always the same, so the position in the data is a step number."""
+
+    def __getitem__(self, index: int, /) -> HostBatch:
+        """Return batch `index`, of epoch `index // steps_per_epoch`."""
+        ...
+
+
+def prefetch(
+    train_set: TrainSet, start: int, stop: int, *, threads: int = 2, buffer_size: int = 8
+) -> Iterator[HostBatch]:
+    """Return batches `start` to `stop - 1` in order, built ahead of time in background threads."""
+    import grain  # not needed to build batches, and not installed everywhere that builds them
+
+    numbers = grain.MapDataset.range(start, stop)
+    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, buffer_size)))

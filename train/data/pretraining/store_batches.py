@@ -1,4 +1,4 @@
-"""Batches of pretraining rows; each is a pure function of the seed and of its number."""
+"""Batches of pretraining rows from a token store; each is a pure function of the seed and of its number."""
 
 import bisect
 import dataclasses
@@ -9,19 +9,102 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from flaxbert.losses import IGNORE
 from train.data.corpus.store import TokenStore
-from train.data.examples import HostBatch
-from train.data.host_shard import WHOLE_BATCH, HostShard
+from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 from train.data.packing import PackedShape, best_fit
-from train.data.pretraining.example_ranges import PretrainingExamples, random_key
-from train.data.pretraining.rows import RowBuilder
-from train.data.pretraining.segments import DocumentSpan, ExampleBuilder
+from train.data.pretraining.masking import Masking, random_key
+from train.data.pretraining.segments import DocumentSpan, ExampleBuilder, PretrainingExamples
 
 # The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.
 _BLOCK_TOKENS = 2**21
 # Longer documents are divided over several blocks: otherwise all examples of a book would be in one block.
 _SPAN_TOKENS = 2**14
 _CACHED_BLOCKS = 3  # threads may be ahead of each other
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingRowShape:
+    """The capacity of a row.
+
+    Attributes:
+        length: tokens, T.
+        slots: examples at most, P; None if a row is a single example.
+        predictions: predicted positions at most, M.
+    """
+
+    length: int
+    slots: int | None
+    predictions: int
+
+    @classmethod
+    def of(cls, masking: Masking, *, max_length: int, row_length: int | None = None) -> "PretrainingRowShape":
+        """Return the shape of rows of one example each, or of `row_length` tokens that several share."""
+        if row_length is None:
+            return cls(max_length, None, masking.predictions(max_length))
+        # Short examples gather in the rows that are filled last. Where documents are short (Wikipedia's introductions),
+        # pairs have half the allowed length: with half these slots a twentieth of rows of 512 tokens was padding.
+        slots = 4 * -(-row_length // max_length) + 4
+        return cls(row_length, slots, masking.predictions(row_length, slots))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBuilder:
+    """Builds the arrays of a batch.
+
+    Attributes:
+        two_segments: whether the second range of an example has token type 1, and its label is a target.
+    """
+
+    store: TokenStore
+    masking: Masking
+    shape: PretrainingRowShape
+    two_segments: bool
+
+    def __call__(self, examples: PretrainingExamples, rows: Sequence[Sequence[int]]) -> HostBatch:
+        """Return the batch of R rows, each given as the indices of its examples; a row without any is padding.
+
+        Returns:
+            `input_ids` and, with two segments, `token_type_ids` [R, T]; `masked_lm_positions` and `masked_lm_labels`
+            [R, M]. With one example a row `attention_mask` [R, T]; with several `segment_ids` (from 1; 0 is padding)
+            and `position_ids` [R, T] and `first_positions` [R, P]. With two segments `next_sentence_labels`, [R] or
+            [R, P]. Labels that no loss counts are -100.
+        """
+        cls, sep = self.masking.cls_sep
+        shape = (len(rows), self.shape.length)
+        slots = self.shape.slots or 1
+        ids = np.full(shape, self.store.tokenizer.special_ids[0], np.int32)
+        types, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
+        keys, starts = np.zeros(shape, np.uint64), np.zeros(shape, bool)
+        firsts = np.zeros((len(rows), slots), np.int32)
+        labels = np.full((len(rows), slots), IGNORE, np.int32)
+        tokens, word_starts = self.store.tokens, self.store.word_starts
+        for row, members in enumerate(rows):
+            position = 0
+            for slot, example in enumerate(members):
+                begin = position
+                ids[row, position] = cls
+                position += 1
+                for number, (start, end) in enumerate(examples.spans_of(example)):
+                    stop = position + end - start
+                    ids[row, position:stop] = tokens[start:end]
+                    if word_starts is not None:
+                        starts[row, position:stop] = word_starts[start:end]
+                    ids[row, stop] = sep
+                    types[row, position : stop + 1] = number
+                    position = stop + 1
+                segments[row, begin:position] = slot + 1
+                positions[row, begin:position] = np.arange(position - begin)
+                keys[row, begin:position] = examples.keys[example]
+                firsts[row, slot], labels[row, slot] = begin, examples.labels[example]
+        known_starts = None if word_starts is None else starts
+        batch = self.masking(ids, segments, positions, keys, word_starts=known_starts, slots=self.shape.predictions)
+        if self.two_segments:
+            batch["token_type_ids"] = types
+            batch["next_sentence_labels"] = labels if self.shape.slots else labels[:, 0]
+        if self.shape.slots is None:
+            return {**batch, "attention_mask": (segments > 0).astype(np.int32)}
+        return {**batch, "segment_ids": segments, "position_ids": positions, "first_positions": firsts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +124,10 @@ class TrainBatches:
     repeated. This concerns less than a percent of the rows, and different ones in each epoch.
 
     Attributes:
-        store: the tokens.
         documents: the numbers of the documents to train on.
-        make: builds the examples of documents.
-        build: builds the arrays of rows.
-        size: rows of a batch.
-        seed: the seed of all random choices.
         copies: the number of different epochs, which are then repeated (Google's dupe_factor, static masks); None if
             all epochs differ.
         first_row: the row of the first epoch with which batch 0 begins.
-        host_shard: the rows of each batch to build.
     """
 
     store: TokenStore
@@ -122,18 +199,9 @@ class TrainBatches:
         return self._last_division[1]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class HeldOutBatches:
-    """Batches with each example of some documents once, masked alike every time; the last ends with padding.
-
-    Attributes:
-        store: the tokens.
-        documents: the numbers of the documents.
-        make: builds the examples of documents.
-        build: builds the arrays of rows.
-        size: rows of a batch.
-        host_shard: the rows of each batch to build.
-    """
+    """Batches with each example of some documents once, masked alike every time; the last ends with padding."""
 
     store: TokenStore
     documents: np.ndarray
@@ -143,13 +211,9 @@ class HeldOutBatches:
     size: int
     host_shard: HostShard = WHOLE_BATCH
 
-    @functools.cached_property
-    def _examples(self) -> PretrainingExamples:
-        return self.make(_as_spans(document_spans(self.store, self.documents)), random_key(0))
-
-    @functools.cached_property
-    def _rows(self) -> list[list[int]]:
-        return _rows_of(self._examples, self.build)
+    def __post_init__(self):
+        self._examples = self.make(_as_spans(document_spans(self.store, self.documents)), random_key(0))
+        self._rows = _rows_of(self._examples, self.build)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self.size)
@@ -159,26 +223,6 @@ class HeldOutBatches:
         for start in range(0, len(rows), self.size):
             own = (start + self.host_shard.rows(self.size)).tolist()
             yield self.build(self._examples, [rows[i] if i < len(rows) else [] for i in own])
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """The first part of a run with settings of its own; None: the setting of the run."""
-
-    steps: int
-    """Updates."""
-    batch_size: int | None = None
-    """Rows of a batch."""
-    max_length: int | None = None
-    """Tokens of an example."""
-    row_length: int | None = None
-    """Tokens of rows that examples share, if they do."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value < 1:
-                raise ValueError(f"{field.name} of a stage is {value}; it must be at least 1")
 
 
 class StagedBatches:
