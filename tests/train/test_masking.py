@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from flaxbert.losses import IGNORE
-from train.data.pretraining.masking import Masking, random_bits, uniform
+from train.data.pretraining.masking import Masking, MaskingRule, random_bits, uniform
 
 PAD, CLS, SEP, MASK, SPECIAL, SIZE = 0, 2, 3, 4, (0, 1, 2, 3, 4), 1000
 CONTINUES = np.arange(SIZE) >= 700  # ids from 700 on go on with a word
 
 
 def rule(**how):
-    return Masking(SIZE, MASK, (CLS, SEP), SPECIAL, CONTINUES, **how)
+    return Masking(MaskingRule(**how), SIZE, MASK, (CLS, SEP), SPECIAL, CONTINUES)
 
 
 def rows(count=400, length=128, *, seed=0, examples=1):
@@ -147,14 +147,16 @@ def test_no_more_than_asked_for():
 def test_room_for_predictions():
     for length, examples in ((128, 1), (512, 1), (512, 12), (100, 4)):
         masking = rule()
-        slots = masking.predictions(length, examples)
+        slots = masking.rule.predictions(length, examples)
         chance = np.random.default_rng(length)
         for _ in range(200):
             cuts = np.sort(chance.choice(np.arange(1, length), examples - 1, replace=False))
             sizes = np.diff([0, *cuts, length])
             assert sum(max(1, round(0.15 * size)) for size in sizes) <= slots
-    assert rule().predictions(128) == 19 and rule().predictions(512) == 77 and rule(most=20).predictions(512) == 20
-    assert rule(exact=False).predictions(128) < 40
+    exact = MaskingRule()
+    assert exact.predictions(128) == 19 and exact.predictions(512) == 77
+    assert MaskingRule(most=20).predictions(512) == 20
+    assert rule(exact=False).rule.predictions(128) < 40
 
 
 def test_masks_are_functions_of_key_and_place_alone():

@@ -52,14 +52,15 @@ def test_the_number_of_workers_changes_nothing(text, capsys):
 
 
 def test_a_killed_preparation_goes_on(text, monkeypatch):
-    from train.data.corpus import pool
+    from train.data.corpus import preparation
 
     whole, killed = text.parent / "whole", text.parent / "killed"
     prepare_store(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
     aside = text.parent / "killed.preparing"
     # The real command, noting every piece, killed as soon as it has noted some.
     code = (
-        "import sys; from train.data.corpus import pool; pool._SAVE_INTERVAL = 1; pool._CHUNKS_AHEAD = 0\n"
+        "import sys\nfrom train.data.corpus import preparation\n"
+        "preparation._SAVE_INTERVAL = 1\npreparation._CHUNKS_AHEAD = 0\n"
         "if __name__ == '__main__':\n    from train.data.corpus.preparation import main; sys.exit(main(sys.argv[1:]))"
     )
     script = text.parent / "slow.py"
@@ -77,7 +78,7 @@ def test_a_killed_preparation_goes_on(text, monkeypatch):
     assert not killed.exists()
     done = []
     monkeypatch.setattr(
-        pool, "_tokenise_chunks", lambda *given, real=pool._tokenise_chunks: _counted(real(*given), done)
+        preparation, "_tokenise_chunks", lambda *given, real=preparation._tokenise_chunks: _counted(real(*given), done)
     )
     prepare_store(Preparation((str(text),), killed, tokenizer=text.parent / "words", workers=2))
     assert contents(killed) == contents(whole)
@@ -94,15 +95,15 @@ def interrupted(text, folder, **how):
     """A preparation whose text turns out to be damaged in its last line."""
     good = text.read_bytes()
     text.write_bytes(good + b"\xff")
-    from train.data.corpus import pool
+    from train.data.corpus import preparation
 
-    before = pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD
-    pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD = 1, 0
+    before = preparation._SAVE_INTERVAL, preparation._CHUNKS_AHEAD
+    preparation._SAVE_INTERVAL, preparation._CHUNKS_AHEAD = 1, 0
     try:
         with pytest.raises(ValueError, match="byte 0xff"):
             prepare_store(Preparation((str(text),), folder, tokenizer=text.parent / "words", workers=1, **how))
     finally:
-        pool._SAVE_INTERVAL, pool._CHUNKS_AHEAD = before
+        preparation._SAVE_INTERVAL, preparation._CHUNKS_AHEAD = before
     text.write_bytes(good)
 
 

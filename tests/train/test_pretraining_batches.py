@@ -9,7 +9,7 @@ from tests.train import corpora
 from train.data.corpus.store import TokenStore
 from train.data.host_batches import HostShard
 from train.data.pretraining import store_batches
-from train.data.pretraining.masking import Masking
+from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.segments import NextSentencePairs, StreamExamples
 from train.data.pretraining.store_batches import (
     HeldOutBatches,
@@ -30,11 +30,11 @@ def small_blocks(monkeypatch):
 
 
 def builder(*, packed=False, pairs=True, store=STORE):
-    masking = Masking.of(store.tokenizer)
+    masking = Masking.of(store.tokenizer, MaskingRule())
     shape = (
-        PretrainingRowShape(64, 6, masking.predictions(64, 6))
+        PretrainingRowShape(64, 6, masking.rule.predictions(64, 6))
         if packed
-        else PretrainingRowShape(32, None, masking.predictions(32))
+        else PretrainingRowShape(32, None, masking.rule.predictions(32))
     )
     return RowBuilder(store, masking, shape, pairs)
 
@@ -204,9 +204,9 @@ def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
     store = TokenStore.open(tmp_path / "store")
     every = np.arange(store.document_count)
     for length, row_length in ((128, 512), (512, 512), (512, 1024)):
-        masking = Masking.of(store.tokenizer)
+        masking = Masking.of(store.tokenizer, MaskingRule())
         build = RowBuilder(
-            store, masking, PretrainingRowShape.of(masking, max_length=length, row_length=row_length), True
+            store, masking, PretrainingRowShape.of(MaskingRule(), max_length=length, row_length=row_length), True
         )
         make = NextSentencePairs(store, every, max_length=length, short=0.1)
         packed = TrainBatches(store, every, make=make, build=build, size=32, seed=0)

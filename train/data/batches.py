@@ -52,13 +52,8 @@ class _TrainBatches(abc.ABC):
     """The batches of a training run; batch `i` is a pure function of the seed, the epoch and the index in the epoch.
 
     Attributes:
-        examples: what is shown once an epoch.
-        size: examples of a batch.
-        pad_id: the token id of padding.
         max_length: the longest allowed length of a row.
-        seed: the seed of the order.
         total_steps: the steps of the run, as a function of the steps of an epoch.
-        host_shard: the rows of each batch to build.
     """
 
     examples: SequenceExamples
@@ -133,11 +128,7 @@ class PaddedBatches(_TrainBatches):
 
 @dataclasses.dataclass
 class PackedBatches(_TrainBatches):
-    """Batches of several examples a row; all batches have a similar mix of lengths, so one or two shapes suffice.
-
-    Attributes:
-        row_multiple: the number of rows of each batch is a multiple of it.
-    """
+    """Batches of several examples a row; all batches have a similar mix of lengths, so one or two shapes suffice."""
 
     examples: LabelledSequences
     _: dataclasses.KW_ONLY
@@ -177,15 +168,7 @@ Kind = TypeVar("Kind", bound=SequenceExamples)
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatches(Generic[Kind]):
-    """Batches with each example once, in the order of their lengths.
-
-    Attributes:
-        examples: what to evaluate on.
-        size: rows of a batch.
-        pad_id: the token id of padding.
-        max_length: the longest allowed length of a row.
-        host_shard: the rows of each batch to build.
-    """
+    """Batches with each example once, in the order of their lengths."""
 
     examples: Kind
     _: dataclasses.KW_ONLY

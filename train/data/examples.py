@@ -17,12 +17,7 @@ HostBatch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class SequenceExamples(abc.ABC):
-    """Token sequences of different lengths; subclasses hold the targets.
-
-    Attributes:
-        ids: the token ids of each sequence, int32.
-        types: the token types of each sequence, int32.
-    """
+    """Token sequences of different lengths; subclasses hold the targets."""
 
     ids: list[np.ndarray]
     types: list[np.ndarray]
@@ -52,10 +47,7 @@ class SequenceExamples(abc.ABC):
 
         Args:
             members: the indices of the examples, at most `size`.
-            size: rows of the batch.
-            pad_id: the token id of padding.
             lengths: allowed lengths of rows, ascending; the first that holds the longest example is taken.
-            host_shard: the rows of the batch to build.
         """
         (longest,) = self.longest([members])
         length = next(length for length in lengths if length >= longest)
@@ -88,7 +80,7 @@ class LabelledSequences(SequenceExamples):
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "LabelledSequences":
-        """Return the examples of tokenised texts and their labels."""
+        """Return the examples of tokenised texts."""
         return cls(*encoding_arrays(encodings), labels)
 
     @functools.cached_property

@@ -17,12 +17,7 @@ _MAX_LENGTH_RATIO = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class PackedShape:
-    """The capacity of a row of packed sequences.
-
-    Attributes:
-        length: tokens of all its sequences together.
-        slots: the number of sequences.
-    """
+    """The capacity of a row of packed sequences."""
 
     length: int
     slots: int
@@ -33,7 +28,6 @@ class PackedBatchShape:
     """The shapes of the packed batches of a run.
 
     Attributes:
-        row: the capacity of each row.
         row_counts: the numbers of rows, ascending, that batches are filled up to.
     """
 
@@ -99,10 +93,6 @@ def best_fit(lengths: Sequence[int], shape: PackedShape) -> list[list[int]]:
     Best-fit decreasing (Johnson, 1973), for the many short sequences of pretraining: its time grows with the number of
     sequences and not with that of rows. Rows are kept by the room they have left, and the bits of one integer say which
     amounts of room occur.
-
-    Args:
-        lengths: tokens of each sequence, none longer than a row.
-        shape: the capacity of a row.
     """
     rows: list[list[int]] = []
     rows_by_room: list[list[int]] = [[] for _ in range(shape.length + 1)]
@@ -161,11 +151,7 @@ def pack_sequences(
     """Return the arrays of a packed batch, all int32.
 
     Args:
-        ids: the token ids of each sequence.
-        types: the token types of each sequence.
         rows: the indices of the sequences of each row; a row without any is padding.
-        shape: the capacity of a row: T tokens, P sequences.
-        pad_id: the token id of padding.
 
     Returns:
         `input_ids` and `token_type_ids` [R, T]; `segment_ids` [R, T] number a row's sequences from 1 (0: padding);

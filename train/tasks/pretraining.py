@@ -20,6 +20,7 @@ from train.config import Config
 from train.data.corpus.store import TOKENIZER
 from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.pretraining.datasets import ExampleOptions, PretrainingData, open_text, store_data
+from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
 from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
@@ -95,9 +96,7 @@ class Pretraining(ExampleOptions, TaskSettings):
             architecture=self._model_class(sizes),
             loss=pretraining_loss,
             token_counts=pretraining_token_counts,
-            batch=self.full_batch(
-                config.run.batch_size, sizes.vocab_size, from_records=self.text.startswith(_RECORDS_PREFIX)
-            ),
+            batch=self.full_batch(config.run.batch_size, from_records=self.text.startswith(_RECORDS_PREFIX)),
         )
 
     def _data(self, config: Config, host_shard: HostShard, host_group: HostGroup) -> PretrainingData:
@@ -149,7 +148,7 @@ class Pretraining(ExampleOptions, TaskSettings):
         """Check what is known before the text is read: the model's family and sizes, and the masking."""
         self._model_class(model_config(config.model, tokenizer, max_length=self.max_length))
         if tokenizer is not None:
-            self.masking(tokenizer)
+            Masking.of(tokenizer, self.masking_rule)
 
     def _model_class(self, sizes: BertConfig) -> type[PreTrainedModel]:
         try:

@@ -1,26 +1,43 @@
-"""Preparation of a token store from text: the settings, the tokenizer, and the folder, renamed when it is complete."""
+"""Preparation of a token store from text by several processes, resumable after an interruption."""
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
 import functools
+import json
+import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Literal
 
+import google_crc32c
+import rich.console
+import rich.progress
 import tyro
 
-from flaxbert.files import atomic_folder, read_json, require_absent
+from flaxbert.files import atomic_folder, atomic_write, read_json, require_absent
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.pool import PreparationProgress, tokenise
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import TOKENIZER, StoreWriter
-from train.data.corpus.tokens import SentenceTokenizer, id_dtype
+from train.data.corpus.tokens import (
+    SentenceTokenizer,
+    TokenChunk,
+    id_dtype,
+    start_worker,
+    text_chunks,
+    tokenise_in_worker,
+)
 
+_SAVE_INTERVAL = 32  # chunks
+_CHUNKS_AHEAD = 4  # chunks a process that wait to be tokenised
+_PRINT_INTERVAL = 10.0  # seconds between lines if there is no terminal for a bar
 _PROGRESS, _LOCK = "progress.json", "lock"
 
 
@@ -114,7 +131,7 @@ def prepare_store(settings: Preparation) -> dict[str, int]:
         split = settings.lines == "paragraphs"
         make = functools.partial(SentenceTokenizer, tokenizer.backend.to_str(), split=split, words=words)
         with StoreWriter(folder, dtype=dtype, word_starts=bool(words), saved=progress.counts) as writer:
-            tokenise(reader, make, writer, progress, workers=settings.workers)
+            _tokenise(reader, make, writer, progress, settings.workers)
             if not writer.counts["tokens"]:
                 shutil.rmtree(folder)
                 given = ", ".join(settings.text)
@@ -140,7 +157,7 @@ def _read_words(file: Path | None) -> tuple[str, ...]:
 def _store_tokenizer(
     folder: Path, settings: Preparation, given: WordPieceTokenizer | None, reader: TextReader
 ) -> WordPieceTokenizer:
-    """Return the tokenizer of the store: saved by an interrupted preparation, given, or trained on the text."""
+    """Return the tokenizer that an interrupted preparation saved, the given one, or one learned from the text."""
     saved = folder / TOKENIZER
     if saved.is_dir():
         return WordPieceTokenizer.load(saved)
@@ -168,11 +185,33 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _load_progress(folder: Path, settings: Preparation) -> PreparationProgress:
-    """Return the progress of an interrupted preparation, or that of a new one."""
+@dataclasses.dataclass
+class _Progress:
+    """The progress of a preparation, saved in a file from which it resumes.
+
+    Attributes:
+        pieces: chunks of the text that are in the store.
+        crc32c: of the characters of these chunks.
+        counts: what `StoreWriter.save` returned; None before the first save.
+    """
+
+    file: Path
+    settings: Mapping[str, object]
+    pieces: int = 0
+    crc32c: int = 0
+    counts: dict[str, int] | None = None
+
+    def save(self, writer: StoreWriter) -> None:
+        self.counts = writer.save()
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "file"}
+        with atomic_write(self.file) as temporary:
+            temporary.write_text(json.dumps(fields), encoding="utf-8")
+
+
+def _load_progress(folder: Path, settings: Preparation) -> _Progress:
     file, new = folder / _PROGRESS, settings.record
     if not file.is_file():
-        return PreparationProgress(file, new)
+        return _Progress(file, new)
     recorded = read_json(file)
     old = recorded.pop("settings")
     if differing := [name for name in new if new[name] != old.get(name)]:
@@ -181,4 +220,83 @@ def _load_progress(folder: Path, settings: Preparation) -> PreparationProgress:
             f"{folder} holds an interrupted preparation with other settings ({shown}); delete it, or choose another "
             "--output"
         )
-    return PreparationProgress(file, new, **recorded)
+    return _Progress(file, new, **recorded)
+
+
+def _tokenise(
+    reader: TextReader, make: Callable[[], SentenceTokenizer], writer: StoreWriter, progress: _Progress, workers: int
+) -> None:
+    """Tokenise the text that is not yet in the store; `make` makes the tokenizer in every process."""
+    text = text_chunks(iter(reader))
+    _skip(text, progress)
+    context = multiprocessing.get_context("spawn")  # not forked: threads of other libraries may hold locks
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(make,))
+    with _progress_display(reader, writer) as update:
+        try:
+            for chunk, tokens in _tokenise_chunks(pool, text, _CHUNKS_AHEAD * workers):
+                writer.add(tokens)
+                progress.pieces += 1
+                progress.crc32c = google_crc32c.extend(progress.crc32c, chunk.encode())
+                if progress.pieces % _SAVE_INTERVAL == 0:
+                    progress.save(writer)
+                update()
+        except BrokenProcessPool:
+            raise ValueError(
+                "a process that tokenised has ended (killed, or out of memory?); resume with the same command"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _skip(text: Iterator[str], progress: _Progress) -> None:
+    """Skip the chunks that are in the store; raise a ValueError if they have changed."""
+    crc = 0
+    for number in range(progress.pieces):
+        chunk = next(text, None)
+        if chunk is None:
+            raise ValueError(f"{progress.file}: the store has {progress.pieces} pieces, the text has only {number} now")
+        crc = google_crc32c.extend(crc, chunk.encode())
+    if crc != progress.crc32c:
+        raise ValueError(
+            f"the text has changed since the preparation that {progress.file.parent} holds was interrupted; "
+            "delete that folder to begin again"
+        )
+
+
+def _tokenise_chunks(pool: ProcessPoolExecutor, text: Iterable[str], ahead: int) -> Iterator[tuple[str, TokenChunk]]:
+    """Return each chunk with its tokens, in order; up to `ahead` further chunks are submitted meanwhile."""
+    waiting: collections.deque[tuple[str, Future[TokenChunk]]] = collections.deque()
+    for chunk in text:
+        waiting.append((chunk, pool.submit(tokenise_in_worker, chunk)))
+        if len(waiting) > ahead:
+            first, tokens = waiting.popleft()
+            yield first, tokens.result()
+    for chunk, tokens in waiting:
+        yield chunk, tokens.result()
+
+
+@contextlib.contextmanager
+def _progress_display(reader: TextReader, writer: StoreWriter) -> Iterator[Callable[[], None]]:
+    """Return a function that updates a bar on a terminal, or prints a line now and then."""
+    console = rich.console.Console(stderr=True)
+    started, before = time.perf_counter(), writer.counts["tokens"]
+    last = started
+
+    def state() -> str:
+        speed = (writer.counts["tokens"] - before) / max(time.perf_counter() - started, 1e-9)
+        return f"{writer.counts['documents']:,} documents  {writer.counts['tokens']:,} tokens  {speed:,.0f} tokens/s"
+
+    def print_line() -> None:
+        nonlocal last
+        if time.perf_counter() - last >= _PRINT_INTERVAL:
+            last = time.perf_counter()
+            share = "" if reader.fraction is None else f"{reader.fraction:4.0%}  "
+            print(share + state(), file=sys.stderr)
+
+    if not (console.is_terminal and console.is_interactive):
+        yield print_line
+        return
+    columns = [rich.progress.BarColumn(), rich.progress.TaskProgressColumn(), "{task.fields[state]}"]
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None if reader.fraction is None else 1.0, state="")
+        yield lambda: bar.update(task, completed=reader.fraction or 0.0, state=state())

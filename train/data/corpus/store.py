@@ -46,11 +46,7 @@ class TokenStore:
     """A corpus as tokens.
 
     Attributes:
-        tokens: ids of all sentences one after another [N].
-        sentences: the first token of each sentence, and N [S + 1].
-        documents: the first sentence of each document, and S [D + 1].
         word_starts: whether a token begins a word [N]; None if a word continues with tokens that begin with ##.
-        tokenizer: the tokenizer that made the ids.
     """
 
     tokens: np.ndarray
@@ -178,8 +174,6 @@ class StoreWriter:
         """Open the files.
 
         Args:
-            folder: an existing folder.
-            dtype: the dtype of token ids.
             word_starts: whether to write word_starts.npy.
             saved: the result of `save` to resume from; None to begin.
 
@@ -233,12 +227,7 @@ class StoreWriter:
         return dict(self.counts)
 
     def finish(self, tokenizer: WordPieceTokenizer, settings: Mapping[str, object]) -> None:
-        """Complete the arrays and write the record.
-
-        Args:
-            tokenizer: the tokenizer that made the ids.
-            settings: the settings of the preparation, for the record.
-        """
+        """Complete the arrays and write the record."""
         self._write("sentences", np.array([self.counts["tokens"]]))
         self._write("documents", np.array([self.counts["sentences"]]))
         sizes = {**self.counts, "word_starts": self.counts["tokens"]}

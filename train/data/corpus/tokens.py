@@ -39,7 +39,6 @@ class TokenChunk:
     """The tokens of a chunk of a corpus.
 
     Attributes:
-        ids: the tokens of all sentences one after another [N].
         lengths: tokens of each sentence, at least 1 [S].
         ends: for each end of a document the number of the chunk's sentences before it [E].
         word_starts: whether a token begins a word [N]; None if the tokenizer's own marks (##) tell.
@@ -179,7 +178,7 @@ _tokenizer: SentenceTokenizer | None = None  # of this process
 
 
 def start_worker(make: Callable[[], SentenceTokenizer]) -> None:
-    """Prepare a worker process, given the function that makes its tokenizer."""
+    """Prepare a worker process; `make` makes its tokenizer."""
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     _tokenizer = make()

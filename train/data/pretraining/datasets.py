@@ -14,7 +14,7 @@ from train.data.corpus.reader import TextReader
 from train.data.corpus.store import RECORD, TokenStore
 from train.data.corpus.tokens import SentenceTokenizer, text_chunks
 from train.data.host_batches import HostBatch, HostShard, TrainSet
-from train.data.pretraining.masking import Masking
+from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
 from train.data.pretraining.store_batches import (
     HeldOutBatches,
@@ -97,19 +97,15 @@ class ExampleOptions:
         """True if an example has two segments and a next-sentence label."""
         return self.segments is Segments.NEXT_SENTENCE
 
-    def masking(self, tokenizer: WordPieceTokenizer) -> Masking:
-        """Return the masking for the vocabulary of a tokenizer."""
-        return Masking.of(
-            tokenizer,
-            rate=self.masking_rate,
-            exact=self.exact_rate,
-            whole_words=self.whole_words,
-            most=self.max_predictions,
-        )
+    @property
+    def masking_rule(self) -> MaskingRule:
+        """The number of tokens to predict."""
+        return MaskingRule(self.masking_rate, self.exact_rate, self.whole_words, self.max_predictions)
 
-    def row_shape(self, masking: Masking) -> PretrainingRowShape:
-        """Return the shape of a row."""
-        return PretrainingRowShape.of(masking, max_length=self.max_length, row_length=self.row_length)
+    @property
+    def row_shape(self) -> PretrainingRowShape:
+        """The shape of a row."""
+        return PretrainingRowShape.of(self.masking_rule, max_length=self.max_length, row_length=self.row_length)
 
     def example_builder(self, store: TokenStore, documents: np.ndarray) -> ExampleBuilder:
         """Return the function that makes examples of some of these documents."""
@@ -125,23 +121,11 @@ class ExampleOptions:
 
     def row_builder(self, store: TokenStore) -> RowBuilder:
         """Return the function that makes the arrays of rows."""
-        masking = self.masking(store.tokenizer)
-        return RowBuilder(store, masking, self.row_shape(masking), self.two_segments)
+        return RowBuilder(store, Masking.of(store.tokenizer, self.masking_rule), self.row_shape, self.two_segments)
 
-    def full_batch(self, rows: int, vocab_size: int, *, from_records: bool) -> HostBatch:
+    def full_batch(self, rows: int, *, from_records: bool) -> HostBatch:
         """Return a batch with the shapes and dtypes of training, and without padding; its ids mean nothing."""
-        masking = Masking(
-            vocab_size=vocab_size,
-            mask_id=0,
-            cls_sep=(0, 0),
-            special_ids=(),
-            continues=np.zeros(vocab_size, bool),
-            rate=self.masking_rate,
-            exact=self.exact_rate,
-            whole_words=self.whole_words,
-            most=self.max_predictions,
-        )
-        shape = self.row_shape(masking)
+        shape = self.row_shape
         # TFRecords have `max_predictions` slots, whether needed or not.
         predictions = self.max_predictions if from_records and self.max_predictions else shape.predictions
         ones, zeros = np.ones((rows, shape.length), np.int32), np.zeros((rows, predictions), np.int32)

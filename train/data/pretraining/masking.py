@@ -12,18 +12,17 @@ from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
 # Second keys of a token's random bits, one for each purpose.
 _SELECTION, _REPLACEMENT, _RANDOM_TOKEN = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Masking:
-    """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay.
+class MaskingRule:
+    """Number of tokens to predict.
 
     Attributes:
-        cls_sep: the ids of [CLS] and [SEP].
-        special_ids: the ids of special tokens, which are never chosen.
-        continues: whether a token continues a word (##) [V].
+        rate: the fraction of tokens that are chosen.
         exact: whether each example has exactly this fraction, rounded, at least one token, special tokens counted as in
             Google's code; else each token, or word, is drawn independently (as in RoBERTa).
         whole_words: whether the tokens of a word are chosen together. An exact fraction is not exceeded then: words
@@ -31,11 +30,6 @@ class Masking:
         most: tokens chosen of one example, at most; None for no limit but the rate.
     """
 
-    vocab_size: int
-    mask_id: int
-    cls_sep: tuple[int, int]
-    special_ids: tuple[int, ...]
-    continues: np.ndarray
     rate: float = 0.15
     exact: bool = True
     whole_words: bool = False
@@ -47,38 +41,57 @@ class Masking:
         if self.most is not None and self.most < 1:
             raise ValueError(f"max_predictions is {self.most}; it must be at least 1")
 
+    def predictions(self, length: int, examples: int = 1) -> int:
+        """Return the number of positions to predict in a row of `length` tokens and so many examples, at most.
+
+        If the fraction is not exact, one row in thousands has more chosen tokens; the last ones then stay as they are.
+        """
+        if self.exact:
+            count = int(self.rate * length + 0.5 * examples)  # the number of each example is rounded by itself
+        else:
+            count = int(np.ceil(self.rate * length + 4 * np.sqrt(length * self.rate * (1 - self.rate))))
+        count = min(max(count, examples, 1), length)
+        return count if self.most is None else min(count, self.most * examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay.
+
+    Attributes:
+        cls_sep: the ids of [CLS] and [SEP].
+        special_ids: the ids of special tokens, which are never chosen.
+        continues: whether a token continues a word (##) [V].
+    """
+
+    rule: MaskingRule
+    vocab_size: int
+    mask_id: int
+    cls_sep: tuple[int, int]
+    special_ids: tuple[int, ...]
+    continues: np.ndarray
+
     @classmethod
-    def of(
-        cls,
-        tokenizer: WordPieceTokenizer,
-        *,
-        rate: float = 0.15,
-        exact: bool = True,
-        whole_words: bool = False,
-        most: int | None = None,
-    ) -> "Masking":
+    def of(cls, tokenizer: WordPieceTokenizer, rule: MaskingRule) -> "Masking":
         """Return the masking for the vocabulary of a tokenizer.
 
         Raises:
             ValueError: whole words are to be chosen, but only WordPiece marks the tokens that continue a word.
         """
-        if whole_words and not tokenizer.has_word_pieces:
+        if rule.whole_words and not tokenizer.has_word_pieces:
             kind = type(tokenizer.backend.model).__name__
             raise ValueError(f"whole_words needs a WordPiece tokenizer, but this one is {kind}; leave whole_words out")
-        special_tokens = tokenizer.special_tokens
         continues = np.zeros(tokenizer.vocab_size, bool)
         for token, number in tokenizer.backend.get_vocab().items():
             continues[number] = token.startswith("##")
+        special_tokens = tokenizer.special_tokens
         return cls(
+            rule,
             vocab_size=tokenizer.vocab_size,
             mask_id=tokenizer.token_id(special_tokens.mask),
             cls_sep=(tokenizer.token_id(special_tokens.cls), tokenizer.token_id(special_tokens.sep)),
             special_ids=tokenizer.special_ids,
             continues=continues,
-            rate=rate,
-            exact=exact,
-            whole_words=whole_words,
-            most=most,
         )
 
     def __call__(
@@ -110,7 +123,7 @@ class Masking:
         groups = (np.arange(rows)[:, None] * (segments.max() + 1) + segments).reshape(-1)
         candidates = np.flatnonzero((segments > 0).reshape(-1) & ~self._special[ids].reshape(-1))
         starts = None
-        if self.whole_words:
+        if self.rule.whole_words:
             starts = (~self.continues[ids] if word_starts is None else word_starts).reshape(-1)
         chosen = self._choose(candidates, bits, groups, starts)
         row, column = np.divmod(chosen, length)
@@ -129,36 +142,17 @@ class Masking:
         positions[row, slot], labels[row, slot] = column, original
         return {"input_ids": masked, "masked_lm_positions": positions, "masked_lm_labels": labels}
 
-    def predictions(self, length: int, examples: int = 1) -> int:
-        """Return the number of positions to predict in a row of `length` tokens and so many examples, at most.
-
-        If the fraction is not exact, one row in thousands has more chosen tokens; the last ones then stay as they are.
-        """
-        if self.exact:
-            # The number of each example is rounded by itself.
-            count = int(self.rate * length + 0.5 * examples)
-        else:
-            count = int(np.ceil(self.rate * length + 4 * np.sqrt(length * self.rate * (1 - self.rate))))
-        count = min(max(count, examples, 1), length)
-        return count if self.most is None else min(count, self.most * examples)
-
     def _choose(
         self, candidates: np.ndarray, bits: np.ndarray, groups: np.ndarray, starts: np.ndarray | None
     ) -> np.ndarray:
-        """Return the chosen candidates, ascending.
-
-        Args:
-            candidates: indices of tokens that may be chosen, in all rows together (flat), ascending.
-            bits: random bits of each token [R * T].
-        """
+        """Return the chosen of `candidates`, flat indices; all ascending. `starts`: words are chosen as a whole."""
         if not len(candidates):
             return candidates
+        unit = np.arange(len(candidates))
         if starts is not None:
             # A word also ends at a special token and at the end of its example.
             gap = np.concatenate([[True], (np.diff(candidates) != 1) | (np.diff(groups[candidates]) != 0)])
             unit = np.cumsum(starts[candidates] | gap) - 1
-        else:
-            unit = np.arange(len(candidates))
         firsts = candidates[np.concatenate([[True], np.diff(unit) > 0])]
         unit_bits = random_bits(bits[firsts], _SELECTION)
         chosen = self._choose_units(unit_bits, groups[firsts], np.bincount(unit), np.bincount(groups))
@@ -174,12 +168,16 @@ class Masking:
         Returns:
             Whether each unit is chosen [U].
         """
-        room = np.maximum(1, np.rint(self.rate * sizes).astype(np.int64)) if self.exact else sizes.astype(np.int64)
-        if self.most is not None:
-            room = np.minimum(room, self.most)
+        room = (
+            np.maximum(1, np.rint(self.rule.rate * sizes).astype(np.int64))
+            if self.rule.exact
+            else sizes.astype(np.int64)
+        )
+        if self.rule.most is not None:
+            room = np.minimum(room, self.rule.most)
         order = np.lexsort((bits, group))
-        if not self.exact:
-            order = order[uniform(bits[order]) < self.rate]
+        if not self.rule.exact:
+            order = order[uniform(bits[order]) < self.rule.rate]
         chosen = np.zeros(len(bits), bool)
         in_order = group[order]
         index = np.flatnonzero(np.concatenate([[True], np.diff(in_order) > 0])) if len(order) else order
@@ -196,9 +194,7 @@ class Masking:
 
     @functools.cached_property
     def _special(self) -> np.ndarray:
-        special = np.zeros(self.vocab_size, bool)
-        special[list(self.special_ids)] = True
-        return special
+        return np.isin(np.arange(self.vocab_size), self.special_ids)
 
 
 def random_bits(*keys: int | np.ndarray) -> np.ndarray:
@@ -215,7 +211,7 @@ def random_bits(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def random_key(*keys: int) -> int:
-    """Return `random_bits` of plain numbers as one number."""
+    """Return `random_bits` as one number."""
     return int(random_bits(*keys)[0])
 
 

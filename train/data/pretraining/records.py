@@ -192,7 +192,7 @@ def record_data(
     records = RecordFiles.find(path)
     train, held_out = split_documents(len(records), options, seed)
     # The files have `max_predictions` slots, whether needed or not.
-    predictions = options.max_predictions or options.row_shape(options.masking(tokenizer)).predictions
+    predictions = options.max_predictions or options.row_shape.predictions
 
     def record_batches(chosen: np.ndarray, rows: int, seed: int | None) -> RecordBatches:
         return RecordBatches(

@@ -13,7 +13,7 @@ from flaxbert.losses import IGNORE
 from train.data.corpus.store import TokenStore
 from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 from train.data.packing import PackedShape, best_fit
-from train.data.pretraining.masking import Masking, random_key
+from train.data.pretraining.masking import Masking, MaskingRule, random_key
 from train.data.pretraining.segments import DocumentSpan, ExampleBuilder, PretrainingExamples
 
 # The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.
@@ -38,14 +38,14 @@ class PretrainingRowShape:
     predictions: int
 
     @classmethod
-    def of(cls, masking: Masking, *, max_length: int, row_length: int | None = None) -> "PretrainingRowShape":
+    def of(cls, rule: MaskingRule, *, max_length: int, row_length: int | None = None) -> "PretrainingRowShape":
         """Return the shape of rows of one example each, or of `row_length` tokens that several share."""
         if row_length is None:
-            return cls(max_length, None, masking.predictions(max_length))
+            return cls(max_length, None, rule.predictions(max_length))
         # Short examples gather in the rows that are filled last. Where documents are short (Wikipedia's introductions),
         # pairs have half the allowed length: with half these slots a twentieth of rows of 512 tokens was padding.
         slots = 4 * -(-row_length // max_length) + 4
-        return cls(row_length, slots, masking.predictions(row_length, slots))
+        return cls(row_length, slots, rule.predictions(row_length, slots))
 
 
 @dataclasses.dataclass(frozen=True)
