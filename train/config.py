@@ -11,7 +11,7 @@ import tyro
 
 from flaxbert import AttentionImplementation, BertConfig, Remat
 from train.distributed import MeshShape
-from train.multihost.host_group import Json
+from train.multihost.hosts import Json
 from train.multihost.hosts import Hosts
 from train.optim import Optim
 

@@ -19,7 +19,7 @@ from train.config import Config, Run
 from train.data.host_batches import prefetch
 from train.distributed import Placement
 from train.evaluate import Evaluation, compile_eval_step, evaluate
-from train.multihost.host_group import HostGroup
+from train.multihost.hosts import HostGroup
 from train.multihost.hosts import join_hosts, make_shared_folder
 from train.optim import make_optimizer
 from train.report import Reporter

@@ -1,1 +1,1 @@
-"""Runs on several hosts: settings, how the hosts find each other, and what they agree on."""
+"""Runs on several hosts; a run on one host needs only the settings in `hosts.py`."""

@@ -7,16 +7,16 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
-from train.multihost import tcp_group
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+Value = TypeVar("Value")
 
-# jax's own timeout is longer than ours, because our message names the lost host.
-_HEARTBEAT = round(tcp_group.SILENCE) + 10
 _SHARED_TIMEOUT = 10.0  # seconds until a file of one host is visible to all; NFS takes up to three
 
 
@@ -62,6 +62,63 @@ class Hosts:
         return int(port) if host and port.isascii() and port.isdecimal() and len(port) < 6 else 0
 
 
+class HostGroup:
+    """The group of a single host; `tcp_group.TcpHostGroup` is that of several.
+
+    All hosts must call the same methods in the same order. If one host fails, it ends the others, so that none waits
+    for ever.
+
+    Attributes:
+        index: index of this host; host 0 decides and writes.
+        names: machine names by host index.
+    """
+
+    index: int = 0
+    names: tuple[str, ...] = ("",)
+
+    def __enter__(self) -> "HostGroup":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the other hosts; if this host failed, end them instead."""
+
+    def exchange(self, value: Value) -> list[Value]:
+        """Return the values of all hosts by index; values must be representable in JSON."""
+        return [value]
+
+    def share(self, make: Callable[[], Value]) -> Value:
+        """Call `make` on host 0 and return its result on all hosts; it must be representable in JSON."""
+        values: list[Any] = self.exchange(make() if self.index == 0 else None)
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until all hosts have called this method."""
+        self.exchange(None)
+
+    def check_same(self, what: str, values: Mapping[str, Json]) -> None:
+        """Check, on all hosts, that every host has the values of host 0; `what` is a noun, such as "settings".
+
+        Raises:
+            ValueError: lists each name that differs, the host, and both values.
+        """
+        problems = []
+        first, *others = self.exchange(dict(values))
+        for index, found in enumerate(others, 1):
+            names = [name for name in sorted(first.keys() | found.keys()) if first.get(name) != found.get(name)]
+            problems += [
+                f"{name}: {found.get(name)} on {self.name(index)}, {first.get(name)} on host 0" for name in names
+            ]
+        if problems:
+            raise ValueError(f"the hosts have different {what}; give all hosts the same:\n  " + "\n  ".join(problems))
+
+    def name(self, index: int) -> str:
+        """Return the index and machine name of a host, for messages."""
+        return f"host {index} ({self.names[index]})"
+
+
+SINGLE_HOST = HostGroup()
+
+
 def join_hosts(hosts: Hosts) -> HostGroup:
     """Wait until all hosts of the run have joined, and return their group.
 
@@ -70,20 +127,11 @@ def join_hosts(hosts: Hosts) -> HostGroup:
     Raises:
         ValueError: a host is missing (named), or this process was launched together with others without `hosts`.
     """
-    if hosts.detect:
-        return _join_detected(hosts)
-    if hosts.count is None:
+    if not hosts.detect and hosts.count is None:
         _check_not_launched_with_others()
-    if hosts.count in (None, 1):
+    if not hosts.detect and hosts.count in (None, 1):
         return SINGLE_HOST
-    assert hosts.count is not None and hosts.index is not None
-    # Our group first: jax would end the process with a stack trace if a host is missing.
-    if hosts.index == 0:
-        host_group = tcp_group.accept_hosts(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
-    else:
-        host_group = tcp_group.connect_to_first_host([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
-    _initialize(hosts)
-    return host_group
+    return _join_detected(hosts) if hosts.detect else _join_given(hosts)
 
 
 def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
@@ -116,8 +164,37 @@ def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
         )
 
 
+def _check_not_launched_with_others() -> None:
+    """Refuse to be one of several processes that would all train the same run in the same folder."""
+    launched = {
+        "srun": os.environ.get("SLURM_STEP_NUM_TASKS", ""),
+        "mpirun": os.environ.get("OMPI_COMM_WORLD_SIZE", ""),
+        "GKE": str(len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))),
+    }
+    for launcher, tasks in launched.items():
+        if tasks.isdecimal() and int(tasks) > 1:
+            raise ValueError(
+                f"{launcher} has started {tasks} of these processes: give --hosts.detect to train with all of them, "
+                "or --hosts.count 1 if each is a run of its own"
+            )
+
+
+def _join_given(hosts: Hosts) -> HostGroup:
+    """Connect our own group first: jax would end the process with a stack trace if a host is missing."""
+    from train.multihost import tcp_group
+
+    assert hosts.count is not None and hosts.index is not None
+    if hosts.index == 0:
+        host_group = tcp_group.accept_hosts(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
+    else:
+        host_group = tcp_group.connect_to_first_host([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
+    _initialize_jax(hosts)
+    return host_group
+
+
 def _join_detected(hosts: Hosts) -> HostGroup:
     """Let jax find the hosts in the environment and connect them; then connect our own group."""
+    from train.multihost import tcp_group
 
     def give_up() -> None:
         os.write(2, f"error: not all hosts came within {hosts.timeout} s (--hosts.detect)\n".encode())
@@ -127,7 +204,7 @@ def _join_detected(hosts: Hosts) -> HostGroup:
     timer.daemon = True
     timer.start()
     try:
-        _initialize(hosts)
+        _initialize_jax(hosts)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
             f"--hosts.detect: jax knows no cluster here ({error}); "
@@ -138,29 +215,25 @@ def _join_detected(hosts: Hosts) -> HostGroup:
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
         return SINGLE_HOST
-    from jax.experimental import multihost_utils
-
     listener = _listener(0) if index == 0 else None
-    message = np.zeros(1024, np.uint8)
-    if listener is not None:
-        port = listener.getsockname()[1]
-        text = " ".join(f"{address}|{port}" for address in _addresses()).encode()[: message.size]
-        message[: len(text)] = np.frombuffer(text, np.uint8)
-    message = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8)
+    addresses = _broadcast_text("" if listener is None else _addresses_text(listener.getsockname()[1]))
     if listener is not None:
         return tcp_group.accept_hosts(listener, count, seconds=hosts.timeout)
-    pairs = [pair.split("|") for pair in message.tobytes().rstrip(b"\0").decode().split(" ")]
+    pairs = [pair.split("|") for pair in addresses.split(" ")]
     return tcp_group.connect_to_first_host(
         [(address, int(port)) for address, port in pairs], index, count, seconds=hosts.timeout
     )
 
 
-def _initialize(hosts: Hosts) -> None:
+def _initialize_jax(hosts: Hosts) -> None:
+    from train.multihost.tcp_group import SILENCE
+
     on_terminate = signal.getsignal(signal.SIGTERM)
+    timeout = round(SILENCE) + 10  # longer than ours, because our message names the lost host
     jax.distributed.initialize(
         initialization_timeout=hosts.timeout + 30,
-        heartbeat_timeout_seconds=_HEARTBEAT,
-        shutdown_timeout_seconds=_HEARTBEAT,
+        heartbeat_timeout_seconds=timeout,
+        shutdown_timeout_seconds=timeout,
         coordinator_address=hosts.coordinator,
         num_processes=hosts.count,
         process_id=hosts.index,
@@ -179,25 +252,19 @@ def _listener(port: int) -> socket.socket:
         raise ValueError(f"hosts.coordinator: cannot listen on port {port} here ({error}); choose another") from None
 
 
-def _addresses() -> list[str]:
-    """Return the addresses of this machine, loopback addresses last."""
+def _addresses_text(port: int) -> str:
+    """Return "ADDRESS|PORT" for each address of this machine, loopback addresses last."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
         found = set()
-    return sorted(found, key=lambda address: address.startswith(("127.", "::1"))) or ["127.0.0.1"]
+    addresses = sorted(found, key=lambda address: address.startswith(("127.", "::1"))) or ["127.0.0.1"]
+    return " ".join(f"{address}|{port}" for address in addresses)
 
 
-def _check_not_launched_with_others() -> None:
-    """Refuse to be one of several processes that would all train the same run in the same folder."""
-    launched = {
-        "srun": os.environ.get("SLURM_STEP_NUM_TASKS", ""),
-        "mpirun": os.environ.get("OMPI_COMM_WORLD_SIZE", ""),
-        "GKE": str(len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))),
-    }
-    for launcher, tasks in launched.items():
-        if tasks.isdecimal() and int(tasks) > 1:
-            raise ValueError(
-                f"{launcher} has started {tasks} of these processes: give --hosts.detect to train with all of them, "
-                "or --hosts.count 1 if each is a run of its own"
-            )
+def _broadcast_text(text: str) -> str:
+    """Return host 0's text, at most 1024 bytes, on all hosts."""
+    from jax.experimental import multihost_utils
+
+    message = np.frombuffer(text.encode()[:1024].ljust(1024, b"\0"), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8).tobytes().rstrip(b"\0").decode()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from train.multihost.host_group import HostGroup, Value
+from train.multihost.hosts import HostGroup, Value
 
 HOST_LOST = 3  # exit code of a host that lost another one
 SILENCE = 15.0  # seconds without a message after which a host counts as lost

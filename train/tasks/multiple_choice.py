@@ -20,7 +20,7 @@ from train.data.choice_questions import ChoiceColumns, ChoiceQuestion, read_choi
 from train.data.examples import ChoiceSequences, encoding_arrays
 from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import write_prediction_table

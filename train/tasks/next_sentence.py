@@ -7,7 +7,7 @@ from flaxbert.families import HeadKind
 from flaxbert.text.messages import raise_problems
 from train.config import Config
 from train.data.host_batches import WHOLE_BATCH, HostShard
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.tasks.sequence_classification import SequenceClassification, SequenceClassificationTask
 
 

@@ -24,7 +24,7 @@ from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
 from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.model_setup import load_tokenizer, model_config, model_config_without_data
 from train.tasks.task import HostBatch, Task, TaskSettings, TokenCounts, TrainSpec, apply_model

@@ -29,7 +29,7 @@ from train.data.questions import (
     trainable_questions,
 )
 from train.evaluate import EvalStepOutput, Evaluation
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.answer_sets import AnswerSet, MatchingRule
 from train.tasks.model_setup import model_config

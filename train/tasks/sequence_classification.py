@@ -18,7 +18,7 @@ from train.data.examples import LabelledSequences
 from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
 from train.evaluate import EvalStepOutput, Evaluation
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks import problems
 from train.tasks.model_setup import model_config

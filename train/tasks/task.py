@@ -17,7 +17,7 @@ from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 
 if TYPE_CHECKING:

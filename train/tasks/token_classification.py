@@ -33,7 +33,7 @@ from train.data.tagged_examples import (
 from train.data.tagged_sentences import TagColumns, TaggedSentence, read_tagged_sentences
 from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
-from train.multihost.host_group import SINGLE_HOST, HostGroup
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import entity_report, write_text

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from train.multihost import tcp_group
-from train.multihost.host_group import SINGLE_HOST
+from train.multihost.hosts import SINGLE_HOST
 
 ROOT = Path(__file__).parents[3]
 HOST = """
