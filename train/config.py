@@ -11,8 +11,7 @@ import tyro
 
 from flaxbert import AttentionImplementation, BertConfig, Remat
 from train.distributed import MeshShape
-from train.multihost.hosts import Json
-from train.multihost.hosts import Hosts
+from train.multihost.hosts import Hosts, Json
 from train.optim import Optim
 
 if TYPE_CHECKING:

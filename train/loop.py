@@ -19,8 +19,7 @@ from train.config import Config, Run
 from train.data.host_batches import prefetch
 from train.distributed import Placement
 from train.evaluate import Evaluation, compile_eval_step, evaluate
-from train.multihost.hosts import HostGroup
-from train.multihost.hosts import join_hosts, make_shared_folder
+from train.multihost.hosts import HostGroup, join_hosts, make_shared_folder
 from train.optim import make_optimizer
 from train.report import Reporter
 from train.step import TrainState, compile_step, create_state, state_shapes, state_shardings
