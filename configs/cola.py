@@ -12,8 +12,8 @@ from pathlib import Path
 from train.config import Config, Model, Run
 from train.data.labelled_texts import Columns
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
 from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.task import minilm_folder
 
 config = Config(
     task=SequenceClassification(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
 from train.tasks.multiple_choice import MultipleChoice
+from train.tasks.task import minilm_folder
 
 config = Config(
     task=MultipleChoice(train="cosmosqa/valid.csv", validation_split=0.2, max_length=160),

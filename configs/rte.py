@@ -11,8 +11,8 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
 from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.task import minilm_folder
 
 config = Config(
     task=SequenceClassification(train="RTE/train.tsv", dev="RTE/dev.tsv", max_length=256, packed=True),

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
 from train.tasks.question_answering import QuestionAnswering
+from train.tasks.task import minilm_folder
 
 config = Config(
     task=QuestionAnswering(train="squad/dev-v2.0.cs224n-half.json", validation_split=0.2),

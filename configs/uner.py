@@ -16,7 +16,7 @@ from pathlib import Path
 from train.config import Config, Model, Run
 from train.data.tagged_sentences import TagColumns
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
+from train.tasks.task import minilm_folder
 from train.tasks.token_classification import TokenClassification
 
 config = Config(

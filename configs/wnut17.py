@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
+from train.tasks.task import minilm_folder
 from train.tasks.token_classification import TokenClassification
 
 config = Config(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from train.config import Config, Model, Run
 from train.optim import Optim
-from train.tasks.model_setup import minilm_folder
 from train.tasks.question_answering import QuestionAnswering
+from train.tasks.task import minilm_folder
 
 config = Config(
     task=QuestionAnswering(

@@ -1,17 +1,25 @@
 """Evaluation over a whole set: sums and weights are added over its batches and divided once, so means are exact."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import struct
 
+from flaxbert import PreTrainedModel
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from train.data.host_batches import HostBatch
 from train.distributed import Placement
+from train.report import Reporter
 from train.step import Batch
+
+if TYPE_CHECKING:
+    from train.tasks.task import Task
+
+DEV = "dev"  # name of the set that is evaluated during training
 
 
 @struct.dataclass
@@ -60,3 +68,37 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[HostBatch], 
             total[1] += float(loss.weight)
     means = {name: total / weight for name, (total, weight) in totals.items() if weight}
     return Evaluation(means, outputs)
+
+
+class Evaluator:
+    """Evaluate sets of a task and report their metrics; each set only once for the same step."""
+
+    def __init__(
+        self, task: "Task", model: PreTrainedModel, placement: Placement, reporter: Reporter, *, best: str | None
+    ):
+        """Prepare the eval step, which is compiled at the first batch; `best` is `run.best`."""
+        self._task, self._placement, self._reporter, self._best = task, placement, reporter, best
+        self._eval_step = compile_eval_step(functools.partial(task.eval_step, model), placement)
+        self._step, self._evaluations = -1, dict[str, Evaluation]()
+
+    def evaluate(self, params: Params, step: int, names: Iterable[str]) -> dict[str, Evaluation]:
+        """Return the evaluations of the sets with these names, by name."""
+        if step != self._step:
+            self._step, self._evaluations = step, {}
+        for name in names:
+            if name not in self._evaluations:
+                found = evaluate(self._eval_step, params, self._task.evaluations[name], self._placement)
+                metrics = self._task.compute_metrics(name, found, earlier=self._evaluations)
+                means = {**found.means, **metrics}
+                self._evaluations[name] = dataclasses.replace(found, means=means)
+                self._reporter.evaluation(step, name, means)
+        return {name: self._evaluations[name] for name in names}
+
+    def evaluate_dev(self, params: Params, step: int) -> float | None:
+        """Evaluate dev, if the task has it; return the metric that chooses the best model, higher is better."""
+        names = [DEV] if DEV in self._task.evaluations else []
+        evaluations = self.evaluate(params, step, names)
+        if self._best is None:
+            return None
+        value = evaluations[DEV].means[self._best]
+        return -value if self._best.endswith("loss") or self._best == "perplexity" else value

@@ -3,22 +3,22 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
-from flaxbert import PreTrainedModel, save_pretrained
+from flaxbert import PreTrainedModel, save_pretrained, weights
 from flaxbert.layers import Params
-from train import run_description
+from train import run_folder
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
 from train.config import Config, Run
 from train.data.host_batches import prefetch
 from train.distributed import Placement
-from train.evaluate import Evaluation, compile_eval_step, evaluate
+from train.evaluate import DEV, Evaluation, Evaluator
 from train.multihost.hosts import HostGroup, join_hosts, make_shared_folder
 from train.optim import make_optimizer
 from train.report import Reporter
@@ -26,8 +26,6 @@ from train.step import TrainState, compile_step, create_state, state_shapes, sta
 from train.step_log import StepLog
 from train.summary import write_summary
 from train.tasks.task import Task
-
-DEV = "dev"  # name of the set that is evaluated during training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +67,14 @@ def run(config: Config) -> Path:
             host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
             state = restore_or_create(setup, checkpoints, pretrained)
             if setup.is_first_host:
-                run_description.write_files(config, setup.task, setup.model)
+                run_folder.write_files(config, setup.task, setup.model)
             with Reporter(folder, setup.total_steps, start_step=first_step, primary=setup.is_first_host) as reporter:
-                reporter.message(run_description.opening(config, setup.task, setup.placement, first_step=first_step))
+                reporter.message(run_folder.opening(config, setup.task, setup.placement, first_step=first_step))
                 started = time.perf_counter()
-                evaluator = Evaluator(setup, reporter)
+                evaluator = Evaluator(setup.task, setup.model, setup.placement, reporter, best=config.run.best)
                 state, step = train_steps(setup, state, first_step, evaluator, checkpoints, reporter)
                 state, step = restore_best(setup, state, step, checkpoints, reporter)
-                results = evaluator.evaluate(state.params, step, tuple(setup.task.evaluations))
+                results = evaluator.evaluate(state.params, step, setup.task.evaluations)
                 seconds = time.perf_counter() - started
                 checkpoints.wait()
                 export(setup, state.params, results, reporter)
@@ -114,7 +112,7 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
     placement.check_rows("evaluation_batch_size", settings.evaluation_batch_size or settings.batch_size)
 
     # Data
-    run_description.check_folder(config)
+    run_folder.check_folder(config)
     task: Task = config.task.prepare(config, host_shard=placement.host_shard, host_group=host_group)
     _check_best(config, task)
 
@@ -135,25 +133,21 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
         total_steps=total_steps,
         is_first_host=host_group.index == 0,
     )
-    host_group.check_same("data", run_description.data_digest(task))
+    host_group.check_same("data", run_folder.data_digest(task))
     return setup, pretrained
 
 
 def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
-    model = task.architecture(task.config, rules=placement.rules, **config.model.attributes)
+    pretrained = config.model.pretrained
+    # The export copies the files of the tokenizer from the model's origin.
+    origin = pretrained if pretrained is None or pretrained.is_dir() else pretrained.parent
+    model = task.architecture(task.config, rules=placement.rules, origin=origin, **config.model.attributes)
     placement.check_model(model)
-    if config.model.pretrained is None:
+    if pretrained is None:
         return model, None
-    return task.architecture.from_pretrained(
-        config.model.pretrained,
-        strict=False,
-        key=jax.random.key(config.run.seed),
-        mesh=placement.mesh,
-        rules=placement.rules,
-        config=task.config,
-        **config.model.attributes,
-    )
+    key = jax.random.key(config.run.seed)  # for a new head
+    return model, weights.load(pretrained, model, strict=False, key=key, mesh=placement.mesh, rules=placement.rules)
 
 
 def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:
@@ -169,7 +163,7 @@ def train_steps(
     setup: Setup,
     state: TrainState,
     first_step: int,
-    evaluator: "Evaluator",
+    evaluator: Evaluator,
     checkpoints: Checkpoints,
     reporter: Reporter,
 ) -> tuple[TrainState, int]:
@@ -218,39 +212,6 @@ def restore_best(
     reporter.message(f"step {best} had the best {setup.config.run.best} on dev: its model is exported")
     checkpoints.wait()
     return checkpoints.restore(setup.state_shapes, setup.state_shardings, step=best), best
-
-
-class Evaluator:
-    """Evaluate sets of a task and report their metrics; each set only once for the same step."""
-
-    def __init__(self, setup: Setup, reporter: Reporter):
-        """Prepare the eval step; it is compiled at the first batch."""
-        self._task, self._placement, self._reporter = setup.task, setup.placement, reporter
-        self._best = setup.config.run.best
-        self._eval_step = compile_eval_step(functools.partial(setup.task.eval_step, setup.model), setup.placement)
-        self._step, self._evaluations = -1, dict[str, Evaluation]()
-
-    def evaluate(self, params: Params, step: int, names: Sequence[str]) -> dict[str, Evaluation]:
-        """Return the evaluations of the sets with these names, by name."""
-        if step != self._step:
-            self._step, self._evaluations = step, {}
-        for name in names:
-            if name not in self._evaluations:
-                found = evaluate(self._eval_step, params, self._task.evaluations[name], self._placement)
-                metrics = self._task.compute_metrics(name, found, earlier=self._evaluations)
-                means = {**found.means, **metrics}
-                self._evaluations[name] = dataclasses.replace(found, means=means)
-                self._reporter.evaluation(step, name, means)
-        return {name: self._evaluations[name] for name in names}
-
-    def evaluate_dev(self, params: Params, step: int) -> float | None:
-        """Evaluate dev, if the task has it; return the metric that chooses the best model, higher is better."""
-        names = [DEV] if DEV in self._task.evaluations else []
-        evaluations = self.evaluate(params, step, names)
-        if self._best is None:
-            return None
-        value = evaluations[DEV].means[self._best]
-        return -value if self._best.endswith("loss") or self._best == "perplexity" else value
 
 
 def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], reporter: Reporter) -> None:

@@ -1,7 +1,6 @@
 """Progress of a training run: a bar or plain lines on the terminal, metrics.jsonl, TensorBoard."""
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import math
@@ -27,27 +26,6 @@ _FORMATS = {
     "tokens_per_second": "{:,.0f} tok/s",
     "mfu": "MFU {:.1%}",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """One report of training.
-
-    Attributes:
-        step: optimizer steps done.
-        total_steps: optimizer steps of the whole run.
-        metrics: scalars by name: loss, learning_rate, gradient_norm, ...
-        tokens_per_second: training speed over all devices, without padding.
-        mfu: model FLOPs utilisation, 0 to 1; None if the devices' peak is unknown.
-        eta_seconds: time until the last step.
-    """
-
-    step: int
-    total_steps: int
-    metrics: Mapping[str, float]
-    tokens_per_second: float
-    mfu: float | None
-    eta_seconds: float
 
 
 class Reporter:
@@ -98,27 +76,39 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def progress(self, progress: Progress) -> None:
+    def progress(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        tokens_per_second: float,
+        mfu: float | None,
+        eta_seconds: float,
+    ) -> None:
         """Report training.
+
+        Args:
+            step: optimizer steps done.
+            metrics: loss, learning_rate, gradient_norm, ...
+            tokens_per_second: over all devices, without padding.
+            mfu: model FLOPs utilisation, 0 to 1; None if the devices' peak is unknown.
+            eta_seconds: time until the last step.
 
         Raises:
             TypeError: a metric has the name of another field of the record (step, time, mfu, ...).
         """
         if not self._primary:
             return
-        speed = {"tokens_per_second": progress.tokens_per_second}
-        if progress.mfu is not None:
-            speed["mfu"] = progress.mfu
-        metrics = dict(**progress.metrics, **speed)
-        left = progress.eta_seconds
-        self._record("train", progress.step, dict(**metrics, eta_seconds=left))
-        eta = f"ETA {datetime.timedelta(seconds=max(0, round(left)))}" if math.isfinite(left) else "ETA ?"
+        utilisation = {} if mfu is None else {"mfu": mfu}
+        metrics = dict(**metrics, tokens_per_second=tokens_per_second, **utilisation)
+        self._record("train", step, dict(**metrics, eta_seconds=eta_seconds))
+        finite = math.isfinite(eta_seconds)
+        eta = f"ETA {datetime.timedelta(seconds=max(0, round(eta_seconds)))}" if finite else "ETA ?"
         if self._bar is None:
-            self._show("  ".join([_step_text(progress.step, progress.total_steps), *_metric_texts(metrics), eta]))
+            self._show("  ".join([_step_text(step, self._total_steps), *_metric_texts(metrics), eta]))
         else:
             brief = {name: metrics[name] for name in ("loss", "tokens_per_second") if name in metrics}
-            total, shown = progress.total_steps, "  ".join([*_metric_texts(brief), eta])
-            self._bar.update(self._task, completed=progress.step, total=total, shown=shown)
+            self._bar.update(self._task, completed=step, shown="  ".join([*_metric_texts(brief), eta]))
 
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
         """Report the evaluation of a set, for example "dev".

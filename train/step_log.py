@@ -12,7 +12,7 @@ import numpy as np
 from train.config import Config
 from train.flops import peak_flops, train_flops
 from train.optim import schedule
-from train.report import Progress, Reporter
+from train.report import Reporter
 from train.tasks.task import Task, TokenCounts
 
 
@@ -82,14 +82,11 @@ class StepLog:
         self._compiled = True
         flops = train_flops(self._sizes, **dataclasses.asdict(self._counts)) / self._fraction
         self._reporter.progress(
-            Progress(
-                step=step,
-                total_steps=self._total_steps,
-                metrics=metrics,
-                tokens_per_second=self._counts.tokens / self._fraction / seconds,
-                mfu=None if self._peak is None else flops / seconds / self._peak,
-                eta_seconds=left,
-            )
+            step,
+            metrics,
+            tokens_per_second=self._counts.tokens / self._fraction / seconds,
+            mfu=None if self._peak is None else flops / seconds / self._peak,
+            eta_seconds=left,
         )
         self._restart()
 

@@ -1,6 +1,5 @@
 """The reports of a training run, through real files, streams and terminals."""
 
-import dataclasses
 import io
 import json
 import math
@@ -17,15 +16,15 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from train.report import Progress, Reporter
+from train.report import Reporter
 from train.summary import write_summary
 
 ROOT = Path(__file__).parents[2]
 
 
-def progress_at(step, *, mfu=0.312, eta_seconds=72.4, **metrics):
+def report_step(reporter, step, *, speed=4210.4, mfu=0.312, eta_seconds=72.4, **metrics):
     metrics = metrics or {"loss": 6.12341, "learning_rate": 3e-5, "gradient_norm": 1.2345}
-    return Progress(step, 200, metrics, 4210.4, mfu, eta_seconds)
+    reporter.progress(step, metrics, tokens_per_second=speed, mfu=mfu, eta_seconds=eta_seconds)
 
 
 def records(folder):
@@ -114,10 +113,10 @@ def test_plain_lines(tmp_path, monkeypatch):
     stream = io.StringIO()
     with Reporter(tmp_path, 200, stream=stream) as reporter:
         reporter.message("compiled\nin 3.1 s")
-        reporter.progress(progress_at(40))
+        report_step(reporter, 40)
         reporter.advance(41)
-        reporter.progress(progress_at(60, mfu=None, eta_seconds=93784, loss=math.nan))
-        reporter.progress(progress_at(80, eta_seconds=math.inf, loss=1))
+        report_step(reporter, 60, mfu=None, eta_seconds=93784, loss=math.nan)
+        report_step(reporter, 80, eta_seconds=math.inf, loss=1)
         reporter.evaluation(80, "dev", {"loss": 1.25, "accuracy": 0.81})
     assert stream.getvalue().split("\n") == [
         "compiled in 3.1 s",
@@ -142,7 +141,7 @@ def test_everything_is_flushed_at_once(tmp_path):
     with os.fdopen(writing, "w") as stream, Reporter(tmp_path, 200, stream=stream) as reporter:
         reporter.message("hello")
         assert os.read(reading, 1000) == b"hello\n"
-        reporter.progress(progress_at(40, loss=0.5))
+        report_step(reporter, 40, loss=0.5)
         assert os.read(reading, 1000).startswith(b"step    40/200")
         assert records(tmp_path)[-1]["step"] == 40
         assert scalars(tmp_path)["train/loss", 40] == 0.5
@@ -155,8 +154,8 @@ def test_everything_is_flushed_at_once(tmp_path):
 
 def test_the_record(tmp_path):
     with Reporter(tmp_path / "new" / "run", 200, stream=io.StringIO()) as reporter:
-        reporter.progress(progress_at(40, loss=np.float32(0.5), ratio=math.nan))
-        reporter.progress(progress_at(60, mfu=None, loss=math.inf))
+        report_step(reporter, 40, loss=np.float32(0.5), ratio=math.nan)
+        report_step(reporter, 60, mfu=None, loss=math.inf)
         reporter.evaluation(60, "dev", {"accuracy": 0.81, "loss": -math.inf})
         reporter.message("not recorded")
     lines = records(tmp_path / "new" / "run")
@@ -181,14 +180,14 @@ def test_the_record(tmp_path):
 def test_a_metric_cannot_replace_a_field(tmp_path, name):
     stream = io.StringIO()
     with Reporter(tmp_path, 200, stream=stream) as reporter, pytest.raises(TypeError, match=name):
-        reporter.progress(Progress(40, 200, {"loss": 1.0, name: 1.0}, 4210.4, 0.312, 72.4))
+        reporter.progress(40, {"loss": 1.0, name: 1.0}, tokens_per_second=4210.4, mfu=0.312, eta_seconds=72.4)
     assert (tmp_path / "metrics.jsonl").read_text() == stream.getvalue() == ""
 
 
 def run(folder, steps, *, start_step=0, offset=0.0):
     with Reporter(folder, 200, start_step=start_step, stream=io.StringIO()) as reporter:
         for step in steps:
-            reporter.progress(progress_at(step, loss=step + offset))
+            report_step(reporter, step, loss=step + offset)
             reporter.evaluation(step, "dev", {"loss": step + offset})
 
 
@@ -240,9 +239,9 @@ def test_step_zero_starts_the_record_afresh(tmp_path):
 
 def test_tensorboard_scalars(tmp_path):
     with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
-        reporter.progress(progress_at(40, loss=0.5, learning_rate=0.25))
+        report_step(reporter, 40, loss=0.5, learning_rate=0.25)
         reporter.evaluation(40, "dev", {"accuracy": 0.75})
-        reporter.progress(progress_at(60, mfu=None, loss=math.nan))
+        report_step(reporter, 60, mfu=None, loss=math.nan)
     found = scalars(tmp_path)
     assert math.isnan(found.pop(("train/loss", 60)))
     assert found == {
@@ -276,7 +275,7 @@ def test_tensorboard_forgets_what_was_dropped(tmp_path):
 def test_only_the_primary_process_reports(tmp_path):
     folder, stream = tmp_path / "run", io.StringIO()
     with Reporter(folder, 200, primary=False, stream=stream) as reporter:
-        reporter.progress(progress_at(40))
+        report_step(reporter, 40)
         reporter.evaluation(40, "dev", {"loss": 1.0})
         reporter.message("hello")
         reporter.advance(41)
@@ -288,14 +287,14 @@ def test_closing_twice(tmp_path):
     with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
         reporter.close()
     with pytest.raises(ValueError, match="closed"):
-        reporter.progress(progress_at(40))
+        report_step(reporter, 40)
 
 
 def test_a_terminal_shows_one_bar_below_the_lines(tmp_path, terminal):
     try:
         with Reporter(tmp_path, 200, start_step=20, stream=terminal.stream) as reporter:
             reporter.message("resumed from [bold]step[/bold] 20 :smile:")
-            reporter.progress(progress_at(40))
+            report_step(reporter, 40)
             reporter.evaluation(40, "dev", {"loss": 1.25, "accuracy": 0.81})
             reporter.advance(43)
     finally:
@@ -318,7 +317,7 @@ def test_the_bar_gives_way_on_a_narrow_terminal(tmp_path, terminal, monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     try:
         with Reporter(tmp_path, 1_000_000, stream=terminal.stream) as reporter:
-            reporter.progress(Progress(412_345, 1_000_000, {"loss": 6.1234}, 1_234_567.0, None, 93784))
+            report_step(reporter, 412_345, speed=1_234_567.0, mfu=None, eta_seconds=93784, loss=6.1234)
     finally:
         data = terminal.finish()
     assert "412345/1000000 loss 6.1234  1,234,567 tok/s  ETA 1 day, 2:03:04" in screen(data)[0]
@@ -356,7 +355,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     try:
         with Reporter(tmp_path, 200, stream=terminal.stream) as reporter:
-            reporter.progress(progress_at(40, loss=0.5))
+            report_step(reporter, 40, loss=0.5)
     finally:
         data = terminal.finish()
     assert data == "step    40/200  loss 0.5000  4,210 tok/s  MFU 31.2%  ETA 0:01:12\r\n"
@@ -372,7 +371,7 @@ def trained(folder):
     with Reporter(folder, 200, stream=io.StringIO()) as reporter:
         for step in range(20, 201, 20):
             loss = math.nan if step == 100 else 9.0 - step / 50
-            reporter.progress(progress_at(step, loss=loss, learning_rate=1e-4 * (1 - step / 200)))
+            report_step(reporter, step, loss=loss, learning_rate=1e-4 * (1 - step / 200))
         reporter.evaluation(100, "dev", {"loss": 7.5, "accuracy": 0.5})
         reporter.evaluation(200, "dev", {"loss": 5.512345678, "accuracy": 0.8125})
         reporter.evaluation(200, "test|hard", {"loss": math.nan, "f1": 0.75})
@@ -437,7 +436,7 @@ def test_the_picture(tmp_path):
 
 def test_a_run_of_one_report_is_visible(tmp_path):
     with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
-        reporter.progress(progress_at(40))
+        report_step(reporter, 40)
     picture = write_summary(tmp_path, title="One", facts={}).with_name("loss.png")
     points = coloured(matplotlib.image.imread(picture), (0x1F, 0x77, 0xB4))
     # In the middle of the upper panel, away from the legend.
@@ -447,7 +446,7 @@ def test_a_run_of_one_report_is_visible(tmp_path):
 def test_many_reports_are_drawn_with_their_means(tmp_path):
     with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
         for step in range(1, 201):
-            reporter.progress(progress_at(step, loss=4.0 if step % 2 else 8.0, learning_rate=1e-3, gradient_norm=1.0))
+            report_step(reporter, step, loss=4.0 if step % 2 else 8.0, learning_rate=1e-3, gradient_norm=1.0)
     picture = write_summary(tmp_path, title="Many", facts={}).with_name("loss.png")
     means = coloured(matplotlib.image.imread(picture), (0x1F, 0x77, 0xB4))
     means = means[(means[:, 1] > 0.2) & (means[:, 1] < 0.6)]  # away from the legend
@@ -468,7 +467,7 @@ def test_summary_without_evaluation_or_record(tmp_path):
     with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
         write_summary(tmp_path, title="Nothing", facts={})
     with Reporter(tmp_path, 200, stream=io.StringIO()) as reporter:
-        reporter.progress(progress_at(40))
+        report_step(reporter, 40)
     assert "evaluation" not in write_summary(tmp_path, title="Short", facts={}).read_text().split("![")[0]
 
 
@@ -477,7 +476,7 @@ def test_a_loss_of_several_terms_has_a_panel_for_each(tmp_path):
         for step in range(1, 101):
             terms = {"masked_lm_loss": 9.0 - step / 20, "next_sentence_loss": 0.2 + step / 200}
             metrics = {"loss": sum(terms.values()), **terms, "learning_rate": 1e-3, "gradient_norm": 1.0}
-            reporter.progress(dataclasses.replace(progress_at(step), metrics=metrics))
+            report_step(reporter, step, **metrics)
         reporter.evaluation(100, "dev", {"masked_lm_loss": 4.0, "next_sentence_loss": 0.7})
     picture = write_summary(tmp_path, title="Pretraining", facts={}).with_name("loss.png")
     image = matplotlib.image.imread(picture)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert import PreTrainedModel, losses
-from flaxbert.families import HeadKind, model_class
+from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.messages import raise_problems
@@ -22,10 +22,9 @@ from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
-from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import write_prediction_table
-from train.tasks.supervised import Supervised, make_batches
-from train.tasks.task import HostBatch, Task, TokenCounts, apply_model
+from train.tasks.supervised import Supervised
+from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class MultipleChoice(Supervised):
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "MultipleChoiceTask":
-        """Read and check all files; arguments and errors as of `TaskSettings.prepare`."""
+        """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         sets = {
             name: read_choice_questions(source, columns=self.columns, first_label=self.first_label, split=split)
@@ -55,14 +54,9 @@ class MultipleChoice(Supervised):
         width = max(len(question.choices) for own in questions.values() for question in own)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         examples = {name: _examples(own, tokenizer, self.max_length, width) for name, own in questions.items()}
-        batches = make_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
+        head = HeadKind.MULTIPLE_CHOICE
         return MultipleChoiceTask(
-            config=sizes,
-            architecture=model_class(sizes, HeadKind.MULTIPLE_CHOICE),
-            tokenizer=tokenizer,
-            train=batches.train,
-            steps_per_epoch=batches.steps_per_epoch,
-            evaluations=batches.evaluations,
+            **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
             facts={"choices": width, **{f"{name} questions": len(own) for name, own in questions.items()}},
             questions=questions,
         )
@@ -70,14 +64,10 @@ class MultipleChoice(Supervised):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultipleChoiceTask(Task):
-    """The task of multiple choice.
-
-    Attributes:
-        questions: those of each set.
-    """
+    """The task of multiple choice."""
 
     evaluations: Mapping[str, EvaluationBatches[ChoiceSequences]]
-    questions: Mapping[str, Sequence[ChoiceQuestion]]
+    questions: Mapping[str, Sequence[ChoiceQuestion]]  # of each set
 
     @property
     def metric_names(self) -> tuple[str, ...]:

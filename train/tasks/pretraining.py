@@ -26,8 +26,17 @@ from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
-from train.tasks.model_setup import load_tokenizer, model_config, model_config_without_data
-from train.tasks.task import HostBatch, Task, TaskSettings, TokenCounts, TrainSpec, apply_model
+from train.tasks.task import (
+    HostBatch,
+    Task,
+    TaskSettings,
+    TokenCounts,
+    TrainSpec,
+    apply_model,
+    load_tokenizer,
+    model_config,
+    model_config_without_data,
+)
 
 _RECORDS_PREFIX = "tfrecords:"
 

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from flaxbert import PreTrainedModel, losses
-from flaxbert.families import HeadKind, model_class
+from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.text.answers import RankedAnswers
@@ -32,9 +32,8 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.answer_sets import AnswerSet, MatchingRule
-from train.tasks.model_setup import model_config
-from train.tasks.supervised import Supervised, make_batches
-from train.tasks.task import Task, apply_model
+from train.tasks.supervised import Supervised
+from train.tasks.task import Task, apply_model, model_config
 
 # A position beyond the end of every sequence: no loss counts it.
 _IGNORED_POSITION = np.iinfo(np.int32).max
@@ -79,11 +78,7 @@ class QuestionAnswering(Supervised):
             )
 
     def make_windowing(self) -> WindowingOptions:
-        """Return the sizes of the windows.
-
-        Raises:
-            ValueError: as `WindowingOptions`.
-        """
+        """Return the sizes of the windows."""
         return WindowingOptions(
             max_length=self.max_length, max_query=self.max_query, step=self.window_step, overlap=self.window_overlap
         )
@@ -91,7 +86,7 @@ class QuestionAnswering(Supervised):
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "QuestionAnsweringTask":
-        """Read and check all files; arguments and errors as of `TaskSettings.prepare`."""
+        """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         sets, facts = self._read_sets(config.run.seed)
@@ -102,7 +97,6 @@ class QuestionAnswering(Supervised):
             for name, rows in sets.items()
         }
         spans = {name: _spans(rows, windows[name]) for name, rows in sets.items()}
-        batches = make_batches(spans, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
         answer_sets = {
             name: AnswerSet(
                 questions=rows,
@@ -115,13 +109,9 @@ class QuestionAnswering(Supervised):
             for name, rows in sets.items()
             if name != "train"
         }
+        head = HeadKind.QUESTION_ANSWERING
         return QuestionAnsweringTask(
-            config=sizes,
-            architecture=model_class(sizes, HeadKind.QUESTION_ANSWERING),
-            tokenizer=tokenizer,
-            train=batches.train,
-            steps_per_epoch=batches.steps_per_epoch,
-            evaluations=batches.evaluations,
+            **self.common_fields(spans, config, sizes, tokenizer, head=head, host_shard=host_shard),
             facts=facts | {f"{name} windows": len(own) for name, own in spans.items()},
             sets=answer_sets,
             null_threshold=self.null_threshold,
@@ -162,16 +152,11 @@ class QuestionAnswering(Supervised):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringTask(Task):
-    """The task of question answering.
-
-    Attributes:
-        sets: the questions of each evaluated set.
-        null_threshold: as in the settings.
-    """
+    """The task of question answering."""
 
     evaluations: Mapping[str, EvaluationBatches[SpanSequences]]
-    sets: Mapping[str, AnswerSet]
-    null_threshold: float | None
+    sets: Mapping[str, AnswerSet]  # the questions of each evaluated set
+    null_threshold: float | None  # as in the settings
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -1,17 +1,21 @@
-"""Sequence classification: give a text, or a pair of texts, one label of several, any number of labels, or a number."""
+"""Sequence classification: give a text, or a pair of texts, one label of several, any number of labels, or a number.
+
+Next-sentence prediction is a special case: decide whether the second of two texts follows the first.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
 
 from flaxbert import PreTrainedModel, losses
-from flaxbert.families import HeadKind, model_class
+from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
+from flaxbert.text.messages import raise_problems
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import LabelledSequences
@@ -21,11 +25,10 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks import problems
-from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import write_classification
 from train.tasks.problems import Problem, ProblemType
-from train.tasks.supervised import Supervised, make_batches
-from train.tasks.task import HostBatch, Task, TokenCounts, apply_model
+from train.tasks.supervised import Supervised
+from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,7 @@ class SequenceClassification(Supervised):
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "SequenceClassificationTask":
-        """Read and check all files; arguments and errors as of `TaskSettings.prepare`."""
+        """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         separator = self.separator if self.problem_type == "multi_label_classification" else None
         sets = {
@@ -61,6 +64,7 @@ class SequenceClassification(Supervised):
         problem = problems.make_problem(self.problem_type, sets["train"], labels=self.labels, separator=self.separator)
         rows = self.split_validation(sets, lambda row: (row.text, row.text_pair), seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
+        sizes = sizes.replace(problem_type=problem.kind)
         examples = {}
         for name, own in rows.items():
             # Only the training set must have labels.
@@ -68,16 +72,11 @@ class SequenceClassification(Supervised):
             targets = problems.missing_targets(problem, len(own)) if unlabelled else problems.targets(problem, own)
             texts, pairs = [row.text for row in own], [row.text_pair for row in own]
             examples[name] = LabelledSequences.of(tokenizer.encode(texts, pairs, max_length=self.max_length), targets)
-        batches = make_batches(
-            examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard, packed=self.packed
+        common = self.common_fields(
+            examples, config, sizes, tokenizer, head=self.head, host_shard=host_shard, packed=self.packed
         )
         return SequenceClassificationTask(
-            config=sizes.replace(problem_type=problem.kind),
-            architecture=model_class(sizes, self.head),
-            tokenizer=tokenizer,
-            train=batches.train,
-            steps_per_epoch=batches.steps_per_epoch,
-            evaluations=batches.evaluations,
+            **common,
             facts={"labels": len(problem.labels), **{f"{name} rows": len(own) for name, own in rows.items()}},
             problem=problem,
             rows=rows,
@@ -86,16 +85,11 @@ class SequenceClassification(Supervised):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceClassificationTask(Task):
-    """The task of sequence classification.
-
-    Attributes:
-        problem: its type and labels.
-        rows: the examples of each set.
-    """
+    """The task of sequence classification."""
 
     evaluations: Mapping[str, EvaluationBatches[LabelledSequences]]
-    problem: Problem
-    rows: Mapping[str, Sequence[LabelledText]]
+    problem: Problem  # its type and labels
+    rows: Mapping[str, Sequence[LabelledText]]  # the examples of each set
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -152,3 +146,33 @@ class SequenceClassificationTask(Task):
 def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
     """Return the logits of every text: [B, N], or [R * P, N] where P texts share a row."""
     return apply_model(model, params, batch, key).logits.reshape(-1, model.config.num_labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextSentence(SequenceClassification):
+    """Settings of next-sentence prediction: sequence classification of pairs of texts.
+
+    The label ids are those of Google's BERT: 0 where the second text follows, 1 where it is random. `labels` may name
+    the two, in this order, as the files call them.
+    """
+
+    head: ClassVar[HeadKind] = HeadKind.NEXT_SENTENCE
+    labels: tuple[str, ...] = ("0", "1")
+    """Labels of the files for a pair that follows, and for a random pair."""
+    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    """A pair has one label."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.labels) != 2:
+            raise ValueError(f"labels is {self.labels}; give two: for a pair that follows, and for a random pair")
+
+    def prepare(
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
+    ) -> SequenceClassificationTask:
+        """Read and check all files as sequence classification does; a row without a second text is an error too."""
+        task = super().prepare(config, host_shard=host_shard, host_group=host_group)
+        for rows in task.rows.values():
+            single = [f"{row.source}: one text" for row in rows if row.text_pair is None]
+            raise_problems(single, len(rows), "Next sentences are pairs: name both columns, --task.columns.text-pair.")
+        return task

@@ -1,21 +1,23 @@
 """Settings and batches that all tasks on labelled data have in common."""
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar
 
+from flaxbert import BertConfig, PreTrainedModel
+from flaxbert.families import HeadKind, model_class
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
-from train.data.examples import LabelledSequences, SequenceExamples
+from train.data.examples import SequenceExamples
 from train.data.host_batches import HostShard, TrainSet
 from train.data.sources import split_by_group
 from train.distributed import Placement
-from train.tasks.model_setup import load_tokenizer
-from train.tasks.task import TaskSettings
+from train.tasks.task import TaskSettings, load_tokenizer
 
 _Row = TypeVar("_Row")
 E = TypeVar("E", bound=SequenceExamples)
@@ -74,15 +76,9 @@ class Supervised(TaskSettings):
     def split_validation(
         self, sets: Mapping[str, Sequence[_Row]], group: Callable[[_Row], Hashable], *, seed: int
     ) -> dict[str, Sequence[_Row]]:
-        """Return the examples of each set, with "dev" held out of "train" if `validation_split` is given.
+        """Return the examples of each set, "train" first, with "dev" held out of it if `validation_split` is given.
 
-        Args:
-            sets: the examples of each of `sources`.
-            group: examples with the same group are not separated.
-            seed: seed of the draw.
-
-        Returns:
-            "train" first, then "dev" if there is one.
+        Examples with the same `group` are not separated; `seed` is that of the draw.
         """
         if self.validation_split is None:
             return dict(sets)
@@ -101,75 +97,73 @@ class Supervised(TaskSettings):
             raise ValueError("without a pretrained model there must be a vocabulary: give --task.tokenizer")
         return tokenizer
 
+    def common_fields(
+        self,
+        examples: Mapping[str, E],
+        config: Config,
+        sizes: BertConfig,
+        tokenizer: WordPieceTokenizer,
+        *,
+        head: HeadKind,
+        host_shard: HostShard,
+        packed: bool = False,
+    ) -> "CommonFields[E]":
+        """Return the fields of a `Task` that all tasks on labelled data make in the same way.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledBatches(Generic[E]):
-    """The batches of a task: fields of `Task`."""
-
-    train: TrainSet
-    steps_per_epoch: int
-    evaluations: Mapping[str, EvaluationBatches[E]]
-
-
-def make_batches(
-    examples: Mapping[str, E],
-    config: Config,
-    tokenizer: WordPieceTokenizer,
-    *,
-    max_length: int,
-    host_shard: HostShard,
-    packed: bool = False,
-) -> LabelledBatches[E]:
-    """Make the batches of each set.
-
-    Args:
-        examples: of "train", and of each set to evaluate.
-        config: of the run.
-        tokenizer: its padding token is used.
-        max_length: maximum tokens of an example.
-        host_shard: the rows of each batch that this host builds.
-        packed: let several examples share a row in training, which must then be `LabelledSequences`.
-    """
-    run, pad_id, train = config.run, tokenizer.special_ids[0], examples["train"]
-    if packed:
-        if not isinstance(train, LabelledSequences):
-            raise TypeError(f"{type(train).__name__} cannot share rows")
-        batches = PackedBatches(
-            train,
-            size=run.batch_size,
-            pad_id=pad_id,
-            max_length=max_length,
-            seed=run.seed,
-            total_steps=run.total_steps,
+        Args:
+            examples: of "train", and of each set to evaluate.
+            config: of the run.
+            sizes: of the model.
+            tokenizer: its padding token is used.
+            head: of the model.
+            host_shard: the rows of each batch that this host builds.
+            packed: let several examples share a row in training, which must then be `LabelledSequences`.
+        """
+        run, pad_id, train = config.run, tokenizer.special_ids[0], examples["train"]
+        make_train: Callable[..., PaddedBatches | PackedBatches] = PaddedBatches
+        if packed:
             # The rows must divide over devices and over accumulation steps.
-            row_multiple=Placement.of(config.mesh).data_parallel_size * run.gradient_accumulation_steps,
-            host_shard=host_shard,
-        )
-    else:
-        batches = PaddedBatches(
+            multiple = Placement.of(config.mesh).data_parallel_size * run.gradient_accumulation_steps
+            make_train = functools.partial(PackedBatches, row_multiple=multiple)
+        batches = make_train(
             train,
             size=run.batch_size,
             pad_id=pad_id,
-            max_length=max_length,
+            max_length=self.max_length,
             seed=run.seed,
             total_steps=run.total_steps,
             host_shard=host_shard,
         )
-    return LabelledBatches(
-        train=batches,
-        steps_per_epoch=batches.per_epoch,
-        evaluations={
+        evaluations = {
             name: EvaluationBatches(
                 examples=evaluated,
                 size=run.evaluation_batch_size or run.batch_size,
                 pad_id=pad_id,
-                max_length=max_length,
+                max_length=self.max_length,
                 host_shard=host_shard,
             )
             for name, evaluated in examples.items()
             if name != "train"
-        },
-    )
+        }
+        return CommonFields(
+            config=sizes,
+            architecture=model_class(sizes, head),
+            tokenizer=tokenizer,
+            train=batches,
+            steps_per_epoch=batches.per_epoch,
+            evaluations=evaluations,
+        )
+
+
+class CommonFields(TypedDict, Generic[E]):
+    """Fields of a `Task`, as keyword arguments."""
+
+    config: BertConfig
+    architecture: type[PreTrainedModel]
+    tokenizer: WordPieceTokenizer
+    train: TrainSet
+    steps_per_epoch: int
+    evaluations: Mapping[str, EvaluationBatches[E]]
 
 
 def _extra_name(source: str, split: str, *, taken: Container[str]) -> str:

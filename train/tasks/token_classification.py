@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tyro
 
 from flaxbert import PreTrainedModel, losses
-from flaxbert.families import HeadKind, model_class
+from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.tags import OUTSIDE, TagScheme
@@ -35,10 +35,9 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
-from train.tasks.model_setup import model_config
 from train.tasks.prediction_files import entity_report, write_text
-from train.tasks.supervised import Supervised, make_batches
-from train.tasks.task import Task, apply_model
+from train.tasks.supervised import Supervised
+from train.tasks.task import Task, apply_model, model_config
 
 Facts = dict[str, str | float | int]
 
@@ -72,7 +71,7 @@ class TokenClassification(Supervised):
     def prepare(
         self, config: Config, *, host_shard: HostShard = WHOLE_BATCH, host_group: HostGroup = SINGLE_HOST
     ) -> "TokenClassificationTask":
-        """Read and check all files; arguments and errors as of `TaskSettings.prepare`."""
+        """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         sets, scheme, facts = self._read_sets()
         labels = self.labels or infer_tags(sets["train"], scheme)
@@ -92,14 +91,9 @@ class TokenClassification(Supervised):
         facts = {f"{name} sentences": len(own) for name, own in sentences.items()} | facts
         facts |= _piece_facts(sentences, pieces)
         facts |= {f"{name} F1 of each word's most frequent tag": round(b.overall.f1, 4) for name, b in baseline.items()}
-        batches = make_batches(examples, config, tokenizer, max_length=self.max_length, host_shard=host_shard)
+        head = HeadKind.TOKEN_CLASSIFICATION
         return TokenClassificationTask(
-            config=sizes,
-            architecture=model_class(sizes, HeadKind.TOKEN_CLASSIFICATION),
-            tokenizer=tokenizer,
-            train=batches.train,
-            steps_per_epoch=batches.steps_per_epoch,
-            evaluations=batches.evaluations,
+            **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
             facts={"labels": len(labels), "scheme": scheme.name, **facts},
             scheme=scheme,
             sentences=evaluated,
@@ -129,20 +123,13 @@ class TokenClassification(Supervised):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenClassificationTask(Task):
-    """The task of token classification.
-
-    Attributes:
-        scheme: of the tags.
-        sentences: those of each evaluated set.
-        pieces: the examples of every set, and where each word is in them.
-        baseline: scores, on each evaluated set, of tagging each word as the training data most often do.
-    """
+    """The task of token classification."""
 
     evaluations: Mapping[str, EvaluationBatches[TaggedSequences]]
     scheme: TagScheme
-    sentences: Mapping[str, Sequence[TaggedSentence]]
-    pieces: Mapping[str, TaggedExamples]
-    baseline: Mapping[str, EntityScores]
+    sentences: Mapping[str, Sequence[TaggedSentence]]  # of each evaluated set
+    pieces: Mapping[str, TaggedExamples]  # the examples of every set, and where each word is in them
+    baseline: Mapping[str, EntityScores]  # of giving each word its most frequent tag in training, on each evaluated set
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -23,8 +23,7 @@ from tests.runs import made_once
 from train.config import Config
 from train.distributed import MeshShape
 from train.loop import run
-from train.multihost.hosts import SINGLE_HOST
-from train.multihost.hosts import Hosts, join_hosts
+from train.multihost.hosts import SINGLE_HOST, Hosts, join_hosts
 
 ROOT = Path(__file__).parents[3]
 CACHE = (

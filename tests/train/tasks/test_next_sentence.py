@@ -6,7 +6,7 @@ import transformers
 
 from tests.train.test_loop import records
 from train.loop import run
-from train.tasks.next_sentence import NextSentence
+from train.tasks.sequence_classification import NextSentence
 
 
 def test_pairs_are_told_apart(classification, tmp_path):

@@ -9,9 +9,8 @@ import pytest
 from tests.train.test_loop import with_task
 from train.data.sources import split_by_group
 from train.tasks.multiple_choice import MultipleChoice
-from train.tasks.next_sentence import NextSentence
 from train.tasks.question_answering import QuestionAnswering
-from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.sequence_classification import NextSentence, SequenceClassification
 from train.tasks.token_classification import TokenClassification
 
 

@@ -10,9 +10,9 @@ from tests.train.test_loop import with_task
 from train.command import load_config
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments
-from train.tasks.model_setup import model_config
 from train.tasks.pretraining import Pretraining
 from train.tasks.sequence_classification import SequenceClassification
+from train.tasks.task import model_config
 
 ROOT = Path(__file__).parents[3]
 SIZES = BertConfig.tiny(max_position_embeddings=48)

@@ -1,4 +1,4 @@
-"""Descriptions of a run: the files in its folder that name its settings and model, and the lines that it prints."""
+"""Files in the folder of a run that name its settings and model, and the first line that the run prints."""
 
 import json
 
@@ -8,8 +8,7 @@ from flaxbert import PreTrainedModel
 from flaxbert.files import atomic_write
 from train.config import Config
 from train.distributed import Placement
-from train.tasks.model_setup import TOKENIZER_FOLDER
-from train.tasks.task import Task
+from train.tasks.task import TOKENIZER_FOLDER, Task
 
 RUN_FILE = "run.json"
 
