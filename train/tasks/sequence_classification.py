@@ -4,6 +4,7 @@ Next-sentence prediction is a special case: decide whether the second of two tex
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,10 +18,11 @@ from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.text.messages import raise_problems
 from train.config import Config
-from train.data.batches import EvaluationBatches
+from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import LabelledSequences
 from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
+from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
@@ -72,8 +74,19 @@ class SequenceClassification(Supervised):
             targets = problems.missing_targets(problem, len(own)) if unlabelled else problems.targets(problem, own)
             texts, pairs = [row.text for row in own], [row.text_pair for row in own]
             examples[name] = LabelledSequences.of(tokenizer.encode(texts, pairs, max_length=self.max_length), targets)
+        train_batches = PaddedBatches
+        if self.packed:
+            # The rows must divide over devices and over accumulation steps.
+            multiple = Placement.of(config.mesh).data_parallel_size * config.run.gradient_accumulation_steps
+            train_batches = functools.partial(PackedBatches, row_multiple=multiple)
         common = self.common_fields(
-            examples, config, sizes, tokenizer, head=self.head, host_shard=host_shard, packed=self.packed
+            examples,
+            config,
+            sizes,
+            tokenizer,
+            head=self.head,
+            host_shard=host_shard,
+            train_batches=train_batches,
         )
         return SequenceClassificationTask(
             **common,

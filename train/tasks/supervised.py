@@ -1,7 +1,6 @@
 """Settings and batches that all tasks on labelled data have in common."""
 
 import dataclasses
-import functools
 import itertools
 import re
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
@@ -16,7 +15,6 @@ from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import SequenceExamples
 from train.data.host_batches import HostShard, TrainSet
 from train.data.sources import split_by_group
-from train.distributed import Placement
 from train.tasks.task import TaskSettings, load_tokenizer
 
 _Row = TypeVar("_Row")
@@ -106,7 +104,7 @@ class Supervised(TaskSettings):
         *,
         head: HeadKind,
         host_shard: HostShard,
-        packed: bool = False,
+        train_batches: Callable[..., PaddedBatches | PackedBatches] = PaddedBatches,
     ) -> "CommonFields[E]":
         """Return the fields of a `Task` that all tasks on labelled data make in the same way.
 
@@ -117,16 +115,11 @@ class Supervised(TaskSettings):
             tokenizer: its padding token is used.
             head: of the model.
             host_shard: the rows of each batch that this host builds.
-            packed: let several examples share a row in training, which must then be `LabelledSequences`.
+            train_batches: makes the batches of training.
         """
-        run, pad_id, train = config.run, tokenizer.special_ids[0], examples["train"]
-        make_train: Callable[..., PaddedBatches | PackedBatches] = PaddedBatches
-        if packed:
-            # The rows must divide over devices and over accumulation steps.
-            multiple = Placement.of(config.mesh).data_parallel_size * run.gradient_accumulation_steps
-            make_train = functools.partial(PackedBatches, row_multiple=multiple)
-        batches = make_train(
-            train,
+        run, pad_id = config.run, tokenizer.special_ids[0]
+        train = train_batches(
+            examples["train"],
             size=run.batch_size,
             pad_id=pad_id,
             max_length=self.max_length,
@@ -149,8 +142,8 @@ class Supervised(TaskSettings):
             config=sizes,
             architecture=model_class(sizes, head),
             tokenizer=tokenizer,
-            train=batches,
-            steps_per_epoch=batches.per_epoch,
+            train=train,
+            steps_per_epoch=train.per_epoch,
             evaluations=evaluations,
         )
 
