@@ -177,13 +177,9 @@ class Config(Generic[TaskSettingsT]):
         return _settings_by_name(self.to_json())
 
     def differences(self, stored: str) -> list[str]:
-        """Compare with the settings of a stored run, and describe each that would change the run's result.
+        """Compare with a stored run.json; describe each setting that would change the run's result, "name: old -> new".
 
-        Args:
-            stored: the contents of its run.json; it may use former names of settings.
-
-        Returns:
-            lines "name: stored value -> value of this config".
+        The stored run may use former names of settings.
         """
         old, new = _settings_by_name(stored), self.common_to_hosts
         names = [name for name in sorted(old.keys() | new.keys()) if name not in _MAY_CHANGE_ON_RESUME]

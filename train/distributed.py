@@ -43,11 +43,7 @@ class Placement:
 
     @classmethod
     def of(cls, shape: MeshShape, devices: Sequence[Any] | None = None) -> "Placement":
-        """Make a mesh of this shape.
-
-        Args:
-            shape: the mesh's shape.
-            devices: devices to use; None: all devices of the run.
+        """Make a mesh of these devices, by default of all devices of the run.
 
         Raises:
             ValueError: the shape does not fit the number of devices.
@@ -60,23 +56,16 @@ class Placement:
         return sharding.axis_size(self.mesh, self.rules.batch)
 
     def check_rows(self, name: str, rows: int, *, gradient_accumulation_steps: int = 1) -> None:
-        """Check that a batch divides evenly over the devices and gradient-accumulation steps.
-
-        Args:
-            name: name of the setting, for the message.
-            rows: rows of a batch.
-            gradient_accumulation_steps: parts of a batch, computed one after another.
+        """Check that the rows of a batch divide evenly over the devices and gradient-accumulation steps.
 
         Raises:
-            ValueError: it does not; the message names the setting, its value and an allowed multiple.
+            ValueError: they do not; the message has the `name` of the setting, its value and an allowed multiple.
         """
         multiple = self.data_parallel_size * gradient_accumulation_steps
         if rows % multiple:
-            parts = f"{self.data_parallel_size} devices" + (
-                f" and {gradient_accumulation_steps} gradient accumulation steps"
-                if gradient_accumulation_steps > 1
-                else ""
-            )
+            parts = f"{self.data_parallel_size} devices"
+            if gradient_accumulation_steps > 1:
+                parts += f" and {gradient_accumulation_steps} gradient accumulation steps"
             raise ValueError(f"{name} is {rows}, which does not divide over {parts}; use a multiple of {multiple}")
 
     def check_model(self, model: PreTrainedModel) -> None:

@@ -43,14 +43,14 @@ class Reporter:
         primary: bool = True,
         stream: TextIO | None = None,
     ):
-        """Open the files and start the bar.
+        """Open the files of the run's folder and start the bar.
 
         Args:
-            folder: the run's folder.
+            folder: of the run.
             total_steps: optimizer steps of the whole run.
             start_step: if not 0, continue the record and drop its lines after this step; 0 starts a new record.
             primary: False shows and writes nothing; for all hosts except the first.
-            stream: output; None: standard output.
+            stream: None: standard output.
 
         Raises:
             ValueError: the record to continue is damaged before its last line.

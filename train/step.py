@@ -164,13 +164,6 @@ def compile_step(
 ) -> TrainStep:
     """Return the jitted train step; it donates the memory of the old state to the new one.
 
-    Args:
-        loss_function: the loss to train on.
-        optimizer: turns gradients into updates.
-        placement: the mesh; the rows of a batch are divided among its devices.
-        shardings: the shardings of the state, before and after the step.
-        gradient_accumulation_steps: parts of a batch, computed one after another.
-
     The seed is an argument of the step and not a constant in it, so that runs with several seeds share one program.
     """
 

@@ -20,15 +20,7 @@ class StepLog:
     """The log of a run's training steps."""
 
     def __init__(self, config: Config, task: Task, reporter: Reporter, total_steps: int, *, fraction: float = 1.0):
-        """Start the clock.
-
-        Args:
-            config: settings of the run.
-            task: supplies the sizes of the model and the names of the loss's terms.
-            reporter: receives a report every `config.run.log_every` steps.
-            total_steps: steps of the whole run.
-            fraction: the fraction of each batch whose tokens are counted; the other rows are taken to be like them.
-        """
+        """Start the clock; tokens are counted in this fraction of each batch, whose rows are taken to be alike."""
         self._log_every, self._total_steps, self._fraction = config.run.log_every, total_steps, fraction
         self._sizes, self._loss_terms, self._reporter = task.config, task.loss_terms, reporter
         self._learning_rate, self._peak = schedule(config.optim, total_steps), peak_flops()

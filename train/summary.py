@@ -18,12 +18,6 @@ Line: TypeAlias = dict[str, Any]  # a line of the metrics file
 def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int], loss_unit: str = "nats") -> Path:
     """Write loss.png and summary.md of the run recorded in `folder`, and return the path of summary.md.
 
-    Args:
-        folder: the run's folder.
-        title: heading of the page and the picture.
-        facts: rows of the first table.
-        loss_unit: label of the loss axis.
-
     Raises:
         FileNotFoundError: the folder has no metrics.jsonl.
         ValueError: metrics.jsonl is damaged before its last line.

@@ -12,17 +12,11 @@ from flaxbert.text.tags import EntitySpan, TagScheme, entity_spans, strict_entit
 
 @dataclasses.dataclass(frozen=True)
 class EntityScore:
-    """Counts of entities and the ratios of these; a ratio without a denominator is 0.
+    """Counts of entities and the ratios of these; a ratio without a denominator is 0."""
 
-    Attributes:
-        support: entities in the data.
-        predicted: entities predicted.
-        correct: entities that are in both.
-    """
-
-    support: int = 0
+    support: int = 0  # entities in the data
     predicted: int = 0
-    correct: int = 0
+    correct: int = 0  # entities that are in both
 
     @property
     def precision(self) -> float:
@@ -53,11 +47,8 @@ def entity_scores(
 ) -> EntityScores:
     """Return the scores of a corpus, from counts added up over its sentences.
 
-    Args:
-        labels: the tags of each sentence in the data.
-        predictions: as many tags for each sentence.
-        scheme: count only entities that are valid in it (seqeval's strict mode); None reads tags leniently (its default
-            mode).
+    With a `scheme` only entities that are valid in it count (seqeval's strict mode); without one, tags are read
+    leniently (its default mode).
 
     Raises:
         ValueError: the number of sentences, or of the tags of a sentence, differs; or as `strict_entity_spans`.

@@ -152,11 +152,6 @@ class TcpHostGroup(HostGroup):
 def accept_hosts(listener: socket.socket, count: int, *, seconds: float) -> TcpHostGroup:
     """Wait as host 0 until all other hosts have connected to `listener`, which is then closed; return the group.
 
-    Args:
-        listener: a listening socket.
-        count: number of hosts.
-        seconds: time to wait.
-
     Raises:
         ValueError: names hosts that did not connect in time, an index used twice, or a host with another count.
     """
@@ -227,11 +222,7 @@ def connect_to_first_host(
 ) -> TcpHostGroup:
     """Connect as host `index` to host 0, wait until all hosts have connected to it, and return the group.
 
-    Args:
-        addresses: (host, port) pairs at which host 0 may be reached.
-        index: index of this host, from 1.
-        count: number of hosts.
-        seconds: time to wait.
+    `addresses` are (host, port) pairs at which host 0 may be reached.
 
     Raises:
         ValueError: host 0 was not reached in time, refuses this host, or misses another one.

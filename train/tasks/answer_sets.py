@@ -30,23 +30,14 @@ class MatchingRule(enum.Enum):
 class AnswerSet:
     """Questions to evaluate on.
 
-    Attributes:
-        questions: with distinct ids.
-        windows: those of each question.
-        trained_on_no_answer: True if the training data has questions without answer, so that the model's score for "no
-            answer" means something.
-        rule: for comparing answers.
-        n_best: number of starts and of ends to combine in a window, and of answers to write for a question.
-        max_answer: maximum tokens of an answer.
-
     Raises:
         ValueError: the rule is CMRC's, and a question has no answer.
     """
 
-    questions: Sequence[SquadQuestion]
-    windows: Sequence[Sequence[QuestionWindow]]
-    trained_on_no_answer: bool
-    rule: MatchingRule
+    questions: Sequence[SquadQuestion]  # with distinct ids
+    windows: Sequence[Sequence[QuestionWindow]]  # those of each question
+    trained_on_no_answer: bool  # otherwise the model's score for "no answer" means nothing
+    rule: MatchingRule  # `n_best` and `max_answer` as in the settings
     n_best: int
     max_answer: int
 

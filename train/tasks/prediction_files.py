@@ -32,8 +32,8 @@ def write_classification(
         name: of the set.
         problem: its type and labels.
         rows: the examples of the set.
-        labels: their targets, None if they have none.
-        predictions: their probabilities [B, N].
+        labels: their `problems.targets`, None if they have none.
+        predictions: their `problems.probabilities`, [B, N].
 
     Returns:
         lines to print.
@@ -72,12 +72,7 @@ def entity_report(
 ) -> str:
     """Return a Markdown page with the scores of each entity type and of all entities.
 
-    Args:
-        name: of the set.
-        scores: read leniently.
-        strict: of the entities that are valid in `scheme`.
-        scheme: of the tags.
-        baseline: of each word's most frequent tag.
+    `strict` counts only entities that are valid in `scheme`; `baseline` is that of each word's most frequent tag.
     """
     rows = [*scores.types.items(), ("all", scores.overall)]
     rows += [(f"all, only as {scheme.name} allows", strict.overall), ("all, most frequent tags", baseline.overall)]

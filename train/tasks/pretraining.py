@@ -220,17 +220,11 @@ def pretraining_token_counts(batch: HostBatch) -> TokenCounts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingTask(Task):
-    """The task of pretraining.
+    """The task of pretraining."""
 
-    Attributes:
-        max_length: maximum tokens of a prompt.
-        prompts: as in the settings.
-        unigram_entropy: of the held-out tokens (nat).
-    """
-
-    max_length: int
+    max_length: int  # maximum tokens of a prompt
     prompts: tuple[str, ...]
-    unigram_entropy: float
+    unigram_entropy: float  # of the held-out tokens (nat)
 
     @property
     def loss_terms(self) -> tuple[str, ...]:

@@ -14,32 +14,19 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from train.data.labelled_texts import LabelledText, infer_labels, label_ids, label_indicators, label_numbers
-from train.metrics.classification import (
-    ClassScores,
-    class_scores,
-    label_scores,
-    matthews_correlation,
-    micro_f1,
-    pearson_correlation,
-    spearman_correlation,
-)
+from train.metrics import classification
+from train.metrics.classification import ClassScores
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The type of a problem and its labels, in the order of the model's outputs.
-
-    Attributes:
-        kind: type of the problem.
-        labels: names of the labels; for a regression the name of its one output.
-        separator: between the labels of an example with several.
-    """
+    """The type of a problem and its labels, in the order of the model's outputs."""
 
     kind: ProblemType
-    labels: tuple[str, ...]
-    separator: str = ","
+    labels: tuple[str, ...]  # for a regression the name of its one output
+    separator: str = ","  # between the labels of an example with several
 
 
 def make_problem(
@@ -97,34 +84,38 @@ def problem_metrics(problem: Problem, labels: np.ndarray, predictions: np.ndarra
     """Return the metrics of a set.
 
     With one label of two, "f1" is that of the second. With several labels, "accuracy" is the share of examples whose
-    labels are all correct, and "f1" is over all labels together.
-
-    Args:
-        problem: the type and its labels.
-        labels: `targets` of the set.
-        predictions: `probabilities` of the set, [B, N].
+    labels are all correct, and "f1" is over all labels together. `labels` are the `targets` of the set, `predictions`
+    its `probabilities` [B, N].
     """
     scores = scores_by_label(problem, labels, predictions)
     if scores is None:
         numbers = predictions[:, 0]
-        return {"pearson": pearson_correlation(labels, numbers), "spearman": spearman_correlation(labels, numbers)}
+        return {
+            "pearson": classification.pearson_correlation(labels, numbers),
+            "spearman": classification.spearman_correlation(labels, numbers),
+        }
     macro_f1 = float(scores.f1.mean())
     if problem.kind == "multi_label_classification":
         expected, predicted = labels.astype(int), (predictions > 0.5).astype(int)
         accuracy = float(np.mean(np.all(expected == predicted, axis=1)))
-        return {"accuracy": accuracy, "f1": micro_f1(expected, predicted), "macro_f1": macro_f1}
+        return {"accuracy": accuracy, "f1": classification.micro_f1(expected, predicted), "macro_f1": macro_f1}
     best = predictions.argmax(axis=-1)
     f1 = {"f1": float(scores.f1[1])} if len(problem.labels) == 2 else {}
     accuracy = float(np.mean(labels == best))
-    return {"accuracy": accuracy, "macro_f1": macro_f1, **f1, "matthews": matthews_correlation(labels, best)}
+    return {
+        "accuracy": accuracy,
+        "macro_f1": macro_f1,
+        **f1,
+        "matthews": classification.matthews_correlation(labels, best),
+    }
 
 
 def scores_by_label(problem: Problem, labels: np.ndarray, predictions: np.ndarray) -> ClassScores | None:
     """Return the scores of each label, None for a regression; arguments as of `problem_metrics`."""
     if problem.kind == "single_label_classification":
-        return class_scores(labels, predictions.argmax(axis=-1), len(problem.labels))
+        return classification.class_scores(labels, predictions.argmax(axis=-1), len(problem.labels))
     if problem.kind == "multi_label_classification":
-        return label_scores(labels.astype(int), (predictions > 0.5).astype(int))
+        return classification.label_scores(labels.astype(int), (predictions > 0.5).astype(int))
     return None
 
 

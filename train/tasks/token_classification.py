@@ -16,20 +16,11 @@ from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.config import Config
+from train.data import tagged_examples
 from train.data.batches import EvaluationBatches
 from train.data.examples import TaggedSequences
 from train.data.host_batches import WHOLE_BATCH, HostShard
-from train.data.tagged_examples import (
-    InvalidTags,
-    LabelledPieces,
-    TaggedExamples,
-    TokenLabelling,
-    convert_scheme,
-    encode_sentences,
-    infer_tags,
-    scheme_of_sentences,
-    tag_ids,
-)
+from train.data.tagged_examples import InvalidTags, LabelledPieces, TaggedExamples
 from train.data.tagged_sentences import TagColumns, TaggedSentence, read_tagged_sentences
 from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
@@ -74,17 +65,17 @@ class TokenClassification(Supervised):
         """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         sets, scheme, facts = self._read_sets()
-        labels = self.labels or infer_tags(sets["train"], scheme)
+        labels = self.labels or tagged_examples.infer_tags(sets["train"], scheme)
         sentences = self.split_validation(sets, lambda sentence: sentence.words, seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
-        labelling = TokenLabelling(
-            ids=tag_ids([sentence for own in sentences.values() for sentence in own], labels),
+        labelling = tagged_examples.TokenLabelling(
+            ids=tagged_examples.tag_ids([sentence for own in sentences.values() for sentence in own], labels),
             scheme=scheme,
             max_length=self.max_length,
             overlap=(self.max_length - 2) // 4 if self.overlap is None else self.overlap,
             labelled=self.labelled_pieces,
         )
-        pieces = {name: encode_sentences(own, tokenizer, labelling) for name, own in sentences.items()}
+        pieces = {name: tagged_examples.encode_sentences(own, tokenizer, labelling) for name, own in sentences.items()}
         examples = {name: own.examples for name, own in pieces.items()}
         evaluated = {name: own for name, own in sentences.items() if name != "train"}
         baseline = {name: _baseline_scores(sentences["train"], own) for name, own in evaluated.items()}
@@ -108,11 +99,11 @@ class TokenClassification(Supervised):
             for name, (source, split) in self.sources.items()
         }
         # By default the scheme of the training file: a short file may not show which one it has.
-        scheme = self.scheme or scheme_of_sentences(read["train"])
+        scheme = self.scheme or tagged_examples.scheme_of_sentences(read["train"])
         sets, facts = {}, Facts()
         for name, own in read.items():
-            sets[name], repaired = convert_scheme(
-                own, scheme, written=scheme_of_sentences(own), invalid=self.invalid_tags
+            sets[name], repaired = tagged_examples.convert_scheme(
+                own, scheme, written=tagged_examples.scheme_of_sentences(own), invalid=self.invalid_tags
             )
             if repaired:
                 facts[f"{name} tags repaired"] = repaired
