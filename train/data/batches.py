@@ -49,20 +49,15 @@ def prefetch(
 
 @dataclasses.dataclass
 class _TrainBatches(abc.ABC):
-    """The batches of a training run; batch `i` is a pure function of the seed, the epoch and the index in the epoch.
-
-    Attributes:
-        max_length: the longest allowed length of a row.
-        total_steps: the steps of the run, as a function of the steps of an epoch.
-    """
+    """The batches of a training run; batch `i` is a pure function of the seed, the epoch and the index in the epoch."""
 
     examples: SequenceExamples
     _: dataclasses.KW_ONLY
     size: int
     pad_id: int
-    max_length: int
+    max_length: int  # the longest allowed length of a row
     seed: int
-    total_steps: Callable[[int], int]
+    total_steps: Callable[[int], int]  # the steps of the run, as a function of the steps of an epoch
     host_shard: HostShard = WHOLE_BATCH
     _last_epoch: tuple[int, list[np.ndarray]] | None = dataclasses.field(default=None, init=False, repr=False)
 

@@ -6,27 +6,20 @@ import os
 import re
 
 from flaxbert.text.choices import ChoiceColumns, combine_choices, resolve_choice_columns
-from flaxbert.text.messages import raise_problems
-from train.data.sources import read_source
+from flaxbert.text.tables import TableRow
+from train.data.sources import parse_rows, read_source
 
 _USUAL_COLUMNS = ChoiceColumns()
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceQuestion:
-    """A context and two or more continuations of it.
+    """A context and two or more continuations of it."""
 
-    Attributes:
-        context: the text that all choices share.
-        choices: the continuations.
-        label: the index of the right one, from 0; None if it is not known.
-        source: "path:line", lines counted from 1, or "datasets:name:index", counted from 0.
-    """
-
-    context: str
+    context: str  # the text that all choices share
     choices: tuple[str, ...]
-    label: int | None
-    source: str
+    label: int | None  # the index of the right one, from 0; None if it is not known
+    source: str  # "path:line", lines counted from 1, or "datasets:name:index", counted from 0
 
 
 def read_choice_questions(
@@ -36,17 +29,9 @@ def read_choice_questions(
     split: str | None = None,
     first_label: int = 0,
 ) -> list[ChoiceQuestion]:
-    """Read all questions of a file or data set; they may have different numbers of choices.
+    """Read all questions of a file or data set, which may have different numbers of choices.
 
-    Args:
-        source: a file, or a data set as `read_source` takes it.
-        columns: the columns to read.
-        split: the split of a data set; None for files.
-        first_label: the number of the first choice in the label column.
-
-    Raises:
-        FileNotFoundError: there is no such file or data set.
-        ValueError: the columns cannot be used, or some rows cannot be read: they are counted, the first five quoted.
+    `first_label` is the number of the first choice in the label column.
     """
     found = read_source(source, split=split, lists=True)
     try:
@@ -56,17 +41,14 @@ def read_choice_questions(
             f"{os.fspath(source)}: {error}. Name them: --task.columns.context, "
             "--task.columns.question, --task.columns.choices, --task.columns.label"
         ) from None
-    questions, problems = [], []
-    for row in found.rows:
-        try:
-            cells = row.require_cells()
-            texts = combine_choices(cells, used)
-            label = _label(cells.get(used.label), used.label, len(texts.choices), first_label) if used.label else None
-            questions.append(ChoiceQuestion(texts.context, texts.choices, label, row.source))
-        except ValueError as error:
-            problems.append(f"{row.source}: {error}")
-    raise_problems(problems, len(found.rows), f"{found.expectation} Correct or remove these rows.")
-    return questions
+
+    def parse(row: TableRow) -> ChoiceQuestion:
+        cells = row.require_cells()
+        texts = combine_choices(cells, used)
+        label = _label(cells.get(used.label), used.label, len(texts.choices), first_label) if used.label else None
+        return ChoiceQuestion(texts.context, texts.choices, label, row.source)
+
+    return parse_rows(found.rows, parse, f"{found.expectation} Correct or remove these rows.")
 
 
 def _label(value: object, column: str, count: int, first: int) -> int | None:

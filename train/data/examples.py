@@ -70,13 +70,9 @@ class SequenceExamples(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSequences(SequenceExamples):
-    """Sequences with a label each.
+    """Sequences with a label each."""
 
-    Attributes:
-        labels: class ids [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled).
-    """
-
-    labels: np.ndarray
+    labels: np.ndarray  # class ids [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled)
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "LabelledSequences":
@@ -105,17 +101,11 @@ class LabelledSequences(SequenceExamples):
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceSequences(SequenceExamples):
-    """Questions with several sequences each, one of which is right; `ids` and `types` hold those of all questions.
+    """Questions with several sequences each, one of which is right; `ids` and `types` hold those of all questions."""
 
-    Attributes:
-        starts: the index of each question's first sequence, and the number of all sequences at the end [N + 1].
-        width: the largest number of sequences of a question, C.
-        labels: the index of the right choice [N]; -100 if it is not known.
-    """
-
-    starts: np.ndarray
-    width: int
-    labels: np.ndarray
+    starts: np.ndarray  # the index of each question's first sequence, and the number of all at the end [N + 1]
+    width: int  # the largest number of sequences of a question, C
+    labels: np.ndarray  # the index of the right choice [N]; -100 if it is not known
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,13 +136,9 @@ class ChoiceSequences(SequenceExamples):
 
 @dataclasses.dataclass(frozen=True)
 class SpanSequences(SequenceExamples):
-    """Sequences with a span to find in each.
+    """Sequences with a span to find in each."""
 
-    Attributes:
-        positions: the first and last position of the span [N, 2]; beyond the sequence if no loss is to count it.
-    """
-
-    positions: np.ndarray
+    positions: np.ndarray  # first and last position of the span [N, 2]; beyond the sequence if no loss is to count it
 
     def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
         """Return `start_positions` and `end_positions` [size]; those of padding lie beyond the sequence."""
@@ -163,13 +149,9 @@ class SpanSequences(SequenceExamples):
 
 @dataclasses.dataclass(frozen=True)
 class TaggedSequences(SequenceExamples):
-    """Sequences with a label for each token.
+    """Sequences with a label for each token."""
 
-    Attributes:
-        labels: class ids [T] of each sequence; -100 for tokens that no loss counts.
-    """
-
-    labels: list[np.ndarray]
+    labels: list[np.ndarray]  # class ids [T] of each sequence; -100 for tokens that no loss counts
 
     def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
         """Return `labels` [size, length], -100 in padding."""

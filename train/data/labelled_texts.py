@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxbert.text.messages import MAX_SHOWN, quote_names, raise_problems, text_cell
-from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames
-from train.data.sources import DATASET_PREFIX, read_source
+from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow
+from train.data.sources import DATASET_PREFIX, parse_rows, read_source
 
 _MAX_RATINGS = 20  # half stars are classes; more distinct decimals than that are measurements
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
@@ -42,12 +42,8 @@ _USUAL_COLUMNS = Columns()
 class LabelledText:
     """A text, or a pair of texts, to classify.
 
-    Attributes:
-        text: the text, or the first of the pair.
-        text_pair: the second of the pair; None for a text alone.
-        label: as the file spells it (JSON numbers and booleans as in JSON), several labels joined by the separator;
-            None if the file has no label column.
-        source: "path:line", lines counted from 1, or "datasets:name:index", counted from 0.
+    The label is spelled as in the file (JSON numbers and booleans as in JSON), several are joined by the separator; it
+    is None if the file has no label column.
     """
 
     text: str
@@ -66,8 +62,6 @@ def read_labelled_texts(
     """Read all rows of a file or data set. Nothing that is read is executed.
 
     Args:
-        source: a file, or a data set as `read_source` takes it.
-        columns: the columns to read.
         split: the split of a data set; None for files. A split of a single class -1 is unlabelled.
         separator: what stands between the labels of a row, which may then have several (in JSON also as a list) or
             none; None where each row has one.
@@ -83,18 +77,15 @@ def read_labelled_texts(
     used = columns
     if any(row.problem is None for row in found.rows):
         used = _resolve_columns(os.fspath(source).removeprefix(DATASET_PREFIX), names, columns)
-    texts, problems = [], []
-    for row in found.rows:
-        try:
-            cells = row.require_cells()
-            text = text_cell(cells, used.text or "")
-            pair = text_cell(cells, used.text_pair) if used.text_pair else None
-            label = _label_cell(cells, used.label, separator) if used.label else None
-            texts.append(LabelledText(text=text, text_pair=pair, label=label, source=row.source))
-        except ValueError as error:
-            problems.append(f"{row.source}: {error}")
-    raise_problems(problems, len(found.rows), f"{found.expectation} Correct or remove these rows.")
-    return texts
+
+    def parse(row: TableRow) -> LabelledText:
+        cells = row.require_cells()
+        text = text_cell(cells, used.text or "")
+        pair = text_cell(cells, used.text_pair) if used.text_pair else None
+        label = _label_cell(cells, used.label, separator) if used.label else None
+        return LabelledText(text=text, text_pair=pair, label=label, source=row.source)
+
+    return parse_rows(found.rows, parse, f"{found.expectation} Correct or remove these rows.")
 
 
 def label_ids(rows: Sequence[LabelledText], labels: Sequence[str]) -> list[int]:
@@ -128,10 +119,6 @@ def infer_labels(rows: Sequence[LabelledText], *, separator: str | None = None) 
     """Return the distinct labels in order, numbers in the order of their values.
 
     A label that occurs only in another file is missed (TNEWS: 114): give a known list of labels instead.
-
-    Args:
-        rows: the rows to train on.
-        separator: what stands between the labels of a row; None where each row has one.
 
     Raises:
         ValueError: there are no rows, a row has no label, or the labels are many numbers with decimals, for which

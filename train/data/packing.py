@@ -25,14 +25,10 @@ class PackedShape:
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatchShape:
-    """The shapes of the packed batches of a run.
-
-    Attributes:
-        row_counts: the numbers of rows, ascending, that batches are filled up to.
-    """
+    """The shapes of the packed batches of a run."""
 
     row: PackedShape
-    row_counts: tuple[int, ...]
+    row_counts: tuple[int, ...]  # the numbers of rows, ascending, that batches are filled up to
 
 
 def choose_padded_sizes(
@@ -124,7 +120,7 @@ def choose_packed_shape(
 
     Args:
         batches: the lengths of the sequences of each batch.
-        longest: the length of the longest sequence of all epochs; each row must hold it.
+        longest: the length of the longest sequence of all epochs.
         multiple: the number of rows is a multiple of it.
         compile_cost: the cost of one more number of rows, in positions of all batches.
     """

@@ -8,12 +8,14 @@ import collections
 import dataclasses
 import enum
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flaxbert.files import read_json
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
-from train.data.sources import DATASET_PREFIX, dataset_structures, reject_split
+from flaxbert.text.tables import TableRow
+from train.data.sources import dataset_structures, is_dataset, parse_rows, reject_split
 from train.metrics.squad import normalise_answer
 
 _MAX_OFFSET_ERROR = 2  # characters; Hugging Face's scripts repair offsets of published files that are wrong by as much
@@ -41,40 +43,24 @@ class SquadAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class SquadQuestion:
-    """A question about a context.
+    """A question about a context."""
 
-    Attributes:
-        id: unique in the file.
-        question: the question.
-        context: the text that holds the answer.
-        title: the title of the article; "" if the file has none.
-        answers: accepted answers; a question without any that is not `impossible` is unlabelled.
-        impossible: whether the context holds no answer.
-        source: the path and the position in the file, for messages.
-    """
-
-    id: str
+    id: str  # unique in the file
     question: str
     context: str
-    title: str
+    title: str  # the title of the article; "" if the file has none
     answers: tuple[SquadAnswer, ...]
-    impossible: bool
+    impossible: bool  # whether the context holds no answer
     source: str
 
 
 @dataclasses.dataclass(frozen=True)
 class SquadQuestions:
-    """The questions of a file, and the numbers of their answers with wrong offsets.
-
-    Attributes:
-        rows: the questions.
-        repaired: answers whose offset was wrong and is repaired.
-        not_located: answers whose offset is wrong and not repaired.
-    """
+    """The questions of a file, and the numbers of their answers with wrong offsets."""
 
     rows: list[SquadQuestion]
-    repaired: int = 0
-    not_located: int = 0
+    repaired: int = 0  # answers whose offset was wrong and is repaired
+    not_located: int = 0  # answers whose offset is wrong and not repaired
 
     @property
     def labelled(self) -> bool:
@@ -88,52 +74,34 @@ class SquadQuestions:
 
 
 def read_squad(
-    source: str | os.PathLike[str],
-    *,
-    wrong_offsets: WrongOffsets = WrongOffsets.REPAIR,
-    split: str | None = None,
+    source: str | os.PathLike[str], *, wrong_offsets: WrongOffsets = WrongOffsets.REPAIR, split: str | None = None
 ) -> SquadQuestions:
-    """Read all questions of a file, or of a data set. Nothing that is read is executed.
+    """Read all questions of a file, or of a data set.
 
     A question without answers is impossible if "is_impossible" says so, or if others in the file have "is_impossible",
     or if the version of the file is 2 or more; if no question of a file has an answer, all are unlabelled. Answers keep
     their order; blanks around a question or an answer are removed.
-
-    Args:
-        source: a file, `datasets:NAME[:CONFIG]`, or the folder of a data set.
-        wrong_offsets: the treatment of answers that do not stand at their offset.
-        split: the split of a data set; None for files.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has another format, or some questions are malformed: they are counted, the first five
-            quoted.
     """
     name = os.fspath(source)
-    if name.startswith(DATASET_PREFIX) or Path(name).expanduser().is_dir():
-        dataset = name.removeprefix(DATASET_PREFIX)
-        version, entries = "", dataset_structures(dataset, split)
-        records = [_Record(f"{DATASET_PREFIX}{dataset}:{i}", entry) for i, entry in enumerate(entries)]
+    if is_dataset(name):
+        version, records = "", dataset_structures(name, split)
     else:
         reject_split(split, Path(name))
         version, records = _read_file(Path(name).expanduser())
     if not records:
         raise ValueError(f"{name}: no questions. {_EXPECTED}")
-    raw, problems = [], []
-    for record in records:
-        try:
-            raw.append(_question(record))
-        except ValueError as error:
-            problems.append(f"{record.source}: {error}")
-    labelled = any(item.question.answers or item.impossible for item in raw)
-    problems += _contradictions(raw, version, labelled=labelled)
-    located = [_locate_answers(item.question, wrong_offsets) for item in raw]
+    remedy = f"Correct or remove these questions. {_EXPECTED}"
+    given = parse_rows(records, _question, remedy)
+    labelled = any(question.answers or question.impossible for question in given)
+    may_be_impossible = version.lstrip("vV")[:1] >= "2" or any(
+        record.cells.get("is_impossible") is not None for record in records
+    )
+    problems = list(_contradictions(given, answers_required=labelled and not may_be_impossible))
+    located = [_locate_answers(question, wrong_offsets) for question in given]
     if wrong_offsets is WrongOffsets.REFUSE:
         problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _count_not_located(q)]
-    raise_problems(problems, len(records), f"Correct or remove these questions. {_EXPECTED}")
-    changed = sum(
-        answer not in old.question.answers for new, old in zip(located, raw, strict=True) for answer in new.answers
-    )
+    raise_problems(problems, len(records), remedy)
+    changed = sum(answer not in old.answers for new, old in zip(located, given, strict=True) for answer in new.answers)
     not_located = sum(map(_count_not_located, located))
     rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in located]
     return SquadQuestions(rows, changed - not_located, not_located)
@@ -154,23 +122,7 @@ def trainable_questions(rows: Sequence[SquadQuestion], *, impossible: bool) -> l
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """A question as the file has it."""
-
-    source: str
-    content: object
-
-
-@dataclasses.dataclass(frozen=True)
-class _RawQuestion:
-    """A question before its answers are located, and its own "is_impossible"; None if it has none."""
-
-    question: SquadQuestion
-    impossible: bool | None
-
-
-def _read_file(path: Path) -> tuple[str, list[_Record]]:
+def _read_file(path: Path) -> tuple[str, list[TableRow]]:
     """Return (version, questions) of a file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -184,18 +136,21 @@ def _read_file(path: Path) -> tuple[str, list[_Record]]:
         source = f"{path}: data[{i}]"
         if not isinstance(entry, dict):
             raise ValueError(f"{source} is {entry!r:.40}, not an object. {_EXPECTED}")
-        records.extend(_article(source, entry) if "paragraphs" in entry else [_Record(source, entry)])
+        records.extend(_article(source, entry) if "paragraphs" in entry else [TableRow(source, entry)])
     return str(content.get("version", "")), records
 
 
-def _article(source: str, article: Mapping[str, object]) -> Iterator[_Record]:
+def _article(source: str, article: Mapping[str, object]) -> Iterator[TableRow]:
     for j, paragraph in enumerate(_list(source, article, "paragraphs")):
         inner = f"{source}.paragraphs[{j}]"
         if not isinstance(paragraph, dict):
             raise ValueError(f"{inner} is {paragraph!r:.40}, not an object. {_EXPECTED}")
         shared = {"title": article.get("title", "")} | {k: v for k, v in paragraph.items() if k == "context"}
         for k, question in enumerate(_list(inner, paragraph, "qas")):
-            yield _Record(f"{inner}.qas[{k}]", {**question, **shared} if isinstance(question, dict) else question)
+            if isinstance(question, dict):
+                yield TableRow(f"{inner}.qas[{k}]", {**question, **shared})
+            else:
+                yield TableRow(f"{inner}.qas[{k}]", problem=f"{question!r:.40} is not an object")
 
 
 def _list(source: str, record: Mapping[str, object], name: str) -> list[object]:
@@ -205,10 +160,8 @@ def _list(source: str, record: Mapping[str, object], name: str) -> list[object]:
     return values
 
 
-def _question(record: _Record) -> _RawQuestion:
-    content = record.content
-    if not isinstance(content, dict):
-        raise ValueError(f"{content!r:.40} is not an object")
+def _question(record: TableRow) -> SquadQuestion:
+    content = record.require_cells()
     number = content.get("id")
     impossible = content.get("is_impossible")
     if impossible is not None and not isinstance(impossible, bool):
@@ -218,7 +171,7 @@ def _question(record: _Record) -> _RawQuestion:
         raise ValueError("'is_impossible' is true, and yet there are 'answers'")
     if impossible is False and not answers:
         raise ValueError("'is_impossible' is false, and yet there are no 'answers'")
-    question = SquadQuestion(
+    return SquadQuestion(
         id=str(number) if isinstance(number, int) else text_cell(content, "id"),
         question=text_cell(content, "question", allow_blank=True).strip(),  # two of CMRC 2018 are blank
         context=text_cell(content, "context"),
@@ -227,7 +180,6 @@ def _question(record: _Record) -> _RawQuestion:
         impossible=bool(impossible),
         source=record.source,
     )
-    return _RawQuestion(question, impossible)
 
 
 def _answers(value: object) -> Iterator[SquadAnswer]:
@@ -248,14 +200,13 @@ def _answers(value: object) -> Iterator[SquadAnswer]:
         yield SquadAnswer(text.strip(), start + len(text) - len(text.lstrip()))
 
 
-def _contradictions(raw: Sequence[_RawQuestion], version: str, *, labelled: bool) -> Iterator[str]:
+def _contradictions(questions: Sequence[SquadQuestion], *, answers_required: bool) -> Iterator[str]:
     """Return problems between questions: an id that occurs twice, answers that only some questions have."""
-    may_be_impossible = version.lstrip("vV")[:1] >= "2" or any(item.impossible is not None for item in raw)
-    times = collections.Counter(item.question.id for item in raw)
-    for question in (item.question for item in raw):
+    times = collections.Counter(question.id for question in questions)
+    for question in questions:
         if times[question.id] > 1:
             yield f"{question.source}: the id {question.id[:80]!r} is there {times[question.id]} times"
-        elif labelled and not question.answers and not may_be_impossible:
+        elif answers_required and not question.answers and not question.impossible:
             yield f"{question.source}: no 'answers', and nothing says that there is none"
 
 
@@ -265,24 +216,17 @@ def _count_not_located(question: SquadQuestion) -> int:
 
 def _locate_answers(question: SquadQuestion, policy: WrongOffsets) -> SquadQuestion:
     """Return the question with corrected offsets of its answers; None for those that are not located."""
-    context, answers = question.context, []
+    answers = []
     for answer in question.answers:
         start = answer.start
-        if start is not None and (start < 0 or not context.startswith(answer.text, start)):
-            nearest = min(
-                _occurrences(context, answer.text), key=lambda found, wrong=start: abs(found - wrong), default=None
-            )
+        if start is not None and (start < 0 or not question.context.startswith(answer.text, start)):
+            matches = re.finditer(f"(?={re.escape(answer.text)})", question.context)  # they may overlap
+            places = [match.start() for match in matches]
+            nearest = min(places, key=lambda place, wrong=start: abs(place - wrong), default=None)
             near = nearest is not None and (policy is WrongOffsets.REPAIR or abs(nearest - start) <= _MAX_OFFSET_ERROR)
             start = nearest if near else None
         answers.append(SquadAnswer(answer.text, start))
     return dataclasses.replace(question, answers=tuple(answers))
-
-
-def _occurrences(context: str, text: str) -> Iterator[int]:
-    index = context.find(text)
-    while index >= 0:
-        yield index
-        index = context.find(text, index + 1)
 
 
 def _identity(question: SquadQuestion) -> tuple[str, str]:

@@ -4,13 +4,13 @@ import dataclasses
 import difflib
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from flaxbert.text.messages import quote_names
+from flaxbert.text.messages import quote_names, raise_problems
 from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table
 
 DATASET_PREFIX = "datasets:"
@@ -35,26 +35,17 @@ class SourceRows:
 def read_source(
     source: str | os.PathLike[str], *, split: str | None = None, header: bool = True, lists: bool = False
 ) -> SourceRows:
-    """Read a file, or a split of a data set.
+    """Read a file with one of the extensions of `TABLE_FORMATS`, or a split of a data set.
 
-    Args:
-        source: a file with one of the extensions of `TABLE_FORMATS`, `datasets:NAME[:CONFIG]`, the folder of a data
-            set, or a name that is not a path.
-        split: the split of a data set; None for files.
-        header: whether a .tsv or .csv has a header; without it its columns are called "0", "1", ...
-        lists: whether to read the columns of a data set that hold lists, too.
-
-    Raises:
-        FileNotFoundError: there is no such file or data set.
-        ValueError: the file, or the split, cannot be read or is empty.
+    A data set is `datasets:NAME[:CONFIG]`, its folder, or a name that is not a path.
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
     extension = path.suffix.lower()
     is_path = extension in TABLE_FORMATS or path.exists() or path.is_absolute() or name.startswith((".", "~"))
-    if name.startswith(DATASET_PREFIX) or path.is_dir() or not is_path:
-        name = name.removeprefix(DATASET_PREFIX)
+    if is_dataset(name) or not is_path:
         rows, expectation = dataset_rows(name, split, lists=lists), "Expected: strings, and scalar labels."
+        name = name.removeprefix(DATASET_PREFIX)
     else:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; {_similar_files(path)}")
@@ -70,6 +61,23 @@ def read_source(
     return SourceRows(rows, expectation)
 
 
+def is_dataset(source: str) -> bool:
+    """Return whether a source is "datasets:NAME" or a folder, not a file."""
+    return source.startswith(DATASET_PREFIX) or Path(source).expanduser().is_dir()
+
+
+def parse_rows(rows: Sequence[TableRow], parse: Callable[[TableRow], _Row], remedy: str) -> list[_Row]:
+    """Parse each row; raise a ValueError that counts the rows for which `parse` raises one, and quotes five."""
+    parsed, problems = [], []
+    for row in rows:
+        try:
+            parsed.append(parse(row))
+        except ValueError as error:
+            problems.append(f"{row.source}: {error}")
+    raise_problems(problems, len(rows), remedy)
+    return parsed
+
+
 def reject_split(split: str | None, file: Path) -> None:
     """Raise a ValueError if a split is given for a file."""
     if split is not None:
@@ -77,15 +85,10 @@ def reject_split(split: str | None, file: Path) -> None:
 
 
 def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> list[TableRow]:
-    """Read a split of a data set; class numbers become names. Remote code of data sets is never run.
-
-    Args:
-        name: "NAME[:CONFIG]" or a folder.
-        split: its split; may be None if there is only one.
-        lists: whether to read columns of lists, too.
-    """
+    """Read a split of a data set; class numbers become names. Remote code of data sets is never run."""
     import datasets
 
+    name = name.removeprefix(DATASET_PREFIX)
     data = _load_dataset(name, split)
     # Scalars, and lists of them: decoding an image beside the text costs time.
     list_items = {
@@ -104,18 +107,15 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> list[T
     return [TableRow(f"{DATASET_PREFIX}{name}:{i}", values) for i, values in enumerate(table)]
 
 
-def dataset_structures(name: str, split: str | None) -> list[dict[str, object]]:
+def dataset_structures(name: str, split: str | None) -> list[TableRow]:
     """Read the rows of a split as they are, with nested lists and structures."""
-    return _load_dataset(name, split).to_list()
+    name = name.removeprefix(DATASET_PREFIX)
+    return [TableRow(f"{DATASET_PREFIX}{name}:{i}", row) for i, row in enumerate(_load_dataset(name, split).to_list())]
 
 
 def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
-    """Read the texts in a column of a split, a thousand rows at a time.
-
-    Raises:
-        FileNotFoundError: there is no such data set.
-        ValueError: there is no such split or column, or the column does not hold strings.
-    """
+    """Read the texts in a column of a split, a thousand rows at a time."""
+    name = name.removeprefix(DATASET_PREFIX)
     data = _load_dataset(name, split)
     if column not in data.column_names:
         raise ValueError(f"{name}: no column {column!r}; found {quote_names(data.column_names)}: name another column")
@@ -129,18 +129,9 @@ def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
 def split_by_group(
     rows: Sequence[_Row], groups: Sequence[Hashable], share: float, *, seed: int
 ) -> tuple[list[_Row], list[_Row]]:
-    """Split rows into (training, validation), such that rows of one group stay together.
+    """Split rows into (training, validation), at least `share` of them; rows of one group stay together.
 
     The choice of groups depends only on the seed and on the order and sizes of the groups.
-
-    Args:
-        rows: the training set.
-        groups: the group of each row: its article, its context, or its own text.
-        share: the least share of the rows to use for validation, between 0 and 1.
-        seed: a number from 0.
-
-    Raises:
-        ValueError: no row would be left to train on.
     """
     sizes = Counter(groups)  # in the order of the rows
     names = list(sizes)

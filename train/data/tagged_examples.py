@@ -49,19 +49,13 @@ class LabelledPieces(enum.Enum):
 class TokenLabelling:
     """Settings of the conversion from sentences to examples.
 
-    Attributes:
-        ids: the class id of each tag.
-        scheme: the scheme of the tags.
-        max_length: tokens of a window at most, with [CLS] and [SEP].
-        overlap: pieces that neighbouring windows of a sentence share. Each piece is trained on and predicted in only
-            one window, that in which it has most context.
-        labelled: the pieces of a word that are trained on.
+    Each piece is trained on and predicted in only one window, that in which it has most context.
     """
 
-    ids: Mapping[str, int]
+    ids: Mapping[str, int]  # the class id of each tag
     scheme: TagScheme
-    max_length: int
-    overlap: int
+    max_length: int  # tokens of a window at most, with [CLS] and [SEP]
+    overlap: int  # pieces that neighbouring windows of a sentence share
     labelled: LabelledPieces
 
 
@@ -70,7 +64,6 @@ class TaggedExamples:
     """Examples, and the position at which the tag of each word is predicted.
 
     Attributes:
-        examples: the windows of all sentences.
         example: the index of the example of each word of all sentences [W].
         position: the position of the word's first piece in the example [W]. Both are -1 for a word without pieces:
             blanks and control characters, which the tokenizer drops.
@@ -92,7 +85,6 @@ class TaggedExamples:
 
         Args:
             predicted: class ids of each example [T].
-            sentences: the sentences of the examples.
             labels: the tag of each class id.
         """
         tags = [
@@ -111,17 +103,7 @@ def scheme_of_sentences(sentences: Sequence[TaggedSentence]) -> TagScheme:
 def convert_scheme(
     sentences: Sequence[TaggedSentence], scheme: TagScheme, *, written: TagScheme, invalid: InvalidTags
 ) -> tuple[list[TaggedSentence], int]:
-    """Return (sentences with tags of `scheme`, number of invalid tags).
-
-    Args:
-        sentences: the sentences.
-        scheme: the scheme to convert to.
-        written: the scheme in which the tags are written.
-        invalid: the treatment of tags that `written` does not allow where they are.
-
-    Raises:
-        ValueError: there are invalid tags, and they are to be refused.
-    """
+    """Return (sentences with tags of `scheme`, number of tags that the scheme `written` does not allow there)."""
     problems, result, count = [], [], 0
     for sentence in sentences:
         valid = repair_tags(sentence.tags, written)
@@ -151,11 +133,7 @@ def infer_tags(sentences: Sequence[TaggedSentence], scheme: TagScheme) -> tuple[
 
 
 def tag_ids(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> dict[str, int]:
-    """Return the index of each tag in `labels`.
-
-    Raises:
-        ValueError: `labels` holds something other than tags, a tag twice, or no O; or a sentence has another tag.
-    """
+    """Return the index of each tag in `labels`; raise a ValueError for labels that are no tags, and other tags."""
     if len(set(labels)) != len(labels) or OUTSIDE not in labels:
         raise ValueError(f"labels must be distinct, and {OUTSIDE} one of them; got {quote_names(labels)}")
     for label in labels:
@@ -208,14 +186,7 @@ def encode_sentences(
 def _piece_labels(
     sentence: TaggedSentence, firsts: np.ndarray, counts: np.ndarray, labelling: TokenLabelling
 ) -> np.ndarray:
-    """Return the class id of each piece of a sentence, -100 for pieces that are not trained on.
-
-    Args:
-        sentence: the sentence.
-        firsts: the index of the first piece of each word.
-        counts: the number of pieces of each word.
-        labelling: the settings.
-    """
+    """Return the class id of each piece of a sentence, -100 for pieces that are not trained on."""
     total = int(counts.sum())
     if labelling.labelled is LabelledPieces.ALL:
         ends = firsts + counts

@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ import tyro
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
 from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
-from train.data.sources import DATASET_PREFIX, dataset_rows, reject_split
+from train.data.sources import dataset_rows, is_dataset, parse_rows, reject_split
 
 _COLUMNS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
 _JSON_EXPECTED = (
@@ -52,41 +52,22 @@ _FIRST_AND_LAST = TagColumns()
 
 @dataclasses.dataclass(frozen=True)
 class TaggedSentence:
-    """Words, and the tag of each.
-
-    Attributes:
-        words: at least one.
-        tags: O, or B-, I-, E- or S- with a type.
-        source: "path:line" of the first word, lines counted from 1, or "datasets:name:index", counted from 0.
-        left_out: entities that overlap others (see `character_tags`) and therefore have no tags.
-    """
+    """Words, and the tag of each."""
 
     words: tuple[str, ...]
-    tags: tuple[str, ...]
-    source: str
-    left_out: int = 0
+    tags: tuple[str, ...]  # O, or B-, I-, E- or S- with a type
+    source: str  # "path:line" of the first word, lines counted from 1, or "datasets:name:index", counted from 0
+    left_out: int = 0  # entities that overlap others (see `character_tags`) and therefore have no tags
 
 
 def read_tagged_sentences(
     source: str | os.PathLike[str], *, columns: TagColumns = _FIRST_AND_LAST, split: str | None = None
 ) -> list[TaggedSentence]:
-    """Read all sentences of a file or data set. Nothing that is read is executed.
-
-    The form of each tag is checked, but not the order of tags.
-
-    Args:
-        source: a file, `datasets:NAME[:CONFIG]`, or the folder of a data set.
-        columns: the columns of a file of words.
-        split: the split of a data set; None for files.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: some rows are malformed: they are counted, the first five quoted.
-    """
+    """Read all sentences of a file or data set; the form of each tag is checked, but not their order."""
     name = os.fspath(source)
     path = Path(name).expanduser()
-    if name.startswith(DATASET_PREFIX) or path.is_dir():
-        return _from_rows(dataset_rows(name.removeprefix(DATASET_PREFIX), split, lists=True), name)
+    if is_dataset(name):
+        return _from_rows(dataset_rows(name, split, lists=True), name)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of columns or JSON lines, or `datasets:NAME`")
     reject_split(split, path)
@@ -134,13 +115,7 @@ def _character_span(text: str, kind: str, surface: str, offsets: object) -> Enti
 
 
 def _from_rows(rows: Sequence[TableRow], name: str) -> list[TaggedSentence]:
-    sentences, problems = [], []
-    for row in rows:
-        try:
-            sentences.append(_from_row(row))
-        except ValueError as error:
-            problems.append(f"{row.source}: {error}")
-    raise_problems(problems, len(rows), f"{_JSON_EXPECTED} Correct or remove these rows.")
+    sentences = parse_rows(rows, _from_row, f"{_JSON_EXPECTED} Correct or remove these rows.")
     if not sentences:
         raise ValueError(f"{name}: no sentences. {_JSON_EXPECTED}")
     return sentences
@@ -181,15 +156,6 @@ def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> TaggedS
     return TaggedSentence(tuple(words), tuple(tags), source)
 
 
-@dataclasses.dataclass(frozen=True)
-class _TaggedWord:
-    """A word with its tag, and its line in the file, from 1."""
-
-    line: int
-    word: str
-    tag: str
-
-
 def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[TaggedSentence]:
     filled = (n for n, line in enumerate(lines) if line.strip(" \t"))
     first = next((n for n in filled if not _is_remark(lines[n]) and not lines[n].startswith(_DOCUMENT_MARK)), None)
@@ -199,11 +165,12 @@ def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[
     head = _split(lines[first], separator)
     _check_columns(columns, head, f"{name}:{first + 1}")
     sentences, problems, total = [], [], 0
-    words: list[_TaggedWord] = []
+    words: list[tuple[str, str]] = []  # with their tags
+    begin = 0
     for n, line in enumerate([*lines, ""], start=1):
         if not line.strip(" \t") or line.startswith(_DOCUMENT_MARK):
             if words:
-                sentences.append(_join(words, name))
+                sentences.append(TaggedSentence(*zip(*words, strict=True), source=f"{name}:{begin}"))
             words = []
             continue
         cells = _split(line, separator)
@@ -211,8 +178,9 @@ def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[
         if _is_remark(line) and len(cells) != len(head):
             continue
         total += 1
+        begin = begin if words else n
         try:
-            words.append(_tagged_word(n, line, cells, len(head), columns))
+            words.append(_tagged_word(line, cells, len(head), columns))
         except ValueError as error:
             problems.append(f"{name}:{n}: {error}")
     remedy = f"Expected: {_COLUMNS_EXPECTED}; {len(head)} of them, as on line {first + 1}. Correct these lines, or name"
@@ -221,14 +189,7 @@ def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[
     return sentences
 
 
-def _join(words: Iterable[_TaggedWord], name: str) -> TaggedSentence:
-    words = tuple(words)
-    return TaggedSentence(
-        tuple(word.word for word in words), tuple(word.tag for word in words), f"{name}:{words[0].line}"
-    )
-
-
-def _tagged_word(number: int, line: str, cells: Sequence[str], count: int, columns: TagColumns) -> _TaggedWord:
+def _tagged_word(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tuple[str, str]:
     if problem := encoding_problem(line):
         raise ValueError(problem)
     if len(cells) != count:
@@ -236,7 +197,7 @@ def _tagged_word(number: int, line: str, cells: Sequence[str], count: int, colum
     if not cells[columns.word]:
         raise ValueError("no word")
     parse_tag(cells[columns.tag])
-    return _TaggedWord(number, cells[columns.word], cells[columns.tag])
+    return cells[columns.word], cells[columns.tag]
 
 
 def _is_remark(line: str) -> bool:

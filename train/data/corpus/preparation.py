@@ -109,12 +109,7 @@ def prepare_store(settings: Preparation) -> dict[str, int]:
     """Make the store, and return its counts.
 
     It is made in the folder NAME.preparing beside its final path, from which an interrupted preparation resumes; the
-    text must then still begin with what was tokenised.
-
-    Raises:
-        FileExistsError: the store exists.
-        FileNotFoundError: the text or the tokenizer does not exist.
-        ValueError: the text or the tokenizer cannot be used, or an interrupted preparation had other settings.
+    text must then still begin with what was tokenised. An existing store raises a FileExistsError.
     """
     require_absent(settings.output)
     reader = TextReader(settings.text, column=settings.column, split=settings.split)
@@ -187,19 +182,13 @@ def _lock(folder: Path) -> Iterator[None]:
 
 @dataclasses.dataclass
 class _Progress:
-    """The progress of a preparation, saved in a file from which it resumes.
-
-    Attributes:
-        pieces: chunks of the text that are in the store.
-        crc32c: of the characters of these chunks.
-        counts: what `StoreWriter.save` returned; None before the first save.
-    """
+    """The progress of a preparation, saved in a file from which it resumes."""
 
     file: Path
     settings: Mapping[str, object]
-    pieces: int = 0
-    crc32c: int = 0
-    counts: dict[str, int] | None = None
+    pieces: int = 0  # chunks of the text that are in the store
+    crc32c: int = 0  # of the characters of these chunks
+    counts: dict[str, int] | None = None  # what `StoreWriter.save` returned; None before the first save
 
     def save(self, writer: StoreWriter) -> None:
         self.counts = writer.save()

@@ -32,18 +32,10 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 class TextReader:
     """An iterable of the lines of all documents without blanks around them, with `END` after each document.
 
-    No line and no document is empty. Iteration raises a ValueError with the file and line for a file that cannot be
-    read.
-
-    Attributes:
-        sources: each a file, a folder (its files with a known extension, by name), "datasets:NAME[:CONFIG]" or
-            "pydoc:". In .jsonl and .parquet files and data sets a record is a document; in other files documents are
-            separated by blank lines. Files may be compressed (.gz, .bz2, .xz, .zst).
-        column: the column of records that holds the text.
-        split: the split of data sets.
-
-    Raises:
-        FileNotFoundError: there is no such file, or a folder holds none.
+    A source is a file, a folder (its files with a known extension, by name), "datasets:NAME[:CONFIG]" or "pydoc:". In
+    .jsonl and .parquet files and data sets a record is a document; in other files documents are separated by blank
+    lines. Files may be compressed (.gz, .bz2, .xz, .zst). No line and no document is empty. Iteration raises a
+    ValueError with the file and line for a file that cannot be read.
     """
 
     sources: Sequence[str]
@@ -67,8 +59,7 @@ class TextReader:
             if source == PYDOC:
                 yield from _record_lines(python_documentation())
             elif source.startswith(DATASET_PREFIX):
-                name = source.removeprefix(DATASET_PREFIX)
-                yield from _record_lines(dataset_texts(name, self.split, self.column))
+                yield from _record_lines(dataset_texts(source, self.split, self.column))
             else:
                 for file in self._files[source]:
                     with file.open("rb") as self._stream:

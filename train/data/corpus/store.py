@@ -43,16 +43,12 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-    """A corpus as tokens.
-
-    Attributes:
-        word_starts: whether a token begins a word [N]; None if a word continues with tokens that begin with ##.
-    """
+    """A corpus as tokens."""
 
     tokens: np.ndarray
     sentences: np.ndarray
     documents: np.ndarray
-    word_starts: np.ndarray | None
+    word_starts: np.ndarray | None  # whether a token begins a word [N]; None if ## marks those that do not
     tokenizer: WordPieceTokenizer
 
     @property
@@ -96,14 +92,8 @@ class TokenStore:
     def open(cls, folder: Path, *, verify: bool = True) -> "TokenStore":
         """Map the files of a store into memory.
 
-        Args:
-            folder: the store.
-            verify: whether to compare the files' SHA-256 with the record, which reads them once; else only sizes and
-                headers are compared.
-
-        Raises:
-            FileNotFoundError: there is no store.
-            ValueError: the folder is not a store, or one of another version, or a file is damaged.
+        `verify` compares their SHA-256 with the record, which reads them once; else only sizes and headers are
+        compared. A damaged file, or another version, raises a ValueError.
         """
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder}: no {RECORD} there; python -m train.data.prepare makes a store")
@@ -171,15 +161,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: Path, *, dtype: np.dtype, word_starts: bool, saved: Mapping[str, int] | None = None):
-        """Open the files.
-
-        Args:
-            word_starts: whether to write word_starts.npy.
-            saved: the result of `save` to resume from; None to begin.
-
-        Raises:
-            ValueError: the files hold less than `saved` counts.
-        """
+        """Open the files; `saved` is the result of `save` to resume from, None to begin."""
         self._folder = folder
         self._dtypes = {"tokens": np.dtype(dtype), "sentences": np.dtype(np.int64), "documents": np.dtype(np.int64)}
         if word_starts:

@@ -36,20 +36,13 @@ _INITIALS = re.compile(r"(?:[a-z]\.)+[a-z]")  # u.s, e.g
 
 @dataclasses.dataclass(frozen=True)
 class TokenChunk:
-    """The tokens of a chunk of a corpus.
-
-    Attributes:
-        lengths: tokens of each sentence, at least 1 [S].
-        ends: for each end of a document the number of the chunk's sentences before it [E].
-        word_starts: whether a token begins a word [N]; None if the tokenizer's own marks (##) tell.
-        unknown: the number of unknown tokens.
-    """
+    """The tokens of a chunk of a corpus."""
 
     ids: np.ndarray
-    lengths: np.ndarray
-    ends: np.ndarray
-    word_starts: np.ndarray | None
-    unknown: int
+    lengths: np.ndarray  # tokens of each sentence, at least 1 [S]
+    ends: np.ndarray  # for each end of a document the number of the chunk's sentences before it [E]
+    word_starts: np.ndarray | None  # whether a token begins a word [N]; None if the tokenizer's own marks (##) tell
+    unknown: int  # the number of unknown tokens
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -61,13 +54,10 @@ class SentenceTokenizer:
     """A function from a chunk of text to its `TokenChunk`; the same for the same text, wherever it runs."""
 
     def __init__(self, tokenizer: str, *, split: bool, words: Sequence[str] = ()):
-        """Load a tokenizer.
+        """Load the content of a tokenizer.json.
 
-        Args:
-            tokenizer: the content of a tokenizer.json.
-            split: whether lines are paragraphs to be split into sentences; else each line is a sentence.
-            words: words of a language that writes no blanks between them; neighbouring characters that form one of
-                them are one word.
+        With `split` lines are paragraphs to be split into sentences; else each line is a sentence. `words` are those
+        of a language that writes no blanks between them: neighbouring characters that form one of them are one word.
         """
         self._backend = Tokenizer.from_str(tokenizer)
         self._backend.encode_special_tokens = True  # "[MASK]" in a text is not the token [MASK]

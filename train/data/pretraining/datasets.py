@@ -140,19 +140,14 @@ class ExampleOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingData:
-    """The data of a pretraining run.
-
-    Attributes:
-        held_out_counts: [V], occurrences of each token in the held-out data.
-        facts: figures for the run's summary.
-    """
+    """The data of a pretraining run."""
 
     tokenizer: WordPieceTokenizer
     train: TrainSet
     steps_per_epoch: int
     held_out: Iterable[HostBatch]
-    held_out_counts: np.ndarray
-    facts: Mapping[str, str | float | int]
+    held_out_counts: np.ndarray  # [V], occurrences of each token in the held-out data
+    facts: Mapping[str, str | float | int]  # figures for the run's summary
 
     @property
     def unigram_entropy(self) -> float:
@@ -166,15 +161,9 @@ class PretrainingData:
 def open_text(
     text: str, tokenizer: WordPieceTokenizer | None, learn: Callable[[Sequence[str]], WordPieceTokenizer]
 ) -> TokenStore:
-    """Open a token store, or tokenize text into one in memory.
+    """Open the folder of a token store, or tokenize text that `TextReader` reads into one in memory.
 
-    Args:
-        text: folder of a store, or what `TextReader` reads.
-        tokenizer: for text that is not a store; None to learn one from the text.
-        learn: learns a tokenizer from lines of text.
-
-    Raises:
-        FileNotFoundError, ValueError: the text does not exist, cannot be read, or is empty.
+    Without a tokenizer for the text, `learn` makes one from its lines.
     """
     folder = Path(text).expanduser()
     if (folder / RECORD).is_file():

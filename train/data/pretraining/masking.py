@@ -56,28 +56,18 @@ class MaskingRule:
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay.
-
-    Attributes:
-        cls_sep: the ids of [CLS] and [SEP].
-        special_ids: the ids of special tokens, which are never chosen.
-        continues: whether a token continues a word (##) [V].
-    """
+    """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay."""
 
     rule: MaskingRule
     vocab_size: int
     mask_id: int
-    cls_sep: tuple[int, int]
-    special_ids: tuple[int, ...]
-    continues: np.ndarray
+    cls_sep: tuple[int, int]  # the ids of [CLS] and [SEP]
+    special_ids: tuple[int, ...]  # the ids of special tokens, which are never chosen
+    continues: np.ndarray  # whether a token continues a word (##) [V]
 
     @classmethod
     def of(cls, tokenizer: WordPieceTokenizer, rule: MaskingRule) -> "Masking":
-        """Return the masking for the vocabulary of a tokenizer.
-
-        Raises:
-            ValueError: whole words are to be chosen, but only WordPiece marks the tokens that continue a word.
-        """
+        """Return the masking for the vocabulary of a tokenizer; whole words need a WordPiece tokenizer."""
         if rule.whole_words and not tokenizer.has_word_pieces:
             kind = type(tokenizer.backend.model).__name__
             raise ValueError(f"whole_words needs a WordPiece tokenizer, but this one is {kind}; leave whole_words out")
@@ -161,12 +151,7 @@ class Masking:
     def _choose_units(self, bits: np.ndarray, group: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Choose the units (words, or tokens) with the smallest bits in each group, as many as there is room for.
 
-        Args:
-            bits: random bits of each unit [U].
-            sizes: tokens of each group, special ones included.
-
-        Returns:
-            Whether each unit is chosen [U].
+        Return a boolean for each unit [U]; `sizes` are the tokens of each group, special ones included.
         """
         room = (
             np.maximum(1, np.rint(self.rule.rate * sizes).astype(np.int64))

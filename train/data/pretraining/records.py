@@ -28,14 +28,10 @@ _FEATURES = (*_TOKEN_FEATURES, *_PREDICTION_FEATURES, _LABEL)
 
 @dataclasses.dataclass(frozen=True)
 class RecordFiles:
-    """The records of some files.
-
-    Attributes:
-        locations: of each record the index of its file, the offset of its data and their length in bytes [N, 3].
-    """
+    """The records of some files."""
 
     files: Sequence[Path]
-    locations: np.ndarray
+    locations: np.ndarray  # of each record the index of its file, and offset and length of its data in bytes [N, 3]
 
     @classmethod
     def find(cls, path: Path) -> "RecordFiles":
@@ -87,23 +83,16 @@ class RecordFiles:
 
 @dataclasses.dataclass
 class RecordBatches:
-    """Batches of records by number, endless and in another order every epoch; iterated, each record once.
-
-    Attributes:
-        chosen: the numbers of the records to use.
-        length: tokens of a row, T.
-        predictions: predicted positions of a row, M.
-        seed: the seed of the order; None if batches are only iterated, in the order of `chosen`.
-    """
+    """Batches of records by number, endless and in another order every epoch; iterated, each record once."""
 
     records: RecordFiles
-    chosen: np.ndarray
+    chosen: np.ndarray  # the numbers of the records to use
     _: dataclasses.KW_ONLY
     size: int
-    length: int
-    predictions: int
+    length: int  # tokens of a row, T
+    predictions: int  # predicted positions of a row, M
     vocab_size: int
-    seed: int | None
+    seed: int | None  # the seed of the order; None if batches are only iterated, in the order of `chosen`
     host_shard: HostShard = WHOLE_BATCH
 
     def __post_init__(self):

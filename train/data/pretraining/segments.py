@@ -19,19 +19,12 @@ TokenRange = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingExamples:
-    """Examples without their tokens; [CLS] stands before the first range of each, [SEP] after every range.
+    """Examples without their tokens; [CLS] stands before the first range of each, [SEP] after every range."""
 
-    Attributes:
-        spans: the first token of each range in the store, and one past its last [S, 2].
-        firsts: the index of the first range of each example, and S at the end [E + 1].
-        labels: FOLLOWS or RANDOM [E]; 0 in examples of one segment.
-        keys: the random key of each example, uint64 [E].
-    """
-
-    spans: np.ndarray
-    firsts: np.ndarray
-    labels: np.ndarray
-    keys: np.ndarray
+    spans: np.ndarray  # the first token of each range in the store, and one past its last [S, 2]
+    firsts: np.ndarray  # the index of the first range of each example, and S at the end [E + 1]
+    labels: np.ndarray  # FOLLOWS or RANDOM [E]; 0 in examples of one segment
+    keys: np.ndarray  # the random key of each example, uint64 [E]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,15 +66,9 @@ class NextSentencePairs:
     """Pairs of segments, half of them random (create_pretraining_data.py of google-research/bert)."""
 
     def __init__(self, store: TokenStore, documents: np.ndarray, *, max_length: int, short: float):
-        """Prepare to build pairs.
+        """Prepare to build pairs of at most `max_length` tokens, with [CLS] and [SEP]s.
 
-        Args:
-            documents: the numbers of the documents from which random segments are drawn.
-            max_length: tokens of a pair, with [CLS] and [SEP]s, at most.
-            short: the fraction of documents that are cut into shorter pairs.
-
-        Raises:
-            ValueError: there are fewer than two documents, or no room for two tokens.
+        Random segments are drawn from `documents`; a fraction `short` of documents is cut into shorter pairs.
         """
         if len(documents) < 2:
             raise ValueError(
@@ -109,11 +96,7 @@ class NextSentencePairs:
         return PretrainingExamples.of(pairs, labels, random_bits(key, np.arange(len(pairs))))
 
     def _add_pairs(
-        self,
-        span: DocumentSpan,
-        chance: random.Random,
-        pairs: list[tuple[TokenRange, TokenRange]],
-        labels: list[int],
+        self, span: DocumentSpan, chance: random.Random, pairs: list[tuple[TokenRange, TokenRange]], labels: list[int]
     ) -> None:
         starts = self._store.sentences[span.first : span.end + 1].tolist()
         count, target = span.end - span.first, self._room

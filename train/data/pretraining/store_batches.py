@@ -25,17 +25,11 @@ _CACHED_BLOCKS = 3  # threads may be ahead of each other
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingRowShape:
-    """The capacity of a row.
+    """The capacity of a row."""
 
-    Attributes:
-        length: tokens, T.
-        slots: examples at most, P; None if a row is a single example.
-        predictions: predicted positions at most, M.
-    """
-
-    length: int
-    slots: int | None
-    predictions: int
+    length: int  # tokens, T
+    slots: int | None  # examples at most, P; None if a row is a single example
+    predictions: int  # predicted positions at most, M
 
     @classmethod
     def of(cls, rule: MaskingRule, *, max_length: int, row_length: int | None = None) -> "PretrainingRowShape":
@@ -50,16 +44,12 @@ class PretrainingRowShape:
 
 @dataclasses.dataclass(frozen=True)
 class RowBuilder:
-    """Builds the arrays of a batch.
-
-    Attributes:
-        two_segments: whether the second range of an example has token type 1, and its label is a target.
-    """
+    """Builds the arrays of a batch."""
 
     store: TokenStore
     masking: Masking
     shape: PretrainingRowShape
-    two_segments: bool
+    two_segments: bool  # whether the second range of an example has token type 1, and its label is a target
 
     def __call__(self, examples: PretrainingExamples, rows: Sequence[Sequence[int]]) -> HostBatch:
         """Return the batch of R rows, each given as the indices of its examples; a row without any is padding.
