@@ -28,7 +28,8 @@ from flaxbert.lm_heads import BertForMaskedLM, BertLMHeadModel
 from flaxbert.models import BertModel, PreTrainedModel
 
 # weights
-from flaxbert.pretrained import from_pretrained, save_pretrained
+from flaxbert.weights.folder import save_pretrained
+from flaxbert.weights.load import from_pretrained
 
 __all__ = [
     "ARCHITECTURES",

@@ -114,23 +114,21 @@ class BertConfig:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
-        """Read config.json of a folder, or the file itself; see `flaxbert.families.config_file.read_config`."""
-        from flaxbert.families import family_of_config_class
-        from flaxbert.families.config_file import read_config
+        """Read config.json of a folder, or the file itself; see `flaxbert.families.read_config`."""
+        from flaxbert.families import family_of_config_class, read_config
 
         return cast(Self, read_config(path, family_of_config_class(cls)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a configuration from the keys of a config.json; see `config_file.config_from_dict`."""
-        from flaxbert.families import family_of_config_class
-        from flaxbert.families.config_file import config_from_dict
+        """Build a configuration from the keys of a config.json; see `families.config_from_dict`."""
+        from flaxbert.families import config_from_dict, family_of_config_class
 
         return cast(Self, config_from_dict(values, family_of_config_class(cls)))
 
     def to_dict(self, *, architecture: str | None = None) -> dict[str, Any]:
-        """Return the content of a config.json that `transformers` reads; see `config_file.config_to_dict`."""
-        from flaxbert.families.config_file import config_to_dict
+        """Return the content of a config.json that `transformers` reads; see `families.config_to_dict`."""
+        from flaxbert.families import config_to_dict
 
         return config_to_dict(self, architecture=architecture)
 

@@ -1,22 +1,28 @@
-"""Atomic writes, safe reads of files named by untrusted checkpoints, and escaping of their text before it is printed.
+"""Atomic writes, safe reads of files named by untrusted checkpoints, checksums, and escaping of text for a terminal.
 
 Atomic means: write to a temporary file beside the target, fsync, rename. Readers never see half of a file.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+CHECKSUMS_FILE = "SHA256SUMS"  # beside the weights; `sha256sum -c SHA256SUMS` reads it too
 
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_NAME_BYTES = 255  # limit of common file systems
 _MAX_PRINTED, _PRINTED_END = 100_000, 2000  # characters
+_CHECKSUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\0\n]+)")
+_MAX_CHECKSUMS_BYTES = 2**20
 
 
 def path_inside(folder: Path, name: str) -> Path:
@@ -119,12 +125,63 @@ def _umask() -> int:
     return current
 
 
+# -- checksums -------------------------------------------------------------------------------------------
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def format_checksums(digests: Mapping[str, str]) -> str:
+    """Return the content of SHA256SUMS for digests in hexadecimal by file name."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def verify_checksums(folder: Path, files: Iterable[Path]) -> bool:
+    """Compare files of a folder with its SHA256SUMS, and return whether it lists any of them.
+
+    Raises:
+        ValueError: a file differs from its checksum, or SHA256SUMS is malformed or larger than 1 MiB.
+    """
+    sums = path_inside(folder, CHECKSUMS_FILE)
+    if not sums.is_file():
+        return False
+    digests = _read_checksums(sums)
+    listed = {file: digests[name] for file in files if (name := file.relative_to(folder).as_posix()) in digests}
+    for file, digest in listed.items():
+        if not file.is_file():
+            raise ValueError(f"{file}: listed in {CHECKSUMS_FILE}, but not a regular file")
+        if file_sha256(file) != digest:
+            raise ValueError(
+                f"{file}: does not match {CHECKSUMS_FILE} beside it. Either the file is damaged, "
+                f"or it was replaced after {CHECKSUMS_FILE} was written (then delete {CHECKSUMS_FILE})"
+            )
+    return bool(listed)
+
+
+def _read_checksums(file: Path) -> dict[str, str]:
+    size = file.stat().st_size
+    if size > _MAX_CHECKSUMS_BYTES:
+        raise ValueError(f"{file}: {size} bytes; at most {_MAX_CHECKSUMS_BYTES} are read")
+    try:
+        lines = file.read_bytes().decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error})") from None
+    matches = [_CHECKSUM_LINE.fullmatch(line) for line in lines if line]
+    if not all(matches):
+        raise ValueError(f"{file}: not in the format of sha256sum (DIGEST  FILE)")
+    return {match[2]: match[1] for match in matches if match}
+
+
+# -- terminals -------------------------------------------------------------------------------------------
+
+
 def escape_control_characters(text: str, *, lines: bool = True) -> str:
     """Escape non-printable characters as Python literals do; over 100,000 characters the middle is left out.
 
-    Args:
-        text: text from a file, or an error message that quotes a file.
-        lines: keep line ends as they are.
+    Line ends stay as they are with `lines`.
     """
     if len(text) > _MAX_PRINTED:
         text = f"{text[:_MAX_PRINTED]}\n... ({len(text):,} characters) ...\n{text[-_PRINTED_END:]}"

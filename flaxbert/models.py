@@ -102,8 +102,8 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls: type[Model], path: str | Path, **arguments: Any) -> tuple[Model, dict[str, Any]]:
-        """Load a checkpoint: return the model and its float32 parameters; see `pretrained.load_model`."""
-        from flaxbert.pretrained import load_model  # readers of files, which the model itself does not need
+        """Load a checkpoint: return the model and its float32 parameters; see `weights.load.load_model`."""
+        from flaxbert.weights.load import load_model  # readers of files, which the model itself does not need
 
         return load_model(cls, path, **arguments)
 

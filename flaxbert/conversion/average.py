@@ -1,44 +1,16 @@
 """The mean of several checkpoints of one model, with one tensor in memory at a time."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.families import architecture_of
 from flaxbert.files import atomic_folder, require_absent
 from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
-from flaxbert.weights.checkpoint_files import ORBAX
+from flaxbert.weights.checkpoint import ORBAX
 from flaxbert.weights.folder import WriteOptions, write_model_folder
 from flaxbert.weights.formats.orbax_params import orbax_steps
-from flaxbert.weights.tensors import LazyTensor
-
-
-@dataclasses.dataclass(frozen=True)
-class _MeanTensor:
-    """The mean of tensors of one shape, summed in float64, in the type of the first."""
-
-    tensors: Sequence[LazyTensor]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.tensors[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensors[0].shape
-
-    @property
-    def supports_row_reads(self) -> bool:
-        return all(tensor.supports_row_reads for tensor in self.tensors)
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        total = self.tensors[0].read(rows).astype(np.float64)
-        for tensor in self.tensors[1:]:
-            total += tensor.read(rows)
-        return (total / len(self.tensors)).astype(self.dtype)
+from flaxbert.weights.tensors import mean
 
 
 def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None = None) -> list[Path]:
@@ -75,7 +47,7 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
             )
     for checkpoint in checkpoints:
         checkpoint.checkpoint.verify_checksums()
-    tensors = {name: _MeanTensor([one.tensors[name] for one in matched]) for name in first.tensors}
+    tensors = {name: mean([one.tensors[name] for one in matched]) for name in first.tensors}
     options = WriteOptions(in_given_order=any(checkpoint.checkpoint.format == ORBAX for checkpoint in checkpoints))
     with atomic_folder(target) as folder:
         write_model_folder(folder, model, tensors, options)

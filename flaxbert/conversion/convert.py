@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,32 @@ import jax
 import numpy as np
 
 from flaxbert.conversion.matching import ModelCheckpoint
-from flaxbert.conversion.unknown_models import choose_file_format, copied_config, copied_tensors
-from flaxbert.families import FAMILIES, architecture_of
-from flaxbert.families.config_file import architecture_name, read_config, read_model_type
+from flaxbert.families import FAMILIES, architecture_name, architecture_of, read_config, read_model_type
 from flaxbert.families.family import ParameterPath
-from flaxbert.files import atomic_folder, atomic_write, require_absent
+from flaxbert.files import (
+    CHECKSUMS_FILE,
+    atomic_folder,
+    atomic_write,
+    format_checksums,
+    path_inside,
+    read_json,
+    require_absent,
+)
 from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
-from flaxbert.weights.checkpoint_files import ORBAX, Checkpoint, open_checkpoint
-from flaxbert.weights.checksums import CHECKSUMS_FILE, format_checksums
-from flaxbert.weights.file_format import FILE_FORMATS, FileFormat
+from flaxbert.weights.checkpoint import FILE_FORMATS, FLAX, ORBAX, Checkpoint, FileFormat, open_checkpoint
 from flaxbert.weights.folder import DTYPES, WriteOptions, config_text, write_folder, write_model_folder
 from flaxbert.weights.formats.orbax_params import write_orbax_params
 from flaxbert.weights.load import MatchedTensors, initialise, match
 from flaxbert.weights.names import ParameterTensor
-from flaxbert.weights.tensors import CastTensor, LazyTensor, ObservedTensor, tensors_equal
+from flaxbert.weights.tensors import LazyTensor, cast, observed, tensors_equal
 
 FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
+
+# Model types of which the names of the tensors that Flax's classes transpose are known to the Flax format.
+_FLAX_MODEL_TYPES = ("distilbert",)
+
+_log = logging.getLogger("flaxbert")
 
 ReportProgress = Callable[[int, int], None]
 """A function that is called after each tensor with the bytes written so far and in total."""
@@ -37,11 +47,9 @@ class Conversion:
     """The result of a conversion.
 
     Attributes:
-        read: the format that was read.
-        written: the format that was written.
+        read, written: the formats.
         head: the class.
-        tensors: the number of tensors written.
-        bytes: the size of their numbers.
+        tensors, bytes: the number of tensors written, and the size of their numbers.
         drawn: names of newly initialised tensors, which the checkpoint lacked.
         left_out: names in the checkpoint that the class does not take: buffers, aliases of tied weights, another
             head's, an optimizer's.
@@ -81,7 +89,6 @@ class _Output:
             raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
 
     def observed(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-        """Wrap the tensors so that each read reports progress."""
         report, total, done = self.progress, _total_bytes(tensors), 0
         if report is None:
             return tensors
@@ -91,7 +98,7 @@ class _Output:
             done = min(done + size, total)  # a tensor may have two names in the files, and is read for both
             report(done, total)
 
-        return {name: ObservedTensor(tensor, count) for name, tensor in tensors.items()}
+        return {name: observed(tensor, count) for name, tensor in tensors.items()}
 
 
 def convert(
@@ -133,8 +140,8 @@ def convert(
     checkpoint = open_checkpoint(Path(path))
     model_type = read_model_type(checkpoint.config_folder)
     if model_type not in FAMILIES:
-        file_format = choose_file_format(checkpoint, model_type, format, head=head, hidden_act=hidden_act)
-        return _copy_unknown_model(checkpoint, model_type, file_format, output)
+        _require_copyable(checkpoint, model_type, format, head=head, hidden_act=hidden_act)
+        return _copy_unknown_model(checkpoint, model_type, output)
     config = read_config(checkpoint.config_folder)
     if hidden_act is not None:
         config = config.replace(hidden_act=hidden_act)
@@ -148,7 +155,7 @@ def _convert_model(
     checkpoint.verify_checksums()
     tensors = _all_tensors(model, matched, key)
     if output.dtype is not None:
-        tensors = {name: CastTensor(tensor, name, np.dtype(output.dtype)) for name, tensor in tensors.items()}
+        tensors = {name: cast(tensor, np.dtype(output.dtype), name=name) for name, tensor in tensors.items()}
     architecture = architecture_of(model)
     with atomic_folder(output.target) as folder:
         _write(folder, model, matched, output.observed(tensors), output, in_given_order=checkpoint.format == ORBAX)
@@ -166,30 +173,6 @@ def _convert_model(
         bytes=_total_bytes(tensors),
         drawn=sorted(matched.missing),
         left_out=sorted([*matched.left_out, *checkpoint.skipped_names]),
-        files=["config.json", CHECKSUMS_FILE, *files],
-    )
-
-
-def _copy_unknown_model(
-    checkpoint: Checkpoint, model_type: str, file_format: FileFormat, output: _Output
-) -> Conversion:
-    checkpoint.verify_checksums()
-    tensors = copied_tensors(checkpoint, output.dtype)
-    with atomic_folder(output.target) as folder:
-        config = copied_config(checkpoint.config_folder, output.dtype)
-        options = WriteOptions(file_format, output.max_shard_size)
-        write_folder(folder, config, output.observed(tensors), options)
-        if output.verify:
-            _compare(folder, tensors, open_checkpoint(folder).tensors)
-        files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=True)
-    return Conversion(
-        read=checkpoint.format,
-        written=file_format.name,
-        head=architecture_name(json.loads(config)) or model_type,
-        tensors=len(tensors),
-        bytes=_total_bytes(tensors),
-        drawn=[],
-        left_out=sorted(checkpoint.tensors.keys() - tensors.keys()),
         files=["config.json", CHECKSUMS_FILE, *files],
     )
 
@@ -218,16 +201,19 @@ def _write(
     *,
     in_given_order: bool,
 ) -> None:
-    for file_format in FILE_FORMATS:
-        if file_format.name == output.format:
-            options = WriteOptions(file_format, output.max_shard_size, in_given_order=in_given_order)
-            write_model_folder(folder, model, tensors, options)
-            return
+    if output.format != ORBAX:
+        options = WriteOptions(_file_format(output.format), output.max_shard_size, in_given_order=in_given_order)
+        write_model_folder(folder, model, tensors, options)
+        return
     digests = write_orbax_params(folder, matched.mappings, tensors)
     texts = {"config.json": config_text(model, tensors), CHECKSUMS_FILE: format_checksums(digests)}
     for name, text in texts.items():
         with atomic_write(folder / name) as file:
             file.write_text(text, encoding="utf-8")
+
+
+def _file_format(name: str) -> FileFormat:
+    return next(known for known in FILE_FORMATS if known.name == name)
 
 
 def _compare(folder: Path, expected: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
@@ -242,3 +228,70 @@ def _compare(folder: Path, expected: Mapping[str, LazyTensor], written: Mapping[
 
 def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
     return sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in tensors.values())
+
+
+# -- families without a class here, such as DistilBERT: tensors are copied unchanged ----------------------
+
+
+def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output) -> Conversion:
+    checkpoint.verify_checksums()
+    tensors = copied_tensors(checkpoint, output.dtype)
+    with atomic_folder(output.target) as folder:
+        config = _copied_config(checkpoint.config_folder, output.dtype)
+        options = WriteOptions(_file_format(output.format), output.max_shard_size)
+        write_folder(folder, config, output.observed(tensors), options)
+        if output.verify:
+            _compare(folder, tensors, open_checkpoint(folder).tensors)
+        files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=True)
+    return Conversion(
+        read=checkpoint.format,
+        written=output.format,
+        head=architecture_name(json.loads(config)) or model_type,
+        tensors=len(tensors),
+        bytes=_total_bytes(tensors),
+        drawn=[],
+        left_out=sorted(checkpoint.tensors.keys() - tensors.keys()),
+        files=["config.json", CHECKSUMS_FILE, *files],
+    )
+
+
+def _require_copyable(
+    checkpoint: Checkpoint, model_type: str, format: str, *, head: str | None, hidden_act: str | None
+) -> None:
+    """Raise ValueError for a request that needs a class of this library."""
+    folder = checkpoint.config_folder
+    for name, value in {"head": head, "hidden_act": hidden_act}.items():
+        if value is not None:
+            raise ValueError(
+                f"{folder}: {name} is {value!r}; model_type is {model_type!r}, which has no class here that takes it"
+            )
+    to_or_from_flax = FLAX.name in (format, checkpoint.format) and format != checkpoint.format
+    if format == ORBAX or (to_or_from_flax and model_type not in _FLAX_MODEL_TYPES):
+        raise ValueError(
+            f"{folder}: {model_type!r} has no class here; it cannot be converted from {checkpoint.format} to {format}"
+        )
+    _log.warning("%s: model_type is %r, which has no class here; its tensors are copied unchanged", folder, model_type)
+
+
+def copied_tensors(checkpoint: Checkpoint, dtype: str | None = None) -> dict[str, LazyTensor]:
+    """Return all tensors but position ids, which old files hold; floating-point ones as `dtype` where it is given."""
+
+    def convert(name: str, tensor: LazyTensor) -> LazyTensor:
+        floating = np.dtype(tensor.dtype).kind in "fV"  # V: bfloat16
+        return cast(tensor, np.dtype(dtype), name=name) if dtype is not None and floating else tensor
+
+    return {
+        name: convert(name, tensor)
+        for name, tensor in checkpoint.tensors.items()
+        if not name.endswith("embeddings.position_ids")
+    }
+
+
+def _copied_config(folder: Path, dtype: str | None) -> str:
+    """Return the content of config.json with its dtype replaced, and without the keys that name code to run."""
+    values: Mapping[str, Any] = read_json(path_inside(folder, "config.json"))
+    dropped = ("auto_map", "torch_dtype", "trust_remote_code")
+    kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in dropped}
+    if dtype is not None or "torch_dtype" in values:
+        kept["dtype"] = dtype if dtype is not None else values["torch_dtype"]
+    return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"

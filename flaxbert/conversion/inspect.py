@@ -8,9 +8,8 @@ from typing import Any
 
 from flaxbert.config import BertConfig
 from flaxbert.conversion.matching import ModelCheckpoint, infer_architecture
-from flaxbert.families import BERT
-from flaxbert.families.config_file import config_to_dict, read_config
-from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.families import BERT, config_to_dict, read_config
+from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.load import match
 
 

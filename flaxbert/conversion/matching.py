@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import cast
 
 from flaxbert.config import BertConfig
-from flaxbert.families import ARCHITECTURES, Architecture, Family, architecture_of, family_of_config_class
-from flaxbert.families.config_file import architecture_name, read_config
+from flaxbert.families import (
+    ARCHITECTURES,
+    Architecture,
+    Family,
+    architecture_name,
+    architecture_of,
+    family_of_config_class,
+    read_config,
+)
 from flaxbert.models import BertModel, PreTrainedModel
-from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
+from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
 from flaxbert.weights.load import MatchedTensors, match
 from flaxbert.weights.names import canonical_name
 

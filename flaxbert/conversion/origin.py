@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flaxbert.tokenizer_files import SENTENCE_TRANSFORMERS_FILES, TOKENIZER_FILES
-from flaxbert.weights.file_format import FILE_FORMATS
+from flaxbert.weights.checkpoint import FILE_FORMATS
 
 # org/name or name, as the hub allows them.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

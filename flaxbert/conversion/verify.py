@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxbert.conversion.convert import copied_tensors
 from flaxbert.conversion.matching import ModelCheckpoint
-from flaxbert.conversion.unknown_models import copied_tensors
-from flaxbert.families import FAMILIES, architecture_of, random_inputs
-from flaxbert.families.config_file import config_to_dict, read_config, read_model_type
+from flaxbert.families import FAMILIES, architecture_of, config_to_dict, random_inputs, read_config, read_model_type
 from flaxbert.models import PreTrainedModel
-from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.load import MatchedTensors, place_on_devices
 from flaxbert.weights.tensors import LazyTensor, row_slices
 

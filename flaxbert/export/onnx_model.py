@@ -30,7 +30,8 @@ from flaxbert.export.exported_model import (
 from flaxbert.families import architecture_of
 from flaxbert.files import require_absent
 from flaxbert.models import PreTrainedModel
-from flaxbert.pretrained import from_pretrained, save_pretrained
+from flaxbert.weights.folder import save_pretrained
+from flaxbert.weights.load import from_pretrained
 
 GRAPH = "model.onnx"
 _OPSET = 17  # the first with LayerNormalization

@@ -34,7 +34,7 @@ from flaxbert.export.exported_model import (
     write_export,
 )
 from flaxbert.files import read_json, require_absent
-from flaxbert.pretrained import from_pretrained
+from flaxbert.weights.load import from_pretrained
 
 PROGRAM, WEIGHTS = "program.stablehlo", "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -1,9 +1,13 @@
-"""The families of models: one file describes one family; here they are listed and looked up.
+"""The families of models, listed and looked up; config.json of every family, read and written.
 
-To add a family, write its file and add it to `FAMILIES`.
+One file describes one family. To add a family, write its file and add it to `FAMILIES`.
 """
 
+import dataclasses
+import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,36 +15,40 @@ from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.family import Architecture, Family, HeadKind
 from flaxbert.families.roberta import ROBERTA
+from flaxbert.files import path_inside, read_json
 from flaxbert.models import PreTrainedModel
 
-__all__ = [
-    "ARCHITECTURES",
-    "BERT",
-    "FAMILIES",
-    "Architecture",
-    "Family",
-    "HeadKind",
-    "ROBERTA",
-    "architecture_of",
-    "family_of",
-    "family_of_config_class",
-    "model_class",
-    "random_inputs",
-]
+_log = logging.getLogger("flaxbert")
 
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, ROBERTA)}
 """The families by the "model_type" of config.json."""
-
-ARCHITECTURES: Mapping[str, type[PreTrainedModel]] = {
-    architecture.name: architecture.model_class for family in FAMILIES.values() for architecture in family.architectures
-}
-"""The model classes of all families by the name in config.json's "architectures"."""
 
 _BY_CLASS = {
     architecture.model_class: (family, architecture)
     for family in FAMILIES.values()
     for architecture in family.architectures
 }
+
+ARCHITECTURES: Mapping[str, type[PreTrainedModel]] = {model_class.__name__: model_class for model_class in _BY_CLASS}
+"""The model classes of all families by the name in config.json's "architectures"."""
+
+GOOGLE_FILE = "bert_config.json"
+
+# Keys that name the file, its tensors or the program that wrote it. They are written anew or not at all.
+FILE_KEYS = frozenset(
+    [
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "_name_or_path",
+        "name_or_path",
+        "label2id",
+    ]
+)
+
+# -- models ----------------------------------------------------------------------------------------------
 
 
 def family_of(model: PreTrainedModel | type[PreTrainedModel]) -> Family:
@@ -53,20 +61,20 @@ def family_of(model: PreTrainedModel | type[PreTrainedModel]) -> Family:
 
 
 def architecture_of(model: PreTrainedModel | type[PreTrainedModel]) -> Architecture:
-    """Return the entry of a model's class, or of the class that it inherits from.
-
-    Raises:
-        TypeError: as `family_of`.
-    """
+    """Return the entry of a model's class, or of the class that it inherits from; TypeError where no family has one."""
     return _listed(model)[1]
 
 
-def family_of_config_class(config_class: type[BertConfig]) -> Family:
-    """Return the family of a configuration class, or of the class that it inherits from.
+def _listed(model: PreTrainedModel | type[PreTrainedModel]) -> tuple[Family, Architecture]:
+    model_class = model if isinstance(model, type) else type(model)
+    for ancestor in model_class.__mro__:
+        if ancestor in _BY_CLASS:
+            return _BY_CLASS[ancestor]
+    raise TypeError(f"{model_class.__name__} is a class of no family; known: {', '.join(ARCHITECTURES)}")
 
-    Raises:
-        TypeError: no family lists it.
-    """
+
+def family_of_config_class(config_class: type[BertConfig]) -> Family:
+    """Return the family of a configuration class, or of the class that it inherits from; TypeError without one."""
     for ancestor in config_class.__mro__:
         for family in FAMILIES.values():
             if ancestor is family.config_class:
@@ -108,9 +116,115 @@ def random_inputs(model: PreTrainedModel, *, rows: int, length: int, seed: int =
     return {name: arrays[name] for name in model.input_names}
 
 
-def _listed(model: PreTrainedModel | type[PreTrainedModel]) -> tuple[Family, Architecture]:
-    model_class = model if isinstance(model, type) else type(model)
-    for ancestor in model_class.__mro__:
-        if ancestor in _BY_CLASS:
-            return _BY_CLASS[ancestor]
-    raise TypeError(f"{model_class.__name__} is a class of no family; known: {', '.join(ARCHITECTURES)}")
+# -- config.json -----------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path, family: Family | None = None) -> BertConfig:
+    """Read config.json (or Google's bert_config.json) of a folder, or the file itself; of `family` where one is given.
+
+    Google's code calls the tanh approximation "gelu": "gelu" in a file named bert_config.json is read as "gelu_new",
+    with a warning.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not JSON, of another model type, or has a value that is impossible or not supported.
+    """
+    file, values = _read_values(path)
+    if file.name == GOOGLE_FILE and values.get("hidden_act") == "gelu":
+        values["hidden_act"] = "gelu_new"
+        _log.warning('%s: Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"', file)
+    try:
+        return config_from_dict(values, family)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def read_model_type(path: str | Path) -> str:
+    """Return the "model_type" of a folder's config.json; "bert" where there is none, as in Google's files."""
+    file, values = _read_values(path)
+    model_type = values.get("model_type", BERT.model_type)
+    if not isinstance(model_type, str):
+        raise ValueError(f"{file}: model_type is {str(model_type)[:80]!r}")
+    return model_type
+
+
+def _read_values(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    file = Path(path)
+    if file.is_dir():
+        google = (file / GOOGLE_FILE).exists() and not (file / "config.json").exists()
+        file = path_inside(file, GOOGLE_FILE if google else "config.json")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
+    return file, values
+
+
+def architecture_name(values: Mapping[str, object]) -> str | None:
+    """Return the class that the keys of a config.json name; None where they name none, or several."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else None
+
+
+def config_from_dict(values: Mapping[str, Any], family: Family | None = None) -> BertConfig:
+    """Build a configuration from the known keys of a config.json; keep the others in `unused`, uninterpreted.
+
+    Raises:
+        ValueError: an impossible value, or a model type that is not read, or not that of `family`.
+    """
+    allowed = FAMILIES if family is None else {family.model_type: family}
+    model_type = values.get("model_type", (family or BERT).model_type)  # Google's bert_config.json names none
+    if model_type not in allowed:
+        raise ValueError(f"model_type is {model_type!r}; only {' or '.join(map(repr, allowed))} is read")
+    family = allowed[model_type]
+    known = {field.name for field in dataclasses.fields(family.config_class)} - {"unused"}
+    fields = {key: value for key, value in values.items() if key in known}
+    if fields.get("id2label") is not None:
+        fields["id2label"] = _labels_by_id(fields["id2label"])
+        fields.pop("num_labels", None)  # in transformers, id2label wins
+    if not fields.get("pruned_heads"):
+        fields.pop("pruned_heads", None)  # an empty mapping means none
+    unused = {key: value for key, value in values.items() if key not in known}
+    unknown = sorted(set(unused) - family.kept_config_keys - FILE_KEYS)
+    if unknown:
+        _log.warning("config.json: keys not understood, kept aside and ignored: %s", ", ".join(map(repr, unknown)))
+    return family.config_class(**fields, unused=unused)
+
+
+def _labels_by_id(labels: object) -> dict[int, object]:
+    """Turn the string keys of a JSON object into numbers: {"0": "NEGATIVE", "1": "POSITIVE"}."""
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"id2label is {labels!r}; it must be an object from id to name")
+    try:
+        by_id = {int(key): name for key, name in labels.items()}
+    except ValueError:
+        raise ValueError(f"id2label has the ids {sorted(labels)}; they must be whole numbers") from None
+    if len(by_id) < len(labels):  # "0" and "00"
+        raise ValueError(f"id2label has the ids {sorted(labels)}; two of them are the same number")
+    return by_id
+
+
+def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
+    """Return the content of a config.json that `transformers` reads.
+
+    `architecture` is the class to name, `dtype` the type of the numbers in the weights. Of `config.unused`, the keys
+    that the family keeps are written back.
+    """
+    family = family_of_config_class(type(config))
+    written_below = ("unused", "pruned_heads", "num_labels", "id2label")
+    kept = {
+        key: value
+        for key, value in config.unused.items()
+        if key in family.kept_config_keys and isinstance(value, str | int | float)
+    }
+    values = kept | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in written_below}
+    values |= {
+        "model_type": family.model_type,
+        "dtype": dtype,
+        "id2label": {str(i): name for i, name in enumerate(config.id2label)},
+        "label2id": {name: i for i, name in enumerate(config.id2label)},
+    }
+    if architecture is not None:
+        values["architectures"] = [architecture]
+    return dict(sorted(values.items()))

@@ -17,7 +17,7 @@ from flaxbert.families.family import (
     SpecialTokens,
     TensorName,
     TokenDecoder,
-    embedding,
+    embedding_name,
     layer_norm_names,
     linear_names,
 )
@@ -35,9 +35,9 @@ from flaxbert.models import BertModel, PreTrainedModel
 _LAYER = "encoder.layer.{layer}"
 
 ENCODER: tuple[TensorName, ...] = (
-    *embedding("embeddings.word_embeddings", "embeddings/word", per_token=True),
-    *embedding("embeddings.position_embeddings", "embeddings/position"),
-    *embedding("embeddings.token_type_embeddings", "embeddings/token_type"),
+    embedding_name("embeddings.word_embeddings", "embeddings/word", per_token=True),
+    embedding_name("embeddings.position_embeddings", "embeddings/position"),
+    embedding_name("embeddings.token_type_embeddings", "embeddings/token_type"),
     *layer_norm_names("embeddings.LayerNorm", "embeddings/norm"),
     *linear_names(f"{_LAYER}.attention.self.query", "layers/attention/query"),
     *linear_names(f"{_LAYER}.attention.self.key", "layers/attention/key"),
@@ -78,12 +78,12 @@ KEPT_CONFIG_KEYS = frozenset(
         "output_hidden_states",
         "chunk_size_feed_forward",
         "directionality",
+        "finetuning_task",
         "pooler_fc_size",
         "pooler_num_attention_heads",
         "pooler_num_fc_layers",
         "pooler_size_per_head",
         "pooler_type",
-        "finetuning_task",
     ]
 )
 

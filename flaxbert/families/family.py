@@ -1,7 +1,6 @@
 """The description of a model family as data: configuration, tensor names, inputs, task heads, special tokens.
 
-One file of this package describes one family. The loader, the converter, the pipelines, the export and the trainer
-take from it all that differs between families.
+The loader, the converter, the pipelines, the export and the trainer take from it all that differs between families.
 """
 
 import dataclasses
@@ -66,9 +65,9 @@ def layer_norm_names(name: str, path: str) -> tuple[TensorName, ...]:
     return TensorName(f"{name}.weight", (*keys, "scale")), TensorName(f"{name}.bias", (*keys, "bias"))
 
 
-def embedding(name: str, path: str, *, per_token: bool = False) -> tuple[TensorName, ...]:
+def embedding_name(name: str, path: str, *, per_token: bool = False) -> TensorName:
     """Return the row of an embedding table."""
-    return (TensorName(f"{name}.weight", (*path.split("/"), "embedding"), None, per_token),)
+    return TensorName(f"{name}.weight", (*path.split("/"), "embedding"), None, per_token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +76,7 @@ class TokenDecoder:
 
     A tied decoder has no weight of its own (`weight` is an alias of the word embeddings), and its bias is stored as
     `bias`, with `untied_bias` as an alias. An untied decoder has `weight` and `untied_bias`; files of transformers 5
-    then hold `bias` too, which it never reads, and files of transformers 4 hold `bias` alone.
-
-    Attributes:
-        embeddings: the table of word embeddings.
-        weight: the decoder's matrix.
-        bias: the bias of a tied decoder.
-        untied_bias: the bias of an untied decoder; may be the same name as `bias`.
+    then hold `bias` too, which it never reads, and files of transformers 4 hold `bias` alone. Both names may be equal.
     """
 
     embeddings: str
@@ -101,11 +94,8 @@ class TokenDecoder:
 class Architecture:
     """A model class with the kind of its head and the tensor names that identify it.
 
-    Attributes:
-        model_class: its name is the one in Hugging Face's config.json, under "architectures".
-        head: the task that it solves.
-        marks: prefixes of tensor names. If config.json names no class, the first architecture is chosen whose prefixes
-            all occur, else the base model. An architecture with an empty tuple is never chosen.
+    If config.json names no class, the first architecture is chosen whose `marks`, prefixes of tensor names, all occur,
+    else the base model. An architecture without marks is never chosen.
     """
 
     model_class: type[PreTrainedModel]
@@ -114,7 +104,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """Hugging Face's name of the class."""
+        """Name of the class in config.json, under "architectures"."""
         return self.model_class.__name__
 
     @property
@@ -139,19 +129,13 @@ class Family:
     """All that the library needs to know about one kind of model.
 
     Attributes:
-        model_type: "model_type" in config.json.
         config_class: the configuration, whose fields are the keys of config.json that change the mathematics.
         kept_config_keys: keys of config.json that change nothing here and are written back as they were read.
         prefix: the encoder's name within a task class: the first part of tensor names, and the first key in params.
-        encoder: name table of embeddings and layers, without the prefix.
-        pooler: name table of the pooler, without the prefix.
-        heads: name table of all task heads.
+        encoder, pooler, heads: name tables; those of the encoder and the pooler are without the prefix.
         buffers: tensors in files that hold no parameter, without the prefix.
-        decoder: the tensors of the language-model head that may be tied.
         label_weight: the matrix with one row for each label, from which the number of labels is read where
             config.json names no class.
-        architectures: the model classes.
-        special_tokens: the special tokens of the tokenizer.
     """
 
     model_type: str

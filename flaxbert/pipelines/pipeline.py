@@ -12,13 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flaxbert.families import Family, HeadKind, architecture_of, family_of, family_of_config_class
-from flaxbert.families.config_file import architecture_name, read_config
+from flaxbert.families import (
+    Family,
+    HeadKind,
+    architecture_name,
+    architecture_of,
+    family_of,
+    family_of_config_class,
+    read_config,
+)
 from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch, chunked, length_buckets, run_in_batches
-from flaxbert.pretrained import from_pretrained
 from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.weights.load import from_pretrained
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

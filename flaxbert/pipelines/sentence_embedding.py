@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flaxbert.families import HeadKind
-from flaxbert.families.config_file import read_config
+from flaxbert.families import HeadKind, read_config
 from flaxbert.files import path_inside, read_json
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence

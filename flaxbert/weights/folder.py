@@ -1,4 +1,4 @@
-"""Writing a model folder: config.json and the weights, in one file or several; SHA256SUMS where asked for."""
+"""Writing a model folder: config.json and the weights, in one file or several, SHA256SUMS, the tokenizer's files."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flaxbert.families import HeadKind, architecture_of, family_of
-from flaxbert.families.config_file import config_to_dict
+from flaxbert.families import HeadKind, architecture_of, config_to_dict, family_of
 from flaxbert.families.family import ParameterPath
-from flaxbert.files import atomic_write
+from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import is_multihost
-from flaxbert.weights.checksums import CHECKSUMS_FILE, file_sha256, format_checksums
-from flaxbert.weights.file_format import FLAX, SAFETENSORS, FileFormat
+from flaxbert.tokenizer_files import copy_tokenizer_files
+from flaxbert.weights.checkpoint import FLAX, SAFETENSORS, FileFormat
 from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings, shape_differences
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
@@ -31,9 +30,7 @@ class WriteOptions:
     """The form of the weights in a folder, and how they are written.
 
     Attributes:
-        file_format: safetensors, PyTorch's or Flax's.
         max_shard_size: bytes; more are written as several files and an index.
-        checksums: write SHA256SUMS.
         in_given_order: read the tensors in the order in which they are given, where the format leaves a choice. Faster
             for a checkpoint that stores all layers of a parameter together.
         only_gather: read every tensor and write nothing, to take part in the gathers of a parameter that is split over
@@ -47,7 +44,7 @@ class WriteOptions:
     only_gather: bool = False
 
 
-def save(
+def save_pretrained(
     path: str | Path,
     model: PreTrainedModel,
     params: Mapping[str, Any],
@@ -56,16 +53,16 @@ def save(
     max_shard_size: int | None = None,
     checksums: bool = False,
 ) -> None:
-    """Write config.json and model.safetensors, which `transformers` loads; other files of the folder stay.
+    """Write a folder with config.json and model.safetensors that `transformers` loads; other files of it stay.
 
     All files are written to temporary names and then renamed, config.json last, so that a reader never sees a partial
     file and a failure leaves the old ones. The host holds one tensor at a time. Parameters that several processes hold
     together are gathered one tensor at a time: all processes call this, and the first one writes.
 
+    The tokenizer's files are copied from the folder that the model was loaded from, and for a base model (`BertModel`)
+    those of sentence-transformers too, except files that the target has already.
+
     Args:
-        path: the folder; created where it does not exist.
-        model: the model of the parameters.
-        params: its params dict, on the host or on devices.
         dtype: the type of the numbers in the file: float32, float16 or bfloat16.
         max_shard_size: bytes; more are written as several files and model.safetensors.index.json.
         checksums: write SHA256SUMS too; it is compared with the weights whenever this library loads the folder.
@@ -90,18 +87,20 @@ def save(
     only_gather = is_multihost(params) and jax.process_index() > 0
     options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
     write_model_folder(path, model, tensors, options)
+    if not only_gather and model.origin is not None and model.origin.is_dir():
+        copy_tokenizer_files(model.origin, Path(path), sentence_transformers=architecture_of(model).is_base_model)
 
 
 def write_model_folder(
     path: str | Path, model: PreTrainedModel, tensors: Mapping[str, LazyTensor], options: WriteOptions
 ) -> None:
-    """Write a folder as `save` does, from tensors by canonical name."""
+    """Write a folder as `save_pretrained` does, from tensors by canonical name."""
     tensors = _with_file_names(model, tensors, options.file_format)
     write_folder(path, config_text(model, tensors), tensors, options)
 
 
 def write_folder(path: str | Path, config: str, tensors: Mapping[str, LazyTensor], options: WriteOptions) -> None:
-    """Write a folder as `save` does, from the content of config.json and tensors under their names in the file."""
+    """Write a folder from the content of config.json and from tensors under their names in the file."""
     file_format = options.file_format
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     files = file_format.assign_to_files(specs, options.max_shard_size)

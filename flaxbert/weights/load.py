@@ -1,9 +1,9 @@
-"""Loading: match the tensors of a checkpoint to a model, report differences, and read each tensor onto its devices."""
+"""Load a checkpoint into a model: match names, report differences, and read each tensor onto its devices."""
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,90 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from flaxbert.families import Family, family_of
+from flaxbert.families import ARCHITECTURES, Family, architecture_name, architecture_of, family_of, read_config
 from flaxbert.families.family import ParameterPath
-from flaxbert.models import PreTrainedModel
+from flaxbert.models import Model, PreTrainedModel
 from flaxbert.sharding import AxisRules, tree_shardings
-from flaxbert.weights.checkpoint_files import Checkpoint, open_checkpoint
-from flaxbert.weights.names import (
-    NameMapping,
-    ParameterTensor,
-    belongs_to_head,
-    canonical_name,
-    leaf_at,
-    name_mappings,
-    tree_of,
-)
+from flaxbert.weights import names
+from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
+from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at
 from flaxbert.weights.tensors import LazyTensor, tensors_equal
 
 _log = logging.getLogger("flaxbert")
 
 
-def load(
+def load_model(
+    cls: type[Model],
     path: str | Path,
-    model: PreTrainedModel,
     *,
     strict: bool = True,
     ignore_mismatched_sizes: bool = False,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
-) -> dict[str, Any]:
-    """Load the float32 parameters of `model` from any checkpoint that `open_checkpoint` reads.
+    **attributes: Any,
+) -> tuple[Model, dict[str, Any]]:
+    """Load a checkpoint for a model class: return the model and its float32 parameters.
 
     The host holds one layer, or one other tensor, at a time; with a mesh, each process reads only the parts of its own
-    devices. The arguments and errors are those of `PreTrainedModel.from_pretrained`.
+    devices.
+
+    Args:
+        path: a folder with config.json and weights: safetensors, pytorch_model.bin (needs the extra `torch`),
+            flax_model.msgpack, each in one file or several, or parameters saved by orbax, as training runs do;
+            or the folder of a TensorFlow 1 checkpoint of google-research/bert (bert_config.json, index and data).
+        strict: raise on any missing or unexpected weight (a pooler that the class does without is only named in
+            a warning). With False the *head* may differ: parameters of this class's head that the file lacks are
+            newly initialised from `key`, weights of another head are left out, and a warning of the "flaxbert"
+            logger names both.
+        ignore_mismatched_sizes: newly initialise parameters that have another shape in the file, with a warning.
+        key: for new parameters; `jax.random.key(0)` where None.
+        mesh, rules: placement of the parameters; one device without a mesh, `AxisRules()` without rules. The rules
+            become the model's.
+        **attributes: of the class: `dtype`, `scan`, `remat`, `attn_implementation`, `vocab_multiple`,
+            `add_pooling_layer`; or `config` to replace the file's (another number of labels, for instance).
+
+    Raises:
+        FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
     """
+    config = attributes.pop("config", None) or read_config(path, family_of(cls))
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    model = cls(config, **{"origin": folder, "rules": rules or AxisRules(), **attributes})
     checkpoint = open_checkpoint(Path(path))
     matched = match(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
     checkpoint.verify_checksums()
     shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
-    return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
+    return model, place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
+
+
+def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a Hugging Face folder with the class that config.json names under "architectures".
+
+    A base model (`BertModel`) has a pooler where the folder has one; those of sentence-transformers often have none.
+    The arguments, results and errors are those of `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        ValueError: config.json names no class of this library.
+    """
+    config_keys = read_config(path).unused
+    name = architecture_name(config_keys)
+    if name is None or name not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: config.json has architectures {config_keys.get('architectures')!r}; known: "
+            f"{', '.join(ARCHITECTURES)}. Call the class's own from_pretrained to choose one yourself"
+        )
+    model_class = ARCHITECTURES[name]
+    if architecture_of(model_class).is_base_model and "add_pooling_layer" not in arguments:
+        arguments["add_pooling_layer"] = has_pooler(family_of(model_class), open_checkpoint(Path(path)).tensors)
+        if not arguments["add_pooling_layer"]:
+            _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
+    return model_class.from_pretrained(path, **arguments)
+
+
+def has_pooler(family: Family, tensor_names: Iterable[str]) -> bool:
+    """Return True if a checkpoint's tensors include a pooler's."""
+    pooler = tuple(row.name for row in family.pooler)
+    return any(name.endswith(pooler) for name in tensor_names)
 
 
 # -- names -----------------------------------------------------------------------------------------------
@@ -79,12 +124,12 @@ def match(
 ) -> MatchedTensors:
     """Match the names of a checkpoint to the parameters of a model, without reading a tensor.
 
-    Differences raise one error or are named in a warning, as `PreTrainedModel.from_pretrained` describes.
+    Differences raise one error or are named in a warning, as `load_model` describes.
     """
     family, stored = family_of(model), checkpoint.tensors
     mappings = {
         mapping.name: mapping
-        for mapping in name_mappings(family, model.parameter_shapes(), vocab_size=model.config.vocab_size)
+        for mapping in names.name_mappings(family, model.parameter_shapes(), vocab_size=model.config.vocab_size)
     }
     file_names = _canonical_names(family, stored, checkpoint.file)
     _resolve_ties(family, file_names, stored, mappings, checkpoint.file)
@@ -102,7 +147,7 @@ def _canonical_names(family: Family, stored: Mapping[str, LazyTensor], file: Pat
     base_model = not any(name.startswith(family.prefixed("")) for name in stored)
     file_names: dict[str, str] = {}
     for name in stored:
-        canonical = canonical_name(family, name, add_prefix=base_model)
+        canonical = names.canonical_name(family, name, add_prefix=base_model)
         if canonical in file_names:
             raise ValueError(f"{file}: {name!r} and {file_names[canonical]!r} are two spellings of one weight")
         file_names[canonical] = name
@@ -164,7 +209,7 @@ def _report_differences(
     ]
     if not lines:
         return frozenset()
-    other_head = not strict and all(belongs_to_head(family, name) for name in missing + unexpected)
+    other_head = not strict and all(names.belongs_to_head(family, name) for name in missing + unexpected)
     if not not_floating and (ignore_shapes or not mis_shaped) and (other_head or not missing + unexpected):
         _log.warning("%s: loading %s:\n%s", file, class_name, "\n".join(lines))
         return frozenset([*missing, *mis_shaped])
@@ -187,14 +232,7 @@ def _titled(title: str, lines: list[str]) -> list[str]:
 def initialise(
     matched: MatchedTensors, model: PreTrainedModel, key: jax.Array | None = None, shardings: Any = None
 ) -> dict[ParameterPath, jax.Array]:
-    """Draw the parameters that the checkpoint lacks, and compute no other.
-
-    Args:
-        matched: names the missing tensors.
-        model: its `init` draws them.
-        key: of the random numbers; `jax.random.key(0)` where None.
-        shardings: of all parameters, as a tree; one device where None.
-    """
+    """Draw the parameters that the checkpoint lacks, and compute no other; `shardings` is a tree of all parameters."""
     paths = sorted({matched.mappings[name].path for name in matched.missing})
     if not paths:
         return {}
@@ -229,7 +267,7 @@ def place_on_devices(
     for layer, tensors in by_layer.items():
         # One call for each layer, so that its tensors are freed before the next layer is read.
         leaves |= _place_layer(layer, tensors, leaves, num_layers, shardings)
-    return tree_of(leaves)
+    return names.tree_of(leaves)
 
 
 def _place_layer(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from flaxbert.families import Family
-from flaxbert.families.family import ParameterPath, TensorName
+from flaxbert.families.family import ParameterPath
 from flaxbert.sharding import fetch_global
 from flaxbert.weights.tensors import LazyTensor
 
@@ -20,10 +20,12 @@ _LEGACY_ENDINGS = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": "
 class NameMapping:
     """One tensor of a Hugging Face file and the parameter, or the layer of a stacked parameter, that it becomes.
 
+    For example, `bert.encoder.layer.3.attention.output.dense.weight` [D, H * K] is layer 3 of the parameter with the
+    path ("bert", "layers", "attention", "output", "kernel"), the shape [H, K, D] and two input axes.
+
     Attributes:
-        name: the tensor's name, with the family's prefix.
-        path: the keys of the parameter.
-        shape: the shape of the parameter, without the axis of layers.
+        name: with the family's prefix.
+        shape: of the parameter, without the axis of layers.
         layer: the index on the axis of layers; None where the parameter is not stacked.
         input_axes: as in `TensorName`.
         stored_rows: the number of the file's rows, where the parameter has more because its vocabulary is padded.
@@ -50,12 +52,7 @@ class NameMapping:
         return self.shape if self.path[-1] == "embedding" else (math.prod(self.shape),)
 
     def read(self, tensor: LazyTensor, index: tuple[slice, ...]) -> np.ndarray:
-        """Read a part of the parameter from the file's tensor, and only the rows of the tensor that it needs.
-
-        Args:
-            tensor: the tensor in the file's layout.
-            index: the part, one slice for each axis of `shape`.
-        """
+        """Read a part of the parameter, one slice for each axis, and only the rows of the tensor that it needs."""
         axis = self.input_axes or 0  # the parameter's axes from this one on are flattened into the file's rows
         start, stop, _ = index[axis].indices(self.shape[axis])
         rows_per_index = 1 if self.path[-1] == "embedding" else math.prod(self.shape[axis + 1 :])
@@ -79,10 +76,7 @@ class NameMapping:
 class ParameterTensor:
     """A parameter, or one layer of a stacked one, as a tensor in the file's layout; converted when it is read.
 
-    Attributes:
-        mapping: the name and the layout.
-        dtype: the type that is read.
-        parameter: returns the whole parameter, on the host or on devices.
+    `parameter` returns the whole parameter, on the host or on devices.
     """
 
     mapping: NameMapping
@@ -106,14 +100,10 @@ class ParameterTensor:
 
 
 def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int | None = None) -> list[NameMapping]:
-    """Return the mapping of every parameter of a model, in the order of the family's table.
+    """Return the mapping of every parameter of a model, given its params dict or shapes, in the order of the table.
 
-    Names have the family's prefix, for the base model too, whose files have none.
-
-    Args:
-        family: the family of the model.
-        shapes: the params dict of the model, or its shapes.
-        vocab_size: files hold this many rows of tensors with a row for each token; parameters with more are padded.
+    Names have the family's prefix, for the base model too, whose files have none. Files hold `vocab_size` rows of
+    tensors with a row for each token; parameters with more are padded.
 
     Raises:
         ValueError: a parameter has no name in the family's table.
@@ -122,7 +112,10 @@ def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int 
         tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
     }
     mappings = []
-    for row in _table(family, base_model=not any(path[0] == family.prefix for path in leaves)):
+    rows = [row.inside(family.prefix) for row in (*family.encoder, *family.pooler)]
+    if not any(path[0] == family.prefix for path in leaves):  # the base model
+        rows = [dataclasses.replace(row, path=row.path[1:]) for row in rows]
+    for row in (*rows, *family.heads):
         shape = leaves.get(row.path)
         if shape is None:
             continue
@@ -140,20 +133,10 @@ def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int 
     return mappings
 
 
-def _table(family: Family, *, base_model: bool) -> list[TensorName]:
-    rows = [row.inside(family.prefix) for row in (*family.encoder, *family.pooler)]
-    if base_model:
-        rows = [dataclasses.replace(row, path=row.path[1:]) for row in rows]
-    return [*rows, *family.heads]
-
-
 def canonical_name(family: Family, name: str, *, add_prefix: bool) -> str:
     """Return a file's tensor name as the table spells it: not with the legacy "gamma" and "beta" of layer norms.
 
-    Args:
-        family: the family whose table is used.
-        name: the name in the file.
-        add_prefix: put the family's prefix before the encoder's names, for a file of the base model.
+    `add_prefix` puts the family's prefix before the encoder's names, for a file of the base model.
     """
     for old, new in _LEGACY_ENDINGS.items():
         if name.endswith(old) or name == old[1:]:

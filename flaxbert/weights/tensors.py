@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,13 +16,11 @@ class LazyTensor(Protocol):
     """A tensor whose values are read on demand."""
 
     @property
-    def dtype(self) -> np.dtype:
-        """Type of the values."""
+    def dtype(self) -> np.dtype:  # noqa: D102
         ...
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of the axes."""
+    def shape(self) -> tuple[int, ...]:  # noqa: D102
         ...
 
     @property
@@ -31,11 +29,7 @@ class LazyTensor(Protocol):
         ...
 
     def read(self, rows: slice = ...) -> np.ndarray:
-        """Read the tensor, or consecutive rows (indices of the first axis).
-
-        Raises:
-            ValueError: the file is damaged.
-        """
+        """Read the tensor, or consecutive rows (indices of the first axis); ValueError where the file is damaged."""
         ...
 
 
@@ -69,12 +63,7 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class FileTensor(TensorSpec):
-    """A tensor whose bytes lie uncompressed and in row-major order in a file.
-
-    Attributes:
-        file: the file.
-        offset: the position of the first byte.
-    """
+    """A tensor whose bytes lie uncompressed and in row-major order in a file, from `offset` on."""
 
     supports_row_reads = True
 
@@ -82,11 +71,7 @@ class FileTensor(TensorSpec):
     offset: int
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Read the tensor, or consecutive rows.
-
-        Raises:
-            ValueError: the file ends within the tensor.
-        """
+        """Read the tensor, or consecutive rows; ValueError where the file ends within them."""
         flat, shape = self.flat_range(rows)
         count = (flat.stop - flat.start) * self.dtype.itemsize
         content = np.fromfile(self.file, np.uint8, count, offset=self.offset + flat.start * self.dtype.itemsize)
@@ -96,89 +81,60 @@ class FileTensor(TensorSpec):
 
 
 @dataclasses.dataclass(frozen=True)
-class TransposedTensor:
-    """A matrix with its axes exchanged."""
+class DerivedTensor:
+    """A tensor that `read_rows` computes from others when it is read."""
 
-    supports_row_reads = False
-
-    tensor: LazyTensor
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the values."""
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns after the exchange."""
-        return self.tensor.shape[::-1]
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Read the whole tensor and return the transposed matrix, or some of its rows."""
-        return self.tensor.read().T[rows]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wrapper:
-    tensor: LazyTensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the wrapped tensor."""
-        return self.tensor.shape
-
-    @property
-    def supports_row_reads(self) -> bool:
-        """True if the wrapped tensor supports row reads."""
-        return self.tensor.supports_row_reads
-
-
-@dataclasses.dataclass(frozen=True)
-class CastTensor(_Wrapper):
-    """A tensor converted to another floating-point type.
-
-    Attributes:
-        name: the name used in error messages.
-        dtype: the type to convert to.
-    """
-
-    name: str
     dtype: np.dtype
+    shape: tuple[int, ...]
+    read_rows: Callable[[slice], np.ndarray]
+    supports_row_reads: bool = False
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Read the tensor, or some rows, with values rounded to nearest.
+        """Compute the tensor, or consecutive rows."""
+        return self.read_rows(rows)
 
-        Raises:
-            ValueError: a finite value is beyond the range of the type.
-        """
-        values = self.tensor.read(rows)
+
+def transposed(matrix: LazyTensor) -> DerivedTensor:
+    """Return a matrix with its axes exchanged."""
+    return DerivedTensor(matrix.dtype, matrix.shape[::-1], lambda rows: matrix.read().T[rows])
+
+
+def cast(tensor: LazyTensor, dtype: np.dtype, *, name: str) -> DerivedTensor:
+    """Convert to another floating-point type, rounded to nearest; reading raises ValueError beyond its range."""
+
+    def read(rows: slice) -> np.ndarray:
+        values = tensor.read(rows)
         with np.errstate(over="ignore"):  # reported below, with the name
-            rounded = values.astype(self.dtype)
-        if self.dtype.itemsize < values.dtype.itemsize and np.any(np.isfinite(values) & ~np.isfinite(rounded)):
-            raise ValueError(f"{self.name} has numbers beyond the range of {self.dtype}; choose bfloat16 or float32")
+            rounded = values.astype(dtype)
+        if dtype.itemsize < values.dtype.itemsize and np.any(np.isfinite(values) & ~np.isfinite(rounded)):
+            raise ValueError(f"{name} has numbers beyond the range of {dtype}; choose bfloat16 or float32")
         return rounded
 
+    return DerivedTensor(dtype, tensor.shape, read, tensor.supports_row_reads)
 
-@dataclasses.dataclass(frozen=True)
-class ObservedTensor(_Wrapper):
-    """A tensor that reports the number of bytes of each read, for a progress bar.
 
-    Attributes:
-        on_read: called with the number of bytes after each read.
-    """
+def mean(tensors: Sequence[LazyTensor]) -> DerivedTensor:
+    """Return the mean of tensors of one shape, summed in float64, in the type of the first."""
+    first, *others = tensors
 
-    on_read: Callable[[int], None]
+    def read(rows: slice) -> np.ndarray:
+        total = first.read(rows).astype(np.float64)
+        for tensor in others:
+            total += tensor.read(rows)
+        return (total / len(tensors)).astype(first.dtype)
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the values."""
-        return self.tensor.dtype
+    return DerivedTensor(first.dtype, first.shape, read, all(tensor.supports_row_reads for tensor in tensors))
 
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Read the tensor, or some rows, and report the number of bytes."""
-        values = self.tensor.read(rows)
-        self.on_read(values.nbytes)
+
+def observed(tensor: LazyTensor, on_read: Callable[[int], None]) -> DerivedTensor:
+    """Call `on_read` with the number of bytes after each read, for a progress bar."""
+
+    def read(rows: slice) -> np.ndarray:
+        values = tensor.read(rows)
+        on_read(values.nbytes)
         return values
+
+    return DerivedTensor(tensor.dtype, tensor.shape, read, tensor.supports_row_reads)
 
 
 def tensors_equal(one: LazyTensor, other: LazyTensor) -> bool:

@@ -38,7 +38,7 @@ import flaxbert
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.tokenizer import WordPieceTokenizer
-from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.formats.tensorflow_encoding import masked_crc32c, read_varint
 
 CONFIG = flaxbert.BertConfig(

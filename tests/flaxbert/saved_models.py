@@ -5,7 +5,7 @@ import numpy as np
 
 import flaxbert
 from flaxbert.families import BERT
-from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checkpoint import open_checkpoint
 
 BERT_CLASSES = sorted(architecture.name for architecture in BERT.architectures)
 CONFIG = flaxbert.BertConfig(

@@ -11,8 +11,7 @@ import transformers
 
 import flaxbert
 from flaxbert import BertConfig
-from flaxbert.families import BERT
-from flaxbert.families.config_file import FILE_KEYS
+from flaxbert.families import BERT, FILE_KEYS
 
 MODELS = ("bert-base-NER", "bert-base-cased", "bert-base-uncased", "chinese-roberta-wwm-ext", "ms-marco-MiniLM-L-2-v2")
 FILES = [

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import flaxbert
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import convert
-from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.formats import orbax_params
 
 EXPORTED = "model/model.safetensors"

@@ -17,7 +17,7 @@ import numpy as np
 
 from flaxbert import PreTrainedModel, functional
 from flaxbert.config import BertConfig
-from flaxbert.families.config_file import read_config
+from flaxbert.families import read_config
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer

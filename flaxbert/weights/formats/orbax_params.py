@@ -15,8 +15,7 @@ import numpy as np
 
 from flaxbert.families import BERT, FAMILIES, Family
 from flaxbert.families.family import ParameterPath
-from flaxbert.files import read_json
-from flaxbert.weights.checksums import file_sha256
+from flaxbert.files import file_sha256, read_json
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, name_mappings, tree_of
 from flaxbert.weights.tensors import LazyTensor
 
@@ -29,11 +28,9 @@ _DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32"
 
 
 def find_orbax_params(path: Path) -> Path | None:
-    """Return the folder that orbax wrote, or None.
+    """Return the folder that orbax wrote, or None; of several checkpoints of a run, the newest.
 
-    Args:
-        path: that folder, or the folder of one checkpoint, of a run's checkpoints, or of a run; of several checkpoints
-            the newest is returned.
+    The path is that folder, or the folder of one checkpoint, of a run's checkpoints, or of a run.
     """
     for folder in (path, path / PARAMS_FOLDER, path / "default"):
         if (folder / _METADATA).is_file():
@@ -58,10 +55,7 @@ def find_config_folder(item: Path) -> Path:
 
 
 def open_orbax_params(item: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """Return the parameters by Hugging Face's names, unread, and the files of the checkpoint.
-
-    Args:
-        item: the folder that `find_orbax_params` returned.
+    """Return the parameters in the folder that orbax wrote, by Hugging Face's names and unread, and its files.
 
     Raises:
         ValueError: the checkpoint is damaged, or not one of a model of this library.
@@ -180,13 +174,7 @@ def write_orbax_params(
 ) -> dict[str, str]:
     """Write parameters to `folder`/params, while all of them are in memory, as orbax requires.
 
-    Args:
-        folder: the model folder.
-        table: the mapping of each tensor to its parameter, by the tensor's name.
-        tensors: the tensors by name.
-
-    Returns:
-        The SHA-256 in hexadecimal of each file, by its path relative to `folder`.
+    `table` and `tensors` have the same keys. Return the SHA-256 of each file by its path relative to `folder`.
     """
     import orbax.checkpoint as ocp
 

@@ -97,16 +97,9 @@ def _parse_entry(name: str, entry: Any, file: Path, start: int) -> FileTensor:
 def write_safetensors(
     file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor], *, metadata: Mapping[str, str]
 ) -> None:
-    """Write a file, one tensor at a time.
+    """Write a file, one tensor at a time; `specs` and `tensors` are in the same order.
 
-    Args:
-        file: the file to write.
-        specs: the tensors in the order of the file; `safetensors_order` aligns all of them.
-        tensors: the values, in the order of `specs`.
-        metadata: strings for the header.
-
-    Raises:
-        ValueError: a tensor does not match its spec.
+    `safetensors_order` aligns all of them. Raise ValueError where a tensor does not match its spec.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0

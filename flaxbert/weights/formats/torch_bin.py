@@ -46,11 +46,7 @@ _ERRORS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TorchTensor(TensorSpec):
-    """A tensor of a file that torch has opened: memory-mapped from a zip file, in memory from the older format.
-
-    Attributes:
-        tensor: the torch.Tensor.
-    """
+    """A torch.Tensor of an opened file: memory-mapped from a zip file, in memory from the older format."""
 
     supports_row_reads = True
 
@@ -135,11 +131,6 @@ def write_torch_bin(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[L
 
     torch.save needs all tensors at once. Therefore they are first written to a temporary file beside `file` and mapped
     from there: the disk holds them twice for a while, the memory never.
-
-    Args:
-        file: the file to write.
-        specs: the tensors in the order of the file.
-        tensors: the values, in the order of `specs`.
 
     Raises:
         ValueError: a tensor does not match its spec or is of a type that is not read; torch is missing or too old.

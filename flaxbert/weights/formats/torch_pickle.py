@@ -30,13 +30,7 @@ _GLOBALS = {*STORAGES, *_TENSORS, _PARAMETER, _ORDERED_DICT}
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A storage, the flat array of bytes that tensors are views of.
-
-    Attributes:
-        key: its name in the file.
-        dtype: the type of its values.
-        count: the number of its values.
-    """
+    """A storage, the flat array of `count` values that tensors are views of; its name in the file is `key`."""
 
     key: str
     dtype: np.dtype
@@ -63,22 +57,13 @@ class _Kind(enum.Enum):
 
 @dataclasses.dataclass
 class PickleContent:
-    """Storages and strings that a pickle describes.
-
-    Attributes:
-        storages: the storages by key.
-        strings: all strings, in order.
-    """
+    """Storages by key, and all strings in order, that a pickle describes."""
 
     storages: dict[str, Storage] = dataclasses.field(default_factory=dict)
     strings: list[str] = dataclasses.field(default_factory=list)
 
     def add_storage(self, persistent_id: Any) -> Storage:
-        """Return the storage that a persistent id names.
-
-        Raises:
-            ValueError: torch.save does not write such an id.
-        """
+        """Return the storage that a persistent id names; ValueError for an id that torch.save does not write."""
         # The older format has a sixth entry, which is None in files of all supported versions.
         match persistent_id:
             case ("storage", _Global(kind), str(key), str(), int(count), *rest) if (
@@ -176,11 +161,8 @@ def scan_pickle(stream: io.BytesIO) -> PickleContent:
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(content.check_call(stack.pop(), arguments))
-            case "BUILD" if stack[-2:] == [
-                _Kind.ORDERED_DICT,
-                _Kind.EMPTY_DICT,
-            ]:  # versions of modules, which are not used
-                stack.pop()
+            case "BUILD" if stack[-2:] == [_Kind.ORDERED_DICT, _Kind.EMPTY_DICT]:
+                stack.pop()  # versions of modules, which are not used
             case "STOP":
                 return content
             case "GLOBAL":

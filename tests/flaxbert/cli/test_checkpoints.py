@@ -22,7 +22,7 @@ from flaxbert.cli import checkpoints
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.conversion.verify import Verification
 from flaxbert.weights import tensors
-from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checkpoint import open_checkpoint
 
 CONFIG = flaxbert.BertConfig(
     vocab_size=23, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,

@@ -19,13 +19,12 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import flaxbert
+from flaxbert import files
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
 from flaxbert.conversion.verify import verify
-from flaxbert.files import atomic_folder
-from flaxbert.weights import checksums
-from flaxbert.weights.checkpoint_files import open_checkpoint
-from flaxbert.weights.checksums import verify_checksums
+from flaxbert.files import atomic_folder, verify_checksums
+from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.tensors import tensors_equal
 from tests.flaxbert.array_tensor import ArrayTensor
 from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG, assert_bit_equal, files_in, folder_of, tensors_of
@@ -496,7 +495,7 @@ def test_saving_again_without_sums_takes_the_old_ones_away(tmp_path):
 
 
 def test_verification_looks_at_the_sums_too(tmp_path, monkeypatch):
-    text = checksums.format_checksums
+    text = files.format_checksums
     for module in ("weights.folder", "conversion.convert"):
         zeros = lambda digests: text(dict.fromkeys(digests, "0" * 64))  # noqa: E731
         monkeypatch.setattr(f"flaxbert.{module}.format_checksums", zeros)

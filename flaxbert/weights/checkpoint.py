@@ -1,15 +1,111 @@
-"""Detect the format of the checkpoint at a path and list its tensors under Hugging Face's names, unread."""
+"""Checkpoints of every format: detect the format at a path, and list the tensors by Hugging Face's names, unread.
+
+The formats of Hugging Face model folders have one weights file, or several and an index from tensor names to files:
+
+one file             several                                index
+model.safetensors    model-00001-of-00002.safetensors       model.safetensors.index.json
+pytorch_model.bin    pytorch_model-00001-of-00002.bin       pytorch_model.bin.index.json
+flax_model.msgpack   flax_model-00001-of-00002.msgpack      flax_model.msgpack.index.json
+"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from flaxbert.files import path_inside, read_json
-from flaxbert.weights.checksums import verify_checksums
-from flaxbert.weights.file_format import FILE_FORMATS, SAFETENSORS, FileFormat
+from flaxbert.files import path_inside, read_json, verify_checksums
+from flaxbert.weights.formats import flax_msgpack, safetensors
 from flaxbert.weights.formats.orbax_params import find_config_folder, find_orbax_params, open_orbax_params
 from flaxbert.weights.formats.tf1 import open_tf1
-from flaxbert.weights.tensors import LazyTensor
+from flaxbert.weights.formats.torch_bin import open_torch_bin, write_torch_bin
+from flaxbert.weights.tensors import LazyTensor, TensorSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFormat:
+    """A file format of Hugging Face folders: its file names, reader and writer.
+
+    Attributes:
+        name: as in `flaxbert convert --format`.
+        file_name: of a model in one file.
+        open: returns the tensors of a file by Hugging Face's names, unread.
+        write: writes a file from specs and, in the same order, tensors.
+        order: sorts specs in the order that a file requires.
+        to_index_name, from_index_name: convert a Hugging Face name to the tensor's name in the index, and back.
+    """
+
+    name: str
+    file_name: str
+    open: Callable[[Path], Mapping[str, LazyTensor]]
+    write: Callable[[Path, Sequence[TensorSpec], Iterable[LazyTensor]], None]
+    order: Callable[[Iterable[TensorSpec]], list[TensorSpec]]
+    to_index_name: Callable[[str], str] = str
+    from_index_name: Callable[[str], str] = str
+
+    @property
+    def index(self) -> str:
+        """File name of the index."""
+        return f"{self.file_name}.index.json"
+
+    def shard(self, number: int, count: int) -> str:
+        """Return the name of file `number` (from 1) of `count`."""
+        stem, _, suffix = self.file_name.rpartition(".")
+        return f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
+
+    def owns(self, name: str) -> bool:
+        """Return True if a file name belongs to this format."""
+        stem, _, suffix = self.file_name.rpartition(".")
+        shard = re.fullmatch(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{suffix}", name)
+        return name in (self.file_name, self.index) or shard is not None
+
+    def is_in(self, folder: Path) -> bool:
+        """Return True if a folder holds weights of this format."""
+        return (folder / self.file_name).exists() or (folder / self.index).exists()
+
+    def assign_to_files(self, specs: Iterable[TensorSpec], max_bytes: int | None) -> dict[str, list[TensorSpec]]:
+        """Return file names and their tensors, in order; each file holds at most `max_bytes`, or one tensor."""
+        files: list[list[TensorSpec]] = [[]]
+        room = limit = float("inf") if max_bytes is None else max_bytes
+        for spec in specs:
+            if files[-1] and spec.size > room:
+                files.append([])
+                room = limit
+            files[-1].append(spec)
+            room -= spec.size
+        if len(files) == 1:
+            return {self.file_name: files[0]}
+        return {self.shard(number, len(files)): file for number, file in enumerate(files, 1)}
+
+    def index_text(self, files: Mapping[str, Sequence[TensorSpec]]) -> str:
+        """Return the content of the index for the tensors of each file."""
+        weight_map = {self.to_index_name(spec.name): file for file, specs in files.items() for spec in specs}
+        total = sum(spec.size for specs in files.values() for spec in specs)
+        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        return json.dumps(content, indent=2) + "\n"
+
+
+SAFETENSORS = FileFormat(
+    name="safetensors",
+    file_name="model.safetensors",
+    open=lambda file: safetensors.read_safetensors_header(file)[0],
+    write=lambda file, specs, tensors: safetensors.write_safetensors(file, specs, tensors, metadata={"format": "pt"}),
+    order=safetensors.safetensors_order,
+)
+PYTORCH = FileFormat("pytorch", "pytorch_model.bin", open=open_torch_bin, write=write_torch_bin, order=list)
+FLAX = FileFormat(
+    name="flax",
+    file_name="flax_model.msgpack",
+    open=flax_msgpack.open_flax_msgpack,
+    write=flax_msgpack.write_flax_msgpack,
+    order=flax_msgpack.flax_msgpack_order,
+    to_index_name=flax_msgpack.to_flax_name,
+    from_index_name=flax_msgpack.from_flax_name,
+)
+FILE_FORMATS = (SAFETENSORS, PYTORCH, FLAX)  # a folder is searched for them in this order
+
+
+# -- opening ---------------------------------------------------------------------------------------------
 
 ORBAX, TENSORFLOW = "orbax", "TensorFlow 1"  # formats, beside those of `FILE_FORMATS`
 _KERAS_FILES = ("tf_model.h5", "saved_model.pb", "keras_metadata.pb")
@@ -22,9 +118,9 @@ class Checkpoint:
     Attributes:
         format: the name of the format.
         file: the file that lists the tensors, used in messages.
-        config_folder: the folder of config.json and the tokenizer.
-        tensors: the tensors by Hugging Face's names.
-        files: the files that hold the tensors.
+        config_folder: holds config.json and the tokenizer.
+        tensors: by Hugging Face's names.
+        files: hold the tensors.
         skipped_names: names of variables that are not weights, such as an optimizer's.
     """
 
@@ -36,20 +132,15 @@ class Checkpoint:
     skipped_names: Sequence[str] = ()
 
     def verify_checksums(self) -> bool:
-        """Compare the files with the SHA256SUMS beside them, and return whether it lists any of them.
-
-        Raises:
-            ValueError: a file differs from its checksum.
-        """
+        """Compare the files with the SHA256SUMS beside them, if it lists them; return whether it does."""
         return verify_checksums(self.file.parent, self.files)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open the checkpoint at a path without reading its tensors.
 
-    Args:
-        path: a Hugging Face folder or one of its weights files; a TensorFlow 1 checkpoint, given as its folder, its
-            index or PREFIX; the folder of a training run, of one of its checkpoints, or of parameters that orbax wrote.
+    The path is a Hugging Face folder or one of its weights files; a TensorFlow 1 checkpoint, given as its folder, its
+    index or PREFIX; or the folder of a training run, of one of its checkpoints, or of parameters that orbax wrote.
 
     Raises:
         FileNotFoundError: there are no weights, or a file that an index names is missing.
