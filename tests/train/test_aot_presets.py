@@ -4,7 +4,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from train.aot.estimate_command import for_slice, main
+from train.aot.__main__ import for_slice, main
 from train.aot.topology import Preset
 from train.command import load_config
 from train.distributed import MeshShape, Placement

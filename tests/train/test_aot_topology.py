@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from train.aot.estimate_command import main
+from train.aot.__main__ import main
 from train.aot.topology import LibtpuMissing, slice_devices
 from train.flops import CHIPS
 

@@ -55,15 +55,12 @@ class TpuSlice:
     def collective(self, instruction: Instruction, operand_bytes: int, *, scattered: bool = False) -> Collective:
         """Return the cost of an instruction that is one of `KINDS`.
 
-        Args:
-            instruction: the collective.
-            operand_bytes: size of its operands.
-            scattered: every device keeps only its slice of an all-reduce, which the TPU runs as a reduce-scatter.
+        `scattered`: every device keeps only its slice of an all-reduce, which the TPU runs as a reduce-scatter.
         """
         groups = parse_groups(instruction.attributes, devices=len(self.coordinates))
         kind = collective_kind(instruction)
         kind = "reduce-scatter" if kind == "all-reduce" and scattered else kind
-        size = sum(shape.bytes for shape in instruction.shapes)
+        size = instruction.bytes
         if instruction.opcode.endswith("-start"):
             size = max(size - operand_bytes, operand_bytes)  # the result of a start contains the operands too
         if kind == "reduce-scatter":
@@ -133,19 +130,14 @@ def parse_groups(attributes: str, *, devices: int) -> Groups:
     Raises:
         ValueError: the groups have none of these forms.
     """
-    if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
-        return _listed_groups(found[1])
-    if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
-        return _listed_groups(found[1]) or (tuple(range(devices)),)
+    if found := re.search(r"(?:source_target_pairs|replica_groups)=\{((?:\{[\d,]*\},?)*)\}", attributes):
+        groups = re.findall(r"\{([\d,]*)\}", found[1])
+        return tuple(tuple(_integers(group)) for group in groups) or (tuple(range(devices)),)
     if found := re.search(rf"replica_groups={_IOTA}", attributes):
         return _as_groups(_iota(*found.groups()))
     if found := _MESH.search(attributes):
         return _mesh_axes_groups(*found.groups())
     raise ValueError(f"no replica_groups of a known form in {attributes[:200]!r}")
-
-
-def _listed_groups(text: str) -> Groups:
-    return tuple(tuple(_integers(group)) for group in re.findall(r"\{([\d,]*)\}", text))
 
 
 def _integers(text: str) -> list[int]:

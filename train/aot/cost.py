@@ -211,7 +211,8 @@ class _CostModel:
                 holder = self.program.computations[it.called(role)]
                 collective = next((i for i in holder.instructions if collective_kind(i)), None)
                 if collective is not None:
-                    key = it.name if collective.channel is None else f"channel {collective.channel}"
+                    # All instructions that carry out one collective have its channel.
+                    key = collective.find(r"(channel_id=\d+)") or it.name
                     chains.setdefault(key, []).append((it, collective, holder))
         return {
             it.name: _CollectivePart(key, collective, holder, first=index == 0, last=index == len(chain) - 1)

@@ -1,6 +1,7 @@
 """Compilation of a config's train step for a slice, and the estimate of its memory, time and collectives."""
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -19,7 +20,7 @@ from train.config import Config
 from train.distributed import Placement
 from train.flops import Chip, train_flops
 from train.optim import make_optimizer
-from train.step import Batch, TrainState, compile_step, state_shapes, state_shardings
+from train.step import TrainState, compile_step, state_shapes, state_shardings
 from train.tasks.task import TokenCounts, TrainSpec
 
 
@@ -132,14 +133,11 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
     placement.check_rows("batch_size", rows, gradient_accumulation_steps=accumulation)
     state = state_shapes(model, optimizer)
 
-    def loss(params: Any, batch: Batch, key: jax.Array | None) -> Any:
-        return spec.loss(model, params, batch, key)
-
+    loss = functools.partial(spec.loss, model)
     step: Any = compile_step(loss, optimizer, placement, shardings, gradient_accumulation_steps=accumulation)
     lowered = step.lower(state, batch, np.uint32(config.run.seed))
     started = time.perf_counter()
     executable = compile_lowered(lowered)
-    seconds = time.perf_counter() - started
     return CompiledStep(
         executable=executable,
         state=state,
@@ -149,7 +147,7 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
         placement=placement,
         spec=spec,
         token_counts=spec.token_counts(spec.batch),
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
     )
 
 

@@ -1,13 +1,11 @@
 """An estimate as text for people and as JSON for programs."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from train.aot.cost import Cost, Operation
-from train.aot.estimate import Estimate
+from train.aot.estimate import Estimate, MemoryEstimate
 from train.aot.instruction_cost import EFFICIENCY
 from train.aot.sharding_check import ShardingCheck, UnexpectedArray
 
@@ -17,10 +15,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def estimate_table(estimate: Estimate) -> str:
     """Return plain lines; every heading of estimated figures contains the word "estimated"."""
+    mesh = ", ".join(f"{name} {size}" for name, size in estimate.mesh.items())
     return "\n".join(
         [
-            *_heading(estimate),
-            *_memory(estimate),
+            f"{estimate.topology}: {estimate.devices} devices ({mesh}); compiled in {estimate.compile_seconds:.1f} s",
+            f"All below is estimated from the compiled program, for one device and one step; {estimate.chip.source}.",
+            *_memory(estimate.memory),
             *_time(estimate),
             *_collectives(estimate.cost),
             *_sharding(estimate.sharding),
@@ -31,17 +31,9 @@ def estimate_table(estimate: Estimate) -> str:
 
 def estimate_json(estimate: Estimate) -> str:
     """Return the estimate under the key "estimated"; slice, chip and compilation time, which are known, beside it."""
-    cost = estimate.cost
-    known = {
-        "topology": estimate.topology,
-        "mesh": estimate.mesh,
-        "devices": estimate.devices,
-        "chip": dataclasses.asdict(estimate.chip),
-        "compile_seconds": estimate.compile_seconds,
-    }
-    memory = estimate.memory
-    estimated: dict[str, Any] = {
-        "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total, "free": memory.free},
+    cost, memory, sharding = estimate.cost, estimate.memory, estimate.sharding
+    estimated = {
+        "memory_bytes": {**vars(memory), "total": memory.total, "free": memory.free},
         "fits": memory.free >= 0,
         "step_seconds": cost.seconds,
         "cycles": cost.cycles,
@@ -58,18 +50,22 @@ def estimate_json(estimate: Estimate) -> str:
         "tokens": estimate.tokens,
         "tokens_per_second": estimate.tokens_per_second,
         "collectives": [
-            {"kind": kind, "axes": list(axes), **dataclasses.asdict(total)}
-            for (kind, axes), total in cost.collectives.items()
+            {"kind": kind, "axes": axes, **vars(total)} for (kind, axes), total in cost.collectives.items()
         ],
-        "parameters_gathered_beyond_fsdp": [dataclasses.asdict(array) for array in estimate.sharding.gathered],
-        "whole_batches": None
-        if estimate.sharding.whole_batches is None
-        else [dataclasses.asdict(array) for array in estimate.sharding.whole_batches],
-        "costliest": [dataclasses.asdict(operation) for operation in costliest(cost)],
+        "parameters_gathered_beyond_fsdp": sharding.gathered,
+        "whole_batches": sharding.whole_batches,
+        "costliest": costliest(cost),
         "loops_of_unknown_length": cost.unknown_loops,
         "conditionals": cost.conditionals,
     }
-    return json.dumps({**known, "estimated": estimated}, indent=2, ensure_ascii=False)
+    known = {
+        "topology": estimate.topology,
+        "mesh": estimate.mesh,
+        "devices": estimate.devices,
+        "chip": estimate.chip,
+        "compile_seconds": estimate.compile_seconds,
+    }
+    return json.dumps({**known, "estimated": estimated}, indent=2, ensure_ascii=False, default=vars)
 
 
 def costliest(cost: Cost) -> list[Operation]:
@@ -77,15 +73,7 @@ def costliest(cost: Cost) -> list[Operation]:
     return sorted(cost.operations.values(), key=lambda operation: -operation.seconds)[:_COSTLIEST]
 
 
-def _heading(estimate: Estimate) -> Iterator[str]:
-    mesh = ", ".join(f"{name} {size}" for name, size in estimate.mesh.items())
-    chip = estimate.chip
-    yield f"{estimate.topology}: {estimate.devices} devices ({mesh}); compiled in {estimate.compile_seconds:.1f} s"
-    yield f"All below is estimated from the compiled program, for one device and one step; {chip.source}."
-
-
-def _memory(estimate: Estimate) -> Iterator[str]:
-    memory = estimate.memory
+def _memory(memory: MemoryEstimate) -> Iterator[str]:
     yield "\nestimated memory"
     yield f"  parameters        {_size(memory.parameters)}"
     yield f"  optimizer state   {_size(memory.optimizer)}"

@@ -5,20 +5,22 @@ The grammar is that of `compiled.as_text()` of a TPU executable; only the parts 
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-_BITS = {
-    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3b11fnuz", "f8e8m0fnu"), 8),
-    **dict.fromkeys(("s2", "u2"), 2),
-    **dict.fromkeys(("s4", "u4", "f4e2m1fn"), 4),
-    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 16),
-    **dict.fromkeys(("s32", "u32", "f32"), 32),
-    **dict.fromkeys(("s64", "u64", "f64", "c64"), 64),
-    "c128": 128,
-    **dict.fromkeys(("token", "opaque"), 0),
+_TYPES = {
+    0: "token opaque",
+    2: "s2 u2",
+    4: "s4 u4 f4e2m1fn",
+    8: "pred s8 u8 f8e4m3fn f8e5m2 f8e4m3b11fnuz f8e8m0fnu",
+    16: "s16 u16 f16 bf16",
+    32: "s32 u32 f32",
+    64: "s64 u64 f64 c64",
+    128: "c128",
 }
+_BITS = {name: bits for bits, names in _TYPES.items() for name in names.split()}
 _SHAPE = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
@@ -67,29 +69,21 @@ class Instruction:
         """Return the size of the result in bytes."""
         return sum(shape.bytes for shape in self.shapes)
 
+    def find(self, pattern: str) -> str:
+        """Return the first group of the pattern's first match in the attributes, or "" without a match."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else ""
+
     @property
     def estimated_cycles(self) -> int | None:
         """Return the compiler's own estimate, or None if there is none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(found[1]) if found else None
+        found = self.find(r'"estimated_cycles":"(\d+)"')
+        return int(found) if found else None
 
     @property
     def op_name(self) -> str:
         """Return the traced operation with its enclosing modules, or "" if none is recorded."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
-
-    @property
-    def custom_call_target(self) -> str:
-        """Return the target of a custom call, or "" for other instructions."""
-        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
-        return found[1] if found else ""
-
-    @property
-    def channel(self) -> int | None:
-        """Return the channel of a collective, common to all instructions that carry it out, or None."""
-        found = re.search(r"channel_id=(\d+)", self.attributes)
-        return int(found[1]) if found else None
+        return self.find(r'op_name="([^"]*)"')
 
     def called(self, role: str) -> str:
         """Return the name of the computation after `role=`, such as body, condition, calls or to_apply.
@@ -97,17 +91,16 @@ class Instruction:
         Raises:
             ValueError: the instruction has no such attribute.
         """
-        found = re.search(rf"\b{role}=%?([^\s,)}}]+)", self.attributes)
-        if found is None:
+        name = self.find(rf"\b{role}=%?([^\s,)}}]+)")
+        if not name:
             raise ValueError(f"{self.name} ({self.opcode}) names no computation {role}=")
-        return found[1]
+        return name
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Return the names of the computations of a conditional."""
-        listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
-        if listed:
-            return tuple(name.strip().lstrip("%") for name in listed[1].split(","))
+        if listed := self.find(r"branch_computations=\{([^}]*)\}"):
+            return tuple(name.strip().lstrip("%") for name in listed.split(","))
         return self.called("true_computation"), self.called("false_computation")
 
 
@@ -142,10 +135,14 @@ class Program:
     lines: Mapping[int, tuple[str, ...]]
     """For each stack_frame_id, the source lines "file:number" from the innermost call outwards."""
 
+    @property
+    def instructions(self) -> Iterator[Instruction]:
+        """Return the instructions of all computations."""
+        return itertools.chain.from_iterable(computation.instructions for computation in self.computations.values())
+
     def source(self, instruction: Instruction) -> tuple[str, ...]:
         """Return the source lines of an instruction, the innermost call first."""
-        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
-        return self.lines[int(found[1])] if found and int(found[1]) in self.lines else ()
+        return self.lines.get(int(instruction.find(r"stack_frame_id=(\d+)") or 0), ())
 
 
 def parse_program(text: str) -> Program:

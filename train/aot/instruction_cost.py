@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,27 +16,13 @@ MATMULS = ("dot", "convolution")
 
 # Instructions that take no time: they only name values, buffers and assertions about indices.
 _FREE = frozenset(
-    (
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "opt-barrier",
-    )
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+    + ("partition-id", "replica-id", "opt-barrier")
 )
 _FREE_CALLS = frozenset(
-    (
-        "AllocateBuffer",
-        "ConcatBitcast",
-        "AssumeGatherIndicesInBound",
-        "PrepareAsyncCallStart",
-        "PrepareAsyncCallDone",
-    )
+    ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
 )
+_CALL_TARGET = r'custom_call_target="([^"]*)"'
 _COPIES = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start")
 
 
@@ -47,7 +34,7 @@ def roofline_seconds(program: Program, parent: Computation, it: Instruction, *, 
     higher; its transcendentals are taken as operations of the vector units, as this project's kernels count them.
     Scalars are free, because a separate core computes them.
     """
-    if it.opcode in _FREE or (it.opcode == "custom-call" and it.custom_call_target in _FREE_CALLS):
+    if it.opcode in _FREE or (it.opcode == "custom-call" and it.find(_CALL_TARGET) in _FREE_CALLS):
         return 0.0
     if it.opcode not in ("fusion", "custom-call") and all(shape.elements <= 1 for shape in it.shapes):
         return 0.0
@@ -75,8 +62,7 @@ def operand_bytes(parent: Computation, it: Instruction) -> int:
 
 def _stated(it: Instruction, name: str) -> float:
     """Return a number of a kernel's cost estimate; 0 if it has none."""
-    found = re.search(rf'"{name}":"?(\d+)', it.attributes)
-    return float(found[1]) if found else 0.0
+    return float(it.find(rf'"{name}":"?(\d+)') or 0)
 
 
 def matmul_flops(computation: Computation, instruction: Instruction) -> float:
@@ -87,9 +73,9 @@ def matmul_flops(computation: Computation, instruction: Instruction) -> float:
     """
     left, right = (computation.by_name[name].shapes[0].dims for name in instruction.operands[:2])
     if instruction.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        dims = [int(n) for n in contracted[1].split(",") if n] if contracted else []
-        return 2.0 * instruction.shapes[0].elements * math.prod(left[n] for n in dims)
+        contracted = instruction.find(r"lhs_contracting_dims=\{([\d,]*)\}")
+        sizes = [left[int(axis)] for axis in contracted.split(",") if axis]
+        return 2.0 * instruction.shapes[0].elements * math.prod(sizes)
     return _convolution_flops(left, right, instruction)
 
 
@@ -100,21 +86,15 @@ def _convolution_flops(left: tuple[int, ...], right: tuple[int, ...], instructio
     source, kernel, result = labels.groups()
     out = instruction.shapes[0].dims
     flops = 2.0 * out[result.index("b")] * out[result.index("f")] * right[kernel.index("i")]
+    fields = dict(field.split("=") for field in instruction.find(r"window=\{([^}]*)\}").split())
     for axis, label in enumerate(sorted(c for c in result if c.isdigit())):
-        flops *= _window_pairs(
-            instruction.attributes,
-            axis,
-            size=left[source.index(label)],
-            window=right[kernel.index(label)],
-            steps=out[result.index(label)],
-        )
+        size, window = left[source.index(label)], right[kernel.index(label)]
+        flops *= _window_pairs(fields, axis, size=size, window=window, steps=out[result.index(label)])
     return flops
 
 
-def _window_pairs(attributes: str, axis: int, *, size: int, window: int, steps: int) -> int:
+def _window_pairs(fields: Mapping[str, str], axis: int, *, size: int, window: int, steps: int) -> int:
     """Count the pairs (output, window position) along an axis that read an entry, not padding or a dilation gap."""
-    found = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(field.split("=") for field in found[1].split()) if found else {}
 
     def field(name: str, default: str) -> str:
         return fields[name].split("x")[axis] if name in fields else default
@@ -132,8 +112,8 @@ def trip_count(program: Program, parent: Computation, loop: Instruction) -> int 
     counter with a constant, the counter must start from a constant and the body must add a constant to it, as
     `lax.scan` makes it.
     """
-    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-        return int(noted[1])
+    if noted := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(noted)
     condition = program.computations[loop.called("condition")]
     compare = _source_of(condition, condition.root)
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
@@ -163,8 +143,8 @@ def _constant(instruction: Instruction) -> int | None:
 
 
 def _tuple_index(instruction: Instruction) -> int | None:
-    found = re.search(r"\bindex=(\d+)", instruction.attributes)
-    return int(found[1]) if instruction.opcode == "get-tuple-element" and found else None
+    index = instruction.find(r"\bindex=(\d+)")
+    return int(index) if instruction.opcode == "get-tuple-element" and index else None
 
 
 def _counter_start(parent: Computation, loop: Instruction, index: int) -> int | None:

@@ -138,12 +138,13 @@ def estimate_case(case: PodCase) -> PodEstimate:
     done = subprocess.run([sys.executable, *case.command], capture_output=True, text=True)
     if done.returncode > 1 or (done.returncode == 1 and not done.stdout and "does not fit" not in done.stderr):
         raise ValueError(f"python {case.key} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    error, estimate = None, None
     if done.returncode < 0:
         error = f"the compiler crashed (signal {-done.returncode})"
+    elif not done.stdout:
+        error = done.stderr.splitlines()[0]
     else:
-        error = None if done.stdout else done.stderr.splitlines()[0]
-    estimate = None if error else json.loads(done.stdout)
-    if estimate is not None:
+        estimate = json.loads(done.stdout)
         del estimate["estimated"]["costliest"]  # nine tenths of the JSON, and not in the table
         del estimate["compile_seconds"]  # depends on this machine and its load
     return PodEstimate(
@@ -174,41 +175,34 @@ def pods_table(lines: Sequence[PodEstimate]) -> str:
 
 
 def _table_row(line: PodEstimate, single_chip_seconds: float | None) -> tuple[str, ...]:
-    begin = (line.config, line.topology)
     if line.estimate is None or line.seconds is None:
-        return (*begin, "", line.preset, str(line.rows), line.error or "", "", "", "", "")
+        return (line.config, line.topology, "", line.preset, str(line.rows), line.error or "", "", "", "", "")
+    preset, links, scaling = "", "", ""  # not of a single chip
     estimated = line.estimate["estimated"]
-    memory = estimated["memory_bytes"]
-    sent = sum(collective["seconds"] for collective in estimated["collectives"])
-    waited = estimated["seconds"]["waiting_links"]
-    return (
-        *begin,
-        str(line.estimate["devices"]),
-        "" if line.single_chip else line.preset,
-        str(line.rows),
-        f"{memory['total'] / 2**30:.1f} of {memory['capacity'] / 2**30:.0f} GiB",
-        f"{line.seconds * 1e3:.1f} ms",
-        "" if line.single_chip else f"{sent * 1e3:.2f} ms, {waited * 1e3:.2f} not hidden",
-        f"{estimated['mfu']:.1%}",
-        "" if line.single_chip or single_chip_seconds is None else f"{single_chip_seconds / line.seconds:.1%}",
-    )
+    if not line.single_chip:
+        preset = line.preset
+        sent = sum(collective["seconds"] for collective in estimated["collectives"])
+        links = f"{sent * 1e3:.2f} ms, {estimated['seconds']['waiting_links'] * 1e3:.2f} not hidden"
+        scaling = "" if single_chip_seconds is None else f"{single_chip_seconds / line.seconds:.1%}"
+    gib = {name: count / 2**30 for name, count in estimated["memory_bytes"].items()}
+    memory = f"{gib['total']:.1f} of {gib['capacity']:.0f} GiB"
+    time, mfu = f"{line.seconds * 1e3:.1f} ms", f"{estimated['mfu']:.1%}"
+    chips, rows = str(line.estimate["devices"]), str(line.rows)
+    return line.config, line.topology, chips, preset, rows, memory, time, links, mfu, scaling
 
 
 def _sharding_checks(lines: Sequence[PodEstimate]) -> Iterator[str]:
     """Yield for both sharding checks the number of programs with findings, and the arrays found."""
-    estimates = [line for line in lines if line.estimate is not None]
     for name in ("parameters_gathered_beyond_fsdp", "whole_batches"):
-        unknown = sum(line.estimate["estimated"][name] is None for line in estimates)
-        affected = [line for line in estimates if line.estimate["estimated"][name]]
-        count = f"{len(affected) or 'none'} of {len(estimates) - unknown} programs"
+        results = [(line, line.estimate["estimated"][name]) for line in lines if line.estimate is not None]
+        known = [(line, arrays) for line, arrays in results if arrays is not None]
+        affected = [(line, arrays) for line, arrays in known if arrays]
+        unknown = f" ({len(results) - len(known)} unknown)" if len(known) < len(results) else ""
         title = name.replace("_", " ").capitalize()
-        yield f"\n{title}: {count}" + (f" ({unknown} unknown)." if unknown else ".")
-        for line in affected:
-            arrays = ", ".join(
-                f"{array['shape']['dtype']}{array['shape']['dims']} over {'+'.join(array['axes'])}"
-                for array in line.estimate["estimated"][name]
-            )
-            yield f"- {line.config} on {line.topology}, {line.preset}: {arrays}"
+        yield f"\n{title}: {len(affected) or 'none'} of {len(known)} programs{unknown}."
+        for line, arrays in affected:
+            texts = [f"{a['shape']['dtype']}{a['shape']['dims']} over {'+'.join(a['axes'])}" for a in arrays]
+            yield f"- {line.config} on {line.topology}, {line.preset}: {', '.join(texts)}"
 
 
 if __name__ == "__main__":

@@ -14,18 +14,8 @@ from train.aot.hlo import ArrayShape, Instruction, Program
 
 # Instructions that only hold the result of another one, or copy a part of it to the core.
 _ALIASES = frozenset(
-    (
-        "parameter",
-        "get-tuple-element",
-        "tuple",
-        "bitcast",
-        "while",
-        "conditional",
-        "call",
-        "opt-barrier",
-        "slice-start",
-        "slice-done",
-    )
+    ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "opt-barrier")
+    + ("slice-start", "slice-done")
 )
 
 
@@ -61,15 +51,7 @@ class ShardingCheck:
         parameters: optax.Params,
         batch: Mapping[str, jax.ShapeDtypeStruct],
     ) -> "ShardingCheck":
-        """Check a compiled step.
-
-        Args:
-            program: the step, with the shapes of one device.
-            tpu_slice: its devices.
-            rows: batch rows that all devices compute at once.
-            parameters: tree of the global shapes of the parameters.
-            batch: global shapes of the batch.
-        """
+        """Check a compiled step with parameters and batch of these global shapes; `rows` is of all devices at once."""
         shapes = [leaf.shape for leaf in jax.tree.leaves(parameters)]
         ambiguous = {size for shape in shapes for size in shape}
         ambiguous |= {2 * shape[-1] for shape in shapes}  # the masks of two dropouts are drawn as one array
@@ -86,23 +68,16 @@ def gathered_parameters(
 ) -> list[UnexpectedArray]:
     """Return the all-gathers over other axes than `fsdp` whose result has the shape of a parameter or of its layer.
 
-    Args:
-        program: the step, with the shapes of one device.
-        tpu_slice: its devices.
-        parameters: global shapes; vectors are ignored. The gathered array may still be split over `tensor`.
+    The parameters are global shapes; vectors are ignored. The gathered array may still be split over `tensor`.
     """
     kernels = _kernels(parameters, tpu_slice.mesh["tensor"])
     found = []
-    for computation in program.computations.values():
-        for it in computation.instructions:
-            if collective_kind(it) != "all-gather" or not any(
-                _sorted_dims(shape.dims) in kernels for shape in it.shapes
-            ):
-                continue
+    for it in program.instructions:
+        shapes = [shape for shape in it.shapes if _sorted_dims(shape.dims) in kernels]
+        if shapes and collective_kind(it) == "all-gather":
             axes = tpu_slice.collective(it, 0).axes
             if set(axes) - {"fsdp"}:
-                shape = next(shape for shape in it.shapes if _sorted_dims(shape.dims) in kernels)
-                found.append(UnexpectedArray(it.name, shape, axes, program.source(it), it.op_name))
+                found.append(UnexpectedArray(it.name, shapes[0], axes, program.source(it), it.op_name))
     return found
 
 
@@ -111,11 +86,7 @@ def whole_batches(
 ) -> list[UnexpectedArray]:
     """Return arrays in memory with as many rows as the global batch, one for each shape.
 
-    Args:
-        program: the step, with the shapes of one device.
-        tpu_slice: its devices.
-        rows: of the global batch; must not equal another size of the model.
-        parameters: global shapes; arrays of these shapes are not activations.
+    `rows` must not equal another size of the model. Arrays with the (global) shape of a parameter are not activations.
     """
     kernels = _kernels(parameters, tpu_slice.mesh["tensor"])
     axes = tuple(name for name in ("data", "fsdp") if tpu_slice.mesh[name] > 1)
@@ -130,8 +101,7 @@ def whole_batches(
 
 def _materialised(program: Program) -> Iterator[Instruction]:
     """Yield the instructions whose results are in memory, which excludes the instructions inside of fusions."""
-    instructions = [it for computation in program.computations.values() for it in computation.instructions]
-    fused = {it.called("calls") for it in instructions if it.opcode == "fusion"}
+    fused = {it.called("calls") for it in program.instructions if it.opcode == "fusion"}
     for computation in program.computations.values():
         if computation.name not in fused:
             yield from (it for it in computation.instructions if it.opcode not in _ALIASES)
