@@ -10,7 +10,7 @@ from flaxbert import BertConfig
 from train.benchmark import speed
 from train.benchmark.speed import Benchmark, main, measure, take_turns
 from train.benchmark.torch_implementation import TorchImplementation
-from train.benchmark.workload import Implementation, Workload, labels_of_all_positions
+from train.benchmark.workload import Workload, labels_of_all_positions
 
 WORK = Workload(
     "small",
@@ -47,14 +47,12 @@ def test_losses_that_differ_end_it(monkeypatch):
 
 
 @dataclasses.dataclass
-class CountingImplementation(Implementation):
+class CountingImplementation:
     """Takes turns without computing."""
 
+    name: str
     seconds: float = 1.0
     calls: list = dataclasses.field(default_factory=list)
-
-    def loss(self):
-        return 0.0
 
     def prepare(self, kind):
         self.calls.append(kind)
@@ -62,9 +60,6 @@ class CountingImplementation(Implementation):
     def run(self, kind, steps):
         self.calls.append(steps)
         return self.seconds * steps
-
-    def peak_bytes(self, kind):
-        return None
 
 
 def test_turns_alternate_and_last_as_long():

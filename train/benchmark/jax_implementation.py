@@ -1,7 +1,6 @@
 """This project's implementation of the benchmark's workload."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from flaxbert import AttentionImplementation, BertForPreTraining, Remat, save_pretrained
 from flaxbert.layers import Params
-from train.benchmark.workload import Implementation, Pass, Workload
+from train.benchmark.workload import Pass, Workload
 from train.distributed import MeshShape, Placement
 from train.evaluate import compile_eval_step
 from train.optim import Optim, make_optimizer
@@ -19,12 +18,14 @@ from train.step import Batch, compile_step, create_state, state_shardings
 from train.tasks.pretraining import pretraining_loss
 
 
-class JaxImplementation(Implementation):
+class JaxImplementation:
     """The train step of `python -m train`, and the forward pass of an evaluation, on the first device."""
 
     def __init__(self, work: Workload, *, scan: bool, seed: int = 0):
         """Initialise parameters and batch from the seed."""
-        super().__init__("flaxbert")
+        self.name = "flaxbert"
+        self.compile_seconds: dict[Pass, float] = {}
+        self.peak_bytes: dict[Pass, int | None] = {}
         self._model = BertForPreTraining(
             work.config,
             dtype=jnp.dtype(work.dtype),
@@ -49,7 +50,7 @@ class JaxImplementation(Implementation):
         # Jitted functions; `Any` because their declared types have no `lower`.
         self._step: Any = compile_step(loss, optimizer, placement, shardings)
         self._eval_step: Any = compile_eval_step(eval_step, placement)
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[Pass, Any] = {}
 
     def save(self, folder: Path) -> None:
         """Write the initial parameters, for other implementations to load."""
@@ -57,27 +58,33 @@ class JaxImplementation(Implementation):
 
     def loss(self) -> float:
         """Return the loss of the batch with the initial parameters, without dropout."""
-        return float(self._program("forward")(self._state.params, self._batch))
+        self._compile("forward")
+        return float(self._compiled["forward"](self._state.params, self._batch))
 
     def prepare(self, kind: Pass) -> None:
         """Compile a pass, and run it three times."""
-        self._program(kind)
+        self._compile(kind)
         self.run(kind, 3)
 
-    def _program(self, kind: Pass) -> Callable[..., Any]:
-        if kind not in self._compiled:
-            start = time.perf_counter()
-            if kind == "train":
-                lowered = self._step.lower(self._state, self._batch, self._seed)
-            else:
-                lowered = self._eval_step.lower(self._state.params, self._batch)
-            self._compiled[kind] = lowered.compile()
-            self.compile_seconds[kind] = time.perf_counter() - start
-        return self._compiled[kind]
+    def _compile(self, kind: Pass) -> None:
+        """Compile a pass once, and note the time and the memory that the compiler plans (unknown on a CPU)."""
+        if kind in self._compiled:
+            return
+        start = time.perf_counter()
+        if kind == "train":
+            lowered = self._step.lower(self._state, self._batch, self._seed)
+        else:
+            lowered = self._eval_step.lower(self._state.params, self._batch)
+        self._compiled[kind] = lowered.compile()
+        self.compile_seconds[kind] = time.perf_counter() - start
+        stats = self._compiled[kind].memory_analysis()
+        arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        peak = arguments + stats.temp_size_in_bytes
+        self.peak_bytes[kind] = None if jax.default_backend() == "cpu" else peak
 
     def run(self, kind: Pass, steps: int) -> float:
         """Run a number of passes; return the seconds until the last one has finished."""
-        function = self._program(kind)
+        function = self._compiled[kind]
         start = time.perf_counter()
         result = None
         for _ in range(steps):
@@ -87,11 +94,3 @@ class JaxImplementation(Implementation):
                 result = function(self._state.params, self._batch)
         jax.block_until_ready(result)
         return time.perf_counter() - start
-
-    def peak_bytes(self, kind: Pass) -> int | None:
-        """Return the memory that the compiler plans for the program; None on a CPU."""
-        if jax.default_backend() == "cpu":
-            return None
-        stats = self._compiled[kind].memory_analysis()
-        arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-        return arguments + stats.temp_size_in_bytes

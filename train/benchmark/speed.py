@@ -13,12 +13,13 @@ import gc
 import importlib.metadata
 import json
 import platform
+import re
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import tyro
@@ -26,8 +27,13 @@ import tyro
 from flaxbert import BertConfig
 from flaxbert.files import atomic_write
 from train.benchmark.jax_implementation import JaxImplementation
-from train.benchmark.workload import Implementation, Pass, Workload
+from train.benchmark.workload import Pass, Workload
 from train.flops import device_peak
+
+if TYPE_CHECKING:  # PyTorch may not be installed
+    from train.benchmark.torch_implementation import TorchImplementation
+
+    Implementation = JaxImplementation | TorchImplementation
 
 _LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # largest difference of two losses
 
@@ -97,10 +103,7 @@ def main(arguments: list[str]) -> int:
     try:
         import torch  # noqa: F401
     except ImportError:
-        print(
-            "error: the benchmark needs PyTorch to compare with; pip install -e '.[torch]'",
-            file=sys.stderr,
-        )
+        print("error: the benchmark needs PyTorch to compare with; pip install -e '.[torch]'", file=sys.stderr)
         return 2
     results: list[SpeedResult] = []
     print("\n".join(speed_table([])), flush=True)
@@ -111,10 +114,7 @@ def main(arguments: list[str]) -> int:
             # Printed at once, because the operating system kills the process if a later workload exceeds its memory.
             print("\n".join(speed_table(measured)[2:]), flush=True)
             if settings.json is not None:
-                record = {
-                    "environment": describe_environment(),
-                    "results": [dataclasses.asdict(result) for result in results],
-                }
+                record = {"environment": describe_environment(), "results": [vars(result) for result in results]}
                 with atomic_write(settings.json) as aside:
                     aside.write_text(json.dumps(record, indent=2) + "\n")
     except ValueError as error:
@@ -162,7 +162,7 @@ def measure(work: Workload, settings: Benchmark) -> list[SpeedResult]:
 
 
 def take_turns(
-    implementations: Sequence[Implementation], kind: Pass, *, rounds: int, seconds: float
+    implementations: "Sequence[Implementation]", kind: Pass, *, rounds: int, seconds: float
 ) -> list[list[float]]:
     """Return the seconds of one pass of each implementation in each round."""
     steps = []
@@ -178,7 +178,7 @@ def take_turns(
 
 
 def _result(
-    work: Workload, kind: Pass, implementation: Implementation, seconds: list[float], loss: float
+    work: Workload, kind: Pass, implementation: "Implementation", seconds: list[float], loss: float
 ) -> SpeedResult:
     median = statistics.median(seconds)
     flops = work.flops(training=kind == "train") / median
@@ -197,7 +197,7 @@ def _result(
         tokens_per_second=work.rows * work.tokens_per_row / median,
         teraflops_per_second=flops / 1e12,
         mfu=None if peak is None else flops / peak,
-        peak_bytes=implementation.peak_bytes(kind),
+        peak_bytes=implementation.peak_bytes[kind],
         compile_seconds=implementation.compile_seconds[kind],
         loss=loss,
     )
@@ -233,5 +233,5 @@ def describe_environment() -> dict[str, object]:
 
 def _processor() -> str:
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+    found = re.search(r"^model name\s*: (.*)", file.read_text() if file.is_file() else "", re.MULTILINE)
+    return found[1] if found else "?"

@@ -8,12 +8,12 @@ sentences, already read and split, and as many threads. The second makes trainin
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,16 +68,19 @@ def _prepare(own: argparse.Namespace) -> list[str]:
     def preparation() -> float:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            settings = Preparation(
-                tuple(own.text), Path(folder) / "store", tokenizer=own.tokenizer, workers=own.workers
-            )
-            count = prepare_store(settings)["tokens"]
-            return count / (time.perf_counter() - start)
+            out = Path(folder) / "store"
+            summary = prepare_store(Preparation(tuple(own.text), out, tokenizer=own.tokenizer, workers=own.workers))
+            return summary["tokens"] / (time.perf_counter() - start)
 
-    speeds = _in_turns([preparation, library], own.rounds)
-    named = zip((f"prepare, {own.workers} processes", f"tokenizers alone, {own.workers} threads"), speeds, strict=True)
-    ratio = statistics.median(speeds[1]) / statistics.median(speeds[0])
-    return [*(_line(name, tokens) for name, tokens in named), f"the library alone is {ratio:.2f} times as fast"]
+    ours, theirs = [], []
+    for _ in range(own.rounds):
+        ours.append(preparation())
+        theirs.append(library())
+    return [
+        _line(f"prepare, {own.workers} processes", ours),
+        _line(f"tokenizers alone, {own.workers} threads", theirs),
+        f"the library alone is {statistics.median(theirs) / statistics.median(ours):.2f} times as fast",
+    ]
 
 
 def _batches(own: argparse.Namespace) -> list[str]:
@@ -88,33 +91,16 @@ def _batches(own: argparse.Namespace) -> list[str]:
         options = ExampleOptions(max_length=length, row_length=row_length)
         make, build = options.example_builder(store, documents), options.row_builder(store)
         batches = TrainBatches(store, documents, make=make, build=build, size=64, seed=0)
-        index, mask = 0, "attention_mask" if row_length is None else "segment_ids"
-
-        def speed(batches: TrainBatches = batches, mask: str = mask) -> float:
-            nonlocal index
+        mask = "attention_mask" if row_length is None else "segment_ids"
+        numbers, speeds = itertools.count(), []
+        for _ in range(own.rounds):
             count, start = 0, time.perf_counter()
             while time.perf_counter() - start < own.seconds:
-                batch = batches[index]
-                count += int(np.count_nonzero(batch[mask]))
-                index += 1
-            return count / (time.perf_counter() - start)
-
-        (speeds,) = _in_turns([speed], own.rounds)
-        description = (
-            f"rows of one pair of up to {length}"
-            if row_length is None
-            else f"pairs of {length} in rows of {row_length}"
-        )
-        lines.append(_line(description, speeds))
+                count += int(np.count_nonzero(batches[next(numbers)][mask]))
+            speeds.append(count / (time.perf_counter() - start))
+        alone = f"rows of one pair of up to {length}"
+        lines.append(_line(alone if row_length is None else f"pairs of {length} in rows of {row_length}", speeds))
     return lines
-
-
-def _in_turns(measurements: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    speeds: list[list[float]] = [[] for _ in measurements]
-    for _ in range(rounds):
-        for measurement, own in zip(measurements, speeds, strict=True):
-            own.append(measurement())
-    return speeds
 
 
 def _line(name: str, speeds: list[float]) -> str:

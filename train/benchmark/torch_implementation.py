@@ -9,15 +9,17 @@ import torch
 import transformers
 
 from flaxbert.models import BertModel
-from train.benchmark.workload import Implementation, Pass, Workload, labels_of_all_positions
+from train.benchmark.workload import Pass, Workload, labels_of_all_positions
 
 
-class TorchImplementation(Implementation):
+class TorchImplementation:
     """The same parameters, batch, AdamW and clipping in PyTorch; bfloat16 by autocast with float32 parameters."""
 
     def __init__(self, work: Workload, peer: str, folder: Path, *, device: str, seed: int = 0):
         """Load the parameters of a model folder; `peer` is "eager", "sdpa", or "compile" (sdpa with torch.compile)."""
-        super().__init__(f"transformers, {peer}")
+        self.name = f"transformers, {peer}"
+        self.compile_seconds: dict[Pass, float] = {}
+        self.peak_bytes: dict[Pass, int | None] = {}
         transformers.utils.logging.disable_progress_bar()
         attention = "eager" if peer == "eager" else "sdpa"
         model: Any = transformers.BertForPreTraining.from_pretrained(folder, attn_implementation=attention)
@@ -30,7 +32,6 @@ class TorchImplementation(Implementation):
         arrays |= {"next_sentence_label": batch["next_sentence_labels"]}
         self._batch = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in arrays.items()}
         self._optimizer: Any = None
-        self._peaks: dict[str, int] = {}
 
     def loss(self) -> float:
         """Return the loss of the batch with the initial parameters, without dropout."""
@@ -47,8 +48,7 @@ class TorchImplementation(Implementation):
             torch.cuda.reset_peak_memory_stats()
         steady = self.run(kind, 3) / 3
         self.compile_seconds[kind] = max(0.0, first - steady) if self._compiles else 0.0
-        if self._device == "cuda":
-            self._peaks[kind] = torch.cuda.max_memory_allocated()
+        self.peak_bytes[kind] = torch.cuda.max_memory_allocated() if self._device == "cuda" else None
 
     def run(self, kind: Pass, steps: int) -> float:
         """Run a number of passes; return the seconds until the last one has finished."""
@@ -68,10 +68,6 @@ class TorchImplementation(Implementation):
                     self._model(**self._batch)
         self._synchronize()
         return time.perf_counter() - start
-
-    def peak_bytes(self, kind: Pass) -> int | None:
-        """Return the peak of PyTorch's allocated memory; None on a CPU."""
-        return self._peaks.get(kind)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self._device, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()

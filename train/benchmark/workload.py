@@ -1,6 +1,5 @@
-"""Workload of the speed benchmark, and the interface of the implementations that are timed on it."""
+"""Workload of the speed benchmark, on which the implementations are timed."""
 
-import abc
 import dataclasses
 from typing import Literal
 
@@ -17,22 +16,17 @@ _MASKED_SHARE = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Batch of sentence pairs with masked tokens for a model.
-
-    Attributes:
-        name: name of the model size.
-        config: its configuration.
-        rows, length: shape of the batch.
-        dtype: "float32", or "bfloat16" for matrix products with float32 parameters.
-        fill: fraction of the positions that are not padding, the same for every row.
-    """
+    """Batch of sentence pairs with masked tokens for a model."""
 
     name: str
+    """Model size."""
     config: BertConfig
     rows: int
     length: int
     dtype: str
+    """ "float32", or "bfloat16" for matrix products with float32 parameters."""
     fill: float = 1.0
+    """Fraction of the positions that are not padding, the same for every row."""
 
     @property
     def tokens_per_row(self) -> int:
@@ -77,32 +71,3 @@ def labels_of_all_positions(batch: dict[str, np.ndarray]) -> np.ndarray:
     labels = np.full(batch["input_ids"].shape, IGNORE, np.int64)
     np.put_along_axis(labels, batch["masked_lm_positions"], batch["masked_lm_labels"].astype(np.int64), axis=1)
     return labels
-
-
-@dataclasses.dataclass
-class Implementation(abc.ABC):
-    """Framework and options that compute a workload.
-
-    Attributes:
-        name: name in the table.
-        compile_seconds: compilation time of each prepared pass; 0 if nothing is compiled.
-    """
-
-    name: str
-    compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict, init=False)
-
-    @abc.abstractmethod
-    def loss(self) -> float:
-        """Return the loss of the batch with the initial parameters, without dropout."""
-
-    @abc.abstractmethod
-    def prepare(self, kind: Pass) -> None:
-        """Compile a pass, and run it until its speed is steady."""
-
-    @abc.abstractmethod
-    def run(self, kind: Pass, steps: int) -> float:
-        """Run a number of passes; return the seconds until the last one has finished."""
-
-    @abc.abstractmethod
-    def peak_bytes(self, kind: Pass) -> int | None:
-        """Return the peak of device memory; None if it is unknown."""
