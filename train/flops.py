@@ -60,12 +60,7 @@ TPU7X = Chip("tpu7x", ("TPU7x",), 2, 2, 2.2e9, 2307e12, 192 * 2**30, 7.38e12, 9e
 CHIPS = (V4, V5E, V5P, V6E, TPU7X)
 
 # Dense bfloat16 peak of GPUs in FLOP/s, from NVIDIA's data sheets, by the beginning of JAX's device_kind.
-_GPUS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+_GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA B200": 2250e12}
 
 
 def peak_flops() -> float | None:

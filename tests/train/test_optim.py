@@ -5,8 +5,9 @@ import pytest
 
 from flaxbert import BertConfig, BertForPreTraining
 from tests.trees import by_path
-from train.optim import Optim, clip_by_global_norm, decay_mask, global_norm, make_optimizer
+from train.optim import Optim, clip_by_global_norm, global_norm, make_optimizer
 from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
+from train.optim.parameters import decay_mask
 
 # Every parameter of a pretraining model: True where weight decay applies.
 DECAYS = {

@@ -1,4 +1,7 @@
-"""Settings of the optimizer, and the optax transformation and learning-rate schedule that they describe."""
+"""Settings of the optimizer, and the optax transformation and learning-rate schedule that they describe.
+
+`algorithms.py` has the classes for `Optim.algorithm`, `schedules.py` those for `Optim.schedule`.
+"""
 
 import dataclasses
 from typing import Any
@@ -44,8 +47,7 @@ class Optim:
 def schedule(settings: Optim, total_steps: int) -> optax.Schedule:
     """Return the function from the number of an update, counted from 0, to its learning rate; it may be traced.
 
-    Raises:
-        ValueError: the schedule is impossible with this peak, warmup or number of steps.
+    Raises ValueError if the schedule is impossible with this peak, warmup or number of steps.
     """
     plan = Plan(settings.learning_rate, warmup_steps=round(settings.warmup * total_steps), total_steps=total_steps)
     settings.schedule.check(plan)
@@ -57,11 +59,7 @@ def schedule(settings: Optim, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: Optim, total_steps: int) -> optax.GradientTransformation:
-    """Return the transformation that clips by global norm and applies the algorithm on the schedule.
-
-    Raises:
-        ValueError: see `schedule`; from the optimizer's `init`, frozen paths that match no parameters.
-    """
+    """Return the transformation that clips by global norm and applies the algorithm on the schedule."""
     algorithm = settings.algorithm.transformation(schedule(settings, total_steps), settings.weight_decay)
     optimizer = optax.chain(clip_by_global_norm(settings.max_gradient_norm), algorithm)
     if settings.frozen:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.optim.parameters import decay_mask, per_matrix
+from train.optim.parameters import Update, decay_mask, per_matrix
 from train.optim.schedules import require_limits
 
 _BETA = (0.0, 0.9999999)
@@ -66,9 +66,7 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
     def init(params: optax.Params) -> UncorrectedAdamState:
         return UncorrectedAdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, UncorrectedAdamState]:
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> Update:
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, updates)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), UncorrectedAdamState(mu, nu)
@@ -133,9 +131,7 @@ class Adafactor:
         direction = per_matrix(
             optax.chain(
                 optax.scale_by_factored_rms(
-                    decay_rate=self.decay_rate,
-                    min_dim_size_to_factor=self.smallest_factored,
-                    epsilon=self.epsilon,
+                    decay_rate=self.decay_rate, min_dim_size_to_factor=self.smallest_factored, epsilon=self.epsilon
                 ),
                 optax.clip_by_block_rms(self.clip_threshold),
             )
@@ -152,9 +148,7 @@ class Adafactor:
 def _add_scaled_weights(weight_decay: float, scaling: optax.GradientTransformation) -> optax.GradientTransformation:
     """Add `weight_decay` times the parameters, transformed by `scaling`, to the updates."""
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Update:
         decay, state = scaling.update(jax.tree.map(lambda x: weight_decay * x, params), state, params)
         return jax.tree.map(lambda x, y: x + y, updates, decay), state
 

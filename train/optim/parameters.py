@@ -22,6 +22,9 @@ KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
 OUTPUT = "output"
 """Output projection of attention, whose kernel has the heads in its first two axes [H, K, D]; others have [D, H, K]."""
 
+Update = tuple[optax.Updates, optax.OptState]
+"""Result of a transformation's `update`: the new updates, and its next state."""
+
 
 def path_names(path: KeyPath) -> tuple[str, ...]:
     """Return the names along a path in the tree of parameters, such as ("bert", "layers", "up", "kernel")."""
@@ -127,9 +130,7 @@ def per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformat
     def init(params: optax.Params) -> optax.OptState:
         return split.init(views(params))
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Update:
         changed, state = split.update(views(updates), state, views(params))
         return jax.tree.map(lambda new, old: new.reshape(old.shape), changed, updates), state
 
@@ -164,9 +165,7 @@ def _over_layers(inner: optax.GradientTransformation) -> optax.GradientTransform
         first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
         return jax.vmap(inner.init, out_axes=axes(jax.eval_shape(inner.init, first)))(params)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Update:
         if not jax.tree.leaves(updates):
             return updates, state
         state_axes = axes(state)

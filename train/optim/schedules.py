@@ -6,7 +6,7 @@ Steps count from 0, so that with warmup the first update has a rate of 0, as in 
 import dataclasses
 import enum
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,11 @@ class Plan:
 
 class WarmupSchedule:
     """Linear rise from 0 over the warmup steps, followed by a curve that the subclass defines."""
+
+    limits: ClassVar[dict[str, tuple[float, float]]] = {}
+
+    def __post_init__(self):
+        require_limits(self, self.limits)
 
     def check(self, plan: Plan) -> None:
         """Raise ValueError if the schedule is impossible with this plan."""
@@ -86,8 +91,7 @@ class Cosine(WarmupSchedule):
     cycles: float = 0.5
     """Number of waves; half a wave goes from the peak to 0 once."""
 
-    def __post_init__(self):
-        require_limits(self, {"cycles": (0.0, 1000.0)})
+    limits = {"cycles": (0.0, 1000.0)}
 
     def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         # The remainder is taken before the division: the cosine of a large angle would be inexact in float32.
@@ -102,8 +106,7 @@ class CosineWithRestarts(WarmupSchedule):
     cycles: int = 1
     """Number of times that the rate decays."""
 
-    def __post_init__(self):
-        require_limits(self, {"cycles": (1, 1000)})
+    limits = {"cycles": (1, 1000)}
 
     def check(self, plan: Plan) -> None:
         """Raise if the product of steps and cycles does not fit an int32."""
@@ -127,8 +130,7 @@ class Polynomial(WarmupSchedule):
     end: float = 1e-7
     """Final learning rate (not a factor); must be below the peak."""
 
-    def __post_init__(self):
-        require_limits(self, {"power": (1e-3, 100.0), "end": (0.0, 10.0)})
+    limits = {"power": (1e-3, 100.0), "end": (0.0, 10.0)}
 
     def check(self, plan: Plan) -> None:
         """Raise unless the end is below the peak and steps remain after warmup."""
@@ -162,8 +164,7 @@ class Nvidia(WarmupSchedule):
 
     power: float = 0.5
 
-    def __post_init__(self):
-        require_limits(self, {"power": (1e-3, 100.0)})
+    limits = {"power": (1e-3, 100.0)}
 
     def factor(self, step: StepNumber, plan: Plan) -> jax.Array:
         """Return the factor of the following step."""
@@ -180,8 +181,7 @@ class InverseSquareRoot(WarmupSchedule):
     timescale: int | None = None
     """Steps after warmup until the factor is 1/sqrt(2); None for the warmup steps, or for 10000 without warmup."""
 
-    def __post_init__(self):
-        require_limits(self, {"timescale": (1, 2**31)})
+    limits = {"timescale": (1, 2**31)}
 
     def _after_warmup(self, step: StepNumber, plan: Plan) -> jax.Array | float:
         timescale = self.timescale or plan.warmup_steps or 10_000
@@ -206,8 +206,7 @@ class WarmupStableDecay(WarmupSchedule):
     fall: Annotated[DecayShape, tyro.conf.EnumChoicesFromValues] = DecayShape.COSINE
     """Shape of the decay: linear, half a cosine, or 1 minus a square root."""
 
-    def __post_init__(self):
-        require_limits(self, {"decay": (0.0, 1.0)})
+    limits = {"decay": (0.0, 1.0)}
 
     def check(self, plan: Plan) -> None:
         """Raise if warmup and decay overlap."""
