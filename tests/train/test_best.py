@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import statistics
 
 import jax
@@ -33,7 +34,7 @@ def overfitting(classification, tmp_path):
 
 
 def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys, caplog, monkeypatch):
-    unbroken = run(with_run(overfitting, patience=2, checkpoint_every=2))  # some of them without a score
+    unbroken = run(with_run(overfitting, patience=2, checkpoint_every=4))  # some of them without a score
     assert "metric" not in caplog.text  # of which orbax would warn
     printed = capsys.readouterr().out
     *during, last = evaluations(unbroken)
@@ -46,10 +47,10 @@ def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            run(with_run(overfitting, patience=2, checkpoint_every=2, folder=tmp_path / "broken"))
-    broken = run(with_run(overfitting, patience=2, checkpoint_every=2, folder=tmp_path / "broken"))
+            run(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"))
+    broken = run(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"))
     capsys.readouterr()
-    again = run(with_run(overfitting, patience=2, checkpoint_every=2, folder=tmp_path / "broken"))
+    again = run(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"))
     assert "stops at step" in capsys.readouterr().out
     for folder in (broken, again):
         for name, values in weights(unbroken).items():
@@ -97,6 +98,7 @@ def test_several_seeds(no_cache, classification, tmp_path, capsys, caplog):
     assert len(list((folder / "compiled").glob("jit_step-*-cache"))) == 1
     assert not list(folder.glob("seed-*/compiled"))
     assert json.loads((folder / "seed-5" / "run.json").read_text())["run"]["seed"] == 5
+    shutil.copytree(folder / "compiled", tmp_path / "alone" / "compiled")  # a run of its own compiles the same
     alone = run(with_run(classification, seed=3, folder=tmp_path / "alone"))
     for name, values in weights(alone).items():
         np.testing.assert_array_equal(load_file(folder / "seed-3" / "model" / "model.safetensors")[name], values)
