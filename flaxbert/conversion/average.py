@@ -18,13 +18,12 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
 
     Config and tokenizer are those of the first checkpoint. The folder appears when it is complete.
 
+    Return the paths of the checkpoints that were averaged.
+
     Args:
         paths: two or more checkpoints that `from_pretrained` reads, of one class and of the same sizes.
-        target: the folder to write; it must not exist.
+        target: must not exist.
         last: average this many of the newest checkpoints of one training run, whose folder is then the only path.
-
-    Returns:
-        the checkpoints that were averaged.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: a path or an argument is wrong, or the checkpoints are not of

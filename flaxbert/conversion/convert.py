@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -181,7 +180,7 @@ def _all_tensors(model: PreTrainedModel, matched: MatchedTensors, key: jax.Array
     """Return all tensors of the model in the order of its table: the checkpoint's, and those initialised here."""
     initialised = initialise(matched, model, key)
 
-    def parameter(path: ParameterPath) -> Callable[[], Any]:
+    def parameter(path: ParameterPath) -> Callable[[], jax.Array]:
         return lambda: initialised[path]
 
     return {
@@ -289,7 +288,7 @@ def copied_tensors(checkpoint: Checkpoint, dtype: str | None = None) -> dict[str
 
 def _copied_config(folder: Path, dtype: str | None) -> str:
     """Return the content of config.json with its dtype replaced, and without the keys that name code to run."""
-    values: Mapping[str, Any] = read_json(path_inside(folder, "config.json"))
+    values: Mapping[str, object] = read_json(path_inside(folder, "config.json"))
     dropped = ("auto_map", "torch_dtype", "trust_remote_code")
     kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in dropped}
     if dtype is not None or "torch_dtype" in values:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from flaxbert.config import BertConfig
 from flaxbert.conversion.matching import ModelCheckpoint, infer_architecture
@@ -19,7 +18,6 @@ class Inspection:
 
     Attributes:
         path: the file that lists the tensors.
-        format: its format.
         head: the class of the tensors: named by config.json, or else inferred from their names.
         config: the content of its config as this library reads it; None where that fails.
         tensors: type and shape by Hugging Face's name.
@@ -27,14 +25,13 @@ class Inspection:
         dtypes: the count of tensors of each type.
         left_out: names of an optimizer's variables.
         report: the error that `from_pretrained` of that class would raise; None where it would load.
-        checksums: True where the files match the SHA256SUMS beside them; None where there are none, or they were not
-            compared.
+        checksums: True if the files match SHA256SUMS; None if there are no sums, or they were not compared.
     """
 
     path: str
     format: str
     head: str
-    config: dict[str, Any] | None
+    config: dict[str, object] | None
     tensors: dict[str, tuple[str, list[int]]]
     parameters: int
     dtypes: dict[str, int]
@@ -49,11 +46,7 @@ class Inspection:
 
 
 def inspect(path: str | Path, *, checksums: bool = True) -> Inspection:
-    """Inspect a checkpoint.
-
-    Args:
-        path: a checkpoint that `from_pretrained` reads.
-        checksums: read the files to compare them with SHA256SUMS, where there is one.
+    """Inspect a checkpoint that `from_pretrained` reads; with `checksums`, compare its files with SHA256SUMS.
 
     Raises:
         FileNotFoundError, ValueError: no weights are there, or a file cannot be read.

@@ -17,7 +17,7 @@ from flaxbert.families import (
 )
 from flaxbert.models import BertModel, PreTrainedModel
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.load import MatchedTensors, match
+from flaxbert.weights.load import MatchedTensors, has_pooler, match
 from flaxbert.weights.names import canonical_name
 
 
@@ -60,10 +60,8 @@ class ModelCheckpoint:
     def model(self, class_name: str, *, count_labels: bool = True) -> PreTrainedModel:
         """Build a model of a class with this config; a base model has a pooler where the checkpoint has one.
 
-        Args:
-            class_name: the class.
-            count_labels: take the number of labels from the classifier where the config names no class: Google's
-                config does not state it.
+        With `count_labels`, the number of labels is the classifier's where the config names no class: Google's config
+        does not state it.
         """
         config, tensors = self.config, self.checkpoint.tensors
         if count_labels and self._class_in_config is None:
@@ -72,18 +70,16 @@ class ModelCheckpoint:
                 config = config.replace(num_labels=weight.shape[0])
         model_class = ARCHITECTURES[class_name]
         if architecture_of(model_class).is_base_model:
-            pooler = tuple(row.name for row in self.family.pooler)
-            has_pooler = any(name.endswith(pooler) for name in tensors)
-            return cast(type[BertModel], model_class)(config, add_pooling_layer=has_pooler)
+            with_pooler = has_pooler(self.family, tensors)
+            return cast(type[BertModel], model_class)(config, add_pooling_layer=with_pooler)
         return model_class(config)
 
     def match(self, class_name: str | None = None) -> tuple[PreTrainedModel, MatchedTensors]:
         """Return the model that takes the tensors, and the tensors.
 
-        Args:
-            class_name: the class; missing tensors of its head are then initialised, and tensors of another head left
-                out, both with a warning. None: the class must take every tensor. It is the one that config.json names,
-                or else the one inferred from the names of the tensors.
+        Of a given class, missing tensors of the head are initialised and tensors of another head are left out, both
+        with a warning. The class that config.json names, or else the one inferred from the names of the tensors, must
+        take every tensor.
 
         Raises:
             ValueError: lists the differences; a class that is not known.

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,11 +22,9 @@ class Verification:
 
     Attributes:
         compared: the number of tensors that both have.
-        only_a: names of tensors that B lacks.
-        only_b: names of tensors that A lacks.
-        shapes: "A's and B's" by name, where they differ.
+        only_a, only_b: names of tensors that the other lacks.
+        shapes, config: "A's and B's" by the name of a tensor or a setting, where they differ.
         differing: the largest difference of two numbers by name, where a tensor differs; infinite for a NaN in one.
-        config: "A's and B's" of each setting that differs.
         tensors: the largest difference of two numbers in any tensor.
         outputs: the largest difference of two outputs on random input; None where it was not asked for, or where the
             models differ in class or config sizes.
@@ -49,13 +46,9 @@ class Verification:
 
 
 def verify(a: str | Path, b: str | Path, *, outputs: bool = True, seed: int = 0) -> Verification:
-    """Compare two checkpoints of any formats; some rows of two tensors are in memory at a time, then both models.
+    """Compare two checkpoints that `from_pretrained` reads; with `outputs`, run both models on random input too.
 
-    Args:
-        a: a checkpoint that `from_pretrained` reads.
-        b: another.
-        outputs: run both models on random input too.
-        seed: of that input.
+    Some rows of two tensors are in memory at a time, then both models.
 
     Raises:
         FileNotFoundError, ValueError: one of them cannot be read, or its tensors fit no class.
@@ -99,7 +92,7 @@ class _Side:
     """One of the two checkpoints; without a model where this library has no class for it."""
 
     tensors: Mapping[str, LazyTensor]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     model: _Model | None = None
 
     @classmethod
@@ -127,7 +120,7 @@ def _difference(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.where(np.isnan(differences), np.inf, differences).max(initial=0.0))
 
 
-def _setting_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
+def _setting_differences(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str, str]:
     names = sorted(one.keys() | other.keys())
     return {name: f"{one.get(name)!r} and {other.get(name)!r}" for name in names if one.get(name) != other.get(name)}
 

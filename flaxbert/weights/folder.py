@@ -5,16 +5,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from flaxbert.families import HeadKind, architecture_of, config_to_dict, family_of
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums
+from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import is_multihost
 from flaxbert.tokenizer_files import copy_tokenizer_files
@@ -47,7 +47,7 @@ class WriteOptions:
 def save_pretrained(
     path: str | Path,
     model: PreTrainedModel,
-    params: Mapping[str, Any],
+    params: Params,
     *,
     dtype: DTypeLike = jnp.float32,
     max_shard_size: int | None = None,
@@ -77,7 +77,7 @@ def save_pretrained(
     if target.name not in DTYPES:
         raise ValueError(f"dtype is {target.name}; allowed: {', '.join(DTYPES)}")
 
-    def parameter(path: ParameterPath) -> Callable[[], Any]:
+    def parameter(path: ParameterPath) -> Callable[[], ArrayLike]:
         return lambda: leaf_at(params, path)
 
     tensors = {

@@ -9,7 +9,6 @@ that occurs twice and maps the file, so that the process dies if the file is cut
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -70,14 +69,14 @@ def read_safetensors_header(file: Path) -> tuple[dict[str, FileTensor], dict[str
     return {tensor.name: tensor for tensor in tensors}, metadata
 
 
-def _dict_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _dict_of_unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a name occurs twice")
     return content
 
 
-def _parse_entry(name: str, entry: Any, file: Path, start: int) -> FileTensor:
+def _parse_entry(name: str, entry: object, file: Path, start: int) -> FileTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} is {str(entry)[:80]}")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -101,7 +100,7 @@ def write_safetensors(
 
     `safetensors_order` aligns all of them. Raise ValueError where a tensor does not match its spec.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for spec in specs:
         offsets = [end, end := end + spec.size]

@@ -62,7 +62,7 @@ class PickleContent:
     storages: dict[str, Storage] = dataclasses.field(default_factory=dict)
     strings: list[str] = dataclasses.field(default_factory=list)
 
-    def add_storage(self, persistent_id: Any) -> Storage:
+    def add_storage(self, persistent_id: object) -> Storage:
         """Return the storage that a persistent id names; ValueError for an id that torch.save does not write."""
         # The older format has a sixth entry, which is None in files of all supported versions.
         match persistent_id:
@@ -74,7 +74,7 @@ class PickleContent:
                     return storage
         raise ValueError("its pickle names a storage in a way that torch.save does not")
 
-    def check_call(self, function: Any, arguments: Any) -> object:
+    def check_call(self, function: object, arguments: object) -> object:
         """Return the placeholder for the result of a call.
 
         Raises:
@@ -115,9 +115,9 @@ def scan_pickle(stream: io.BytesIO) -> PickleContent:
         ValueError: the pickle holds something other than descriptions of dense tensors.
     """
     content = PickleContent()
-    stack: list[Any] = []
-    marked: list[list[Any]] = []
-    memo: dict[int, Any] = {}
+    stack: list[object] = []
+    marked: list[list[object]] = []
+    memo: dict[int, object] = {}
     for opcode, argument, _ in cast(Any, pickletools.genops(stream)):
         match opcode.name:
             case "PROTO" if argument == 2:
@@ -172,7 +172,7 @@ def scan_pickle(stream: io.BytesIO) -> PickleContent:
     raise ValueError("its pickle has no end")
 
 
-def _tuple(items: list[Any]) -> tuple[Any, ...]:
+def _tuple(items: list[object]) -> tuple[object, ...]:
     if any(isinstance(inner, tuple) for item in items if isinstance(item, tuple) for inner in item):
         raise ValueError("its pickle nests tuples deeper than torch.save does")
     return tuple(items)
