@@ -8,11 +8,11 @@ a leading axis of layers. Every layer is post-norm (Devlin et al., 2018): each h
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from flaxbert import functional, kernels
 from flaxbert.config import BertConfig
@@ -106,8 +106,9 @@ def layer(
     positions. `key` is for dropout; None applies none. The other arguments are those of `stack`.
     """
     params = prepare(params, declare_layer(config), dtype=execution.dtype, rules=execution.rules)
+    needs_probabilities = output_attentions or head_mask is not None
     fused = execution.attention is not AttentionImplementation.EAGER and kernels.supports_fused_attention(
-        x.shape[1], self_attention=source is None, head_mask=head_mask is not None, output_attentions=output_attentions
+        config, x.shape[1], self_attention=source is None, needs_probabilities=needs_probabilities
     )
     attended = x if source is None else source
     rules, rate, keep = execution.rules, config.attention_probs_dropout_prob, KeepMasks()
@@ -144,9 +145,12 @@ class StackOutput(NamedTuple):
 class PerLayer(NamedTuple):
     """Inputs of each layer, with a leading axis of layers; room for what else differs by layer (a cache, a mask)."""
 
-    params: Any
+    params: Params
     head_mask: Float[Array, "L H"] | None = None
     keys: Key[Array, "L"] | None = None
+
+
+Step = Callable[[Array, PerLayer], tuple[Array, PyTree]]
 
 
 def stack(
@@ -199,7 +203,7 @@ def stack(
     return StackOutput(last, states, tuple(attentions) if output_attentions else ())
 
 
-def _loop(step: Callable[..., Any], x: Array, layers: PerLayer, count: int, *, scan: bool) -> tuple[Array, Any]:
+def _loop(step: Step, x: Array, layers: PerLayer, count: int, *, scan: bool) -> tuple[Array, PyTree]:
     """Run `lax.scan` or its Python loop: return the last x, and each output of `step` for all layers."""
     if count == 0:
         return x, (None, None)
@@ -213,7 +217,7 @@ def _loop(step: Callable[..., Any], x: Array, layers: PerLayer, count: int, *, s
     return x, tuple(zip(*outputs, strict=True))
 
 
-def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+def _split(tree: PyTree, sizes: Sequence[int]) -> list[PyTree]:
     """Split the leading axis of every leaf into parts of these sizes.
 
     The gradient of one split is one concatenation; slices would each be padded with zeros to the full size and added.

@@ -1,32 +1,33 @@
 """Fused attention: one kernel per platform, behind one function that chooses by a stated rule."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 from jaxtyping import Array, Bool, Float, UInt32
 
+from flaxbert.config import BertConfig
 from flaxbert.constraints import constrain
 from flaxbert.functional import linear
 from flaxbert.kernels import tpu_attention
 from flaxbert.kernels.tpu_attention import platform
+from flaxbert.layers import Params
 from flaxbert.sharding import AxisRules
 
 
-def supports_fused_attention(length: int, *, self_attention: bool, head_mask: bool, output_attentions: bool) -> bool:
+def supports_fused_attention(
+    config: BertConfig, length: int, *, self_attention: bool, needs_probabilities: bool
+) -> bool:
     """Return True if there is a kernel for this call.
 
-    The rule: on TPUs, for self-attention over all positions, for lengths that are multiples of 32 up to 512, and where
-    neither a head mask is given nor the attention probabilities are asked for.
+    The rule: on TPUs, for self-attention over all positions, for lengths that are multiples of 32 up to 512 and head
+    sizes that divide 128, and where no probabilities are needed: for a head mask, or because they are asked for.
     """
-    if not self_attention or head_mask or output_attentions:
+    if platform() != "tpu" or not self_attention or needs_probabilities:
         return False
-    return platform() == "tpu" and tpu_attention.supports_length(length)
+    return tpu_attention.supports(length, heads=config.num_attention_heads, head_size=config.head_size)
 
 
 @jax.named_scope("attention")
 def attend_fused(
-    params: Mapping[str, Any],
+    params: Params,
     x: Float[Array, "B T D"],
     mask: Bool[Array, "#B 1 #T T"] | None,
     *,
@@ -48,7 +49,7 @@ def attend_fused(
     return linear(_merge_heads(params["output"], inputs=2), context, "BTE,ED->BTD")
 
 
-def _merge_heads(params: Mapping[str, Any], *, inputs: int) -> dict[str, Array]:
+def _merge_heads(params: Params, *, inputs: int) -> dict[str, Array]:
     """Reshape a linear layer's axes of heads and head size into one; the first `inputs` axes of a kernel are inputs."""
     kernel = params["kernel"]
     shape = (kernel.shape[0], -1) if inputs == 1 else (-1, kernel.shape[2])

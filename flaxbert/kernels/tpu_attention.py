@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas
 from jax.experimental.pallas import tpu
 from jax.sharding import AbstractMesh
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
 from flaxbert import constraints, dropout, functional
 from flaxbert.execution import SAVED_BY_KERNELS
@@ -37,9 +36,10 @@ def platform() -> str:
     return jax.default_backend() if mesh is None or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
-def supports_length(length: int) -> bool:
-    """Return True for the lengths that the kernel was made for: multiples of 32 up to 512."""
-    return length % dropout.LANE_BITS == 0 and length <= _LONGEST
+def supports(length: int, *, heads: int, head_size: int) -> bool:
+    """Return True for what the kernel was made for: lengths that are multiples of 32 up to 512, head sizes that divide
+    the 128 numbers that a TPU stores in a row (or all of a narrower row)."""
+    return length % dropout.LANE_BITS == 0 and length <= _LONGEST and _lanes(heads * head_size) % head_size == 0
 
 
 def attention(
@@ -58,22 +58,16 @@ def attention(
     Compiled for other devices than TPUs, the kernel is interpreted operation by operation, which only tests want.
 
     Args:
-        query, key, value: the projections; T must be a length that `supports_length` takes.
+        query, key, value: the projections; T and K as `supports` takes them.
         mask: True where a query may attend to a key; None allows all.
         heads: H.
         keep_mask: the result of `dropout.packed_keep_mask` for [B, H, T, T]; None keeps all.
         rate: the dropout rate that it was drawn with.
         rules: layout of activations on the current mesh; each device runs the kernel on its own batch rows and heads.
 
-    Raises:
-        ValueError: the head size does not divide the 128 numbers that a TPU stores in a row.
     """
     rows, length, width = query.shape
-    if _lanes(width) % (width // heads):
-        raise ValueError(
-            f'attn_implementation "pallas" with heads of {width // heads}; allowed: sizes that divide {_lanes(width)}; '
-            'choose "eager"'
-        )
+    assert supports(length, heads=heads, head_size=width // heads), query.shape
     query, key, value = (checkpoint_name(x, SAVED_BY_KERNELS) for x in (query, key, value))
     keep_mask = None if keep_mask is None else checkpoint_name(keep_mask, SAVED_BY_KERNELS)
     bias = jnp.zeros((1, 1, length), jnp.float32)
@@ -114,8 +108,8 @@ def _attention(static: _Static, query: Array, key: Array, value: Array, bias: Ar
 
 def _forward(
     static: _Static, query: Array, key: Array, value: Array, bias: Array, keep_mask: Array | None
-) -> tuple[Array, Any]:
-    context: Any = _attention(static, query, key, value, bias, keep_mask)
+) -> tuple[Array, PyTree]:
+    context: Array = _attention(static, query, key, value, bias, keep_mask)
     # Saved as integers: JAX rounds saved floats to their own precision, which is one more pass through memory.
     bits = jnp.dtype(f"uint{8 * context.dtype.itemsize}")
     saved = checkpoint_name(jax.lax.bitcast_convert_type(context, bits), SAVED_BY_KERNELS)
@@ -123,7 +117,7 @@ def _forward(
     return context, (query, key, value, bias, keep_mask, context)
 
 
-def _backward(static: _Static, residuals: Any, gradient: Array) -> tuple[Array | None, ...]:
+def _backward(static: _Static, residuals: PyTree, gradient: Array) -> tuple[Array | None, ...]:
     query, key, value, bias, keep_mask, context = residuals
     given = (query, key, value, context, gradient)
     return (*_call(static, _backward_kernel, given, bias, keep_mask), None, None)
@@ -136,7 +130,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _call(
-    static: _Static, kernel: Any, vectors: tuple[Array, ...], bias: Array, keep_mask: Array | None
+    static: _Static, kernel: Callable[..., None], vectors: tuple[Array, ...], bias: Array, keep_mask: Array | None
 ) -> list[Array]:
     """Run a kernel on every device for its own batch rows and heads; the compiler cannot divide a kernel."""
     local = functools.partial(_local_call, static, kernel)
@@ -152,7 +146,7 @@ def _call(
 
 
 def _local_call(
-    static: _Static, kernel: Any, vectors: tuple[Array, ...], bias: Array, keep_mask: Array | None
+    static: _Static, kernel: Callable[..., None], vectors: tuple[Array, ...], bias: Array, keep_mask: Array | None
 ) -> list[Array]:
     """Run a kernel here: a grid step takes the heads that share 128 lanes, of one or several batch rows."""
     rows, length, width = vectors[0].shape

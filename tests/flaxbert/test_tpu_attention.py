@@ -99,13 +99,11 @@ def test_devices_compute_their_rows_and_heads():
     assert "all-gather" not in compiled.as_text()
 
 
-def test_heads_it_was_not_made_for():
-    with pytest.raises(ValueError, match="heads of 48; allowed: sizes that divide 128"):
-        tpu_attention.attention(*vectors(1, 32, 8 * 48)[:3], None, heads=8)
-
-
-def test_lengths():
-    assert [length for length in range(1, 700) if tpu_attention.supports_length(length)] == list(range(32, 513, 32))
+def test_lengths_and_head_sizes_of_the_kernel():
+    lengths = [length for length in range(1, 700) if tpu_attention.supports(length, heads=4, head_size=32)]
+    assert lengths == list(range(32, 513, 32))
+    sizes = [size for size in range(1, 200) if tpu_attention.supports(32, heads=128, head_size=size)]
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128]
 
 
 # -- in the model ----------------------------------------------------------------------------------------
@@ -121,8 +119,8 @@ def as_on_a_tpu(monkeypatch):
     monkeypatch.setattr("flaxbert.kernels.platform", lambda: "tpu")
 
 
-def model(attention=AttentionImplementation.PALLAS, **how):
-    return flaxbert.BertForMaskedLM(CONFIG, attn_implementation=attention, **how)
+def model(attention=AttentionImplementation.PALLAS, config=CONFIG, **arguments):
+    return flaxbert.BertForMaskedLM(config, attn_implementation=attention, **arguments)
 
 
 def loss(model, params, *, deterministic=True, length=32, **inputs):
@@ -170,3 +168,5 @@ def test_no_kernel_where_weights_are_wanted_or_devices_are_no_tpus(params, monke
     assert "attention_forward" not in program(model(), params, length=31)
     assert "attention_forward" not in program(model(), params, output_attentions=True)
     assert "attention_forward" not in program(model(), params, head_mask=np.ones(4, np.float32))
+    uneven = model(config=CONFIG.replace(hidden_size=384, num_attention_heads=8))  # heads of 48; 128 / 48 is not whole
+    assert "attention_forward" not in program(uneven, uneven.init(jax.random.key(0), IDS)["params"])
