@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class Remat(enum.Enum):
     FULL = "full"
 
 
-REMAT_POLICIES: dict[Remat, Callable[..., Any]] = {
+REMAT_POLICIES: dict[Remat, Callable[..., bool]] = {
     Remat.DOTS: jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(SAVED_BY_KERNELS),

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import normal, ones, zeros
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from flaxbert.constraints import gather
 from flaxbert.sharding import AxisRules, LogicalAxes
@@ -111,14 +111,14 @@ def _zero_padded(initializer: Initializer, axis: int, used: int | None) -> Initi
 # -- from declarations to arrays ---------------------------------------------------------------------------
 
 
-def map_specs(function: Callable[..., Any], declaration: Any, *trees: Any) -> Any:
+def map_specs(function: Callable[..., object], declaration: PyTree, *trees: PyTree) -> PyTree:
     """Apply a function to each spec, and to the values at the same path of further trees; return a tree of dicts."""
     if isinstance(declaration, ParameterSpec):
         return function(declaration, *trees)
     return {name: map_specs(function, child, *(tree[name] for tree in trees)) for name, child in declaration.items()}
 
 
-def fresh_parameters(declaration: Any, key: jax.Array, *, path: str = "") -> Any:
+def fresh_parameters(declaration: PyTree, key: jax.Array, *, path: str = "") -> PyTree:
     """Return fresh float32 parameters; each is a function of the key and of its own path alone."""
     if isinstance(declaration, ParameterSpec):
         own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
@@ -126,17 +126,7 @@ def fresh_parameters(declaration: Any, key: jax.Array, *, path: str = "") -> Any
     return {name: fresh_parameters(child, key, path=f"{path}/{name}") for name, child in declaration.items()}
 
 
-def parameter_shapes(declaration: Declaration) -> dict[str, Any]:
-    """Return the shape and dtype of every parameter; nothing is allocated."""
-    return map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), declaration)
-
-
-def logical_axes(declaration: Declaration) -> dict[str, Any]:
-    """Return the logical axis names of every parameter, each as a `PartitionSpec`."""
-    return map_specs(lambda spec: PartitionSpec(*spec.axes), declaration)
-
-
-def prepare(params: Params, declaration: Declaration, *, dtype: DTypeLike, rules: AxisRules) -> dict[str, Any]:
+def prepare(params: Params, declaration: Declaration, *, dtype: DTypeLike, rules: AxisRules) -> Params:
     """Return the declared parameters ready for use: kernels cast to `dtype`, kernels and tables gathered over `fsdp`.
 
     Biases and norms stay as they are: they are applied in float32. So do stacked layers: each is prepared inside the
@@ -153,7 +143,7 @@ def prepare(params: Params, declaration: Declaration, *, dtype: DTypeLike, rules
     return map_specs(ready, declaration, params)
 
 
-def mismatches(params: Any, declaration: Any, path: str = "") -> Iterator[str]:
+def mismatches(params: PyTree, declaration: PyTree, path: str = "") -> Iterator[str]:
     """Yield a line for every declared parameter that `params` lacks or has in another shape."""
     if isinstance(declaration, ParameterSpec):
         if np.shape(params) != declaration.shape:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -76,14 +78,14 @@ class PreTrainedModel(nn.Module):
         raise TypeError(f"{type(self).__name__} declares no parameters; use one of its subclasses")
 
     @nn.nowrap
-    def parameter_shapes(self) -> dict[str, Any]:
+    def parameter_shapes(self) -> Params:
         """Return the tree of parameters as shapes and dtypes; nothing is allocated."""
-        return layers.parameter_shapes(self.declaration())
+        return layers.map_specs(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), self.declaration())
 
     @nn.nowrap
-    def logical_axes(self) -> dict[str, Any]:
+    def logical_axes(self) -> Params:
         """Return the tree of parameters as tuples of logical axis names, one `PartitionSpec` a parameter."""
-        return layers.logical_axes(self.declaration())
+        return layers.map_specs(lambda spec: PartitionSpec(*spec.axes), self.declaration())
 
     @property
     def padded_vocab_size(self) -> int:

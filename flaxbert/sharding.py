@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 LogicalAxes = tuple[str | None, ...]
@@ -91,12 +92,12 @@ def make_mesh(devices: Sequence[Any] | None = None, *, data: int | None = None, 
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def tree_shardings(mesh: Mesh, rules: AxisRules, logical_axes: Any) -> Any:
+def tree_shardings(mesh: Mesh, rules: AxisRules, logical_axes: PyTree) -> PyTree:
     """Return a sharding for every parameter of `PreTrainedModel.logical_axes()`."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, rules.spec(tuple(spec))), logical_axes, is_leaf=_is_spec)
 
 
-def check_divisible(mesh: Mesh, rules: AxisRules, shapes: Any, logical_axes: Any) -> None:
+def check_divisible(mesh: Mesh, rules: AxisRules, shapes: PyTree, logical_axes: PyTree) -> None:
     """Check that every parameter divides evenly over the devices that split it.
 
     Args:
@@ -150,7 +151,7 @@ def _all_gather(x: jax.Array, layer: int | None, whole: jax.sharding.Sharding) -
     return jax.lax.with_sharding_constraint(x if layer is None else x[layer], whole)
 
 
-def is_multihost(tree: Any) -> bool:
+def is_multihost(tree: PyTree) -> bool:
     """Return True if other processes hold arrays of the tree, or parts of them."""
     return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree))
 
@@ -160,5 +161,5 @@ def mesh_axes(over: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if over is None else (over,) if isinstance(over, str) else over
 
 
-def _is_spec(leaf: Any) -> bool:
+def _is_spec(leaf: object) -> bool:
     return isinstance(leaf, PartitionSpec)
