@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from flaxbert import PreTrainedModel, save_pretrained, weights
+from flaxbert import PreTrainedModel, save_pretrained
 from flaxbert.layers import Params
 from train import run_folder
 from train.checkpoint import Checkpoints
@@ -139,15 +139,19 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
 
 def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
-    pretrained = config.model.pretrained
-    # The export copies the files of the tokenizer from the model's origin.
-    origin = pretrained if pretrained is None or pretrained.is_dir() else pretrained.parent
-    model = task.architecture(task.config, rules=placement.rules, origin=origin, **config.model.attributes)
+    model = task.architecture(task.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)
-    if pretrained is None:
+    if config.model.pretrained is None:
         return model, None
-    key = jax.random.key(config.run.seed)  # for a new head
-    return model, weights.load(pretrained, model, strict=False, key=key, mesh=placement.mesh, rules=placement.rules)
+    return task.architecture.from_pretrained(
+        config.model.pretrained,
+        strict=False,
+        key=jax.random.key(config.run.seed),  # for a new head
+        mesh=placement.mesh,
+        rules=placement.rules,
+        config=task.config,
+        **config.model.attributes,
+    )
 
 
 def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:
