@@ -143,6 +143,14 @@ _MAY_CHANGE_ON_RESUME = (
 )
 
 
+# Settings that name inputs.
+_INPUTS = (
+    *(f"task.{name}" for name in ("train", "dev", "test", "extra_eval", "exclude", "text", "tokenizer")),
+    *(f"task.{name}_split" for name in ("train", "dev", "test")),
+    "task.extra_eval_splits",
+    "model.pretrained",
+)
+
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
     "run.keep_programs": "run.compilation_cache",
@@ -176,13 +184,17 @@ class Config(Generic[TaskSettingsT]):
         """Settings by name that must be equal on all hosts of a run: all except those that name the host."""
         return _settings_by_name(self.to_json())
 
-    def differences(self, stored: str) -> list[str]:
+    def differences(self, stored: str, *, inputs_by_content: bool = False) -> list[str]:
         """Compare with a stored run.json; describe each setting that would change the run's result, "name: old -> new".
 
-        The stored run may use former names of settings.
+        The stored run may use former names of settings. With `inputs_by_content` the settings that name inputs are not
+        compared, because the caller compares their content.
         """
         old, new = _settings_by_name(stored), self.common_to_hosts
-        names = [name for name in sorted(old.keys() | new.keys()) if name not in _MAY_CHANGE_ON_RESUME]
+        free = {*_MAY_CHANGE_ON_RESUME, *(_INPUTS if inputs_by_content else ())}
+        if self.run.best is not None:
+            free.remove("run.evaluate_every")  # only evaluated models can be the best
+        names = [name for name in sorted(old.keys() | new.keys()) if name not in free]
         return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 

@@ -19,7 +19,7 @@ from train.config import Config, Run
 from train.data.host_batches import prefetch
 from train.distributed import Placement
 from train.evaluate import DEV, Evaluation, Evaluator
-from train.multihost.hosts import HostGroup, join_hosts, make_shared_folder
+from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
 from train.optim import make_optimizer
 from train.report import Reporter
 from train.step import TrainState, compile_step, create_state, state_shapes, state_shardings
@@ -40,6 +40,7 @@ class Setup:
     state_shapes: TrainState
     state_shardings: TrainState
     total_steps: int
+    inputs: dict[str, str]  # digests of what was read
     is_first_host: bool  # it writes the files that are not divided among hosts
 
 
@@ -55,8 +56,11 @@ def run(config: Config) -> Path:
     with join_hosts(config.hosts) as host_group:
         check_hosts(config, host_group)
         setup, pretrained = make_setup(config, host_group)
-        make_shared_folder(folder, host_group)
+        if setup.is_first_host:
+            run_folder.make_folder(folder)
+        check_shared_folder(folder, host_group)
         with (
+            run_folder.locked(folder, first_host=setup.is_first_host),
             compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
             compile_time() as compiling,
             Checkpoints(
@@ -67,7 +71,7 @@ def run(config: Config) -> Path:
             host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
             state = restore_or_create(setup, checkpoints, pretrained)
             if setup.is_first_host:
-                run_folder.write_files(config, setup.task, setup.model)
+                run_folder.write_files(config, setup.task, setup.model, setup.inputs)
             with Reporter(folder, setup.total_steps, start_step=first_step, primary=setup.is_first_host) as reporter:
                 reporter.message(run_folder.opening(config, setup.task, setup.placement, first_step=first_step))
                 started = time.perf_counter()
@@ -114,6 +118,8 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
     # Data
     run_folder.check_folder(config)
     task: Task = config.task.prepare(config, host_shard=placement.host_shard, host_group=host_group)
+    inputs = run_folder.input_digests(config, task)
+    run_folder.check_inputs(settings.folder, inputs)
     _check_best(config, task)
 
     # Model
@@ -131,9 +137,10 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
         state_shapes=state_shapes(model, optimizer),  # raises for frozen paths that the model does not have
         state_shardings=state_shardings(model, optimizer, placement),
         total_steps=total_steps,
+        inputs=inputs,
         is_first_host=host_group.index == 0,
     )
-    host_group.check_same("data", run_folder.data_digest(task))
+    host_group.check_same("data", {**task.facts, "steps of an epoch": task.steps_per_epoch, **inputs})
     return setup, pretrained
 
 

@@ -1,53 +1,149 @@
-"""Files in the folder of a run that name its settings and model, and the first line that the run prints."""
+"""Files in the folder of a run that name its settings, its inputs and its model, and the lock of the folder."""
 
+import contextlib
+import datetime
+import fcntl
+import hashlib
 import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import jax
 
 from flaxbert import PreTrainedModel
 from flaxbert.files import atomic_write
+from flaxbert.tokenizer_files import TOKENIZER_FILES
+from flaxbert.weights.checkpoint_files import open_checkpoint
+from flaxbert.weights.checksums import file_sha256
 from train.config import Config
 from train.distributed import Placement
 from train.tasks.task import TOKENIZER_FOLDER, Task
 
+_log = logging.getLogger(__name__)
+
 RUN_FILE = "run.json"
+INPUTS_FILE = "inputs.json"
+LOCK_FILE = "lock"
 
 
 def check_folder(config: Config) -> None:
-    """Check that the folder does not hold a run with other settings.
+    """Check that the folder can be written, and does not hold a run with other settings; write nothing.
 
     Raises:
-        ValueError: it does; the message lists the settings that differ.
+        ValueError: it cannot, or it does; the message lists the settings that differ.
     """
-    file = config.run.folder / RUN_FILE
-    differences = config.differences(file.read_text()) if file.is_file() else []
+    folder = config.run.folder
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _unusable(folder, error.strerror) from None
+    if not existing.is_dir():
+        raise _unusable(folder, f"{existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unusable(folder, f"{existing} is not writable")
+    file = folder / RUN_FILE
+    by_content = (folder / INPUTS_FILE).is_file()
+    differences = config.differences(file.read_text(), inputs_by_content=by_content) if file.is_file() else []
     if differences:
         raise ValueError(
-            f"{config.run.folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
+            f"{folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
             + "\n  ".join(differences)
         )
 
 
-def write_files(config: Config, task: Task, model: PreTrainedModel) -> None:
-    """Write the tokenizer, config.json and run.json into the run's folder; an existing tokenizer stays."""
+def make_folder(folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error.strerror) from None
+
+
+def _unusable(folder: Path, why: str | None) -> ValueError:
+    return ValueError(f"run.folder is {str(folder)[:300]}, which cannot be used: {why}; choose another --run.folder")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, first_host: bool) -> Iterator[None]:
+    """Context in which no other run uses the folder; the system ends the lock together with the process.
+
+    Raises:
+        ValueError: another run uses it; the message names its process.
+    """
+    if not first_host:
+        yield
+        return
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by another run ({file.read().strip()}); wait for its end, or choose another "
+                "--run.folder"
+            ) from None
+        except OSError as error:  # a network file system without locks
+            _log.warning("%s: cannot be locked (%s); start no second run in this folder", folder, error.strerror)
+        file.truncate(0)
+        started = datetime.datetime.now().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        file.flush()
+        yield
+
+
+def write_files(config: Config, task: Task, model: PreTrainedModel, inputs: Mapping[str, str]) -> None:
+    """Write the tokenizer, config.json, inputs.json and run.json into the run's folder; an existing tokenizer stays."""
     folder = config.run.folder
     if not (folder / TOKENIZER_FOLDER).is_dir():
         task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
     # With the tokenizer and config.json `flaxbert convert` can read the folder while it is still training.
-    with atomic_write(folder / "config.json") as aside:
-        described = model.config.to_dict(architecture=task.architecture.__name__)
-        aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    described = model.config.to_dict(architecture=task.architecture.__name__)
+    for name, content in (("config.json", described), (INPUTS_FILE, dict(inputs))):
+        with atomic_write(folder / name) as aside:
+            aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with atomic_write(folder / RUN_FILE) as aside:
-        aside.write_text(config.to_json())
+        aside.write_text(config.to_json(), encoding="utf-8")
 
 
-def data_digest(task: Task) -> dict[str, str | float | int]:
-    """Return values that are equal on hosts that have read the same data."""
-    return {
-        **task.facts,
-        "steps of an epoch": task.steps_per_epoch,
-        "SHA-256 of the vocabulary": task.tokenizer.vocabulary_digest,
-    }
+def input_digests(config: Config, task: Task) -> dict[str, str]:
+    """Return the SHA-256 of all that a run reads: data, vocabulary, tokenizer files and pretrained weights, by name."""
+    digests = {**task.digests, "vocabulary": task.tokenizer.vocabulary_digest}
+    pretrained = config.model.pretrained
+    tokenizer: Path | None = getattr(config.task, "tokenizer", None) or pretrained
+    if tokenizer is not None and tokenizer.exists():
+        files = [tokenizer / name for name in TOKENIZER_FILES] if tokenizer.is_dir() else [tokenizer]
+        digests["tokenizer"] = _digest_of([file for file in files if file.is_file()])
+    if pretrained is not None:
+        digests["pretrained weights"] = _digest_of(open_checkpoint(pretrained).files)
+    return digests
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Check that a run that is resumed reads the content that it began with, wherever the files are now.
+
+    Raises:
+        ValueError: it does not; the message lists what differs.
+    """
+    file = folder / INPUTS_FILE
+    if not file.is_file():  # a new run, or one of a former version
+        return
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    names = [name for name in sorted(stored.keys() | inputs.keys()) if stored.get(name) != inputs.get(name)]
+    # The run has its own copy of the tokenizer, so the folder that it came from may be gone.
+    differing = [name for name in names if name in inputs or name != "tokenizer"]
+    if differing:
+        shown = [f"{name}: SHA-256 {_short(stored.get(name))} -> {_short(inputs.get(name))}" for name in differing]
+        raise ValueError(
+            f"{folder} holds a run that began with other data; give the same content again, choose another "
+            "--run.folder, or delete it:\n  " + "\n  ".join(shown)
+        )
 
 
 def opening(config: Config, task: Task, placement: Placement, *, first_step: int) -> str:
@@ -60,3 +156,12 @@ def opening(config: Config, task: Task, placement: Placement, *, first_step: int
     start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
     steps = config.run.total_steps(task.steps_per_epoch)
     return f"{type(config.task).__name__} on {devices}: {about}; {steps} steps, {start}"
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    """Return the digest of the contents of files, whatever their folder."""
+    return hashlib.sha256("\n".join(map(file_sha256, files)).encode()).hexdigest()
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}..."

@@ -17,6 +17,19 @@ import numpy as np
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 Value = TypeVar("Value")
 
+# Variables in which launchers say how many processes they started: the launcher, and whether jax knows its cluster.
+_PROCESS_COUNTS = {
+    "SLURM_STEP_NUM_TASKS": ("srun", True),
+    "OMPI_COMM_WORLD_SIZE": ("mpirun", True),
+    "PMI_SIZE": ("mpiexec (MPICH, Intel MPI or PMI)", False),
+    "MV2_COMM_WORLD_SIZE": ("mpirun_rsh (MVAPICH)", False),
+    "JSM_NAMESPACE_SIZE": ("jsrun", False),
+    "FLUX_JOB_SIZE": ("flux", False),
+    "WORLD_SIZE": ("torchrun or accelerate", False),
+    "HOROVOD_SIZE": ("horovodrun", False),
+    "JAX_NUM_PROCESSES": ("a launcher of jax", False),
+    "SKYPILOT_NUM_NODES": ("SkyPilot", False),
+}
 _SHARED_TIMEOUT = 10.0  # seconds until a file of one host is visible to all; NFS takes up to three
 
 
@@ -134,14 +147,12 @@ def join_hosts(hosts: Hosts) -> HostGroup:
     return _join_detected(hosts) if hosts.detect else _join_given(hosts)
 
 
-def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
-    """Make the folder and check that all hosts see the same one.
+def check_shared_folder(folder: Path, host_group: HostGroup) -> None:
+    """Check that all hosts see the folder that host 0 has made.
 
     Raises:
-        ValueError: names the hosts that do not see the folder of host 0.
+        ValueError: names the hosts that do not see it.
     """
-    if host_group.index == 0:
-        folder.mkdir(parents=True, exist_ok=True)
     if len(host_group.names) == 1:
         return
     mark = folder / host_group.share(lambda: f".shared-{secrets.token_hex(8)}")
@@ -166,15 +177,14 @@ def make_shared_folder(folder: Path, host_group: HostGroup) -> None:
 
 def _check_not_launched_with_others() -> None:
     """Refuse to be one of several processes that would all train the same run in the same folder."""
-    launched = {
-        "srun": os.environ.get("SLURM_STEP_NUM_TASKS", ""),
-        "mpirun": os.environ.get("OMPI_COMM_WORLD_SIZE", ""),
-        "GKE": str(len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))),
-    }
-    for launcher, tasks in launched.items():
+    launched = {name: os.environ.get(name, "") for name in _PROCESS_COUNTS}
+    launched["TPU_WORKER_HOSTNAMES"] = str(len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")))
+    for name, tasks in launched.items():
         if tasks.isdecimal() and int(tasks) > 1:
+            launcher, detected = _PROCESS_COUNTS.get(name, ("GKE", True))
+            join = "--hosts.detect" if detected else "--hosts.coordinator, --hosts.count and --hosts.index"
             raise ValueError(
-                f"{launcher} has started {tasks} of these processes: give --hosts.detect to train with all of them, "
+                f"{launcher} has started {tasks} of these processes ({name}): give {join} to train with all of them, "
                 "or --hosts.count 1 if each is a run of its own"
             )
 

@@ -23,7 +23,7 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import write_prediction_table
-from train.tasks.supervised import Supervised
+from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
 
 
@@ -58,6 +58,7 @@ class MultipleChoice(Supervised):
         return MultipleChoiceTask(
             **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
             facts={"choices": width, **{f"{name} questions": len(own) for name, own in questions.items()}},
+            digests=rows_digests(sets),
             questions=questions,
         )
 

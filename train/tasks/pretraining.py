@@ -84,6 +84,7 @@ class Pretraining(ExampleOptions, TaskSettings):
             steps_per_epoch=data.steps_per_epoch,
             evaluations={"dev": data.held_out},
             facts={**data.facts, **facts},
+            digests={"text": data.digest},
             max_length=self.max_length,
             prompts=self.prompts,
             unigram_entropy=entropy,

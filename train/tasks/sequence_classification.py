@@ -29,7 +29,7 @@ from train.step import Batch
 from train.tasks import problems
 from train.tasks.prediction_files import write_classification
 from train.tasks.problems import Problem, ProblemType
-from train.tasks.supervised import Supervised
+from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
 
 
@@ -91,6 +91,7 @@ class SequenceClassification(Supervised):
         return SequenceClassificationTask(
             **common,
             facts={"labels": len(problem.labels), **{f"{name} rows": len(own) for name, own in rows.items()}},
+            digests=rows_digests(sets),
             problem=problem,
             rows=rows,
         )

@@ -1,11 +1,12 @@
 """Settings and batches that all tasks on labelled data have in common."""
 
 import dataclasses
+import hashlib
 import itertools
 import re
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from flaxbert import BertConfig, PreTrainedModel
 from flaxbert.families import HeadKind, model_class
@@ -157,6 +158,18 @@ class CommonFields(TypedDict, Generic[E]):
     train: TrainSet
     steps_per_epoch: int
     evaluations: Mapping[str, EvaluationBatches[E]]
+
+
+def rows_digests(sets: Mapping[str, Iterable[Any]]) -> dict[str, str]:
+    """Return the SHA-256 of the rows of each set, without `source`, the place that a row was read from."""
+    digests = {}
+    for name, rows in sets.items():
+        digest = hashlib.sha256()
+        for row in rows:
+            values = [getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "source"]
+            digest.update(repr(values).encode("utf-8", "surrogatepass"))
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def _extra_name(source: str, split: str, *, taken: Container[str]) -> str:

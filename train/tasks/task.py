@@ -94,6 +94,7 @@ class Task(abc.ABC):
     steps_per_epoch: int
     evaluations: Mapping[str, Iterable[HostBatch]]  # by the name of the set; "dev" is also evaluated during training
     facts: Facts  # figures about the data, for the first line of the run and its summary
+    digests: Mapping[str, str]  # SHA-256 of the data, by the name of the set
 
     @property
     def loss_terms(self) -> tuple[str, ...]:

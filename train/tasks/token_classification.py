@@ -27,7 +27,7 @@ from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import entity_report, write_text
-from train.tasks.supervised import Supervised
+from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import Task, apply_model, model_config
 
 Facts = dict[str, str | float | int]
@@ -86,6 +86,7 @@ class TokenClassification(Supervised):
         return TokenClassificationTask(
             **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
             facts={"labels": len(labels), "scheme": scheme.name, **facts},
+            digests=rows_digests(sets),
             scheme=scheme,
             sentences=evaluated,
             pieces=pieces,

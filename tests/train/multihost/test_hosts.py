@@ -22,8 +22,8 @@ from tests.flags import with_devices
 from tests.runs import made_once
 from train.config import Config
 from train.distributed import MeshShape
-from train.loop import run
-from train.multihost.hosts import SINGLE_HOST, Hosts, join_hosts
+from train.loop import make_setup, run
+from train.multihost.hosts import SINGLE_HOST, HostGroup, Hosts, join_hosts
 
 ROOT = Path(__file__).parents[3]
 CACHE = (
@@ -82,11 +82,15 @@ def test_a_single_process_joins_nothing(monkeypatch):
         ("SLURM_STEP_NUM_TASKS", "4", "srun has started 4 of these processes"),
         ("OMPI_COMM_WORLD_SIZE", "2", "mpirun has started 2"),
         ("TPU_WORKER_HOSTNAMES", "a,b", "GKE has started 2"),
+        ("PMI_SIZE", "2", r"mpiexec .* has started 2"),
+        ("WORLD_SIZE", "8", "torchrun or accelerate has started 8"),
+        ("MV2_COMM_WORLD_SIZE", "2", "mpirun_rsh .* has started 2"),
+        ("JAX_NUM_PROCESSES", "2", "a launcher of jax has started 2"),
     ],
 )
 def test_processes_launched_together_must_be_told_to_join(monkeypatch, variable, value, words):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{words}.*give --hosts.detect.*or --hosts.count 1"):
+    with pytest.raises(ValueError, match=f"{words}.*give --hosts.*, or --hosts.count 1"):
         join_hosts(Hosts())
     assert join_hosts(Hosts(count=1)) is SINGLE_HOST
     for alone in ("1", "", "localhost"):
@@ -100,6 +104,31 @@ def test_a_record_does_not_depend_on_the_hosts(masked_lm):
     assert many.differences(json.dumps(stored)) == [] and many.common_to_hosts == masked_lm.common_to_hosts
     del stored["hosts"]  # of a run that began before there were hosts
     assert many.differences(json.dumps(stored)) == []
+
+
+class Recorded(HostGroup):
+    """A host that finds what another has exchanged before it."""
+
+    names = ("here", "there")
+
+    def __init__(self, before=None):
+        self.exchanged, self._before = [], iter(before) if before else None
+
+    def exchange(self, value):
+        self.exchanged.append(value)
+        return [value] if self._before is None else [next(self._before), value]
+
+
+@pytest.mark.parametrize("name", ["train", "dev", "test"])
+def test_hosts_with_as_many_but_other_rows_are_named(classification, tmp_path, name):
+    first = Recorded()
+    make_setup(classification, first)
+    file = tmp_path / f"{name}.tsv"
+    text = file.read_text()
+    make_setup(classification, Recorded(first.exchanged))
+    file.write_text(text.replace("alpha", "zeta", 1))
+    with pytest.raises(ValueError, match=rf"different data; .*\n  {name}: [0-9a-f]{{64}} on host 1 \(there\), "):
+        make_setup(classification, Recorded(first.exchanged))
 
 
 # -- real runs -------------------------------------------------------------------------------------------

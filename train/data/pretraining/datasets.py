@@ -147,6 +147,7 @@ class PretrainingData:
     steps_per_epoch: int
     held_out: Iterable[HostBatch]
     held_out_counts: np.ndarray  # [V], occurrences of each token in the held-out data
+    digest: str  # SHA-256 of the data
     facts: Mapping[str, str | float | int]  # figures for the run's summary
 
     @property
@@ -212,6 +213,7 @@ def store_data(
             host_shard=host_shard,
         ),
         held_out_counts=np.bincount(np.concatenate(store.of_documents(held_out)), minlength=store.tokenizer.vocab_size),
+        digest=store.digest,
         facts={
             "documents": f"{len(train):,} to train on, {len(held_out):,} held out",
             "tokens": f"{tokens[train].sum():,} to train on, {tokens[held_out].sum():,} held out",

@@ -5,6 +5,8 @@ tf.train.Example, a protocol buffer that maps names to lists of whole numbers or
 """
 
 import dataclasses
+import hashlib
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,6 +54,19 @@ class RecordFiles:
 
     def __len__(self) -> int:
         return len(self.locations)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the size of each file, its first MiB and its last: the files may be terabytes."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                digest.update(size.to_bytes(8))
+                for start in (0, max(size - 2**20, 0)):
+                    stream.seek(start)
+                    digest.update(stream.read(2**20))
+        return digest.hexdigest()
 
     def name(self, number: int) -> str:
         """Return the file and offset of a record, for messages."""
@@ -204,6 +219,7 @@ def record_data(
         steps_per_epoch=len(train_batches),
         held_out=held_out_batches,
         held_out_counts=np.bincount(labels[labels != IGNORE], minlength=tokenizer.vocab_size),
+        digest=records.digest,
         facts={"examples": f"{len(train):,} to train on, {len(held_out):,} held out"},
     )
 

@@ -1,0 +1,138 @@
+"""The folder of a run: what it must be, one run at a time, and the same inputs when the run is resumed."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.test_loop import with_run, with_task
+from train import run_folder
+from train.loop import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_read(classification, tmp_path, monkeypatch):
+    unread = with_task(classification, train="missing.tsv")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "closed").mkdir()
+    for folder, why in [
+        (tmp_path / "file", "file is a file"),
+        (tmp_path / "file" / "below", "file is a file"),
+        (tmp_path / ("n" * 300), "File name too long"),
+        (Path("/proc/run"), None),
+        (tmp_path / "closed", "closed is not writable"),
+    ]:
+        config = unread if why else classification
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+            with pytest.raises(ValueError, match=f"run.folder is .* cannot be used: .*{why or ''}; choose another"):
+                run(with_run(config, folder=folder))
+    assert not list((tmp_path / "closed").iterdir())
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from train.run_folder import locked\n"
+        "with locked(Path(sys.argv[1]), first_host=True): print('locked', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    with (
+        pytest.raises(ValueError, match=rf"in use by another run \(process {holder.pid} on .*, started .*\); wait"),
+        run_folder.locked(tmp_path, first_host=True),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    with run_folder.locked(tmp_path, first_host=True):
+        assert f"process {os.getpid()}" in (tmp_path / run_folder.LOCK_FILE).read_text()
+        with run_folder.locked(tmp_path, first_host=False):  # of the same run
+            pass
+
+
+def prepared(config):
+    """Do what a run does before it trains, and leave the files that it leaves."""
+    run_folder.check_folder(config)
+    task = config.task.prepare(config)
+    inputs = run_folder.input_digests(config, task)
+    run_folder.check_inputs(config.run.folder, inputs)
+    config.run.folder.mkdir(exist_ok=True)
+    model = task.architecture(task.config, **config.model.attributes)
+    run_folder.write_files(config, task, model, inputs)
+    return inputs
+
+
+@pytest.mark.parametrize("name", ["train", "dev", "test"])
+def test_a_replaced_data_file_is_refused_and_a_moved_one_is_taken(classification, tmp_path, name):
+    prepared(classification)
+    moved = tmp_path / "elsewhere" / f"{name}.tsv"
+    moved.parent.mkdir()
+    shutil.move(tmp_path / f"{name}.tsv", moved)
+    there = with_task(classification, **{name: str(moved)})
+    prepared(there)
+    moved.write_text(moved.read_text().replace("alpha", "zeta", 1))
+    with pytest.raises(ValueError, match=f"other data; .*:\n  {name}: SHA-256 [0-9a-f]{{12}}... -> [0-9a-f]"):
+        prepared(there)
+
+
+def test_a_set_that_is_left_out_or_added_is_refused(classification, tmp_path):
+    prepared(classification)
+    with pytest.raises(ValueError, match="test: SHA-256 [0-9a-f]*... -> none"):
+        prepared(with_task(classification, test=None))
+    with pytest.raises(ValueError, match="more: SHA-256 none -> "):
+        shutil.copy(tmp_path / "dev.tsv", tmp_path / "more.tsv")
+        prepared(with_task(classification, extra_eval=(str(tmp_path / "more.tsv"),)))
+
+
+def test_a_replaced_text_or_vocabulary_is_refused(masked_lm, classification, tmp_path):
+    prepared(masked_lm)
+    text = Path(masked_lm.task.text)
+    text.write_text(text.read_text().replace("statement", "sentence", 1))
+    with pytest.raises(ValueError, match="text: SHA-256"):
+        prepared(masked_lm)
+    classification = with_run(classification, folder=tmp_path / "other")
+    prepared(classification)
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text(vocabulary.read_text() + "eta\n")
+    with pytest.raises(ValueError, match="tokenizer: SHA-256"):
+        prepared(classification)
+    vocabulary.unlink()  # the run has its own copy
+    prepared(classification)
+
+
+def test_replaced_pretrained_weights_are_refused(classification, finished, tmp_path):
+    source = shutil.copytree(finished.folder / "model", tmp_path / "model")
+    model = dataclasses.replace(classification.model, pretrained=source)
+    config = with_task(dataclasses.replace(classification, model=model), tokenizer=None)
+    prepared(config)
+    moved = shutil.copytree(source, tmp_path / "moved")
+    prepared(dataclasses.replace(config, model=dataclasses.replace(model, pretrained=moved)))
+    content = bytearray((source / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (source / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"\n  pretrained weights: SHA-256"):
+        prepared(config)
+
+
+def test_a_run_of_a_former_version_is_compared_by_settings(classification, tmp_path):
+    prepared(classification)
+    (classification.run.folder / run_folder.INPUTS_FILE).unlink()
+    prepared(classification)
+    (classification.run.folder / run_folder.INPUTS_FILE).unlink()
+    shutil.copy(tmp_path / "dev.tsv", tmp_path / "dev2.tsv")
+    with pytest.raises(ValueError, match=r"other settings.*\n  task.dev: .*dev.tsv -> .*dev2.tsv"):
+        prepared(with_task(classification, dev=str(tmp_path / "dev2.tsv")))
+
+
+def test_evaluate_every_is_free_unless_it_decides_which_model_is_the_best(classification):
+    prepared(classification)
+    prepared(with_run(classification, evaluate_every=2))
+    best = with_run(classification, evaluate_every=2, best="loss", folder=classification.run.folder.with_name("best"))
+    prepared(best)
+    with pytest.raises(ValueError, match="run.evaluate_every: 2 -> 3"):
+        prepared(with_run(best, evaluate_every=3))
