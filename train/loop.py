@@ -12,6 +12,7 @@ import optax
 
 from flaxbert import PreTrainedModel, save_pretrained
 from flaxbert.layers import Params
+from flaxbert.weights.load import load_parameters
 from train import run_folder
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
@@ -146,19 +147,15 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
 
 def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
-    model = task.architecture(task.config, rules=placement.rules, **config.model.attributes)
+    pretrained = config.model.pretrained
+    # The export copies the files of the tokenizer from the model's origin.
+    origin = pretrained if pretrained is None or pretrained.is_dir() else pretrained.parent
+    model = task.architecture(task.config, rules=placement.rules, origin=origin, **config.model.attributes)
     placement.check_model(model)
-    if config.model.pretrained is None:
+    if pretrained is None:
         return model, None
-    return task.architecture.from_pretrained(
-        config.model.pretrained,
-        strict=False,
-        key=jax.random.key(config.run.seed),  # for a new head
-        mesh=placement.mesh,
-        rules=placement.rules,
-        config=task.config,
-        **config.model.attributes,
-    )
+    key = jax.random.key(config.run.seed)  # for a new head
+    return model, load_parameters(pretrained, model, strict=False, key=key, mesh=placement.mesh)
 
 
 def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:

@@ -14,10 +14,9 @@ from pathlib import Path
 import jax
 
 from flaxbert import PreTrainedModel
-from flaxbert.files import atomic_write
+from flaxbert.files import atomic_write, file_sha256
 from flaxbert.tokenizer_files import TOKENIZER_FILES
-from flaxbert.weights.checkpoint_files import open_checkpoint
-from flaxbert.weights.checksums import file_sha256
+from flaxbert.weights.checkpoint import open_checkpoint
 from train.config import Config
 from train.distributed import Placement
 from train.tasks.task import TOKENIZER_FOLDER, Task

@@ -62,11 +62,42 @@ def load_model(
     config = attributes.pop("config", None) or read_config(path, family_of(cls))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     model = cls(config, **{"origin": folder, "rules": rules or AxisRules(), **attributes})
+    params = load_parameters(
+        path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, key=key, mesh=mesh
+    )
+    return model, params
+
+
+def load_parameters(
+    path: str | Path,
+    model: PreTrainedModel,
+    *,
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    new_head: bool = False,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Load a checkpoint for a model that exists; arguments and errors are those of `load_model`.
+
+    With `new_head` the head is newly initialised even where the file has one of this name.
+    """
     checkpoint = open_checkpoint(Path(path))
+    if new_head:
+        checkpoint = _without_head(checkpoint, family_of(model))
     matched = match(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
     checkpoint.verify_checksums()
-    shardings = None if mesh is None else tree_shardings(mesh, rules or AxisRules(), model.logical_axes())
-    return model, place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
+    shardings = None if mesh is None else tree_shardings(mesh, model.rules, model.logical_axes())
+    return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
+
+
+def _without_head(checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """Return the checkpoint without the tensors of its head; a pooler stays."""
+    canonical = {name: names.canonical_name(family, name, add_prefix=False) for name in checkpoint.tensors}
+    head = {name for name, own in canonical.items() if names.belongs_to_head(family, own)}
+    head = {name for name in head if canonical[name] not in family.pooler_names}
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in head}
+    return dataclasses.replace(checkpoint, tensors=tensors)
 
 
 def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
