@@ -1,25 +1,20 @@
-"""Texts, or pairs of texts, with their labels: read from files or data sets, and the labels turned into numbers.
+"""Texts, or pairs of texts, with their labels, read from files or data sets.
 
 `flaxbert.text.tables.TABLE_FORMATS` describes the files. A .tsv or .csv without a header (GLUE's CoLA) is read by
 giving the columns as numbers from 0: `Columns(text="3", label="1")`.
 """
 
 import dataclasses
-import decimal
-import difflib
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
-import numpy as np
-
-from flaxbert.text.messages import MAX_SHOWN, quote_names, raise_problems, text_cell
+from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow
-from train.data.sources import DATASET_PREFIX, parse_rows, read_source
+from train.data.labels import LabelledText, label_key, missing_keys, read_label, vector_length
+from train.data.sources import DATASET_PREFIX, LEAVE_OUT, ReadRows, is_blank, parse_rows, read_source
 
-_MAX_RATINGS = 20  # half stars are classes; more distinct decimals than that are measurements
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
+_TEXT, _PAIR, _LABEL = "text", "second text", "label"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +33,10 @@ class Columns:
 _USUAL_COLUMNS = Columns()
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelledText:
-    """A text, or a pair of texts, to classify.
+class LabelledTexts(ReadRows[LabelledText]):
+    """Labelled texts, and whether their labels were vectors of 0 and 1."""
 
-    The label is spelled as in the file (JSON numbers and booleans as in JSON), several are joined by the separator; it
-    is None if the file has no label column.
-    """
-
-    text: str
-    text_pair: str | None
-    label: str | None
-    source: str
+    vectors = False
 
 
 def read_labelled_texts(
@@ -58,13 +45,25 @@ def read_labelled_texts(
     columns: Columns = _USUAL_COLUMNS,
     split: str | None = None,
     separator: str | None = None,
-) -> list[LabelledText]:
+    labels: Sequence[str] = (),
+    unlabelled: Sequence[str] | None = None,
+    leave_out_incomplete: bool = False,
+    train: LabelledTexts | None = None,
+) -> LabelledTexts:
     """Read all rows of a file or data set. Nothing that is read is executed.
 
+    Where all labels are missing, the set is unlabelled; where only some are, it is refused.
+
     Args:
-        split: the split of a data set; None for files. A split of a single class -1 is unlabelled.
-        separator: what stands between the labels of a row, which may then have several (in JSON also as a list) or
-            none; None where each row has one.
+        source: a file or data set.
+        columns: the columns to read.
+        split: the split of a data set; None for files.
+        separator: what stands between the labels of a row, which may then have several or none, also as a list, or as
+            a vector with 0 or 1 for every label; None where each row has one.
+        labels: all labels, if they are known.
+        unlabelled: labels that mean that a row has none; None for those that `missing_keys` finds.
+        leave_out_incomplete: leave out rows without a text or label instead of raising an error.
+        train: the training set, if this is another one: it is read alike, and may lack the column of labels.
 
     Raises:
         FileNotFoundError: there is no such file or data set.
@@ -72,80 +71,72 @@ def read_labelled_texts(
     """
     numbered = any(re.fullmatch("[0-9]+", name or "") for name in dataclasses.astuple(columns))
     found = read_source(source, split=split, header=not numbered, lists=separator is not None)
-    # Columns of all rows: were a label missing in the first, the whole file would pass for unlabelled.
-    names = found.columns
-    used = columns
+    used = {_TEXT: ""}
     if any(row.problem is None for row in found.rows):
-        used = _resolve_columns(os.fspath(source).removeprefix(DATASET_PREFIX), names, columns)
+        # Columns of all rows: were a label missing in the first, the whole file would pass for unlabelled.
+        used = _resolve_columns(os.fspath(source).removeprefix(DATASET_PREFIX), found.columns, columns, train)
+    label_column, texts = used.get(_LABEL, ""), [column for part, column in used.items() if part != _LABEL]
+    classes = found.classes.get(label_column, ())
+    vectors = train.vectors if train else None
+    length = vector_length(row.cells.get(label_column) for row in found.rows) if separator is not None else None
+    if vectors or (vectors is None and length is not None):
+        # The names that transformers gives to labels without any.
+        classes = labels or (train.classes if train else [f"LABEL_{i}" for i in range(length or 0)])
+        vectors = True
 
-    def parse(row: TableRow) -> LabelledText:
+    def parse(row: TableRow) -> LabelledText | None:
         cells = row.require_cells()
-        text = text_cell(cells, used.text or "")
-        pair = text_cell(cells, used.text_pair) if used.text_pair else None
-        label = _label_cell(cells, used.label, separator) if used.label else None
-        return LabelledText(text=text, text_pair=pair, label=label, source=row.source)
+        if leave_out_incomplete and any(is_blank(cells.get(name)) for name in texts):
+            return None
+        first, second = [*(text_cell(cells, name) for name in texts), None][:2]
+        names = classes if vectors else None
+        label = read_label(cells, label_column, separator=separator, vector_names=names) if label_column else None
+        return LabelledText(str(first), second, label, row.source)
 
-    return parse_rows(found.rows, parse, f"{found.expectation} Correct or remove these rows.")
-
-
-def label_ids(rows: Sequence[LabelledText], labels: Sequence[str]) -> list[int]:
-    """Return the index of each row's label in `labels`; raise a ValueError that quotes rows with other labels."""
-    return [ids[0] for ids in _label_ids(rows, labels, separator=None)]
-
-
-def label_indicators(rows: Sequence[LabelledText], labels: Sequence[str], *, separator: str) -> np.ndarray:
-    """Return int32 [rows, labels]: 1 where a row has the label; raise a ValueError that quotes rows with others."""
-    indicators = np.zeros((len(rows), len(labels)), np.int32)
-    for row, ids in enumerate(_label_ids(rows, labels, separator=separator)):
-        indicators[row, ids] = 1
-    return indicators
-
-
-def label_numbers(rows: Sequence[LabelledText]) -> np.ndarray:
-    """Return the labels as numbers [rows]; raise a ValueError that quotes rows whose label is not a finite number."""
-    numbers, problems = [], []
-    for row in rows:
-        try:
-            numbers.append(float(row.label or ""))
-            if not math.isfinite(numbers[-1]):
-                raise ValueError
-        except ValueError:
-            problems.append(f"{row.source}: " + ("no label" if row.label is None else f"label {row.label[:80]!r}"))
-    raise_problems(problems, len(rows), "A regression's labels are finite numbers. Correct or remove these rows.")
-    return np.array(numbers)
-
-
-def infer_labels(rows: Sequence[LabelledText], *, separator: str | None = None) -> tuple[str, ...]:
-    """Return the distinct labels in order, numbers in the order of their values.
-
-    A label that occurs only in another file is missed (TNEWS: 114): give a known list of labels instead.
-
-    Raises:
-        ValueError: there are no rows, a row has no label, or the labels are many numbers with decimals, for which
-            regression is the task.
-    """
+    remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
+    rows = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
+    if unlabelled is None:
+        missing = missing_keys(_labels(rows), known=labels, train=None if train is None else _labels(train))
+    else:
+        missing = {label_key(label) for label in unlabelled}
+    rows, problems = _mark_missing(rows, missing)
+    labelled = [row for row in rows if row.label is not None]
+    if labelled and label_column and not leave_out_incomplete:
+        kept = f" Where {quote_names(missing)} is a label, give --task.unlabelled without a value." if missing else ""
+        raise_problems(problems, len(found.rows), remedy + kept)
     if not rows:
-        raise ValueError("rows is empty, so there are no labels to infer; give the training rows")
-    unlabelled = [f"{row.source}: no label" for row in rows if row.label is None]
-    raise_problems(unlabelled, len(rows), "Labels can be inferred from labelled rows only.")
-    labels = {name for row in rows if row.label is not None for name in _split_labels(row.label, separator)}
-    decimals = [label for label in labels if re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", label, re.ASCII)]
-    if decimals and len(labels) > _MAX_RATINGS:
-        raise ValueError(
-            f"labels such as {min(decimals)!r} are measures, not classes: give --task.problem-type regression, "
-            "or name all classes: --task.labels"
-        )
-    if not labels:
-        raise ValueError("no row has a label; name them all: --task.labels")
-    if all(_NUMBER.fullmatch(label) for label in labels):
-        return tuple(sorted(labels, key=lambda label: (decimal.Decimal(label), label)))
-    return tuple(sorted(labels))
+        raise ValueError(f"{os.fspath(source)}: all rows are incomplete")
+    rows = labelled or rows
+    texts_read = LabelledTexts(rows, columns=used, classes=classes, left_out=len(found.rows) - len(rows))
+    texts_read.vectors = bool(vectors)
+    return texts_read
 
 
-def _resolve_columns(source: str, names: Sequence[str], given: Columns) -> Columns:
-    """Return the columns to read; the pair and the label stay "" or None if there are none."""
+def _labels(rows: Sequence[LabelledText]) -> set[str]:
+    return {row.label for row in rows if row.label is not None}
+
+
+def _mark_missing(rows: Sequence[LabelledText], missing: Collection[str]) -> tuple[list[LabelledText], list[str]]:
+    """Return (the rows with None for missing labels, a problem for each row without a label)."""
+    marked, problems = [], []
+    for row in rows:
+        is_missing = row.label is not None and label_key(row.label) in missing
+        marked.append(dataclasses.replace(row, label=None) if is_missing else row)
+        if marked[-1].label is None:
+            problems.append(f"{row.source}: no label" + (f" ({row.label!r})" if is_missing else ""))
+    return marked, problems
+
+
+def _resolve_columns(source: str, names: Sequence[str], given: Columns, train: LabelledTexts | None) -> dict[str, str]:
+    """Return the column of each part of a row; without a second text or a label if there are none."""
     known = ColumnNames(names)
     text, pair, label = given.text, given.text_pair, given.label
+    if train is not None:  # the same columns, where the set has them
+        same = all(column in names for part, column in train.columns.items() if part != _LABEL)
+        text, pair = (train.columns[_TEXT], train.columns.get(_PAIR, "")) if same else (text, pair)
+        label = "" if label is not None and label not in names else label
+        if label is None and train.columns.get(_LABEL) in names:
+            label = train.columns.get(_LABEL)
     if text is None:
         text = known.find_text(excluded=(pair, label))
     if pair is None and text:
@@ -161,41 +152,5 @@ def _resolve_columns(source: str, names: Sequence[str], given: Columns) -> Colum
             "--task.columns.text-pair, --task.columns.label; in a .tsv or .csv without a header by number from 0, "
             "as --task.columns.text 3 --task.columns.label 1"
         )
-    return Columns(text, pair, label)
-
-
-def _label_cell(cells: Mapping[str, object], column: str, separator: str | None) -> str:
-    if separator is None:
-        return text_cell(cells, column, allow_numbers=True)
-    value = cells.get(column)
-    if isinstance(value, list):
-        labels = [text_cell({column: item}, column, allow_numbers=True) for item in value]
-        ambiguous = [label for label in labels if separator in label]
-        if ambiguous:
-            raise ValueError(f"{column!r} has the label {ambiguous[0]!r:.40}, with the separator {separator!r} in it")
-        return separator.join(labels)
-    return "" if value == "" else text_cell(cells, column, allow_numbers=True)
-
-
-def _label_ids(rows: Sequence[LabelledText], labels: Sequence[str], *, separator: str | None) -> list[list[int]]:
-    """Return the indices in `labels` of each row's labels: one, or any number if there is a separator."""
-    if not labels or len(set(labels)) != len(labels):
-        raise ValueError(f"labels must be distinct and at least one, got {quote_names(labels)}")
-    index = {label: i for i, label in enumerate(labels)}
-    problems, result = [], []
-    for row in rows:
-        if row.label is None:
-            problems.append(f"{row.source}: no label")
-            continue
-        names = _split_labels(row.label, separator)
-        result.append([index[name] for name in names if name in index])
-        for name in names:
-            if name not in index:
-                near = difflib.get_close_matches(name[:80], labels) if len(problems) < MAX_SHOWN else []
-                problems.append(f"{row.source}: label {name[:80]!r}, near names: {quote_names(near)}")
-    raise_problems(problems, len(rows), f"Allowed labels: {quote_names(labels)}. Correct the rows or the labels given.")
-    return result
-
-
-def _split_labels(label: str, separator: str | None) -> list[str]:
-    return [label] if separator is None else [name.strip() for name in label.split(separator) if name.strip()]
+    parts = {_TEXT: text, _PAIR: pair, _LABEL: label}
+    return {part: column for part, column in parts.items() if column}

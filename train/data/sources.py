@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +19,53 @@ DATASET_PREFIX = "datasets:"
 _Row = TypeVar("_Row")
 
 
+LEAVE_OUT = "or leave rows without a text or label out: --task.leave-out-incomplete."
+"""The last words of an error about incomplete rows."""
+
+
+class ReadRows(list[_Row]):
+    """The rows of a file or data set, and how they were read."""
+
+    def __init__(
+        self,
+        rows: Iterable[_Row] = (),
+        *,
+        columns: Mapping[str, str] | None = None,
+        classes: Sequence[str] = (),
+        left_out: int = 0,
+    ):
+        """Hold rows.
+
+        Args:
+            rows: the rows.
+            columns: the column of each part of a row.
+            classes: names of all classes, by id, if the data set declares them.
+            left_out: number of incomplete rows that were left out.
+        """
+        super().__init__(rows)
+        self.columns, self.classes, self.left_out = columns or {}, tuple(classes), left_out
+
+
+def reading_facts(sets: Mapping[str, ReadRows[_Row]]) -> dict[str, str | float | int]:
+    """Return the columns that were read of each set, and the rows that were left out, for the first line of a run."""
+    facts: dict[str, str | float | int] = {}
+    columns = None
+    for name, rows in sets.items():
+        if rows.columns and rows.columns != columns:
+            facts[f"{name} columns"] = " + ".join(f"{part}: {column!r}" for part, column in rows.columns.items())
+            columns = rows.columns
+        if rows.left_out:
+            facts[f"{name} rows left out"] = rows.left_out
+    return facts
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceRows:
     """The rows of a file or data set, at least one, and a sentence for errors that says what is expected of them."""
 
     rows: Sequence[TableRow]
     expectation: str
+    classes: Mapping[str, Sequence[str]]  # the names of classes, by id, in columns for which a data set declares them
 
     @property
     def columns(self) -> list[str]:
@@ -44,21 +85,22 @@ def read_source(
     extension = path.suffix.lower()
     is_path = extension in TABLE_FORMATS or path.exists() or path.is_absolute() or name.startswith((".", "~"))
     if is_dataset(name) or not is_path:
-        rows, expectation = dataset_rows(name, split, lists=lists), "Expected: strings, and scalar labels."
-        name = name.removeprefix(DATASET_PREFIX)
-    else:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; {_similar_files(path)}")
-        if extension not in TABLE_FORMATS:
-            raise ValueError(
-                f"{path}: ending {extension!r} is none of {quote_names(TABLE_FORMATS)}; rename or convert the file"
-            )
-        reject_split(split, path)
-        rows = list(read_table(path, name=name, header=header))
-        expectation = f"Expected in {extension}: {TABLE_FORMATS[extension]}."
+        found = dataset_rows(name, split, lists=lists)
+        if not found.rows:
+            raise ValueError(f"{name}: no rows. {found.expectation}")
+        return found
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; {_similar_files(path)}")
+    if extension not in TABLE_FORMATS:
+        raise ValueError(
+            f"{path}: ending {extension!r} is none of {quote_names(TABLE_FORMATS)}; rename or convert the file"
+        )
+    reject_split(split, path)
+    rows = list(read_table(path, name=name, header=header))
+    expectation = f"Expected in {extension}: {TABLE_FORMATS[extension]}."
     if not rows:
         raise ValueError(f"{name}: a header but no rows. {expectation}")
-    return SourceRows(rows, expectation)
+    return SourceRows(rows, expectation, {})
 
 
 def is_dataset(source: str) -> bool:
@@ -78,13 +120,18 @@ def parse_rows(rows: Sequence[TableRow], parse: Callable[[TableRow], _Row], reme
     return parsed
 
 
+def is_blank(value: object) -> bool:
+    """Return whether a cell holds nothing: null, or a text of blanks."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def reject_split(split: str | None, file: Path) -> None:
     """Raise a ValueError if a split is given for a file."""
     if split is not None:
         raise ValueError(f"split={split!r} is for data sets; {file} is a file: name the split's own file")
 
 
-def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> list[TableRow]:
+def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> SourceRows:
     """Read a split of a data set; class numbers become names. Remote code of data sets is never run."""
     import datasets
 
@@ -104,7 +151,9 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> list[T
         for n in classes.keys() & names:
             value = values[n]
             values[n] = list(map(classes[n].get, value)) if isinstance(value, list) else classes[n].get(value)
-    return [TableRow(f"{DATASET_PREFIX}{name}:{i}", values) for i, values in enumerate(table)]
+    rows = [TableRow(f"{DATASET_PREFIX}{name}:{i}", values) for i, values in enumerate(table)]
+    declared = {n: list(own.values()) for n, own in classes.items()}
+    return SourceRows(rows, "Expected: strings, and scalar labels.", declared)
 
 
 def dataset_structures(name: str, split: str | None) -> list[TableRow]:

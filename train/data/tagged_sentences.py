@@ -67,7 +67,7 @@ def read_tagged_sentences(
     name = os.fspath(source)
     path = Path(name).expanduser()
     if is_dataset(name):
-        return _from_rows(dataset_rows(name, split, lists=True), name)
+        return _from_rows(dataset_rows(name, split, lists=True).rows, name)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of columns or JSON lines, or `datasets:NAME`")
     reject_split(split, path)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from train.data.labelled_texts import LabelledText, infer_labels, label_ids, label_indicators, label_numbers
+from train.data.labels import LabelledText, infer_labels, label_ids, label_indicators, label_numbers
 from train.metrics import classification
 from train.metrics.classification import ClassScores
 

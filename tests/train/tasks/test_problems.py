@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from transformers import BertForSequenceClassification
 
-from train.data.labelled_texts import LabelledText, infer_labels, label_indicators, label_numbers, read_labelled_texts
+from train.data.labelled_texts import read_labelled_texts
+from train.data.labels import LabelledText, infer_labels, label_indicators, label_numbers
 from train.loop import run
 from train.metrics.classification import spearman_correlation
 from train.optim import Optim
