@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 
+import datasets
 import pytest
 
 from train.data.questions import SquadAnswer, WrongOffsets, exclude_questions, read_squad, trainable_questions
@@ -53,7 +54,6 @@ def test_squad_2_without_its_answers(data_dir):
 
 
 def test_questions_as_the_datasets_library_has_them(data_dir, tmp_path):
-    import datasets
 
     file = data_dir / "tasks/samples/SQUAD/sample.json"
     found = read_squad(file)
@@ -200,3 +200,50 @@ def test_questions_that_two_files_share(data_dir):
     typed = dataclasses.replace(rows[0], question="in what country, is the Normandy located", context=rows[0].context)
     assert exclude_questions(rows[:2], [typed]) == rows[1:2]
     assert exclude_questions(rows[:2], [dataclasses.replace(typed, context="Rome")]) == rows[:2]
+
+
+def hub(number, *texts, start=14, **more):
+    """A question in the form of the hub's data sets."""
+    answers = {"text": list(texts), "answer_start": [start] * len(texts)}
+    return {
+        "id": str(number),
+        "title": "",
+        "context": "Anna lives in Rome.",
+        "question": "q?",
+        "answers": answers,
+    } | more
+
+
+def test_the_form_of_the_hub(tmp_path):
+    questions = [hub(1, "Rome"), hub(2)]
+    lines = "".join(json.dumps(question) + "\n" for question in questions)
+    for name, content in (
+        ("a.json", json.dumps({"data": questions})),
+        ("b.json", json.dumps(questions)),
+        ("c.jsonl", lines),
+        ("d.json", "\ufeff" + lines),
+    ):
+        (tmp_path / name).write_text(content)
+        found = read_squad(tmp_path / name)
+        assert [(row.id, row.impossible) for row in found.rows] == [("1", False), ("2", True)], name
+    (tmp_path / "one.jsonl").write_text(json.dumps(questions[0]))
+    assert [row.id for row in read_squad(tmp_path / "one.jsonl").rows] == ["1"]
+    (tmp_path / "e.jsonl").write_text(json.dumps(hub(2)) + "\n")
+    assert not read_squad(tmp_path / "e.jsonl").labelled
+    datasets.Dataset.from_list(questions).save_to_disk(tmp_path / "set")
+    assert [row.impossible for row in read_squad(tmp_path / "set").rows] == [False, True]
+
+
+def test_incomplete_questions_are_left_out(tmp_path):
+    rows = [hub(1, "Rome"), hub(2, answers=None), hub(3, "Rome", context=None)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"\[2\]: 'context' is None.*\n.*--task\.leave-out-incomplete"):
+        read_squad(path)
+    found = read_squad(path, leave_out_incomplete=True)
+    assert [row.id for row in found.rows] == ["1"] and found.left_out == 2
+
+
+def test_large_files_are_read(read, monkeypatch):
+    monkeypatch.setattr("flaxbert.files._MAX_JSON_BYTES", 10)
+    assert len(read(squad({"answers": [answer("Rome", 14)]})).rows) == 1

@@ -130,7 +130,7 @@ def test_overlapping_spans_leave_the_longest():
         ("a\tO\nb\tPER\n", ":2: 'PER' is no tag; allowed: O, and B-, I-, E- or S- with a type"),
         ("a\tO\nb\t1\n" + "c\tx\n" * 9, r"10 of 11 rows(?s:.*):6: 'x' is no tag.*\s+and 5 more"),
         (b"a\tO\n\xe4\tO\n", ":2: byte 0xe4 at character 1 is not UTF-8"),
-        ("a\n", "found 1 columns: 'a'. They must be two of 0 to 0"),
+        ("a\n", "one column, 'a', so words without tags"),
     ],
 )
 def test_broken_columns(tmp_path, content, message):
@@ -145,7 +145,7 @@ def test_broken_columns(tmp_path, content, message):
         ('{"tokens": ["a"]}', "neither 'tokens' with 'tags' nor 'text' with 'label', but 'tokens'"),
         ('{"tokens": ["a", "b"], "tags": ["O"]}', "2 words, but 1 tags"),
         ('{"tokens": [], "tags": []}', "no words"),
-        ('{"tokens": ["a"], "tags": [3]}', "'tags' has 3 at index 0, expected a string"),
+        ('{"tokens": ["a"], "tags": [3]}', "'tags' holds numbers; name all tags"),
         ('{"tokens": "a", "tags": ["O"]}', "'tokens' is 'a', expected a list of strings"),
         ('{"tokens": ["\\ud800"], "tags": ["O"]}', "'tokens', index 0: a lone surrogate"),
         ('{"text": "ab", "label": {"x": {"a": [[0, 2]]}}}', r"offsets \[0, 2\] lie outside the text, which has 2"),
@@ -201,3 +201,54 @@ def test_labels():
     for wrong in (("B-X",), ("O", "O"), ("O", "X")):
         with pytest.raises(ValueError, match="labels must be distinct, and O one of them|'X' is no tag"):
             tag_ids([], wrong)
+
+
+# Sets as they are met in practice.
+
+
+def test_prefixes_of_other_schemes(tmp_path):
+    (bilou,) = read_tagged_sentences(write(tmp_path, "a.conll", "a B-X\nb I-X\nc L-X\nd U-Y\ne O\n"))
+    assert bilou.tags == ("B-X", "I-X", "E-X", "S-Y", "O")
+    (bmes,) = read_tagged_sentences(write(tmp_path, "b.conll", "a B-X\nb M-X\nc E-X\nd S-Y\n"))
+    assert bmes.tags == ("B-X", "I-X", "E-X", "S-Y")
+    assert scheme_of_sentences([bilou]) is scheme_of_sentences([bmes]) is TagScheme.BIOES
+
+
+def test_marks_of_documents_and_blanks_after_a_tag(tmp_path):
+    text = "#begin document (bc/cctv); part 000\nBonn\tB-LOC \n\n#end document\nRome\tB-LOC\n"
+    sentences = read_tagged_sentences(write(tmp_path, "a.conll", text))
+    assert [sentence.words for sentence in sentences] == [("Bonn",), ("Rome",)]
+    assert sentences[0].tags == ("B-LOC",) and sentences.columns == {"word": "0 of 2", "tag": "1 of 2"}
+
+
+def test_words_without_tags_and_csv_are_refused(tmp_path):
+    assert "words without tags" in refusal(write(tmp_path, "a.txt", "Bonn\nis\n\nRome\n"))
+    assert "a .csv is not read" in refusal(write(tmp_path, "a.csv", "Sentence #,Word,POS,Tag\nSentence: 1,Bonn,NN,O\n"))
+
+
+def test_numbers_of_tags(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"words": ["Bonn", "is"], "labels": [1, 0]}\n')
+    assert "holds numbers; name all tags in the order of their numbers: --task.labels" in refusal(path)
+    (sentence,) = read_tagged_sentences(path, labels=("O", "B-LOC"))
+    assert sentence.tags == ("B-LOC", "O")
+    assert "holds 1; the numbers of 1 tags are 0 to 0" in refusal(path, labels=("O",))
+
+
+def test_sentences_without_words_are_left_out(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"tokens": [], "tags": []}\n{"tokens": ["a"], "tags": ["O"]}\n')
+    assert "1 of 2 rows" in refusal(path) and "--task.leave-out-incomplete" in refusal(path)
+    sentences = read_tagged_sentences(path, leave_out_incomplete=True)
+    assert [sentence.words for sentence in sentences] == [("a",)] and sentences.left_out == 1
+
+
+def test_declared_tags_keep_their_ids(tmp_path):
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=names))}
+    )
+    rows = {"tokens": [["Otto", "is"]], "ner_tags": [[1, 0]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    read = read_tagged_sentences(tmp_path / "set")
+    sentences, _ = convert_scheme(read, TagScheme.IOB2, written=TagScheme.IOB2, invalid=InvalidTags.REPAIR)
+    assert infer_tags(sentences, TagScheme.IOB2) == tuple(names)  # types that train lacks, and not by the alphabet
+    assert infer_tags(sentences, TagScheme.BIOES) == tuple(names)

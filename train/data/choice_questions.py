@@ -7,7 +7,7 @@ import re
 
 from flaxbert.text.choices import ChoiceColumns, combine_choices, resolve_choice_columns
 from flaxbert.text.tables import TableRow
-from train.data.sources import parse_rows, read_source
+from train.data.sources import LEAVE_OUT, ReadRows, is_blank, parse_rows, read_source
 
 _USUAL_COLUMNS = ChoiceColumns()
 
@@ -28,10 +28,12 @@ def read_choice_questions(
     columns: ChoiceColumns = _USUAL_COLUMNS,
     split: str | None = None,
     first_label: int = 0,
-) -> list[ChoiceQuestion]:
+    leave_out_incomplete: bool = False,
+) -> ReadRows[ChoiceQuestion]:
     """Read all questions of a file or data set, which may have different numbers of choices.
 
-    `first_label` is the number of the first choice in the label column.
+    `first_label` is the number of the first choice in the label column; classes of a data set count from 0. With
+    `leave_out_incomplete` questions without a context are left out, and those without a label if others have one.
     """
     found = read_source(source, split=split, lists=True)
     try:
@@ -42,20 +44,37 @@ def read_choice_questions(
             "--task.columns.question, --task.columns.choices, --task.columns.label"
         ) from None
 
-    def parse(row: TableRow) -> ChoiceQuestion:
+    label_column = used.label or ""
+    classes = found.classes.get(label_column)
+
+    def parse(row: TableRow) -> ChoiceQuestion | None:
         cells = row.require_cells()
+        shared = [cells.get(name) for name in (used.context, used.question) if name]
+        if leave_out_incomplete and all(map(is_blank, shared)):
+            return None
         texts = combine_choices(cells, used)
-        label = _label(cells.get(used.label), used.label, len(texts.choices), first_label) if used.label else None
+        value = cells.get(label_column)
+        if classes and value is not None:  # the name of a class, such as "choice1"
+            label = list(classes).index(str(value))
+        else:
+            label = _label(value, label_column, len(texts.choices), first_label)
         return ChoiceQuestion(texts.context, texts.choices, label, row.source)
 
-    return parse_rows(found.rows, parse, f"{found.expectation} Correct or remove these rows.")
+    remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
+    questions = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
+    labelled = [row for row in questions if row.label is not None]
+    questions = labelled if labelled and leave_out_incomplete else questions
+    parts = {"context": used.context, "question": used.question, "label": label_column}
+    columns_read = {part: column for part, column in parts.items() if column} | {"choices": ", ".join(used.choices)}
+    return ReadRows(questions, columns=columns_read, left_out=len(found.rows) - len(questions))
 
 
 def _label(value: object, column: str, count: int, first: int) -> int | None:
     """Return the index of the right choice, from 0; None if the value says that it is not known."""
-    if value in (None, "", -1, "-1"):  # -1: unlabelled data sets on the hub
+    text = value.strip() if isinstance(value, str) else json.dumps(value)
+    text = re.sub(r"^(-?[0-9]+)\.0*$", r"\1", text)  # pandas writes 1 as 1.0 where others are missing
+    if value is None or text in ("", "-", "-1") or text.casefold() == "nan":  # -1: unlabelled data sets on the hub
         return None
-    text = value if isinstance(value, str) else json.dumps(value)
     if re.fullmatch("[A-Z]", text):
         index = ord(text) - ord("A")
     elif re.fullmatch("[0-9]{1,9}", text):

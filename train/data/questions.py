@@ -1,25 +1,28 @@
 """Questions about texts, from files in SQuAD's format or from the `datasets` library.
 
 A file is JSON: articles below "data" with "paragraphs" of a "context" and "qas" (SQuAD 1.1 and 2.0, XQuAD, CMRC
-2018), or one question an entry of "data", as the `datasets` library has them.
+2018), or one question an entry, as the hub has them: below "data", in a list, or one a line.
 """
 
 import collections
 import dataclasses
 import enum
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from flaxbert.files import read_json
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
-from flaxbert.text.tables import TableRow
-from train.data.sources import dataset_structures, is_dataset, parse_rows, reject_split
+from flaxbert.text.tables import TableRow, read_table
+from train.data.sources import LEAVE_OUT, dataset_structures, is_blank, is_dataset, parse_rows, reject_split
 from train.metrics.squad import normalise_answer
 
 _MAX_OFFSET_ERROR = 2  # characters; Hugging Face's scripts repair offsets of published files that are wrong by as much
-_EXPECTED = 'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.'
+_EXPECTED = (
+    'Expected: SQuAD\'s format, {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}, or one question a '
+    'line, {"id", "context", "question", "answers": {"text": [...], "answer_start": [...]}}.'
+)
 
 
 class WrongOffsets(enum.Enum):
@@ -59,6 +62,7 @@ class SquadQuestions:
     """The questions of a file, and the numbers of their answers with wrong offsets."""
 
     rows: list[SquadQuestion]
+    left_out: int = 0  # incomplete questions
     repaired: int = 0  # answers whose offset was wrong and is repaired
     not_located: int = 0  # answers whose offset is wrong and not repaired
 
@@ -74,13 +78,19 @@ class SquadQuestions:
 
 
 def read_squad(
-    source: str | os.PathLike[str], *, wrong_offsets: WrongOffsets = WrongOffsets.REPAIR, split: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    wrong_offsets: WrongOffsets = WrongOffsets.REPAIR,
+    split: str | None = None,
+    leave_out_incomplete: bool = False,
 ) -> SquadQuestions:
     """Read all questions of a file, or of a data set.
 
-    A question without answers is impossible if "is_impossible" says so, or if others in the file have "is_impossible",
-    or if the version of the file is 2 or more; if no question of a file has an answer, all are unlabelled. Answers keep
-    their order; blanks around a question or an answer are removed.
+    A question without answers is impossible if "is_impossible" says so, if others in the file have "is_impossible", if
+    the version of the file is 2 or more, or if its lists of texts and offsets are empty (the hub's form); if no
+    question of a file has an answer, all are unlabelled. Other questions without answers, and those without a context,
+    are an error, or left out with `leave_out_incomplete`. Answers keep their order; blanks around a question or an
+    answer are removed.
     """
     name = os.fspath(source)
     if is_dataset(name):
@@ -90,21 +100,30 @@ def read_squad(
         version, records = _read_file(Path(name).expanduser())
     if not records:
         raise ValueError(f"{name}: no questions. {_EXPECTED}")
-    remedy = f"Correct or remove these questions. {_EXPECTED}"
+    total = len(records)
+    remedy = f"Correct or remove these questions, {LEAVE_OUT} {_EXPECTED}"
+    if leave_out_incomplete:
+        records = [record for record in records if record.problem or not is_blank(record.cells.get("context"))]
     given = parse_rows(records, _question, remedy)
     labelled = any(question.answers or question.impossible for question in given)
-    may_be_impossible = version.lstrip("vV")[:1] >= "2" or any(
-        record.cells.get("is_impossible") is not None for record in records
-    )
-    problems = list(_contradictions(given, answers_required=labelled and not may_be_impossible))
+    states = version.lstrip("vV")[:1] >= "2" or any(row.cells.get("is_impossible") is not None for row in records)
+    stated = [states or isinstance(row.cells.get("answers"), dict) for row in records]
+    silent = {
+        question.source
+        for question, known in zip(given, stated, strict=True)
+        if labelled and not question.answers and not question.impossible and not known
+    }
+    if leave_out_incomplete:
+        given, silent = [question for question in given if question.source not in silent], set()
+    problems = list(_contradictions(given, silent))
     located = [_locate_answers(question, wrong_offsets) for question in given]
     if wrong_offsets is WrongOffsets.REFUSE:
         problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _count_not_located(q)]
-    raise_problems(problems, len(records), remedy)
+    raise_problems(problems, total, remedy)
     changed = sum(answer not in old.answers for new, old in zip(located, given, strict=True) for answer in new.answers)
     not_located = sum(map(_count_not_located, located))
     rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in located]
-    return SquadQuestions(rows, changed - not_located, not_located)
+    return SquadQuestions(rows, total - len(rows), repaired=changed - not_located, not_located=not_located)
 
 
 def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
@@ -128,16 +147,35 @@ def _read_file(path: Path) -> tuple[str, list[TableRow]]:
         raise FileNotFoundError(f"{path}: no such file")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty. {_EXPECTED}")
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
+        if path.suffix.lower() in (".jsonl", ".json") and _begins_with_object(path):
+            return "", list(read_table(path, name=str(path)))
+        raise ValueError(f"{path}: not a JSON file ({error}). {_EXPECTED}") from None
+    if isinstance(content, dict) and "data" not in content and "question" in content:
+        content = [content]  # a file of one line
+    entries, top = (content, "") if isinstance(content, list) and content else (None, "data")
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        entries = content["data"]
+    if entries is None:
         raise ValueError(f'{path}: no list "data" at its top. {_EXPECTED}')
     records = []
-    for i, entry in enumerate(content["data"]):
-        source = f"{path}: data[{i}]"
+    for i, entry in enumerate(entries):
+        source = f"{path}: {top}[{i}]"
         if not isinstance(entry, dict):
             raise ValueError(f"{source} is {entry!r:.40}, not an object. {_EXPECTED}")
         records.extend(_article(source, entry) if "paragraphs" in entry else [TableRow(source, entry)])
-    return str(content.get("version", "")), records
+    return str(content.get("version", "")) if isinstance(content, dict) else "", records
+
+
+def _begins_with_object(path: Path) -> bool:
+    """Return whether the first line of a file is a JSON object of its own."""
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        try:
+            return isinstance(json.loads(stream.readline()), dict)
+        except (ValueError, RecursionError):
+            return False
 
 
 def _article(source: str, article: Mapping[str, object]) -> Iterator[TableRow]:
@@ -200,13 +238,13 @@ def _answers(value: object) -> Iterator[SquadAnswer]:
         yield SquadAnswer(text.strip(), start + len(text) - len(text.lstrip()))
 
 
-def _contradictions(questions: Sequence[SquadQuestion], *, answers_required: bool) -> Iterator[str]:
-    """Return problems between questions: an id that occurs twice, answers that only some questions have."""
+def _contradictions(questions: Sequence[SquadQuestion], silent: Collection[str]) -> Iterator[str]:
+    """Return problems between questions: an id that occurs twice, answers that only some (not the `silent`) have."""
     times = collections.Counter(question.id for question in questions)
     for question in questions:
         if times[question.id] > 1:
             yield f"{question.source}: the id {question.id[:80]!r} is there {times[question.id]} times"
-        elif answers_required and not question.answers and not question.impossible:
+        elif question.source in silent:
             yield f"{question.source}: no 'answers', and nothing says that there is none"
 
 

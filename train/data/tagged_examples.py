@@ -22,6 +22,7 @@ from flaxbert.text.tags import (
 from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.examples import TaggedSequences
+from train.data.sources import ReadRows
 from train.data.tagged_sentences import TaggedSentence
 
 _NO_PIECES = -1
@@ -119,14 +120,18 @@ def convert_scheme(
     if invalid is InvalidTags.REFUSE:
         remedy = "Correct the tags, or have them read leniently: --task.invalid-tags repair."
         raise_problems(problems, len(sentences), remedy)
-    return result, count
+    return ReadRows(result, classes=sentences.classes if isinstance(sentences, ReadRows) else ()), count
 
 
 def infer_tags(sentences: Sequence[TaggedSentence], scheme: TagScheme) -> tuple[str, ...]:
-    """Return O, then every tag that the scheme has for the types that occur, type by type.
+    """Return the tags that a data set declares if they are in the scheme, else those of the types that occur.
 
-    A type that occurs only in another file is missed: give a known list of tags instead.
+    These are O, then every tag that the scheme has for each type. A type that occurs only in another file is missed:
+    give a known list of tags instead.
     """
+    declared = sentences.classes if isinstance(sentences, ReadRows) else ()
+    if OUTSIDE in declared and {tag for sentence in sentences for tag in sentence.tags} <= set(declared):
+        return declared
     kinds = sorted({parse_tag(tag)[1] for sentence in sentences for tag in sentence.tags} - {""})
     prefixes = "BIES" if scheme is TagScheme.BIOES else "BI"
     return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in prefixes))

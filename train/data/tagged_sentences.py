@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +17,16 @@ import tyro
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
 from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
-from train.data.sources import dataset_rows, is_dataset, parse_rows, reject_split
+from train.data.sources import LEAVE_OUT, ReadRows, SourceRows, dataset_rows, is_dataset, parse_rows, reject_split
 
 _COLUMNS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
 _JSON_EXPECTED = (
     'Expected: {"tokens": [...], "tags": [...]} (or "ner_tags"), or CLUENER\'s {"text": ..., "label": {...}}.'
 )
 _DOCUMENT_MARK = "-DOCSTART-"
+# Columns of lists in common data sets, in lower case, the preferred ones first.
+_WORD_COLUMNS, _TAG_COLUMNS = ("tokens", "words"), ("tags", "ner_tags", "labels", "ner")
+_OTHER_PREFIXES = {"L": "E", "U": "S", "M": "I"}  # of BILOU and BMES
 
 
 class Separator(enum.Enum):
@@ -61,19 +64,32 @@ class TaggedSentence:
 
 
 def read_tagged_sentences(
-    source: str | os.PathLike[str], *, columns: TagColumns = _FIRST_AND_LAST, split: str | None = None
-) -> list[TaggedSentence]:
-    """Read all sentences of a file or data set; the form of each tag is checked, but not their order."""
+    source: str | os.PathLike[str],
+    *,
+    columns: TagColumns = _FIRST_AND_LAST,
+    split: str | None = None,
+    labels: Sequence[str] = (),
+    leave_out_incomplete: bool = False,
+) -> ReadRows[TaggedSentence]:
+    """Read all sentences of a file or data set; the form of each tag is checked, but not their order.
+
+    `labels` are the tags by their numbers, for lists of numbers. With `leave_out_incomplete` rows without words or tags
+    are left out.
+    """
     name = os.fspath(source)
     path = Path(name).expanduser()
     if is_dataset(name):
-        return _from_rows(dataset_rows(name, split, lists=True).rows, name)
-    if not path.exists():
+        found = dataset_rows(name, split, lists=True)
+    elif not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of columns or JSON lines, or `datasets:NAME`")
-    reject_split(split, path)
-    if path.suffix.lower() in (".jsonl", ".json"):
-        return _from_rows(list(read_table(path, name=name)), name)
-    return _from_columns(list(read_lines(path, expected=_COLUMNS_EXPECTED)), name, columns)
+    else:
+        reject_split(split, path)
+        if path.suffix.lower() == ".csv":
+            raise ValueError(f"{path}: a .csv is not read; expected: {_COLUMNS_EXPECTED}, or .jsonl. {_JSON_EXPECTED}")
+        if path.suffix.lower() not in (".jsonl", ".json"):
+            return _from_columns(list(read_lines(path, expected=_COLUMNS_EXPECTED)), name, columns)
+        found = SourceRows(list(read_table(path, name=name)), _JSON_EXPECTED, {})
+    return _from_rows(found, name, labels, leave_out_incomplete)
 
 
 def character_tags(text: str, label: Mapping[str, object]) -> tuple[list[str], int]:
@@ -114,25 +130,54 @@ def _character_span(text: str, kind: str, surface: str, offsets: object) -> Enti
     return EntitySpan(first, last + 1, kind)
 
 
-def _from_rows(rows: Sequence[TableRow], name: str) -> list[TaggedSentence]:
-    sentences = parse_rows(rows, _from_row, f"{_JSON_EXPECTED} Correct or remove these rows.")
+def _from_rows(
+    found: SourceRows, name: str, labels: Sequence[str], leave_out_incomplete: bool
+) -> ReadRows[TaggedSentence]:
+    def parse(row: TableRow) -> TaggedSentence | None:
+        cells = row.require_cells()
+        words, tags = _list_columns(cells)
+        if words and tags:
+            if leave_out_incomplete and not (cells[words] and cells[tags]):
+                return None
+            return _sentence(_strings(cells[words], words), _tags(cells[tags], tags, labels), row.source)
+        text, label = cells.get("text"), cells.get("label")
+        if leave_out_incomplete and not (text and isinstance(label, dict)):
+            return None
+        if isinstance(text, str) and isinstance(label, dict):
+            if problem := encoding_problem(text):
+                raise ValueError(f"'text': {problem}")
+            own, left_out = character_tags(text, label)
+            return dataclasses.replace(_sentence(list(text), own, row.source), left_out=left_out)
+        raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {quote_names(cells)}")
+
+    remedy = f"{_JSON_EXPECTED} Correct or remove these rows, {LEAVE_OUT}"
+    sentences = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
     if not sentences:
         raise ValueError(f"{name}: no sentences. {_JSON_EXPECTED}")
-    return sentences
+    words, tags = _list_columns(found.columns)
+    used = {"words": words, "tags": tags} if words and tags else {"text": "text", "tags": "label"}
+    classes = found.classes.get(used["tags"], ())
+    return ReadRows(sentences, columns=used, classes=classes, left_out=len(found.rows) - len(sentences))
 
 
-def _from_row(row: TableRow) -> TaggedSentence:
-    cells = row.require_cells()
-    tags = next((name for name in ("tags", "ner_tags") if name in cells), None)
-    if "tokens" in cells and tags is not None:
-        return _sentence(_strings(cells["tokens"], "tokens"), _strings(cells[tags], tags), row.source)
-    text, label = cells.get("text"), cells.get("label")
-    if isinstance(text, str) and isinstance(label, dict):
-        if problem := encoding_problem(text):
-            raise ValueError(f"'text': {problem}")
-        found, left_out = character_tags(text, label)
-        return dataclasses.replace(_sentence(list(text), found, row.source), left_out=left_out)
-    raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {quote_names(cells)}")
+def _list_columns(names: Collection[str]) -> tuple[str, str]:
+    """Return the columns of words and of tags; "" for one that is not there."""
+    words = next((name for name in _WORD_COLUMNS if name in names), "")
+    return words, next((name for name in _TAG_COLUMNS if name in names), "")
+
+
+def _tags(values: object, name: str, labels: Sequence[str]) -> Sequence[str]:
+    """Return tags, given as strings or as their numbers."""
+    if not isinstance(values, list) or not any(isinstance(value, int) for value in values):
+        return _strings(values, name)
+    if not labels:
+        raise ValueError(f"{name!r} holds numbers; name all tags in the order of their numbers: --task.labels")
+    tags, last = [], len(labels) - 1
+    for value in values:
+        if not isinstance(value, int) or not 0 <= value <= last:
+            raise ValueError(f"{name!r} holds {value!r:.40}; the numbers of {len(labels)} tags are 0 to {last}")
+        tags.append(labels[value])
+    return tags
 
 
 def _strings(values: object, name: str) -> list[str]:
@@ -151,12 +196,18 @@ def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> TaggedS
         raise ValueError(f"{len(words)} words, but {len(tags)} tags")
     if not words:
         raise ValueError("no words")
-    for tag in tags:
-        parse_tag(tag)
-    return TaggedSentence(tuple(words), tuple(tags), source)
+    return TaggedSentence(tuple(words), tuple(map(_valid_tag, tags)), source)
 
 
-def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[TaggedSentence]:
+def _valid_tag(tag: str) -> str:
+    """Return a tag with the prefixes of BIOES, also for those of BILOU and BMES; raise a ValueError for others."""
+    if tag[1:2] == "-" and tag[0] in _OTHER_PREFIXES:
+        tag = _OTHER_PREFIXES[tag[0]] + tag[1:]
+    parse_tag(tag)
+    return tag
+
+
+def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> ReadRows[TaggedSentence]:
     filled = (n for n, line in enumerate(lines) if line.strip(" \t"))
     first = next((n for n in filled if not _is_remark(lines[n]) and not lines[n].startswith(_DOCUMENT_MARK)), None)
     if first is None:
@@ -186,7 +237,8 @@ def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> list[
     remedy = f"Expected: {_COLUMNS_EXPECTED}; {len(head)} of them, as on line {first + 1}. Correct these lines, or name"
     flags = "--task.columns.word, --task.columns.tag, --task.columns.separator"
     raise_problems(problems, total, f"{remedy} the columns: {flags}.")
-    return sentences
+    used = {"word": columns.word % len(head), "tag": columns.tag % len(head)}
+    return ReadRows(sentences, columns={part: f"{number} of {len(head)}" for part, number in used.items()})
 
 
 def _tagged_word(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tuple[str, str]:
@@ -196,12 +248,11 @@ def _tagged_word(line: str, cells: Sequence[str], count: int, columns: TagColumn
         raise ValueError(f"{len(cells)} columns ({quote_names(cells)}), expected {count}")
     if not cells[columns.word]:
         raise ValueError("no word")
-    parse_tag(cells[columns.tag])
-    return cells[columns.word], cells[columns.tag]
+    return cells[columns.word], _valid_tag(cells[columns.tag].strip(" "))
 
 
 def _is_remark(line: str) -> bool:
-    return re.match(r"#[ \t]+[^ \t]", line) is not None
+    return re.match(r"#[ \t]+[^ \t]|#(begin|end) document", line) is not None
 
 
 def _split(line: str, separator: Separator) -> list[str]:
@@ -210,6 +261,11 @@ def _split(line: str, separator: Separator) -> list[str]:
 
 def _check_columns(columns: TagColumns, head: Sequence[str], source: str) -> None:
     count, chosen = len(head), (columns.word, columns.tag)
+    if count == 1:
+        raise ValueError(
+            f"{source}: one column, {quote_names(head)}, so words without tags; expected: {_COLUMNS_EXPECTED}. "
+            "`flaxbert predict tag` gives tags to texts"
+        )
     if not all(-count <= number < count for number in chosen) or len({number % count for number in chosen}) < 2:
         raise ValueError(
             f"{source}: word is column {columns.word}, tag is column {columns.tag}; found {count} columns: "

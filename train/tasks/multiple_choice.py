@@ -19,6 +19,7 @@ from train.data.batches import EvaluationBatches
 from train.data.choice_questions import ChoiceColumns, ChoiceQuestion, read_choice_questions
 from train.data.examples import ChoiceSequences, encoding_arrays
 from train.data.host_batches import WHOLE_BATCH, HostShard
+from train.data.sources import LEAVE_OUT, reading_facts
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
@@ -45,19 +46,33 @@ class MultipleChoice(Supervised):
         """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         sets = {
-            name: read_choice_questions(source, columns=self.columns, first_label=self.first_label, split=split)
+            name: read_choice_questions(
+                source,
+                columns=self.columns,
+                first_label=self.first_label,
+                split=split,
+                leave_out_incomplete=self.leave_out_incomplete,
+            )
             for name, (source, split) in self.sources.items()
         }
         questions = self.split_validation(sets, lambda question: question.context, seed=config.run.seed)
         unlabelled = [f"{question.source}: no label" for question in questions["train"] if question.label is None]
-        raise_problems(unlabelled, len(questions["train"]), "Training wants the right choice of every question.")
+        raise_problems(
+            unlabelled,
+            len(questions["train"]),
+            f"Training wants the right choice of every question: correct these rows, {LEAVE_OUT}",
+        )
         width = max(len(question.choices) for own in questions.values() for question in own)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         examples = {name: _examples(own, tokenizer, self.max_length, width) for name, own in questions.items()}
         head = HeadKind.MULTIPLE_CHOICE
         return MultipleChoiceTask(
             **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
-            facts={"choices": width, **{f"{name} questions": len(own) for name, own in questions.items()}},
+            facts={
+                "choices": width,
+                **{f"{name} questions": len(own) for name, own in questions.items()},
+                **reading_facts(sets),
+            },
             digests=rows_digests(sets),
             questions=questions,
         )

@@ -126,6 +126,8 @@ class QuestionAnswering(Supervised):
         facts = {}
         for name, file in files.items():
             wrong = {"repaired": file.repaired, "not repaired": file.not_located}
+            if file.left_out:
+                facts[f"{name} rows left out"] = file.left_out
             facts |= {
                 f"{name} answers with a wrong offset, {result}": count for result, count in wrong.items() if count
             }
@@ -148,7 +150,12 @@ class QuestionAnswering(Supervised):
         return sets, facts
 
     def _read(self, source: str, split: str | None) -> SquadQuestions:
-        return read_squad(source, wrong_offsets=self.wrong_offsets, split=split)
+        return read_squad(
+            source,
+            wrong_offsets=self.wrong_offsets,
+            split=split,
+            leave_out_incomplete=self.leave_out_incomplete,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,9 @@ from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import LabelledSequences
 from train.data.host_batches import WHOLE_BATCH, HostShard
-from train.data.labelled_texts import Columns, LabelledText, read_labelled_texts
+from train.data.labelled_texts import Columns, LabelledTexts, read_labelled_texts
+from train.data.labels import LabelledText
+from train.data.sources import reading_facts
 from train.distributed import Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
@@ -48,7 +50,9 @@ class SequenceClassification(Supervised):
     labels: tuple[str, ...] = ()
     """All labels, in the order of their ids; by default those of the training data."""
     separator: str = ","
-    """Between the labels of an example that may have several; .jsonl may have lists instead."""
+    """Between the labels of an example that may have several; there may be lists, or vectors of 0 and 1, instead."""
+    unlabelled: tuple[str, ...] | None = None
+    """Labels that mean that an example has none; by default "-", and -1 where it cannot be a label."""
     packed: bool = False
     """Let several short texts share a row of a training batch: next to no padding, and one or two shapes to compile
     instead of one for every length. By default the rows of a batch are of similar length; the loss is the same."""
@@ -59,10 +63,18 @@ class SequenceClassification(Supervised):
         """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         separator = self.separator if self.problem_type == "multi_label_classification" else None
-        sets = {
-            name: read_labelled_texts(source, columns=self.columns, split=split, separator=separator)
-            for name, (source, split) in self.sources.items()
-        }
+        sets: dict[str, LabelledTexts] = {}
+        for name, (source, split) in self.sources.items():
+            sets[name] = read_labelled_texts(
+                source,
+                columns=self.columns,
+                split=split,
+                separator=separator,
+                labels=self.labels,
+                unlabelled=self.unlabelled,
+                leave_out_incomplete=self.leave_out_incomplete,
+                train=sets.get("train"),
+            )
         problem = problems.make_problem(self.problem_type, sets["train"], labels=self.labels, separator=self.separator)
         rows = self.split_validation(sets, lambda row: (row.text, row.text_pair), seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
@@ -90,7 +102,11 @@ class SequenceClassification(Supervised):
         )
         return SequenceClassificationTask(
             **common,
-            facts={"labels": len(problem.labels), **{f"{name} rows": len(own) for name, own in rows.items()}},
+            facts={
+                "labels": len(problem.labels),
+                **{f"{name} rows": len(own) for name, own in rows.items()},
+                **reading_facts(sets),
+            },
             digests=rows_digests(sets),
             problem=problem,
             rows=rows,

@@ -47,6 +47,8 @@ class Supervised(TaskSettings):
     with the same text (article or context, if the task has them) stay together."""
     max_length: int = 128
     """Maximum tokens of an example."""
+    leave_out_incomplete: bool = False
+    """Leave out examples without a text or a label; by default a file with some is refused."""
 
     def __post_init__(self):
         if self.extra_eval_splits and len(self.extra_eval_splits) != len(self.extra_eval):

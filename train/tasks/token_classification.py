@@ -20,6 +20,7 @@ from train.data import tagged_examples
 from train.data.batches import EvaluationBatches
 from train.data.examples import TaggedSequences
 from train.data.host_batches import WHOLE_BATCH, HostShard
+from train.data.sources import reading_facts
 from train.data.tagged_examples import InvalidTags, LabelledPieces, TaggedExamples
 from train.data.tagged_sentences import TagColumns, TaggedSentence, read_tagged_sentences
 from train.evaluate import EvalStepOutput, Evaluation
@@ -96,12 +97,18 @@ class TokenClassification(Supervised):
     def _read_sets(self) -> tuple[dict[str, list[TaggedSentence]], TagScheme, Facts]:
         """Return the sentences of each set in one scheme, that scheme, and facts about what was changed."""
         read = {
-            name: read_tagged_sentences(source, columns=self.columns, split=split)
+            name: read_tagged_sentences(
+                source,
+                columns=self.columns,
+                split=split,
+                labels=self.labels,
+                leave_out_incomplete=self.leave_out_incomplete,
+            )
             for name, (source, split) in self.sources.items()
         }
         # By default the scheme of the training file: a short file may not show which one it has.
         scheme = self.scheme or tagged_examples.scheme_of_sentences(read["train"])
-        sets, facts = {}, Facts()
+        sets, facts = {}, reading_facts(read)
         for name, own in read.items():
             sets[name], repaired = tagged_examples.convert_scheme(
                 own, scheme, written=tagged_examples.scheme_of_sentences(own), invalid=self.invalid_tags

@@ -1,0 +1,154 @@
+"""Labels as files and data sets mean them: spellings, missing ones, vectors, declared classes."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from train.data import labelled_texts
+from train.data.labelled_texts import Columns, read_labelled_texts
+from train.tasks import problems
+
+
+def write(path: Path, rows: list[dict], *, separator: str = ",") -> Path:
+    """A table of the rows: .jsonl, or .csv / .tsv with JSON's spelling of what is no text."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    between = "\t" if path.suffix == ".tsv" else ","
+    quoted = [[cell if isinstance(cell, str) else json.dumps(cell) for cell in row.values()] for row in rows]
+    if path.suffix == ".csv":
+        quoted = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in quoted]
+    path.write_text("\n".join(between.join(row) for row in [list(rows[0]), *quoted]) + "\n")
+    return path
+
+
+def table(path: Path, *labels: object) -> Path:
+    return write(path, [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)])
+
+
+def single(rows):
+    problem = problems.make_problem("single_label_classification", rows, labels=(), separator=",")
+    return problem.labels, problems.targets(problem, rows).tolist()
+
+
+def several(rows):
+    problem = problems.make_problem("multi_label_classification", rows, labels=(), separator=",")
+    return problem.labels, problems.targets(problem, rows).tolist()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
+def test_spellings_of_one_label(tmp_path, ending):
+    rows = read_labelled_texts(table(tmp_path / f"a{ending}", "1", "0", "1.0", "0.0"))
+    assert single(rows) == (("0", "1"), [1, 0, 1, 0])
+    rows = read_labelled_texts(table(tmp_path / f"b{ending}", "pos ", "neg", "pos"))
+    assert single(rows) == (("neg", "pos"), [1, 0, 1])
+    # Only one spelling stays as it is; another set may have another.
+    train = read_labelled_texts(table(tmp_path / f"c{ending}", 1.0, 0.0, 2.0))
+    assert single(train)[0] == ("0.0", "1.0", "2.0")
+    problem = problems.Problem("single_label_classification", single(train)[0])
+    dev = read_labelled_texts(table(tmp_path / f"d{ending}", 2, 0), train=train)
+    assert problems.targets(problem, dev).tolist() == [2, 0]
+    # A code with a leading zero is no number.
+    assert single(read_labelled_texts(table(tmp_path / f"e{ending}", "01", "1")))[0] == ("01", "1")
+
+
+@pytest.mark.parametrize("missing", ["-", "", None, float("nan")])
+def test_a_missing_label_is_named_or_left_out(tmp_path, missing):
+    path = table(tmp_path / "a.jsonl", "entailment", missing, "neutral")
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*\n.*a\.jsonl:2: no label.*\n.*--task\.leave-out-incomplete"):
+        read_labelled_texts(path)
+    rows = read_labelled_texts(path, leave_out_incomplete=True)
+    assert [row.label for row in rows] == ["entailment", "neutral"] and rows.left_out == 1
+    everything = read_labelled_texts(table(tmp_path / "b.jsonl", missing, missing))
+    assert [row.label for row in everything] == [None, None]
+
+
+def test_blank_texts_are_left_out(tmp_path):
+    rows = [{"question1": "a", "question2": "b", "label": 0}, {"question1": "a", "question2": None, "label": 1}]
+    rows += [{"question1": " ", "question2": "b", "label": 1}, {"question1": "c", "question2": "d", "label": 1}]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match=r"2 of 4 rows.*(\n.*){3}--task\.leave-out-incomplete"):
+        read_labelled_texts(path)
+    assert [row.text for row in read_labelled_texts(path, leave_out_incomplete=True)] == ["a", "c"]
+
+
+def test_minus_one_means_unlabelled_where_it_cannot_be_a_label(tmp_path):
+    def labels(*found, **how):
+        return [row.label for row in read_labelled_texts(table(tmp_path / "a.csv", *found), **how)]
+
+    for mixed in ([0, 1, 2, -1], ["no", "yes", "-1"], [0.5, 4.2, -1.0]):
+        with pytest.raises(ValueError, match=r"a\.csv:5: no label \('-1'\)|a\.csv:4: no label \('-1(\.0)?'\)"):
+            labels(*mixed)
+        assert len(labels(*mixed, leave_out_incomplete=True)) == len(mixed) - 1
+        assert len(labels(*mixed, unlabelled=())) == len(mixed)  # the user says that it is a label
+    assert labels(-1.0, -1.0) == [None, None]  # STS-B's test set
+    assert labels(-1, 0, 1) == ["-1", "0", "1"] and labels(-1, 1) == ["-1", "1"]
+    assert labels(-1.0, -0.5, 3.0) == ["-1.0", "-0.5", "3.0"]
+    assert labels(0, 1, 2, -1, labels=("-1", "0", "1", "2")) == ["0", "1", "2", "-1"]
+    assert labels("+", "-", "+") == ["+", "-", "+"]
+    train = read_labelled_texts(table(tmp_path / "train.csv", -1, 1, 1))
+    assert labels(-1, -1, train=train) == ["-1", "-1"]
+    train = read_labelled_texts(table(tmp_path / "train.csv", 0, 1, 1))
+    assert labels(-1, -1, train=train) == [None, None]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
+def test_vectors_of_several_labels(tmp_path, ending):
+    vectors = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    train = read_labelled_texts(table(tmp_path / f"a{ending}", *vectors), separator=",")
+    assert several(train) == (("LABEL_0", "LABEL_1", "LABEL_2"), vectors)
+    named = read_labelled_texts(table(tmp_path / f"a{ending}", *vectors), separator=",", labels=("x", "y", "z"))
+    assert [row.label for row in named] == ["x", "y,z", ""]
+    dev = read_labelled_texts(table(tmp_path / f"b{ending}", [0, 0, 1]), separator=",", train=train)
+    assert dev[0].label == "LABEL_2"
+    with pytest.raises(ValueError, match="has 2 numbers; there are 3 labels"):
+        read_labelled_texts(table(tmp_path / f"c{ending}", [0, 1]), separator=",", train=train)
+    # Numbers of classes are not vectors, nor in a set that happens to look like it.
+    train = read_labelled_texts(table(tmp_path / f"d{ending}", [2, 27], [0], []), separator=",")
+    assert several(train) == (("0", "2", "27"), [[0, 1, 1], [1, 0, 0], [0, 0, 0]])
+    dev = read_labelled_texts(table(tmp_path / f"e{ending}", [0, 1]), separator=",", train=train)
+    assert dev[0].label == "0,1"
+
+
+@pytest.mark.parametrize("cell", ['["joy", "love"]', "['joy', 'love']"])
+def test_lists_in_cells(tmp_path, cell):
+    path = table(tmp_path / "a.csv", cell, "[]", '["joy"]')
+    assert several(read_labelled_texts(path, separator=",")) == (("joy", "love"), [[1, 1], [0, 0], [1, 0]])
+    with pytest.raises(ValueError, match="is the list .*--task.problem-type multi_label_classification"):
+        read_labelled_texts(path)
+    numpy = table(tmp_path / "b.csv", str(np.array([1.0, 0.0])), str(np.array([0.0, 1.0])))
+    assert [row.label for row in read_labelled_texts(numpy, separator=",")] == ["LABEL_0", "LABEL_1"]
+
+
+def test_declared_classes_keep_their_ids(tmp_path):
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["not_equivalent", "equivalent", "other"]),
+        }
+    )
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    data.save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*\n.*set:2: no label"):
+        read_labelled_texts(tmp_path / "set")
+    rows = read_labelled_texts(tmp_path / "set", leave_out_incomplete=True)
+    assert single(rows) == (("not_equivalent", "equivalent", "other"), [1, 0])
+
+
+def test_a_set_is_read_like_the_training_set(tmp_path):
+    train = read_labelled_texts(
+        write(tmp_path / "a.csv", [{"sentence": "s", "text": "t", "kind": "x"}]), columns=Columns("text", None, "kind")
+    )
+    assert train.columns == {"text": "text", "label": "kind"}
+    test = write(tmp_path / "b.csv", [{"sentence": "s", "text": "t", "score": 3}])
+    rows = read_labelled_texts(test, columns=Columns("text", None, "kind"), train=train)
+    assert [(row.text, row.label) for row in rows] == [("t", None)]
+    with pytest.raises(ValueError, match="'kind' must be there"):
+        read_labelled_texts(test, columns=Columns("text", None, "kind"))
+    train = read_labelled_texts(write(tmp_path / "c.csv", [{"text": "t", "label": 1}]))
+    dev = read_labelled_texts(write(tmp_path / "d.csv", [{"sentence": "s", "text": "t", "label": 1}]), train=train)
+    assert dev[0].text == "t"
+    assert labelled_texts.LabelledTexts is type(dev)
