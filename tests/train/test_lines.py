@@ -144,3 +144,43 @@ def test_missing_file_and_empty_folder(tmp_path):
         TextReader([str(tmp_path / "none.txt")])
     with pytest.raises(FileNotFoundError, match=r"holds no \.txt, \.jsonl"):
         TextReader([str(tmp_path)])
+
+
+def test_output_of_wikiextractor(tmp_path):
+    (tmp_path / "AA").mkdir()
+    records = [{"id": "1", "title": "One", "text": "One\n\nfirst."}, {"id": "2", "title": "Two", "text": "Two"}]
+    (tmp_path / "AA" / "wiki_00").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tagged = '<doc id="3" url="https://a?b=3" title="A > B">\nThree\n\nthird.\n\n</doc>\n<doc id="4">\nFour\n</doc>\n'
+    (tmp_path / "AA" / "wiki_01.bz2").write_bytes(bz2.compress(tagged.encode()))
+    (tmp_path / "AA" / "README").write_text("about")
+    expected = ["One", "first.", END, "Two", END, "Three", "third.", END, "Four", END]
+    assert read(tmp_path) == expected
+    assert read(tmp_path / "AA" / "wiki_00") == expected[:5]
+    with pytest.raises(ValueError, match=r"wiki_00:1: no column 'body'; found 'id', 'title', 'text'"):
+        read(tmp_path / "AA" / "wiki_00", column="body")
+
+
+def test_braces_in_plain_text(tmp_path):
+    for text in ("{", "{}", "{not json}", "[1]"):
+        (tmp_path / "a").write_text(text + "\nmore")
+        assert read(tmp_path / "a") == [text, "more", END]
+
+
+def test_what_is_no_text(tmp_path):
+    (tmp_path / "dump.xml").write_text('<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">\n<page>')
+    with pytest.raises(ValueError, match=r"dump\.xml: a dump of MediaWiki; extract its text first"):
+        read(tmp_path / "dump.xml")
+    for name in ("a.csv", "a.tsv.gz"):
+        (tmp_path / name).write_text("id,text")
+        with pytest.raises(ValueError, match="a table is not read as text"):
+            read(tmp_path / name)
+
+
+def test_lines_that_end_with_cr_alone(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo\r\rthree\r")
+    assert read(tmp_path / "a.txt") == ["one", "two", END, "three", END]
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\r{"text": "b"}\r')
+    assert read(tmp_path / "a.jsonl") == ["a", END, "b", END]
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "a"}\r{"text": }\r')
+    with pytest.raises(ValueError, match=r"b\.jsonl:2: not a JSON object"):
+        read(tmp_path / "b.jsonl")

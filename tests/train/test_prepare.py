@@ -217,3 +217,24 @@ def test_a_wrong_flag_names_its_neighbours(capsys):
         main(["a.txt", "--output", "b", "--tokeniser", "c"])
     assert ended.value.code == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("ที่นี่มีน้ำ ผู้ใหญ่", "Thai"),
+        ("हिन्दी में कुछ शब्द", "Devanagari"),
+        ("أَلسَّلَامُ عَلَيْكُمْ", "Arabic"),
+        ("Voilà, l'été à Zürich", None),
+        ("Чёрный йод", None),
+    ],
+)
+def test_stripped_marks_of_a_script_are_reported(tmp_path, capsys, text, script):
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join([text] * 3), encoding="utf-8")
+    settings = {"vocab_size": 100, "workers": 1}
+    prepare_store(Preparation((str(file),), tmp_path / "uncased", **settings))
+    shown = capsys.readouterr().err
+    assert (f"strips marks from {script} letters" in shown) if script else ("strips marks" not in shown)
+    prepare_store(Preparation((str(file),), tmp_path / "cased", lowercase=False, **settings))
+    assert "strips marks" not in capsys.readouterr().err

@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import gzip
 import io
+import itertools
 import json
 import lzma
+import re
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +28,7 @@ _RECORDS = (".jsonl", ".json")
 _TABLE = ".parquet"
 _EXTENSIONS = (".txt", *_RECORDS, _TABLE)
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_DOCUMENT_TAG = re.compile("<doc( .*)?>|</doc>")
 
 
 @dataclasses.dataclass
@@ -34,8 +37,9 @@ class TextReader:
 
     A source is a file, a folder (its files with a known extension, by name), "datasets:NAME[:CONFIG]" or "pydoc:". In
     .jsonl and .parquet files and data sets a record is a document; in other files documents are separated by blank
-    lines. Files may be compressed (.gz, .bz2, .xz, .zst). No line and no document is empty. Iteration raises a
-    ValueError with the file and line for a file that cannot be read.
+    lines, or stand between the tags <doc> and </doc> (wikiextractor). A file without a known extension whose first line
+    is a JSON object holds one a line. Files may be compressed (.gz, .bz2, .xz, .zst). No line and no document is empty.
+    Iteration raises a ValueError with the file and line for a file that cannot be read.
     """
 
     sources: Sequence[str]
@@ -101,15 +105,23 @@ def _docstrings(file: Path) -> Iterator[str]:
 def _find_files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_file():
+        if _content_extension(path) in (".csv", ".tsv"):
+            raise ValueError(f"{path}: a table is not read as text; give .jsonl or .parquet and the column of the text")
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(
             f"{path}: no such file or folder; give a text file, a folder of them, {DATASET_PREFIX}NAME or {PYDOC}"
         )
-    files = sorted(file for file in path.rglob("*") if _content_extension(file) in _EXTENSIONS and file.is_file())
+    files = sorted(file for file in path.rglob("*") if _holds_text(file) and file.is_file())
     if not files:
         raise FileNotFoundError(f"{path}: the folder holds no {', '.join(_EXTENSIONS)} file, compressed or not")
     return files
+
+
+def _holds_text(file: Path) -> bool:
+    """Return whether a file of a folder is read: by its extension, or its name, wikiextractor's wiki_00."""
+    name = file.stem if file.suffix.lower() in _COMPRESSED else file.name
+    return _content_extension(file) in _EXTENSIONS or re.fullmatch("wiki_[0-9]+", name) is not None
 
 
 def _content_extension(file: Path) -> str:
@@ -122,12 +134,19 @@ def _file_lines(file: Path, raw: BinaryIO, column: str) -> Iterator[str]:
     extension = _content_extension(file)
     try:
         stream = _decompress(file, raw)
-        if extension in _RECORDS:
-            yield from _record_lines(_json_texts(file, stream, column))
-        elif extension == _TABLE:
+        if extension == _TABLE:
             yield from _record_lines(_parquet_texts(file, stream, column))
+            return
+        lines = _decode(file, stream)
+        first, lines = _peek(lines)
+        if extension in _RECORDS or _is_record(first):
+            yield from _record_lines(_json_texts(file, lines, column))
+        elif first.startswith("<mediawiki"):
+            raise ValueError(f"{file}: a dump of MediaWiki; extract its text first, with wikiextractor")
+        elif _DOCUMENT_TAG.fullmatch(first.strip()):
+            yield from _lines_between_tags(lines)
         else:
-            yield from _plain_lines(_decode(file, stream))
+            yield from _plain_lines(lines)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if file.suffix.lower() in _COMPRESSED:
             raise ValueError(f"{file}: cannot be unpacked ({error}); is it whole?") from error
@@ -152,14 +171,51 @@ def _decompress(file: Path, raw: BinaryIO) -> BinaryIO:
 
 
 def _decode(file: Path, stream: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
+    number = 0
+    for line in stream:
         try:
             text = line.decode()
         except UnicodeDecodeError:
             text = line.decode(errors="surrogateescape")
-        if "\0" in text or not text.isascii():
-            _check_encoding(f"{file}:{number}", text)
-        yield text.removeprefix("\ufeff") if number == 1 else text
+        # CR alone ends the lines of files from old Macintoshes.
+        for part in text.rstrip("\r\n").split("\r") if "\r" in text else (text,):
+            number += 1
+            if "\0" in part or not part.isascii():
+                _check_encoding(f"{file}:{number}", part)
+            yield part.removeprefix("\ufeff") if number == 1 else part
+
+
+def _peek(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
+    """Return the first line that is not blank ("" if all are), and all lines."""
+    taken = []
+    for line in lines:
+        taken.append(line)
+        if line.strip():
+            break
+    return taken[-1] if taken else "", itertools.chain(taken, lines)
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines_between_tags(lines: Iterable[str]) -> Iterator[str]:
+    """Return the lines of documents between <doc> and </doc>, in which blank lines separate paragraphs."""
+    inside = False
+    for line in lines:
+        stripped = line.strip()
+        if _DOCUMENT_TAG.fullmatch(stripped):
+            if inside:
+                yield END
+            inside = False
+        elif stripped:
+            yield stripped
+            inside = True
+    if inside:
+        yield END
 
 
 def _plain_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -181,8 +237,8 @@ def _record_lines(texts: Iterable[str | None]) -> Iterator[str]:
             yield END
 
 
-def _json_texts(file: Path, stream: Iterable[bytes], column: str) -> Iterator[str | None]:
-    for number, line in enumerate(_decode(file, stream), 1):
+def _json_texts(file: Path, lines: Iterable[str], column: str) -> Iterator[str | None]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

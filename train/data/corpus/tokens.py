@@ -3,6 +3,7 @@
 This module imports neither flaxbert nor jax: each process that tokenises imports it, and needs neither.
 """
 
+import collections
 import dataclasses
 import gc
 import itertools
@@ -11,6 +12,7 @@ import os
 import re
 import signal
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -110,6 +112,23 @@ class SentenceTokenizer:
             if "".join(run[:count]) in self._words:
                 return count
         return 1 + sum(1 for _ in itertools.takewhile(lambda token: token.startswith("##"), tokens[index + 1 :]))
+
+
+def lost_marks(text: str, tokenizer: Tokenizer) -> collections.Counter[str]:
+    """Count the marks of each script, such as Thai vowel signs, that the tokenizer strips from a text.
+
+    Accents of Latin, Greek and Cyrillic letters do not count: stripping them is what lower-casing is known for.
+    """
+    if tokenizer.normalizer is None:
+        return collections.Counter()
+    return _script_marks(text) - _script_marks(tokenizer.normalizer.normalize_str(text))
+
+
+def _script_marks(text: str) -> collections.Counter[str]:
+    decomposed = unicodedata.normalize("NFD", text)
+    marks = (mark for mark in decomposed if ord(mark) > 0x36F and unicodedata.category(mark) == "Mn")
+    names = (unicodedata.name(mark, "unnamed").removeprefix("COMBINING ") for mark in marks)
+    return collections.Counter(name.split()[0].capitalize() for name in names)
 
 
 def text_chunks(lines: Iterator[str], *, size: int = 2**19) -> Iterator[str]:
