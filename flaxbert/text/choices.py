@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from flaxbert.text.messages import quote_names, text_cell
+from flaxbert.text.messages import list_cell, quote_names, text_cell
 from flaxbert.text.tables import ColumnNames
 
 # Column names in COPA, SWAG, Cosmos QA and RACE, in lower case, in this order.
@@ -105,8 +105,8 @@ def _list_columns(names: Iterable[str], known: ColumnNames) -> tuple[str, ...]:
 
 
 def _choices(cells: Mapping[str, object], columns: Sequence[str], minimum: int) -> tuple[str, ...]:
-    listed = cells.get(columns[0])
-    if len(columns) == 1 and isinstance(listed, list):
+    listed = list_cell(cells.get(columns[0]))
+    if len(columns) == 1 and listed is not None:
         cells = {f"{columns[0]}[{i}]": value for i, value in enumerate(listed)}
         columns = list(cells)
     filled = [name for name in columns if cells.get(name) not in ("", None)]

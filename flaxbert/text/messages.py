@@ -1,7 +1,10 @@
-"""Wording of errors about rows of data: text that is not readable, missing cells, lists of names, lists of problems."""
+"""Cells of rows of data, and the wording of errors about them: text that is not readable, names, problems."""
 
+import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 
 MAX_SHOWN = 5
@@ -51,6 +54,33 @@ def text_cell(
     if problem is not None:
         raise ValueError(f"{column!r}: {problem}")
     return value
+
+
+def list_cell(value: object) -> list[object] | None:
+    """Return a list, also one that a cell spells as JSON, Python or NumPy do; None if it is no list."""
+    if isinstance(value, list):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    items: list[object] = []
+    sign = ""
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text[1:-1].replace("\n", " ")).readline):
+            if token.type == tokenize.OP and token.string == "-":
+                sign = "-"
+            elif token.type in (tokenize.STRING, tokenize.NUMBER) or token.string in ("True", "False", "None"):
+                items.append(ast.literal_eval(sign + token.string))
+                sign = ""
+            elif token.string.strip() not in ("", ","):
+                return None
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    return items
 
 
 def quote_names(names: Iterable[str]) -> str:

@@ -119,6 +119,10 @@ def test_lists_in_cells(tmp_path, cell):
     assert several(read_labelled_texts(path, separator=",")) == (("joy", "love"), [[1, 1], [0, 0], [1, 0]])
     with pytest.raises(ValueError, match="is the list .*--task.problem-type multi_label_classification"):
         read_labelled_texts(path)
+    words = table(tmp_path / "words.csv", str(np.array(["joy", "it's love"])), str(np.array(["joy"])))
+    assert [row.label for row in read_labelled_texts(words, separator=",")] == ["joy,it's love", "joy"]
+    with pytest.raises(ValueError, match="no list that can be read"):
+        read_labelled_texts(table(tmp_path / "no.csv", "[joy; love]"), separator=",")
     numpy = table(tmp_path / "b.csv", str(np.array([1.0, 0.0])), str(np.array([0.0, 1.0])))
     assert [row.label for row in read_labelled_texts(numpy, separator=",")] == ["LABEL_0", "LABEL_1"]
 

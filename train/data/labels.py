@@ -1,10 +1,8 @@
 """Labels of texts: read from cells, missing ones recognised, and turned into numbers."""
 
-import ast
 import dataclasses
 import decimal
 import difflib
-import json
 import math
 import re
 import unicodedata
@@ -12,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from flaxbert.text.messages import MAX_SHOWN, encoding_problem, quote_names, raise_problems, text_cell
+from flaxbert.text.messages import MAX_SHOWN, encoding_problem, list_cell, quote_names, raise_problems, text_cell
 from train.data.sources import ReadRows
 
 _MAX_RATINGS = 20  # half stars are classes; more distinct decimals than that are measurements
@@ -55,8 +53,10 @@ def read_label(
         value = value.strip()
         if not value:
             return None if separator is None else ""
-    listed = _as_list(value)
+    listed = list_cell(value)
     if listed is None:
+        if separator is not None and isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            raise ValueError(f"{column!r} is {value!r:.40}, which is no list that can be read")
         missing = value is None or str(value).casefold() == "nan"
         return None if missing else text_cell({column: value}, column, allow_numbers=True)
     if separator is None:
@@ -80,30 +80,12 @@ def vector_length(cells: Iterable[object]) -> int | None:
     Vectors are lists of one length with nothing but the numbers 0 and 1, such as [1.0, 0.0, 0.0]; a list of one whole
     number is the number of a class.
     """
-    lists = [_as_list(cell) for cell in cells if cell is not None]
+    lists = [list_cell(cell) for cell in cells if cell is not None]
     vectors = [own for own in lists if own is not None and all(item in (0, 1) and item != "" for item in own)]
     if not vectors or len(vectors) < len(lists) or len({len(own) for own in vectors}) > 1:
         return None
     length = len(vectors[0])
     return length if length > 1 or isinstance(vectors[0][0] if length else None, float) else None
-
-
-def _as_list(value: object) -> list[object] | None:
-    """Return a list, also one that a cell of a table spells as JSON, Python or NumPy do; None if it is no list."""
-    if isinstance(value, list):
-        return value
-    if not isinstance(value, str) or not value.strip().startswith("[") or not value.strip().endswith("]"):
-        return None
-    inside = value.strip()[1:-1].split()
-    if inside and all(re.fullmatch(r"[+-]?\d+\.?\d*", item, re.ASCII) for item in inside):
-        return [float(item) if "." in item else int(item) for item in inside]  # NumPy: [1. 0.]
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            listed = parse(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return listed if isinstance(listed, list) else None
-    return None
 
 
 def label_key(label: str) -> str:

@@ -145,3 +145,29 @@ def test_training_wants_labels(config, tmp_path):
         config.task.prepare(config)
     swapped = dataclasses.replace(config.task, train=config.task.dev, dev=config.task.train)
     assert swapped.prepare(config).evaluations["dev"].examples.labels[3] == -100
+
+
+def test_choices_and_labels_as_tables_have_them(tmp_path):
+    """Lists in a cell, numbers that pandas writes as 1.0, letters, labels that are missing."""
+    lines = ["question,options,label", "\"Is it?\",\"['no', 'yes']\",1.0", '"Is it?","[""no"", ""yes""]",A']
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    found = read_choice_questions(tmp_path / "a.csv")
+    assert [(question.choices, question.label) for question in found] == [(("no", "yes"), 1), (("no", "yes"), 0)]
+    for missing in ('""', "-1", "-1.0", "nan", "-"):
+        (tmp_path / "b.csv").write_text("\n".join([*lines, f"\"Is it?\",\"['no', 'yes']\",{missing}"]))
+        assert [question.label for question in read_choice_questions(tmp_path / "b.csv")] == [1, 0, None]
+        found = read_choice_questions(tmp_path / "b.csv", leave_out_incomplete=True)
+        assert [question.label for question in found] == [1, 0] and found.left_out == 1
+    assert found.columns == {"question": "question", "label": "label", "choices": "options"}
+
+
+def test_classes_of_a_data_set_are_choices(tmp_path):
+    import datasets
+
+    names = datasets.ClassLabel(names=["choice1", "choice2"])  # COPA on the hub
+    texts = dict.fromkeys(("premise", "choice1", "choice2", "question"), datasets.Value("string"))
+    row = {"premise": "P.", "choice1": "a", "choice2": "b", "question": "cause"}
+    rows = [{**row, "label": 1}, {**row, "label": 0}, {**row, "label": -1}]
+    data = datasets.Dataset.from_list(rows, features=datasets.Features({**texts, "label": names}))
+    data.save_to_disk(tmp_path / "set")
+    assert [question.label for question in read_choice_questions(tmp_path / "set")] == [1, 0, None]
