@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-from typing import Annotated, Protocol, cast
 
 import tyro
 
@@ -19,18 +18,14 @@ from flaxbert.files import EscapingFormatter, escape_control_characters
 
 __all__ = ["main"]
 
-_SUBCOMMANDS = (
-    Annotated[Convert, tyro.conf.subcommand("convert", prefix_name=False)]
-    | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
-    | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
-    | Annotated[Average, tyro.conf.subcommand("average", prefix_name=False)]
-    | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
-    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
-)
-
-
-class _Subcommand(Protocol):
-    def run(self) -> int: ...
+_SUBCOMMANDS = {
+    "convert": Convert,
+    "inspect": Inspect,
+    "verify": Verify,
+    "average": Average,
+    "predict": Predict,
+    "export": Export,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the locale cannot encode
-    settings = (tyro.conf.FlagCreatePairsOff,)
-    subcommand = cast(_Subcommand, tyro.cli(_SUBCOMMANDS, prog="flaxbert", args=arguments, config=settings))  # type: ignore[arg-type]
+    subcommand = tyro.extras.subcommand_cli_from_dict(
+        _SUBCOMMANDS, prog="flaxbert", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     # SystemExit, as KeyboardInterrupt, unwinds the stack, so that incomplete files are removed.
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

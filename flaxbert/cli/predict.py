@@ -1,33 +1,26 @@
 """The subcommand predict: run a model on texts from the arguments, a file or standard input."""
 
 import collections
-import contextlib
 import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxbert.cli.prediction_tasks import TASKS, PredictionTask
+from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
 from flaxbert.conversion.origin import resolve_checkpoint_path
-from flaxbert.files import atomic_write
-
-if TYPE_CHECKING:  # imports the tokenizers library, which no other subcommand needs
-    from flaxbert.cli.prediction_tasks import PredictionTask
-    from flaxbert.pipelines import Pipeline
+from flaxbert.files import atomic_write, escape_control_characters
+from flaxbert.pipelines import Aggregation, Pipeline, Pooling
 
 _VECTORS = ".npy"
-
-
-@dataclasses.dataclass(frozen=True)
-class _TextSource:
-    """The texts of each input, and the number of inputs if it is known before they are read."""
-
-    inputs: Iterator[tuple[str, ...]]
-    count: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +59,11 @@ class Predict:
     """fill-mask, classify, answer: number of results for each mask, text or question."""
     targets: tuple[str, ...] = ()
     """fill-mask: words to choose from; by default the whole vocabulary."""
-    pooling: Literal["mean", "cls", "max"] | None = None
+    pooling: Annotated[Pooling | None, tyro.conf.EnumChoicesFromValues] = None
     """embed: function from token vectors to a text's vector; by default the one in the folder, or mean."""
     normalize: bool = False
     """embed: scale vectors to length 1, even if the folder does not ask for it."""
-    aggregation: Literal["simple", "first", "average", "max"] | None = None
+    aggregation: Annotated[Aggregation | None, tyro.conf.EnumChoicesFromValues] = None
     """tag: rule for the tag of a word of several pieces; by default first."""
     null_threshold: float | None = None
     """answer: give no answer if "no answer" scores better by more than this; by default there is always an answer."""
@@ -95,108 +88,92 @@ class Predict:
 
     def run(self) -> int:
         """Predict and print or write the results."""
-        from flaxbert.cli.prediction_tasks import PREDICTION_TASKS
-
-        task = PREDICTION_TASKS[self.task]
-        self._check_flags(task)
-        source = self._open_texts(task)
-        show_bar = self.file is not None and (self.output is not None or not sys.stdout.isatty())
+        task = TASKS[self.task]
+        options = self._pipeline_options(task)
+        read_inputs = self._input_reader(task.shape)
+        # Arguments and regular files are all checked before the model is loaded.
+        count = count_inputs(read_inputs()) if self.texts or (self.file and self.file.is_file()) else None
         with resolve_checkpoint_path(self.model, revision=self.revision) as folder:
-            pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **self._pipeline_options())
-            with _progress_bar(source.count if show_bar else None) as advance:
-                predictions = _predict(pipeline, task, source.inputs, advance)
+            pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **options)
+            predictions = _predict(pipeline, task, usable_texts(read_inputs()))
+            with self._progress_bar() as progress:
+                predictions = progress.track(predictions, total=count, description="predicting")
                 if self.output is not None:
                     print(f"{self.output}: {_write(self.output, task, predictions)} answers")
-                else:
-                    self._print(task, predictions)
+                    return 0
+                for prediction in predictions:
+                    line = _json_line(task, prediction) if self.json else _text_lines(task, prediction)
+                    print(line, flush=True)
         return 0
 
-    def _check_flags(self, task: "PredictionTask") -> None:
-        from flaxbert.cli.prediction_tasks import TASK_OPTIONS
-
-        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
-        wrong = [name for name in given if name in TASK_OPTIONS and name not in task.options]
+    def _pipeline_options(self, task: PredictionTask) -> dict[str, Any]:
+        """Return the attributes of the pipeline that were given; raise a ValueError for flags that contradict."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        own = _task_flags(task)
+        wrong = [name for name in given if name not in own and any(name in _task_flags(t) for t in TASKS.values())]
         if wrong:
-            allowed = ", ".join(task.options) or "neither"
-            raise ValueError(f"{self.task} has no {', '.join(wrong)}; it has {allowed}")
+            raise ValueError(f"{self.task} has no {', '.join(wrong)}; it has {', '.join(own) or 'neither'}")
         if self.texts and self.file:
             raise ValueError(f"{len(self.texts)} texts and the file {self.file}: give one of them")
         if self.columns and not self.file:
             raise ValueError("columns are those of a file; name it with --file")
         if self.output is not None and self.output.suffix == _VECTORS and self.task != "embed":
             raise ValueError(f"{self.output}: only embed writes {_VECTORS}; {self.task} writes JSON lines, a .jsonl")
-
-    def _open_texts(self, task: "PredictionTask") -> _TextSource:
-        """Return the inputs; those of the arguments and of a regular file are all checked first."""
-        from flaxbert.cli.text_inputs import count_inputs, file_inputs, line_inputs, usable_texts
-
-        shape = task.shape
-        if self.texts:
-            one_input = shape.minimum > 1 and not any("\t" in text for text in self.texts)
-            lines = ["\t".join(self.texts)] if one_input else self.texts
-            count = count_inputs(line_inputs(lines, "argument", shape))
-            return _TextSource(usable_texts(line_inputs(lines, "argument", shape)), count)
-        if self.file is None:
-            if isinstance(sys.stdin, io.TextIOWrapper):
-                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-            return _TextSource(usable_texts(line_inputs(sys.stdin, "standard input", shape)), None)
-        if not self.file.exists():
-            raise FileNotFoundError(f"{self.file}: no such file")
-        count = count_inputs(file_inputs(self.file, shape, self.columns)) if self.file.is_file() else None
-        return _TextSource(usable_texts(file_inputs(self.file, shape, self.columns)), count)
-
-    def _pipeline_options(self) -> dict[str, Any]:
-        """Return the attributes of the pipeline that were given."""
-        from flaxbert.pipelines import Aggregation, Pooling
-
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "max_length": self.max_length,
-            "top_k": self.top_k,
-            "targets": self.targets or None,
-            "pooling": None if self.pooling is None else Pooling(self.pooling),
-            "normalize": self.normalize or None,
-            "aggregation": None if self.aggregation is None else Aggregation(self.aggregation),
-            "null_threshold": self.null_threshold,
-            "max_answer": self.max_answer,
-            "max_query": self.max_query,
-            "n_best": self.n_best,
-            "step": self.step,
-            "overlap": self.overlap,
-        }
+        options = {name: given[name] for name in (*own, "batch_size", "max_length") if name in given}
         if self.texts:
             options["batch_size"] = min(self.batch_size, len(self.texts))
         elif self.file is None and sys.stdin.isatty():  # a person types the texts and waits for each result
             options |= {"batch_size": 1, "read_ahead": 1}
-        return {name: value for name, value in options.items() if value is not None}
+        return options
 
-    def _print(self, task: "PredictionTask", predictions: Iterable[_Prediction]) -> None:
-        for prediction in predictions:
-            if self.json:
-                print(_json_line(task, prediction), flush=True)
-            else:
-                print(task.format_result(prediction.texts, prediction.result), flush=True)
+    def _input_reader(self, shape: InputShape) -> Callable[[], Iterator[TextInput]]:
+        """Return a function that reads the inputs from their start."""
+        if self.texts:
+            one_input = shape.minimum > 1 and not any("\t" in text for text in self.texts)
+            lines = ["\t".join(self.texts)] if one_input else self.texts
+            return lambda: line_inputs(lines, "argument", shape)
+        file = self.file
+        if file is None:
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+            return lambda: line_inputs(sys.stdin, "standard input", shape)
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such file")
+        return lambda: file_inputs(file, shape, self.columns)
+
+    def _progress_bar(self) -> Progress:
+        """Return a progress bar on standard error, shown if that is a terminal which the results leave free."""
+        console = Console(stderr=True)
+        regular_file = self.file is not None and self.file.is_file()
+        visible = regular_file and (self.output is not None or not sys.stdout.isatty()) and console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not visible)
+
+
+def _task_flags(task: PredictionTask) -> list[str]:
+    """Return the names of the flags that the task's pipeline has and others may lack."""
+    names = {field.name for field in dataclasses.fields(task.pipeline)}
+    shared = {field.name for field in dataclasses.fields(Pipeline)}
+    return [field.name for field in dataclasses.fields(Predict) if field.name in names - shared]
 
 
 def _predict(
-    pipeline: "Pipeline[Any, Any]",
-    task: "PredictionTask",
+    pipeline: Pipeline[Any, Any],
+    task: PredictionTask,
     inputs: Iterable[tuple[str, ...]],
-    advance: Callable[[], None],
 ) -> Iterator[_Prediction]:
     pending: collections.deque[tuple[str, ...]] = collections.deque()
 
-    def items() -> Iterator[Any]:
+    def items() -> Iterator[object]:
         for texts in inputs:
             pending.append(texts)
             yield task.pipeline_input(texts)
 
     for result in pipeline.stream(items()):
         yield _Prediction(pending.popleft(), result)
-        advance()
 
 
-def _write(output: Path, task: "PredictionTask", predictions: Iterable[_Prediction]) -> int:
+def _write(output: Path, task: PredictionTask, predictions: Iterable[_Prediction]) -> int:
     """Write all results to a file; return their number."""
     count = 0
     with atomic_write(output) as temporary:
@@ -209,46 +186,30 @@ def _write(output: Path, task: "PredictionTask", predictions: Iterable[_Predicti
     return count
 
 
-def _json_line(task: "PredictionTask", prediction: _Prediction) -> str:
-    texts: str | Sequence[str] = prediction.texts
-    if len(texts) == 1:
-        texts = texts[0]
-    return json.dumps({"input": texts, **task.result_json(prediction.result)})
+def _text_lines(task: PredictionTask, prediction: _Prediction) -> str:
+    """Return an input and its result as text for a terminal."""
+    lines = task.result_lines(prediction.texts, prediction.result)
+    return "\n".join(escape_control_characters(line, lines=False) for line in lines)
 
 
-def _write_vectors(file: Path, vectors: Iterable[Any]) -> int:
+def _json_line(task: PredictionTask, prediction: _Prediction) -> str:
+    texts = prediction.texts
+    return json.dumps({"input": texts[0] if len(texts) == 1 else texts, **task.result_json(prediction.result)})
+
+
+def _write_vectors(file: Path, vectors: Iterable[np.ndarray]) -> int:
     """Write vectors [D] one by one as the rows of a .npy file; return their number."""
-    import numpy as np
-
     count, width = 0, 0
     with file.open("wb") as out:
-
-        def write_header() -> None:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
-            np.lib.format.write_array_header_1_0(out, header)
-
-        write_header()  # NumPy pads it so that the final number of rows will fit
-        start = out.tell()
+        # NumPy pads the header so that the final number of rows will fit.
+        np.lib.format.write_array_header_1_0(out, _vectors_header(count, width))
         for vector in vectors:
-            if not count:
-                width = len(vector)
+            count, width = count + 1, len(vector)
             out.write(vector.astype("<f4").tobytes())
-            count += 1
         out.seek(0)
-        write_header()
-        assert out.tell() == start
+        np.lib.format.write_array_header_1_0(out, _vectors_header(count, width))
     return count
 
 
-@contextlib.contextmanager
-def _progress_bar(total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on standard error, if it is a terminal and the number of inputs is known."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = ("predicting", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    visible = total is not None and console.is_terminal
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not visible) as progress:
-        bar = progress.add_task("predicting", total=total)
-        yield lambda: progress.advance(bar)
+def _vectors_header(count: int, width: int) -> dict[str, Any]:
+    return {"descr": "<f4", "fortran_order": False, "shape": (count, width)}

@@ -8,9 +8,8 @@ from flaxbert.text.choices import ChoiceColumns, combine_choices, resolve_choice
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
 from flaxbert.text.tables import TEXT_COLUMNS, ColumnNames, read_table
 
-INPUT_FORMATS = (".txt", ".tsv", ".csv", ".jsonl", ".json")
-"""Extensions of files: .txt has an input a line, its texts between tabs; the others are those of
-`flaxbert.text.tables`."""
+# .txt has an input a line, its texts between tabs; the others are those of `flaxbert.text.tables`.
+_INPUT_FORMATS = (".txt", ".tsv", ".csv", ".jsonl", ".json")
 
 # Not for training: a file of multiple-choice questions (Cosmos QA) would pass for one of labelled pairs.
 _QUESTION_AND_CONTEXT = ("question", "context")
@@ -21,7 +20,6 @@ class InputShape:
     """The texts that make an input of a task.
 
     Attributes:
-        minimum: the least number of texts.
         maximum: the greatest number of texts; None for a prompt with any number of choices.
         description: of an input, for errors.
         check: returns what else is wrong with the texts of an input, "" if nothing is.
@@ -35,13 +33,7 @@ class InputShape:
 
 @dataclasses.dataclass(frozen=True)
 class TextInput:
-    """The texts of an input.
-
-    Attributes:
-        source: "file:line", counted from 1, for messages.
-        texts: one or several.
-        problem: why the texts cannot be used; None if they can.
-    """
+    """The texts of an input, where they stand ("file:line", from 1), and why they cannot be used; None if they can."""
 
     source: str
     texts: tuple[str, ...]
@@ -53,14 +45,14 @@ def line_inputs(lines: Iterable[str], name: str, shape: InputShape) -> Iterator[
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\n").removesuffix("\r")
         texts = (line,) if shape.maximum == 1 else tuple(line.split("\t"))
-        yield _checked(f"{name}:{number}", texts, shape)
+        yield TextInput(f"{name}:{number}", texts, _problem(texts, shape))
 
 
 def file_inputs(path: Path, shape: InputShape, columns: Sequence[str] = ()) -> Iterator[TextInput]:
     """Read the inputs of a file one by one.
 
     Args:
-        path: a file with one of the extensions of `INPUT_FORMATS`, in UTF-8; a byte-order mark is skipped.
+        path: a file with one of the extensions of `_INPUT_FORMATS`, in UTF-8; a byte-order mark is skipped.
         shape: the texts of an input.
         columns: the columns of a table that hold the texts, in order; if none are given, those with usual names.
 
@@ -69,8 +61,8 @@ def file_inputs(path: Path, shape: InputShape, columns: Sequence[str] = ()) -> I
         ValueError: the extension is another one, or the table is empty or has no such columns.
     """
     extension = path.suffix.lower()
-    if extension not in INPUT_FORMATS:
-        raise ValueError(f"{path}: ending {extension!r} is none of {', '.join(INPUT_FORMATS)}")
+    if extension not in _INPUT_FORMATS:
+        raise ValueError(f"{path}: ending {extension!r} is none of {', '.join(_INPUT_FORMATS)}")
     if extension == ".txt":
         if columns:
             raise ValueError(f"{path}: a .txt has no columns; name them for .tsv, .csv and .jsonl")
@@ -84,7 +76,8 @@ def file_inputs(path: Path, shape: InputShape, columns: Sequence[str] = ()) -> I
             continue
         used = columns or _usual_columns(path, list(row.cells), shape)
         try:
-            yield _checked(row.source, _texts(row.cells, used, shape), shape)
+            texts = _texts(row.cells, used, shape)
+            yield TextInput(row.source, texts, _problem(texts, shape))
         except ValueError as error:
             yield TextInput(row.source, (), str(error))
 
@@ -114,17 +107,13 @@ def usable_texts(inputs: Iterable[TextInput]) -> Iterator[tuple[str, ...]]:
         yield item.texts
 
 
-def _checked(source: str, texts: tuple[str, ...], shape: InputShape) -> TextInput:
-    return TextInput(source, texts, _problem(texts, shape) or None)
-
-
 def _problem(texts: Sequence[str], shape: InputShape) -> str | None:
     if len(texts) < shape.minimum or (shape.maximum is not None and len(texts) > shape.maximum):
         return f"{len(texts)} texts; expected {shape.description}"
     if not all(text.strip() for text in texts):
         return "an empty text" if any(text.strip() for text in texts) else "empty"
     problems = (encoding_problem(text) for text in texts)
-    return next((problem for problem in problems if problem), None) or shape.check(texts)
+    return next((problem for problem in problems if problem), None) or shape.check(texts) or None
 
 
 def _usual_columns(path: Path, names: Sequence[str], shape: InputShape) -> Sequence[str] | ChoiceColumns:

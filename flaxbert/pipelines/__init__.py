@@ -48,21 +48,10 @@ __all__ = [
     "TextClassificationPipeline",
 ]
 
-_RENAMED = {
-    "Answer": "ExtractedAnswer",
-    "EntityRecognition": "EntityRecognitionPipeline",
-    "FillMask": "FillMaskPipeline",
-    "Following": "NextSentencePrediction",
-    "MultipleChoice": "MultipleChoicePipeline",
-    "NextSentence": "NextSentencePipeline",
-    "QuestionAnswering": "QuestionAnsweringPipeline",
-    "SentenceEmbedding": "SentenceEmbeddingPipeline",
-    "TextClassification": "TextClassificationPipeline",
-}
-
 
 def __getattr__(name: str) -> object:
-    if name in _RENAMED:
+    new = {"Answer": "ExtractedAnswer", "Following": "NextSentencePrediction"}.get(name, f"{name}Pipeline")
+    if new in __all__:
         # ImportError, because `from ... import` would hide the message of an AttributeError.
-        raise ImportError(f"flaxbert.pipelines.{name} is now flaxbert.pipelines.{_RENAMED[name]}")
+        raise ImportError(f"flaxbert.pipelines.{name} is now flaxbert.pipelines.{new}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

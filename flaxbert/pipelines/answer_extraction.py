@@ -11,7 +11,7 @@ import numpy as np
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text_pair
 from flaxbert.text.answers import Candidate, rank_answers
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 
@@ -24,9 +24,6 @@ class ExtractedAnswer:
     """Answer `text` = context[start:end]; an empty text means that the context has no answer.
 
     Attributes:
-        text: the answer.
-        start: its first character.
-        end: the character after its last.
         probability: relative to all ranked candidates (`n_best`).
         null_odds: score of "no answer" minus the score of the best text.
         candidates: the `top_k` best candidates, highest score first; "no answer" is included only if it is among them.
@@ -50,10 +47,10 @@ class _ContextWindow(InputSequence):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
-    """Part of a context that answers a question, by the rules of Google's run_squad.
+    """Part of a context that answers a question, for pairs of both, by the rules of Google's run_squad.
 
-    A question and a context longer than `max_length` are split into overlapping windows, each with the question. With
-    the settings of an evaluation of training, the answers are the same.
+    A context that is too long for `max_length` is split into overlapping windows, each with the question. With the
+    settings of an evaluation of training, the answers are the same.
 
     Attributes:
         top_k: number of candidates of each answer.
@@ -90,14 +87,6 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
             raise ValueError("the model has one token type; questions and their contexts need two")
         self._windowing_options()  # raises an error for numbers out of range
 
-    def __call__(self, questions: Iterable[tuple[str, str]]) -> list[ExtractedAnswer]:
-        """Return the answer to each pair of a question and its context.
-
-        Raises:
-            TypeError, ValueError: an input is not such a pair; the message names the first one.
-        """
-        return list(self.stream(questions))
-
     def _windowing_options(self) -> WindowingOptions:
         max_query = min(_MAX_QUERY, self._longest // 3) if self.max_query is None else self.max_query
         overlap = self.overlap
@@ -106,14 +95,13 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         return WindowingOptions(self._longest, max_query, self.step, overlap)
 
     def _check(self, item: object, name: str) -> tuple[str, str]:
-        question, context = require_pair(item, name, "a pair of a question and its context")
-        return require_text(question, f"{name}[0]"), require_text(context, f"{name}[1]")
+        return require_text_pair(item, name, "a pair of a question and its context")
 
     def _encode(self, items: Sequence[tuple[str, str]], names: Sequence[str]) -> list[list[InputSequence]]:
         questions, contexts = zip(*items, strict=True)
         windows = question_windows(self.tokenizer, questions, contexts, self._windowing_options())
         return [
-            [_ContextWindow(window.ids.tolist(), window.types.tolist(), window=window) for window in of_question]
+            [_ContextWindow(window.ids, window.types, window=window) for window in of_question]
             for of_question in windows
         ]
 
@@ -125,7 +113,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         self,
         item: tuple[str, str],
         sequences: Sequence[InputSequence],
-        outputs: Sequence[tuple[np.ndarray, np.ndarray]],
+        outputs: Iterable[tuple[np.ndarray, np.ndarray]],
     ) -> ExtractedAnswer:
         start_logits, end_logits = zip(*outputs, strict=True)
         may_be_empty = self.null_threshold is not None

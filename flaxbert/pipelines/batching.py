@@ -1,5 +1,6 @@
 """Run token sequences of different lengths through one compiled function, in batches of few shapes."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,20 +13,15 @@ ModelBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 _SHORTEST = 16
+_MAX_DISPATCHED = 2  # batches that the device works on, so that it does not wait for the host; more take memory
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSequence:
-    """Tokens of one sequence of a batch.
+    """Token ids and types of one sequence; the arrays of `extra` have the same shapes in all sequences."""
 
-    Attributes:
-        ids: token ids.
-        types: token types.
-        extra: further arrays by name; their shapes are the same for all sequences of a pipeline.
-    """
-
-    ids: Sequence[int]
-    types: Sequence[int]
+    ids: Sequence[int] | np.ndarray
+    types: Sequence[int] | np.ndarray
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -55,32 +51,28 @@ def run_in_batches(
     lengths: Sequence[int],
     pad_id: int,
 ) -> list[Any]:
-    """Return the outputs of `compute` for each sequence, in the order of the sequences.
+    """Return for each sequence, in order, its tree of the arrays that `compute` returns, without the batch axis.
 
     Sequences of similar length share a batch. Every batch has `batch_size` rows, filled up with padding, and one of the
     `lengths`, so a jitted `compute` is compiled at most once per length.
-
-    Args:
-        sequences: none longer than the last of `lengths`.
-        compute: takes input_ids, attention_mask and token_type_ids [B, T] and the stacked `extra` arrays by name;
-            returns a tree of arrays [B, ...].
-        batch_size: B.
-        lengths: allowed values of T, ascending.
-        pad_id: id of [PAD].
-
-    Returns:
-        the tree of each sequence, with NumPy arrays [...].
     """
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
     batches = list(chunked(order, batch_size))
-    # All batches are dispatched before the first result is fetched, so that the device does not wait for the host.
-    dispatched = [
-        compute(pad_batch([sequences[index] for index in batch], batch_size, lengths, pad_id)) for batch in batches
-    ]
     results: list[Any] = [None] * len(sequences)
-    for batch, outputs in zip(batches, jax.device_get(dispatched), strict=True):
+    dispatched: collections.deque[Any] = collections.deque()
+
+    def fetch(batch: Sequence[int]) -> None:
+        outputs = jax.device_get(dispatched.popleft())
         for row, index in enumerate(batch):
-            results[index] = jax.tree.map(lambda array, row=row: array[row], outputs)
+            # A copy, because a view would keep the padding in memory.
+            results[index] = jax.tree.map(lambda array, row=row: array[row].copy(), outputs)
+
+    for number, batch in enumerate(batches):
+        dispatched.append(compute(pad_batch([sequences[index] for index in batch], batch_size, lengths, pad_id)))
+        if number >= _MAX_DISPATCHED:
+            fetch(batches[number - _MAX_DISPATCHED])
+    for batch in batches[-len(dispatched) :] if dispatched else ():
+        fetch(batch)
     return results
 
 

@@ -1,18 +1,19 @@
 """Pipeline that finds named entities, or other tagged spans, in texts of any length."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import jax
 import numpy as np
-from tokenizers import Encoding
 
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_text
 from flaxbert.text.aggregation import Aggregation, Entity, aggregate_entities
+from flaxbert.text.pieces import TextPieces, encode_texts
 from flaxbert.text.windows import max_context_windows, sliding_windows
 
 _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
@@ -28,10 +29,10 @@ class TaggedText:
 
 @dataclasses.dataclass(frozen=True)
 class _TextWindow(InputSequence):
-    """A window of a text, and the encoding of the whole text."""
+    """A window of a text, and the pieces of the whole text."""
 
     _: dataclasses.KW_ONLY
-    encoding: Encoding
+    pieces: TextPieces
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,25 +61,20 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
         if self.overlap is not None and not 0 <= self.overlap < room:
             raise ValueError(f"overlap is {self.overlap}; allowed: 0 to {room - 1}, less than a window has pieces")
 
-    def __call__(self, texts: Iterable[str]) -> list[TaggedText]:
-        """Return the entities of each text.
-
-        Raises:
-            TypeError, ValueError: an input is not a text, or is empty; the message names the first one.
-        """
-        return list(self.stream(texts))
-
     def _check(self, item: object, name: str) -> str:
         return require_text(item, name)
 
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
-        return [self._split(encoding) for encoding in self.tokenizer.encode_pieces(items)]
+        return [self._split(pieces) for pieces in encode_texts(self.tokenizer, items)]
 
-    def _split(self, encoding: Encoding) -> list[InputSequence]:
-        special_tokens, ids = self.tokenizer.special_tokens, encoding.ids
+    def _split(self, pieces: TextPieces) -> list[InputSequence]:
+        special_tokens = self.tokenizer.special_tokens
         cls, sep = self.tokenizer.token_id(special_tokens.cls), self.tokenizer.token_id(special_tokens.sep)
-        windows = [[cls, *ids[start:end], sep] for start, end in self._window_spans(len(ids))]
-        return [_TextWindow(window, [0] * len(window), encoding=encoding) for window in windows]
+        windows: list[InputSequence] = []
+        for start, end in self._window_spans(len(pieces.ids)):
+            ids = np.concatenate([[cls], pieces.ids[start:end], [sep]]).astype(np.int32)
+            windows.append(_TextWindow(ids, np.zeros_like(ids), pieces=pieces))
+        return windows
 
     def _window_spans(self, length: int) -> list[tuple[int, int]]:
         room = self._longest - _SPECIAL_TOKENS
@@ -87,22 +83,23 @@ class EntityRecognitionPipeline(Pipeline[str, TaggedText]):
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jax.nn.softmax(self._model_outputs(params, batch).logits, axis=-1)
 
-    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]) -> TaggedText:
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Iterable[np.ndarray]) -> TaggedText:
         first = sequences[0]
         assert isinstance(first, _TextWindow)
-        labels, length = self.model.config.id2label, len(first.encoding.ids)
-        spans = self._window_spans(length)
-        max_context = max_context_windows(spans, length)
-        probabilities = np.zeros((length, len(labels)), np.float32)
-        for index, ((start, end), output) in enumerate(zip(spans, outputs, strict=True)):
-            selected = max_context[start:end] == index
-            probabilities[start:end][selected] = output[1 : 1 + end - start][selected]  # without [CLS]
         entities = aggregate_entities(
-            probabilities,
+            self._max_context_rows(outputs, len(first.pieces.ids)),
             text=item,
-            encoding=first.encoding,
-            labels=labels,
+            pieces=first.pieces,
+            labels=self.model.config.id2label,
             tokenizer=self.tokenizer,
             strategy=self.aggregation,
         )
         return TaggedText(item, tuple(entities))
+
+    def _max_context_rows(self, outputs: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+        """Yield the probabilities [N] of each piece, taken from the window in which it has the most context."""
+        spans = self._window_spans(length)
+        # All windows of a text are equally long, so each has the most context for a run of consecutive pieces.
+        bounds = np.searchsorted(max_context_windows(spans, length), np.arange(len(spans) + 1)).tolist()
+        for (start, _), (first, end), output in zip(spans, itertools.pairwise(bounds), outputs, strict=True):
+            yield from output[1 + first - start : 1 + end - start]  # the first is [CLS]

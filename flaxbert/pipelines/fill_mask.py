@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -24,10 +23,7 @@ _CONTINUATION = "##"
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-    """Token for one mask, its id and probability, and the text in which it replaces the mask.
-
-    The other masks of the text stay. A token such as "##ing" is joined to the word before it.
-    """
+    """Token for one mask, and the text in which it replaces that mask; "##ing" is joined to the word before it."""
 
     token: str
     id: int
@@ -46,6 +42,8 @@ class FilledText:
 class FillMaskPipeline(Pipeline[str, FilledText]):
     """Most probable tokens for every [MASK] of a text, equal to those of transformers' pipeline "fill-mask".
 
+    A text without [MASK], or with one beyond `max_length`, raises a ValueError.
+
     Attributes:
         top_k: number of fillings of each mask.
         targets: words to choose from, each one token of the vocabulary; None chooses from the whole vocabulary. The
@@ -62,15 +60,6 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
         require_at_least("top_k", self.top_k, 1)
         if self.targets is not None and not len(self._target_ids):
             raise ValueError("targets is empty; name a word, or give None for the whole vocabulary")
-
-    def __call__(self, texts: Iterable[str]) -> list[FilledText]:
-        """Return the fillings of each text.
-
-        Raises:
-            TypeError, ValueError: an input is not a text, has no [MASK], or has one beyond `max_length`; the message
-                names the first one.
-        """
-        return list(self.stream(texts))
 
     @functools.cached_property
     def _target_ids(self) -> np.ndarray:
@@ -98,7 +87,8 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
         mask, encoded = self.tokenizer.special_tokens.mask, []
         mask_id = self.tokenizer.token_id(mask)
-        for text, name, sequence in zip(items, names, self._encode_pairs(items, [None] * len(items)), strict=True):
+        all_sequences = self._encode_pairs((text, None) for text in items)
+        for text, name, sequence in zip(items, names, all_sequences, strict=True):
             positions = [position for position, token in enumerate(sequence.ids) if token == mask_id]
             if len(positions) != text.count(mask):
                 raise ValueError(f"{name}: a {mask} lies beyond its first {self._longest} tokens; shorten the text")
@@ -123,23 +113,21 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
         return {"ids": jnp.asarray(ids)[indices], "probabilities": jnp.exp(best - normalizer)}
 
     def _decode(
-        self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[Mapping[str, np.ndarray]]
+        self, item: str, sequences: Sequence[InputSequence], outputs: Iterable[Mapping[str, np.ndarray]]
     ) -> FilledText:
-        scored = itertools.chain.from_iterable(
-            zip(output["ids"], output["probabilities"], strict=True) for output in outputs
-        )
-        masks = itertools.islice(
-            scored, item.count(self.tokenizer.special_tokens.mask)
-        )  # without the padding of the last sequence
-        return FilledText(
-            tuple(self._fillings(item, index, ids, probabilities) for index, (ids, probabilities) in enumerate(masks))
-        )
-
-    def _fillings(self, text: str, index: int, ids: np.ndarray, probabilities: np.ndarray) -> tuple[Filling, ...]:
-        """Return the fillings of the mask number `index` of the text."""
+        # The last sequence is padded to a full number of masks.
+        outputs = list(outputs)
+        ids = np.concatenate([output["ids"] for output in outputs])
+        probabilities = np.concatenate([output["probabilities"] for output in outputs])
         mask = self.tokenizer.special_tokens.mask
-        parts = text.split(mask)
-        before, after = mask.join(parts[: index + 1]), mask.join(parts[index + 1 :])
+        parts, filled = item.split(mask), []
+        for index in range(1, len(parts)):
+            before, after = mask.join(parts[:index]), mask.join(parts[index:])
+            filled.append(self._fillings(before, after, ids[index - 1], probabilities[index - 1]))
+        return FilledText(tuple(filled))
+
+    def _fillings(self, before: str, after: str, ids: np.ndarray, probabilities: np.ndarray) -> tuple[Filling, ...]:
+        """Return the fillings of the mask between two parts of a text."""
         fillings = []
         for token, token_id, probability in zip(self.tokenizer.tokens(ids), ids, probabilities, strict=True):
             if not self.tokenizer.has_word_pieces:  # a byte-level token holds the space before it

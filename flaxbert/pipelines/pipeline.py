@@ -31,6 +31,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _SHORTEST = 5  # [CLS] a [SEP] b [SEP]
+_MAX_READ_AHEAD_LENGTH = 10**6  # characters of the inputs that are read before their results are computed
 # The task of `flaxbert predict` for each kind of head.
 _PREDICT_TASKS = {
     HeadKind.NONE: "embed",
@@ -46,12 +47,9 @@ _PREDICT_TASKS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline(abc.ABC, Generic[Item, Result]):
-    """Model with its tokenizer; subclasses encode the inputs and decode the outputs.
+    """Model with one of the class's `heads` and its tokenizer; subclasses encode the inputs and decode the outputs.
 
     Attributes:
-        model: a model with one of the class's `heads`.
-        params: its parameters.
-        tokenizer: the tokenizer that the model was trained with.
         batch_size: sequences per batch; smaller batches are padded, so choose 1 to process one text at a time.
         max_length: maximum number of tokens of a sequence; None takes the model's number of positions. Longer inputs
             are truncated, or split into windows, as the subclass says.
@@ -128,6 +126,59 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         use = "which no pipeline here takes" if task is None else f"good for {task}"
         raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")
 
+    def __call__(self, items: Iterable[Item]) -> list[Result]:
+        """Return the result of each input.
+
+        Raises:
+            TypeError, ValueError: an input is invalid; the message names the first one.
+        """
+        return list(self.stream(items))
+
+    def stream(self, items: Iterable[Item]) -> Iterator[Result]:
+        """Yield the results in the order of the inputs, holding at most `read_ahead` inputs in memory.
+
+        Raises:
+            TypeError, ValueError: an input is invalid; raised when the inputs up to it have been read.
+        """
+        if isinstance(items, str | bytes):
+            raise TypeError(f"the texts are one {type(items).__name__}, {items[:40]!r}; give a list of them")
+        return self._results(items)
+
+    def _results(self, items: Iterable[Item]) -> Iterator[Result]:
+        names = (f"texts[{index}]" for index in itertools.count())
+        checked = ((name, self._check(item, name)) for name, item in zip(names, items, strict=False))
+        for chunk in self._chunks(checked):
+            encoded = self._encode([item for _, item in chunk], [name for name, _ in chunk])
+            outputs = self._outputs(itertools.chain.from_iterable(encoded))
+            for (_, item), sequences in zip(chunk, encoded, strict=True):
+                yield self._decode(item, sequences, itertools.islice(outputs, len(sequences)))
+
+    def _chunks(self, named_items: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
+        """Yield lists of inputs with their names; a list ends with the input that takes it over a million characters.
+
+        So the memory is bounded by the longest input.
+        """
+        chunk, length = [], 0
+        for name, item in named_items:
+            chunk.append((name, item))
+            length += _length(item)
+            if len(chunk) == self.read_ahead or length > _MAX_READ_AHEAD_LENGTH:
+                yield chunk
+                chunk, length = [], 0
+        if chunk:
+            yield chunk
+
+    def _outputs(self, sequences: Iterable[InputSequence]) -> Iterator[Any]:
+        """Yield the output of each sequence; a long text has more sequences than outputs fit into memory."""
+        for block in chunked(sequences, max(self.read_ahead, self.batch_size)):
+            yield from run_in_batches(
+                block,
+                self._compiled_forward,
+                batch_size=self.batch_size,
+                lengths=length_buckets(self._longest),
+                pad_id=self.tokenizer.token_id(self.tokenizer.special_tokens.pad),
+            )
+
     @abc.abstractmethod
     def _check(self, item: object, name: str) -> Item:
         """Return the checked input; `name` identifies it in errors."""
@@ -141,44 +192,16 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Return a tree of arrays [B, ...] for a batch; compiled once per length."""
 
     @abc.abstractmethod
-    def _decode(self, item: Item, sequences: Sequence[InputSequence], outputs: Sequence[Any]) -> Result:
-        """Return the result of an input from the outputs of its sequences."""
+    def _decode(self, item: Item, sequences: Sequence[InputSequence], outputs: Iterable[Any]) -> Result:
+        """Return the result of an input from the outputs of its sequences, all of which are read."""
 
-    def stream(self, items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the results in the order of the inputs, holding at most `read_ahead` inputs in memory.
-
-        Raises:
-            TypeError, ValueError: an input is invalid; raised when the inputs up to it have been read.
-        """
-        if isinstance(items, str | bytes):
-            raise TypeError(f"the texts are one {type(items).__name__}, {items[:40]!r}; give a list of them")
-        return self._results(items)
-
-    def _results(self, items: Iterable[Item]) -> Iterator[Result]:
-        start = 0
-        for chunk in chunked(items, self.read_ahead):
-            names = [f"texts[{start + index}]" for index in range(len(chunk))]
-            checked = [self._check(item, name) for item, name in zip(chunk, names, strict=True)]
-            encoded = self._encode(checked, names)
-            outputs = iter(
-                run_in_batches(
-                    [sequence for sequences in encoded for sequence in sequences],
-                    self._compiled_forward,
-                    batch_size=self.batch_size,
-                    lengths=length_buckets(self._longest),
-                    pad_id=self.tokenizer.token_id(self.tokenizer.special_tokens.pad),
-                )
-            )
-            for item, sequences in zip(checked, encoded, strict=True):
-                yield self._decode(item, sequences, list(itertools.islice(outputs, len(sequences))))
-            start += len(chunk)
-
-    def _encode_pairs(self, texts: Sequence[str], pairs: Sequence[str | None]) -> list[InputSequence]:
+    def _encode_pairs(self, pairs: Iterable[tuple[str, str | None]]) -> list[InputSequence]:
         """Return `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, truncated to the maximum length."""
+        texts, seconds = zip(*pairs, strict=True)
         one_type = self.model.config.type_vocab_size < 2 and "token_type_ids" in self.model.input_names
-        if one_type and any(pair is not None for pair in pairs):
+        if one_type and any(second is not None for second in seconds):
             raise ValueError("the model has one token type; it takes single texts, no pairs")
-        encodings = self.tokenizer.encode(texts, pairs, max_length=self._longest)
+        encodings = self.tokenizer.encode(texts, seconds, max_length=self._longest)
         return [InputSequence(encoding.ids, encoding.type_ids) for encoding in encodings]
 
     def _model_outputs(self, params: Params, batch: Mapping[str, jax.Array], **arguments: Any) -> Any:
@@ -192,8 +215,14 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     @functools.cached_property
     def _compiled_forward(self) -> Callable[[ModelBatch], Any]:
-        compiled = jax.jit(self._forward)
-        return lambda batch: compiled(self.params, batch)
+        return functools.partial(jax.jit(self._forward), self.params)
+
+
+def _length(item: object) -> int:
+    """Return the number of characters of a text, or of the texts in a pair or list."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(_length, item)) if isinstance(item, list | tuple) else 0
 
 
 def require_at_least(name: str, value: object, low: int) -> None:
@@ -218,8 +247,14 @@ def require_text(value: object, name: str) -> str:
     return value
 
 
-def require_pair(value: object, name: str, expected: str) -> Sequence[Any]:
+def require_pair(value: object, name: str, expected: str) -> Sequence[object]:
     """Return a list or tuple of two unchanged; raise TypeError, with `expected` in the message, for anything else."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise TypeError(f"{name} is {value!r:.60}; expected {expected}")
     return value
+
+
+def require_text_pair(value: object, name: str, expected: str) -> tuple[str, str]:
+    """Return the two texts of a pair, checked by `require_pair` and `require_text`."""
+    first, second = require_pair(value, name, expected)
+    return require_text(first, f"{name}[0]"), require_text(second, f"{name}[1]")

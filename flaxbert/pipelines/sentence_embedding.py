@@ -28,14 +28,7 @@ class Pooling(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class SentenceSettings:
-    """Settings of a sentence-transformers folder; the defaults are those of sentence-transformers.
-
-    Attributes:
-        pooling: function from token vectors to a sentence vector.
-        normalize: scale vectors to length 1.
-        max_length: maximum number of tokens, or None.
-        prompt: prefix of every text.
-    """
+    """Settings of a sentence-transformers folder; the defaults are those of sentence-transformers."""
 
     pooling: Pooling = Pooling.MEAN
     normalize: bool = False
@@ -74,20 +67,16 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
         given = {name: value for name, value in options.items() if value is not None}
         return super().from_pretrained(folder, dtype=dtype, **{**settings, **given})
 
-    def __call__(self, texts: Iterable[str]) -> np.ndarray:
-        """Return the vectors [N, D] of N texts, float32.
-
-        Raises:
-            TypeError, ValueError: an input is not a text, or is empty; the message names the first one.
-        """
-        vectors = list(self.stream(texts))
+    def __call__(self, items: Iterable[str]) -> np.ndarray:  # type: ignore[override]  # one array instead of a list
+        """Return the vectors [N, D] of N texts, float32; errors as of the base class."""
+        vectors = list(self.stream(items))
         return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
 
     def _check(self, item: object, name: str) -> str:
         return self.prompt + require_text(item, name)
 
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
-        return [[sequence] for sequence in self._encode_pairs(items, [None] * len(items))]
+        return [[sequence] for sequence in self._encode_pairs((text, None) for text in items)]
 
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         states = self._model_outputs(params, batch).last_hidden_state.astype(jnp.float32)
@@ -96,8 +85,9 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
             return vectors
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
-    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]) -> np.ndarray:
-        return outputs[0]
+    def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Iterable[np.ndarray]) -> np.ndarray:
+        (output,) = outputs
+        return output
 
 
 def pool_tokens(states: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
@@ -119,36 +109,29 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
     """
     if not (folder / "modules.json").is_file():
         return SentenceSettings()
-    pooling, normalize, prompt = Pooling.MEAN, False, _read_prompt(folder)
-    for module in _read_modules(folder):
-        if module.kind == "Pooling":
-            pooling = _read_pooling(path_inside(folder, module.path) / "config.json", prompt)
-        elif module.kind == "Normalize":
-            normalize = True
-        elif module.kind != "Transformer":
+    file, prompt = path_inside(folder, "modules.json"), _read_prompt(folder)
+    settings = SentenceSettings(max_length=_read_max_length(folder), prompt=prompt)
+    for kind, path in _read_modules(file):
+        if kind == "Pooling":
+            pooling = _read_pooling(path_inside(folder, path) / "config.json", prompt)
+            settings = dataclasses.replace(settings, pooling=pooling)
+        elif kind == "Normalize":
+            settings = dataclasses.replace(settings, normalize=True)
+        elif kind != "Transformer":
             raise ValueError(
-                f"{folder / 'modules.json'}: has a module {module.kind!r}, which is not supported; known: Transformer, "
-                "Pooling, Normalize"
+                f"{file}: has a module {kind!r}, which is not supported; known: Transformer, Pooling, Normalize"
             )
-    return SentenceSettings(pooling, normalize, _read_max_length(folder), prompt)
+    return settings
 
 
-@dataclasses.dataclass(frozen=True)
-class _SentenceModule:
-    """A module of modules.json: the last part of its class name, and its folder."""
-
-    kind: str
-    path: str
-
-
-def _read_modules(folder: Path) -> list[_SentenceModule]:
-    file = path_inside(folder, "modules.json")
+def _read_modules(file: Path) -> list[tuple[str, str]]:
+    """Return (last part of the class name, folder) of each module."""
     entries = read_json(file)
     modules = []
     for entry in entries if isinstance(entries, list) else []:
         kind, path = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
         if isinstance(kind, str) and isinstance(path, str):
-            modules.append(_SentenceModule(kind.rpartition(".")[2], path))
+            modules.append((kind.rpartition(".")[2], path))
     if not modules or len(modules) < len(entries):
         raise ValueError(f"{file}: expected a list of modules, each with its type and path")
     return modules

@@ -11,7 +11,7 @@ from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence
-from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text
+from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair, require_text, require_text_pair
 
 TextOrPair = str | tuple[str, str]
 PromptWithChoices = tuple[str, Sequence[str]]
@@ -45,10 +45,7 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
 
     The config's `problem_type` determines the scores: softmax for single_label_classification, sigmoid for
     multi_label_classification, the model's outputs for regression. Without a problem type, one label has a sigmoid and
-    several labels have a softmax.
-
-    Attributes:
-        top_k: number of labels of each result; None returns all.
+    several labels have a softmax. `top_k` is the number of labels of each result; None returns all.
     """
 
     top_k: int | None = None
@@ -60,23 +57,14 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         if self.top_k is not None:
             require_at_least("top_k", self.top_k, 1)
 
-    def __call__(self, texts: Iterable[TextOrPair]) -> list[Classification]:
-        """Return the labels of each text or pair.
-
-        Raises:
-            TypeError, ValueError: an input is neither a text nor a pair, or is empty; the message names the first one.
-        """
-        return list(self.stream(texts))
-
     def _check(self, item: object, name: str) -> TextOrPair:
         if isinstance(item, str):
             return require_text(item, name)
-        first, second = require_pair(item, name, "a text, or a pair of texts")
-        return require_text(first, f"{name}[0]"), require_text(second, f"{name}[1]")
+        return require_text_pair(item, name, "a text, or a pair of texts")
 
     def _encode(self, items: Sequence[TextOrPair], names: Sequence[str]) -> list[list[InputSequence]]:
         pairs = [(item, None) if isinstance(item, str) else item for item in items]
-        return [[sequence] for sequence in self._encode_pairs([text for text, _ in pairs], [pair for _, pair in pairs])]
+        return [[sequence] for sequence in self._encode_pairs(pairs)]
 
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         config = self.model.config
@@ -88,9 +76,10 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         return jax.nn.softmax(logits, axis=-1)
 
     def _decode(
-        self, item: TextOrPair, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]
+        self, item: TextOrPair, sequences: Sequence[InputSequence], outputs: Iterable[np.ndarray]
     ) -> Classification:
-        scores = zip(self.model.config.id2label, outputs[0], strict=True)
+        (output,) = outputs
+        scores = zip(self.model.config.id2label, output, strict=True)
         labels = sorted((Label(name, float(score)) for name, score in scores), key=lambda label: -label.score)
         return Classification(tuple(labels[: self.top_k]))
 
@@ -113,32 +102,22 @@ class NextSentencePipeline(Pipeline[tuple[str, str], NextSentencePrediction]):
 
     heads: ClassVar = (HeadKind.NEXT_SENTENCE, HeadKind.PRETRAINING)
 
-    def __call__(self, pairs: Iterable[tuple[str, str]]) -> list[NextSentencePrediction]:
-        """Return the probability for each pair.
-
-        Raises:
-            TypeError, ValueError: an input is not a pair of texts; the message names the first one.
-        """
-        return list(self.stream(pairs))
-
     def _check(self, item: object, name: str) -> tuple[str, str]:
-        first, second = require_pair(item, name, "a pair of texts")
-        return require_text(first, f"{name}[0]"), require_text(second, f"{name}[1]")
+        return require_text_pair(item, name, "a pair of texts")
 
     def _encode(self, items: Sequence[tuple[str, str]], names: Sequence[str]) -> list[list[InputSequence]]:
-        firsts, seconds = [first for first, _ in items], [second for _, second in items]
-        return [[sequence] for sequence in self._encode_pairs(firsts, seconds)]
+        return [[sequence] for sequence in self._encode_pairs(items)]
 
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         out = self._model_outputs(params, batch)
-        return jax.nn.softmax(
-            out.seq_relationship_logits if isinstance(out, PreTrainingOutput) else out.logits, axis=-1
-        )
+        logits = out.seq_relationship_logits if isinstance(out, PreTrainingOutput) else out.logits
+        return jax.nn.softmax(logits, axis=-1)
 
     def _decode(
-        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]
+        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Iterable[np.ndarray]
     ) -> NextSentencePrediction:
-        return NextSentencePrediction(float(outputs[0][_IS_NEXT]))
+        (output,) = outputs
+        return NextSentencePrediction(float(output[_IS_NEXT]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,21 +130,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
-    """Best choice for each prompt; the number of choices may differ between prompts.
+    """Best of a list of choices for each prompt; the number of choices may differ between prompts.
 
     The model scores each `[CLS] prompt [SEP] choice [SEP]` independently, so every choice is a sequence of its own and
     none is padded to the largest number of choices. The probabilities are a softmax over a prompt's choices.
     """
 
     heads: ClassVar = (HeadKind.MULTIPLE_CHOICE,)
-
-    def __call__(self, prompts: Iterable[PromptWithChoices]) -> list[Choice]:
-        """Return the choice for each pair of a prompt and a list of choices.
-
-        Raises:
-            TypeError, ValueError: an input is not such a pair, or has no choices; the message names the first one.
-        """
-        return list(self.stream(prompts))
 
     def _check(self, item: object, name: str) -> PromptWithChoices:
         prompt, choices = require_pair(item, name, "a pair of a prompt and a list of choices")
@@ -175,8 +146,7 @@ class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
         return require_text(prompt, f"{name}[0]"), texts
 
     def _encode(self, items: Sequence[PromptWithChoices], names: Sequence[str]) -> list[list[InputSequence]]:
-        pairs = [(prompt, choice) for prompt, choices in items for choice in choices]
-        sequences = iter(self._encode_pairs([prompt for prompt, _ in pairs], [choice for _, choice in pairs]))
+        sequences = iter(self._encode_pairs((prompt, choice) for prompt, choices in items for choice in choices))
         return [[next(sequences) for _ in choices] for _, choices in items]
 
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -184,8 +154,8 @@ class MultipleChoicePipeline(Pipeline[PromptWithChoices, Choice]):
         return self._model_outputs(params, one_choice).logits[:, 0]
 
     def _decode(
-        self, item: PromptWithChoices, sequences: Sequence[InputSequence], outputs: Sequence[np.ndarray]
+        self, item: PromptWithChoices, sequences: Sequence[InputSequence], outputs: Iterable[np.ndarray]
     ) -> Choice:
-        scores = np.array(outputs, np.float32)
+        scores = np.array(list(outputs), np.float32)
         exponentials = np.exp(scores - scores.max())
         return Choice(int(scores.argmax()), tuple((exponentials / exponentials.sum()).tolist()))

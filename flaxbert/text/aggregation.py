@@ -3,13 +3,13 @@
 import dataclasses
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from tokenizers import Encoding
 
+from flaxbert.text.pieces import TextPieces
 from flaxbert.text.tags import OUTSIDE
-from flaxbert.tokenizer import UNK, WordPieceTokenizer
+from flaxbert.tokenizer import WordPieceTokenizer
 
 
 class Aggregation(enum.Enum):
@@ -40,14 +40,13 @@ class Entity:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TaggedSpan:
-    """Characters `start` to `end` of a piece or word, and its tag."""
+class _TaggedWord:
+    """The pieces `first` to `end` - 1 of a word (for SIMPLE one piece), and their tag."""
 
-    start: int
+    first: int
     end: int
     tag: str
     score: float
-    word: str
 
     @property
     def prefix_and_type(self) -> tuple[str, str]:
@@ -57,10 +56,10 @@ class _TaggedSpan:
 
 
 def aggregate_entities(
-    probabilities: np.ndarray,
+    probabilities: Iterable[np.ndarray],
     *,
     text: str,
-    encoding: Encoding,
+    pieces: TextPieces,
     labels: Sequence[str],
     tokenizer: WordPieceTokenizer,
     strategy: Aggregation,
@@ -73,43 +72,39 @@ def aggregate_entities(
     them for a part of the type.
 
     Args:
-        probabilities: for each piece, without [CLS] and [SEP], and each label [T, N].
+        probabilities: for each piece of the text those of all labels [N]; read one by one, because those of a long
+            text take much memory together.
         text: the text that was tokenized.
-        encoding: its pieces, from `WordPieceTokenizer.encode_pieces`.
+        pieces: its pieces.
         labels: the label of each id.
         tokenizer: joins pieces to words.
         strategy: rule for words of several pieces.
 
     Raises:
-        ValueError: `probabilities` has another shape.
+        ValueError: there are more or fewer pieces than rows of probabilities, or another number of labels.
     """
-    if probabilities.shape != (len(encoding.ids), len(labels)):
-        expected = f"{len(encoding.ids)} pieces, {len(labels)} labels"
-        raise ValueError(f"probabilities have shape {probabilities.shape}; there are {expected}")
-    offsets = encoding.offsets
-    unknown = tokenizer.token_id(UNK)
-    # An unknown word is shown as it is written in the text.
-    tokens = [
-        text[start:end] if token_id == unknown else token
-        for token_id, token, (start, end) in zip(encoding.ids, encoding.tokens, offsets, strict=True)
-    ]
-    tagged = []
-    for pieces in _group_pieces(encoding.word_ids, strategy):
-        word_probabilities = _aggregate_pieces(probabilities[pieces], strategy)
-        best = int(word_probabilities.argmax())
-        first, last = pieces[0], pieces[-1]
-        word = tokens[first] if strategy is Aggregation.SIMPLE else _join([tokens[i] for i in pieces], tokenizer)
-        score = float(word_probabilities[best])
-        tagged.append(_TaggedSpan(offsets[first][0], offsets[last][1], labels[best], score, word))
-    return [_entity(members, tokenizer) for members in _group_spans(tagged) if members[0].tag != OUTSIDE]
+    words = _tagged_words(iter(probabilities), pieces.words, labels, strategy)
+    return [_entity(members, text, pieces, tokenizer, strategy) for members in _group_words(words)]
 
 
-def _group_pieces(word_ids: Sequence[int | None], strategy: Aggregation) -> list[list[int]]:
-    """Return the indices of each word's pieces; for SIMPLE every piece is a group."""
-    pieces = range(len(word_ids))
-    if strategy is Aggregation.SIMPLE:
-        return [[i] for i in pieces]
-    return [list(members) for _, members in itertools.groupby(pieces, key=lambda i: word_ids[i])]
+def _tagged_words(
+    rows: Iterator[np.ndarray], words: np.ndarray, labels: Sequence[str], strategy: Aggregation
+) -> Iterator[_TaggedWord]:
+    """Yield the tag of each word; `words` [T] is the number of each piece's word."""
+    is_first = np.diff(words, prepend=-1) != 0 if strategy is not Aggregation.SIMPLE else np.ones(len(words), bool)
+    bounds = np.append(np.flatnonzero(is_first), len(words))
+    for first, end in itertools.pairwise(bounds):
+        own = list(itertools.islice(rows, end - first))
+        if len(own) < end - first or len(own[0]) != len(labels):
+            raise ValueError(
+                f"{first + len(own)} rows of probabilities of {len(own[0]) if own else 0} labels; there are "
+                f"{len(words)} pieces, {len(labels)} labels"
+            )
+        probabilities = _aggregate_pieces(np.stack(own), strategy)
+        best = int(probabilities.argmax())
+        yield _TaggedWord(int(first), int(end), labels[best], float(probabilities[best]))
+    if next(rows, None) is not None:
+        raise ValueError(f"more rows of probabilities than the {len(words)} pieces")
 
 
 def _aggregate_pieces(probabilities: np.ndarray, strategy: Aggregation) -> np.ndarray:
@@ -121,24 +116,38 @@ def _aggregate_pieces(probabilities: np.ndarray, strategy: Aggregation) -> np.nd
     return probabilities[0]
 
 
-def _group_spans(tagged: Sequence[_TaggedSpan]) -> list[list[_TaggedSpan]]:
-    """Group neighbours of one type, unless a prefix ends the first or begins the second."""
-    groups: list[list[_TaggedSpan]] = []
-    previous_prefix, previous_type = "", ""
-    for span in tagged:
-        prefix, kind = span.prefix_and_type
-        if groups and kind == previous_type and prefix in "IE" and previous_prefix in "BI":
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-        previous_prefix, previous_type = prefix, kind
-    return groups
+def _group_words(words: Iterable[_TaggedWord]) -> Iterator[list[_TaggedWord]]:
+    """Group neighbours of one type, unless a prefix ends the first or begins the second; leave out O."""
+    group: list[_TaggedWord] = []
+    for word in words:
+        prefix, kind = word.prefix_and_type
+        if group:
+            previous_prefix, previous_kind = group[-1].prefix_and_type
+            if kind != previous_kind or prefix not in "IE" or previous_prefix not in "BI":
+                yield group
+                group = []
+        if word.tag != OUTSIDE:
+            group.append(word)
+    if group:
+        yield group
 
 
-def _entity(members: Sequence[_TaggedSpan], tokenizer: WordPieceTokenizer) -> Entity:
+def _entity(
+    members: Sequence[_TaggedWord], text: str, pieces: TextPieces, tokenizer: WordPieceTokenizer, strategy: Aggregation
+) -> Entity:
+    first, end = members[0].first, members[-1].end
+    tokens = tokenizer.tokens(pieces.ids[first:end])
+    unknown = tokenizer.special_tokens.unknown
+    # An unknown word is shown as it is written in the text.
+    tokens = [
+        text[start:stop] if token == unknown else token
+        for token, (start, stop) in zip(tokens, pieces.offsets[first:end], strict=True)
+    ]
+    if strategy is not Aggregation.SIMPLE:
+        tokens = [_join(tokens[word.first - first : word.end - first], tokenizer) for word in members]
     score = float(np.mean([member.score for member in members]))
-    word = _join([member.word for member in members], tokenizer)
-    return Entity(members[0].start, members[-1].end, members[0].prefix_and_type[1], score, word)
+    start, stop = int(pieces.offsets[first, 0]), int(pieces.offsets[end - 1, 1])
+    return Entity(start, stop, members[0].prefix_and_type[1], score, _join(tokens, tokenizer))
 
 
 def _join(tokens: list[str], tokenizer: WordPieceTokenizer) -> str:

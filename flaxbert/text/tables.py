@@ -46,8 +46,8 @@ class TableRow:
 
     Attributes:
         source: "path:line", lines counted from 1, or "datasets:name:index", counted from 0; for messages.
-        cells: the values by column name; strings, except in JSON and data sets. Empty if the row cannot be read.
-        problem: why the row cannot be read; None if it can.
+        cells: the values by column name; strings, except in JSON and data sets.
+        problem: why the row cannot be read (`cells` is then empty); None if it can.
     """
 
     source: str

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaxbert.text.pieces import TextPieces, encode_texts
 from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
 
 
@@ -35,11 +36,15 @@ def max_context_windows(spans: Sequence[tuple[int, int]], length: int) -> np.nda
         spans: `(start, end)` of each window.
         length: number of positions of the text.
     """
-    start, end = np.asarray(spans).T[:, :, None]
-    positions = np.arange(length)[None]
-    before, after = positions - start, end - 1 - positions
-    context = np.minimum(before, after) + 0.01 * (end - start)
-    return np.where((before >= 0) & (after >= 0), context, -np.inf).argmax(axis=0)
+    best = np.full(length, -np.inf)
+    windows = np.zeros(length, np.int32)
+    for index, (start, end) in enumerate(spans):
+        positions = np.arange(end - start)
+        context = np.minimum(positions, positions[::-1]) + 0.01 * (end - start)
+        better = context > best[start:end]
+        best[start:end][better] = context[better]
+        windows[start:end][better] = index
+    return windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,29 +131,25 @@ def question_windows(
     A context that several questions share is tokenized once.
     """
     distinct = list(dict.fromkeys(contexts))
-    encodings = dict(zip(distinct, tokenizer.encode_pieces(distinct), strict=True))
-    pieces = {context: np.asarray(encoding.ids, np.int32) for context, encoding in encodings.items()}
-    offsets = {
-        context: np.asarray(encoding.offsets, np.int32).reshape(-1, 2) for context, encoding in encodings.items()
-    }
+    pieces = dict(zip(distinct, encode_texts(tokenizer, distinct), strict=True))
     cls, sep = tokenizer.token_id(CLS), tokenizer.token_id(SEP)
     windows = []
     for ids, context in zip(tokenizer.piece_ids(questions), contexts, strict=True):
         question = np.asarray([cls, *ids[: options.max_query], sep], np.int32)
-        windows.append(_split_context(question, pieces[context], offsets[context], sep, options))
+        windows.append(_split_context(question, pieces[context], sep, options))
     return windows
 
 
 def _split_context(
-    question: np.ndarray, pieces: np.ndarray, offsets: np.ndarray, sep: int, options: WindowingOptions
+    question: np.ndarray, context: TextPieces, sep: int, options: WindowingOptions
 ) -> list[QuestionWindow]:
     """Return the windows of one question, whose tokens include [CLS] and [SEP]."""
-    spans = options.context_spans(len(question) - 2, len(pieces))
-    max_context = max_context_windows(spans, len(pieces))
+    spans = options.context_spans(len(question) - 2, len(context.ids))
+    max_context = max_context_windows(spans, len(context.ids))
     windows = []
     for index, (start, end) in enumerate(spans):
-        tokens = np.concatenate([question, pieces[start:end], np.asarray([sep], np.int32)])
+        tokens = np.concatenate([question, context.ids[start:end], np.asarray([sep], np.int32)])
         types = (np.arange(len(tokens)) >= len(question)).astype(np.int32)
         has_max_context = max_context[start:end] == index
-        windows.append(QuestionWindow(tokens, types, len(question), offsets[start:end], has_max_context))
+        windows.append(QuestionWindow(tokens, types, len(question), context.offsets[start:end], has_max_context))
     return windows

@@ -9,6 +9,7 @@ import transformers
 
 from flaxbert.pipelines import Aggregation, EntityRecognitionPipeline
 from flaxbert.text.aggregation import aggregate_entities
+from flaxbert.text.pieces import encode_texts
 from tests.flaxbert.reference_folders import loaded, saved
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -72,8 +73,8 @@ def test_windows_do_not_change_entities_of_a_model_without_context(data_dir, tmp
 def test_a_piece_takes_probabilities_from_the_window_with_most_context(small, max_length, overlap):
     model, _, tag = small
     tag = dataclasses.replace(tag, max_length=max_length, overlap=overlap)
-    (encoding,) = tag.tokenizer.encode_pieces([LONG])
-    ids, room = encoding.ids, max_length - 2
+    (whole,) = encode_texts(tag.tokenizer, [LONG])
+    ids, room = whole.ids.tolist(), max_length - 2
     starts = [*range(0, len(ids) - room, room - (room // 4 if overlap is None else overlap)), len(ids) - room]
     cls, sep = tag.tokenizer.token_id("[CLS]"), tag.tokenizer.token_id("[SEP]")
     with torch.no_grad():
@@ -85,7 +86,7 @@ def test_a_piece_takes_probabilities_from_the_window_with_most_context(small, ma
         best = context.index(max(context))
         pieces.append(scores[best, place - starts[best]])
     how = {"labels": LABELS, "tokenizer": tag.tokenizer, "strategy": Aggregation.FIRST}
-    wanted, sure = as_reported(aggregate_entities(np.stack(pieces), text=LONG, encoding=encoding, **how))
+    wanted, sure = as_reported(aggregate_entities(np.stack(pieces), text=LONG, pieces=whole, **how))
     (answer,) = tag([LONG])
     assert as_reported(answer.entities) == (wanted, pytest.approx(sure, abs=2e-5)) and len(wanted) > 5
 

@@ -1,6 +1,7 @@
 """Entity tags, sliding windows, and entities from tag probabilities, compared with seqeval and transformers."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertForTokenClassification, pipeline
 
 from flaxbert.text.aggregation import Aggregation, aggregate_entities
+from flaxbert.text.pieces import encode_texts
 from flaxbert.text.tags import (
     EntitySpan,
     TagScheme,
@@ -107,6 +109,16 @@ def test_windows_cover_a_text_and_max_context_follows_run_squad(length, size, da
     assert (context.max(axis=1) >= 0).all() and {*owner.tolist()} == {*range(len(places))}
 
 
+def test_memory_of_max_context_windows_does_not_grow_with_their_number():
+    spans = sliding_windows(100_000, 100, 50)
+    tracemalloc.start()
+    owner = max_context_windows(spans, 100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(spans) == 1999 and owner[-1] == 1998 and (np.diff(owner) >= 0).all()
+    assert peak < 3e6  # 2 arrays of 100,000 numbers
+
+
 def test_overlap_without_a_step_is_refused():
     with pytest.raises(ValueError, match="windows of 4 positions can't share 4; allowed: 0 to 3"):
         sliding_windows(9, 4, 4)
@@ -156,7 +168,7 @@ def test_aggregated_entities_equal_transformers(saved, kind, strategy):
         found = aggregate_entities(
             logits.softmax(-1).numpy(),
             text=text,
-            encoding=tokenizer.encode_pieces([text])[0],
+            pieces=encode_texts(tokenizer, [text])[0],
             labels=labels,
             tokenizer=tokenizer,
             strategy=strategy,
@@ -173,8 +185,8 @@ def test_aggregated_entities_equal_transformers(saved, kind, strategy):
 def test_aggregated_entities_of_bioes_labels(data_dir):
     tokenizer = WordPieceTokenizer.load(data_dir / "tokenizers" / "bert-base-cased")
     text, labels = "Paris Berlin New York Rome is", ("O", "S-LOC", "B-LOC", "E-LOC")
-    (encoding,) = tokenizer.encode_pieces([text])
-    how = {"text": text, "encoding": encoding, "labels": labels, "tokenizer": tokenizer, "strategy": Aggregation.FIRST}
+    (pieces,) = encode_texts(tokenizer, [text])
+    how = {"text": text, "pieces": pieces, "labels": labels, "tokenizer": tokenizer, "strategy": Aggregation.FIRST}
     found = aggregate_entities(np.eye(4, dtype=np.float32)[[1, 1, 2, 3, 3, 0]], **how)
     assert [dataclasses.astuple(e) for e in found] == [
         (0, 5, "LOC", 1.0, "Paris"),
@@ -182,5 +194,9 @@ def test_aggregated_entities_of_bioes_labels(data_dir):
         (13, 21, "LOC", 1.0, "New York"),
         (22, 26, "LOC", 1.0, "Rome"),  # after an E- nothing goes on
     ]
-    with pytest.raises(ValueError, match=r"shape \(4, 4\); there are 6 pieces, 4 labels"):
+    with pytest.raises(ValueError, match="4 rows of probabilities of 0 labels; there are 6 pieces, 4 labels"):
         aggregate_entities(np.eye(4), **how)
+    with pytest.raises(ValueError, match="1 rows of probabilities of 3 labels; there are 6 pieces, 4 labels"):
+        aggregate_entities(np.eye(3)[[0, 1, 2, 0, 1, 2]], **how)
+    with pytest.raises(ValueError, match="more rows of probabilities than the 6 pieces"):
+        aggregate_entities(np.eye(4)[[0, 1, 2, 3, 0, 1, 2]], **how)
