@@ -86,6 +86,7 @@ def _vector_json(result: np.ndarray) -> dict[str, Any]:
 
 _MASKED_TEXT = InputShape(1, 1, f"a text with {' or '.join(_MASKS)}", _require_mask)
 _TEXT = InputShape(1, 1, "a text")
+_TEXT_TO_TAG = InputShape(1, 1, "a text", may_be_words=True)
 _TEXT_OR_PAIR = InputShape(1, 2, "a text, or a pair of texts")
 _PAIR = InputShape(2, 2, "a pair of texts")
 _CHOICES = InputShape(2, None, "a prompt and its choices")
@@ -96,7 +97,7 @@ TASKS = {
     "classify": PredictionTask(pipelines.TextClassificationPipeline, _TEXT_OR_PAIR, _label_lines),
     "next-sentence": PredictionTask(pipelines.NextSentencePipeline, _PAIR, _next_sentence_lines),
     "choose": PredictionTask(pipelines.MultipleChoicePipeline, _CHOICES, _choice_lines),
-    "tag": PredictionTask(pipelines.EntityRecognitionPipeline, _TEXT, _entity_lines, _entity_json),
+    "tag": PredictionTask(pipelines.EntityRecognitionPipeline, _TEXT_TO_TAG, _entity_lines, _entity_json),
     "answer": PredictionTask(pipelines.QuestionAnsweringPipeline, _QUESTION, _answer_lines),
     "embed": PredictionTask(pipelines.SentenceEmbeddingPipeline, _TEXT, _vector_lines, _vector_json),
 }

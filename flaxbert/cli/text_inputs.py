@@ -1,18 +1,31 @@
 """Inputs of `flaxbert predict`: one or several texts each, from arguments, from lines or from the rows of a table."""
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flaxbert.text.choices import ChoiceColumns, combine_choices, resolve_choice_columns
-from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
-from flaxbert.text.tables import TEXT_COLUMNS, ColumnNames, read_table
+from flaxbert.text.messages import encoding_problem, quote_names, raise_problems, text_cell
+from flaxbert.text.tables import (
+    TEXT_COLUMNS,
+    ColumnNames,
+    TableRow,
+    read_lines,
+    read_table,
+    table_format,
+)
+from flaxbert.text.word_columns import has_tag_column, read_words
 
-# .txt has an input a line, its texts between tabs; the others are those of `flaxbert.text.tables`.
 _INPUT_FORMATS = (".txt", ".tsv", ".csv", ".jsonl", ".json")
+_LINES_EXPECTED = "an input a line, tabs between its texts"
+_WORDS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
+_TNEWS_SEPARATORS = 4  # "_!_" in each line of TNEWS, the .txt for training
 
 # Not for training: a file of multiple-choice questions (Cosmos QA) would pass for one of labelled pairs.
 _QUESTION_AND_CONTEXT = ("question", "context")
+_WORD_LISTS = ("tokens", "words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +36,14 @@ class InputShape:
         maximum: the greatest number of texts; None for a prompt with any number of choices.
         description: of an input, for errors.
         check: returns what else is wrong with the texts of an input, "" if nothing is.
+        may_be_words: files of words and tags are read too, as sentences.
     """
 
     minimum: int
     maximum: int | None
     description: str
     check: Callable[[Sequence[str]], str] = lambda texts: ""
+    may_be_words: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,37 +64,91 @@ def line_inputs(lines: Iterable[str], name: str, shape: InputShape) -> Iterator[
 
 
 def file_inputs(path: Path, shape: InputShape, columns: Sequence[str] = ()) -> Iterator[TextInput]:
-    """Read the inputs of a file one by one.
+    """Read the inputs of a file one by one; a file for training is read as training reads it.
 
     Args:
-        path: a file with one of the extensions of `_INPUT_FORMATS`, in UTF-8; a byte-order mark is skipped.
+        path: a .txt of lines, a table (see `TABLE_FORMATS`), SQuAD's JSON for pairs, or for tags a file of words; all
+            in UTF-8, where a byte-order mark is skipped.
         shape: the texts of an input.
-        columns: the columns of a table that hold the texts, in order; if none are given, those with usual names.
+        columns: the columns of a table that hold the texts, in order: names, or numbers from 0 where it has no header.
+            If none are given, those with usual names. For a file of words the number of their column, by default 0.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the extension is another one, or the table is empty or has no such columns.
     """
-    extension = path.suffix.lower()
-    if extension not in _INPUT_FORMATS:
-        raise ValueError(f"{path}: ending {extension!r} is none of {', '.join(_INPUT_FORMATS)}")
-    if extension == ".txt":
-        if columns:
-            raise ValueError(f"{path}: a .txt has no columns; name them for .tsv, .csv and .jsonl")
-        # Bytes that are not UTF-8 become lone surrogates, so that they are reported with their line.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
-            yield from line_inputs(lines, str(path), shape)
+    if shape.may_be_words and _holds_words(path, columns):
+        yield from _word_inputs(path, shape, columns)
         return
-    for row in read_table(path, name=str(path)):
+    extension = table_format(path)
+    if extension is None:
+        raise ValueError(f"{path}: ending {path.suffix!r} is none of {', '.join(_INPUT_FORMATS)}; rename or convert it")
+    if extension == ".txt":
+        lines = read_lines(path, expected=_LINES_EXPECTED)
+        first = next(lines)
+        if first.count("_!_") != _TNEWS_SEPARATORS:
+            if columns:
+                raise ValueError(f"{path}: a .txt has no columns; name them for .tsv, .csv and .jsonl")
+            yield from line_inputs(itertools.chain([first], lines), str(path), shape)
+            return
+    yield from _table_inputs(path, shape, columns)
+
+
+def _table_inputs(path: Path, shape: InputShape, columns: Sequence[str]) -> Iterator[TextInput]:
+    header = not any(re.fullmatch("[0-9]+", name) for name in columns)
+    first = columns
+    for row in read_table(path, name=str(path), header=header):
         if row.problem is not None:
             yield TextInput(row.source, (), row.problem)
+        elif "paragraphs" in row.cells and shape.maximum == 2 and not columns:
+            yield from _squad_inputs(row, shape)
+        else:
+            used = columns or _usual_columns(path, list(row.cells), shape)
+            try:
+                if not isinstance(used, ChoiceColumns):
+                    first = first or used
+                    if used != first:  # objects of JSON may have different names
+                        raise ValueError(f"the texts are in {quote_names(used)}, those before in {quote_names(first)}")
+                texts = _texts(row.cells, used, shape)
+                yield TextInput(row.source, texts, _problem(texts, shape))
+            except ValueError as error:
+                yield TextInput(row.source, (), str(error))
+
+
+def _squad_inputs(article: TableRow, shape: InputShape) -> Iterator[TextInput]:
+    """Return the questions and contexts of an article of SQuAD's format."""
+    paragraphs = article.cells["paragraphs"]
+    for i, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [paragraphs]):
+        paragraph = paragraph if isinstance(paragraph, dict) else {}
+        questions = paragraph.get("qas")
+        source = f"{article.source}.paragraphs[{i}]"
+        if not isinstance(questions, list):
+            yield TextInput(source, (), f"no list 'qas' beside {quote_names(paragraph)}")
             continue
-        used = columns or _usual_columns(path, list(row.cells), shape)
-        try:
-            texts = _texts(row.cells, used, shape)
-            yield TextInput(row.source, texts, _problem(texts, shape))
-        except ValueError as error:
-            yield TextInput(row.source, (), str(error))
+        for j, question in enumerate(questions):
+            cells = {**paragraph, **question} if isinstance(question, dict) else {}
+            try:
+                texts = text_cell(cells, "question"), text_cell(cells, "context")
+                yield TextInput(f"{source}.qas[{j}]", texts, _problem(texts, shape))
+            except ValueError as error:
+                yield TextInput(f"{source}.qas[{j}]", (), str(error))
+
+
+def _holds_words(path: Path, columns: Sequence[str]) -> bool:
+    """Return whether a file has a word a line: one with tags, or one of unknown ending for which a column is given."""
+    extension = table_format(path)
+    if extension not in (None, ".txt", ".tsv") or not path.is_file():
+        return False
+    return bool(extension is None and columns) or has_tag_column(list(read_lines(path, expected=_WORDS_EXPECTED)))
+
+
+def _word_inputs(path: Path, shape: InputShape, columns: Sequence[str]) -> Iterator[TextInput]:
+    if len(columns) > 1 or not all(re.fullmatch("[0-9]{1,4}", name) for name in columns):
+        raise ValueError(f"{path}: a word a line; give the number of the column of words, from 0, as --columns 1")
+    column = int(columns[0]) if columns else 0
+    for sentence in read_words(list(read_lines(path, expected=_WORDS_EXPECTED)), column):
+        texts = (" ".join(sentence.words),)
+        yield TextInput(f"{path}:{sentence.line}", texts, sentence.problem or _problem(texts, shape))
 
 
 def count_inputs(inputs: Iterable[TextInput]) -> int:
@@ -136,7 +205,8 @@ def _usual_columns(path: Path, names: Sequence[str], shape: InputShape) -> Seque
     else:
         # A text named as the first of two is not the whole input.
         half = "sentence1" if known.find(["sentence2"]) else None
-        text = known.find(name for name in TEXT_COLUMNS if name != half)
+        usual = [name for name in TEXT_COLUMNS if name != half]
+        text = known.find([*_WORD_LISTS, *usual] if shape.may_be_words else usual)
         if text:
             return (text,)
     raise ValueError(
@@ -155,6 +225,8 @@ def _texts(cells: Mapping[str, object], columns: Sequence[str] | ChoiceColumns, 
     texts = []
     for name in columns:
         cell = cells[name]
+        if shape.may_be_words and isinstance(cell, list) and all(isinstance(word, str) for word in cell):
+            cell = " ".join(cell)
         for value in cell if isinstance(cell, list) else [cell]:
             if not isinstance(value, str):
                 raise ValueError(f"{value!r:.40} is not a string")

@@ -13,7 +13,9 @@ ModelBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 _SHORTEST = 16
-_MAX_DISPATCHED = 2  # batches that the device works on, so that it does not wait for the host; more take memory
+# Batches that are dispatched before the results of an earlier one are fetched: with one the device does not wait for the
+# host, and the activations of few take memory.
+_MAX_DISPATCHED = 1
 
 
 @dataclasses.dataclass(frozen=True)

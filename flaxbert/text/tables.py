@@ -3,8 +3,10 @@
 Both training and `flaxbert predict` read their files here, so a header that one understands the other does too.
 """
 
+import codecs
 import csv
 import dataclasses
+import io
 import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,10 +18,12 @@ TABLE_FORMATS = {
     ".tsv": "a header, then fields between tabs; quotes are plain characters, as in GLUE's files",
     ".csv": "a header, then fields between commas, in double quotes where needed; a cell may span lines",
     ".jsonl": "one JSON object a line",
-    ".json": "one JSON object a line",
+    ".json": 'one JSON object a line, one array of objects, or one object with such an array as "data"',
     ".txt": "TNEWS, without a header: id_!_label_!_label_name_!_title_!_keywords",
 }
 """The file extensions that `read_table` reads, each with a description for errors."""
+
+_LINE_END_BYTES = 2**16  # of the start of a file, in which its kind of line end is looked for
 
 _TNEWS_COLUMNS = ("id", "label", "label_name", "title", "keywords")
 
@@ -85,44 +89,58 @@ class ColumnNames:
         return self.find(second for first, second in TEXT_PAIR_COLUMNS if first == text.casefold())
 
 
+def table_format(path: Path) -> str | None:
+    """Return the entry of `TABLE_FORMATS` for a file; None if there is none.
+
+    A regular file without extension whose first character is "{" has JSON lines, as wikiextractor's `wiki_00`.
+    """
+    extension = path.suffix.lower()
+    if not extension and path.is_file():
+        with path.open("rb") as stream:
+            return ".jsonl" if stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" else None
+    return extension if extension in TABLE_FORMATS else None
+
+
 def read_table(path: Path, *, name: str, header: bool = True) -> Iterator[TableRow]:
-    """Read the rows of a file one by one; blank lines at its end are ignored, a byte-order mark is skipped.
+    """Read the rows of a file one by one; blank lines and empty rows at its end and a byte-order mark are skipped.
 
     Args:
-        path: a file with one of the extensions of `TABLE_FORMATS`, in UTF-8.
+        path: a file for which `table_format` knows a format, in UTF-8.
         name: the name of the file in messages and in `TableRow.source`.
-        header: whether the first line of a .tsv or .csv holds the column names; without it they are "0", "1", ...
+        header: whether the first line of a .tsv or .csv holds the column names; without it they are "0", "1", ..., and
+            rows may have different numbers of fields.
 
     Raises:
         ValueError: the file is empty, or its header cannot be used. A row that cannot be read raises nothing: its
             `problem` says why.
     """
-    extension = path.suffix.lower()
+    extension = table_format(path)
+    if extension is None:
+        raise ValueError(
+            f"{path}: ending {path.suffix!r} is none of {quote_names(TABLE_FORMATS)}; rename or convert it"
+        )
     lines = read_lines(path, expected=TABLE_FORMATS[extension])
     if extension in (".jsonl", ".json"):
-        for number, line in enumerate(lines, 1):
-            yield _json_row(f"{name}:{number}", line)
+        yield from _json_rows(lines, name, document=extension == ".json")
         return
     if extension == ".csv":
         records = _csv_records(lines)
     else:
         records = _split_records(lines, "\t" if extension == ".tsv" else "_!_")
+    columns: tuple[str, ...] | None = None
     if extension == ".txt":
-        columns: tuple[str, ...] = _TNEWS_COLUMNS
-    else:
-        first = next(records)
-        columns = _header_columns(first, name, extension) if header else tuple(map(str, range(len(first.fields))))
-        if not header:
-            records = itertools.chain([first], records)
-    for record in records:
+        columns = _TNEWS_COLUMNS
+    elif header:
+        columns = _header_columns(next(records), name, extension)
+    for record in _without_empty_end(records):
         yield _delimited_row(f"{name}:{record.line}", record, columns)
 
 
 def read_lines(path: Path, *, expected: str) -> Iterator[str]:
     r"""Read the lines of a UTF-8 file as an editor counts them: `str.splitlines` would also break at \x0c and \u2028.
 
-    Blank lines at the end are left out. Bytes that are not UTF-8 become lone surrogates (see `encoding_problem`), so
-    that the caller can report them with their line.
+    Lines end with \n, \r\n or, in a file without \n, \r. Blank lines at the end are left out. Bytes that are not UTF-8
+    become lone surrogates (see `encoding_problem`), so that the caller can report them with their line.
 
     Args:
         path: the file.
@@ -133,14 +151,17 @@ def read_lines(path: Path, *, expected: str) -> Iterator[str]:
     """
     blank: list[str] = []
     empty = True
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as stream:
-        for line in stream:
-            line = line.removesuffix("\n").removesuffix("\r")
-            blank.append(line)
-            if line.strip(" "):
-                yield from blank
-                blank.clear()
-                empty = False
+    with io.BufferedReader(io.FileIO(path), _LINE_END_BYTES) as raw:
+        opening = raw.peek(_LINE_END_BYTES)  # without reading it, because a pipe cannot be read twice
+        line_end = "\r" if b"\r" in opening and b"\n" not in opening else "\n"
+        with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=line_end) as lines:
+            for line in lines:
+                line = line.removesuffix("\n").removesuffix("\r")
+                blank.append(line)
+                if line.strip(" \t"):
+                    yield from blank
+                    blank.clear()
+                    empty = False
     if empty:
         raise ValueError(f"{path} is empty; expected: {expected}")
 
@@ -154,6 +175,34 @@ class _Record:
     problem: str | None = None
 
 
+def _json_rows(lines: Iterator[str], name: str, *, document: bool) -> Iterator[TableRow]:
+    """Read an object a line; with `document` also one array of objects, or one object with such an array as "data"."""
+    if document:
+        first, second = next(lines), next(lines, None)
+        lines = itertools.chain([first] if second is None else [first, second], lines)
+        if second is None or not (first.lstrip().startswith("{") and first.rstrip().endswith("}")):
+            content = list(lines)
+            entries = _document_entries("\n".join(content), name)
+            if entries is not None:
+                yield from (_object_row(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
+                return
+            lines = iter(content)
+    for number, line in enumerate(lines, 1):
+        yield _json_row(f"{name}:{number}", line)
+
+
+def _document_entries(content: str, name: str) -> list[object] | None:
+    """Return the entries of a JSON document; None if it is none."""
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith("["):
+            raise ValueError(f"{name}: not readable as JSON: {error}") from None
+        return None
+    entries = values.get("data") if isinstance(values, dict) else values
+    return entries if isinstance(entries, list) else None
+
+
 def _json_row(source: str, line: str) -> TableRow:
     if problem := encoding_problem(line):
         return TableRow(source, problem=problem)
@@ -164,6 +213,10 @@ def _json_row(source: str, line: str) -> TableRow:
         return TableRow(source, problem="a blank line" if blank else f"not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 5,000 brackets
         return TableRow(source, problem=f"not readable as JSON: {error}")
+    return _object_row(source, values)
+
+
+def _object_row(source: str, values: object) -> TableRow:
     if not isinstance(values, dict):
         return TableRow(source, problem=f"{values!r:.40} is not an object")
     return TableRow(source, values)
@@ -213,11 +266,24 @@ def _header_columns(header: _Record, name: str, extension: str) -> tuple[str, ..
     return columns
 
 
-def _delimited_row(source: str, record: _Record, columns: tuple[str, ...]) -> TableRow:
+def _without_empty_end(records: Iterable[_Record]) -> Iterator[_Record]:
+    """Leave out the last records if all their fields are empty, as spreadsheets write them."""
+    empty: list[_Record] = []
+    for record in records:
+        empty.append(record)
+        if record.problem is not None or any(field.strip() for field in record.fields):
+            yield from empty
+            empty.clear()
+
+
+def _delimited_row(source: str, record: _Record, columns: tuple[str, ...] | None) -> TableRow:
+    """Return the row with these columns; with None its columns are numbered."""
     fields, problem = record.fields, record.problem
-    if problem is None and len(fields) != len(columns):
-        found = f"{len(fields)} fields" if any(fields) else "a blank line"
-        problem = f"{found}, expected {len(columns)}: {quote_names(columns)}"
+    if problem is None and not any(fields):
+        problem = "a blank line"
+    if problem is None and columns is not None and len(fields) != len(columns):
+        problem = f"{len(fields)} fields, expected {len(columns)}: {quote_names(columns)}"
     if problem is not None:
         return TableRow(source, problem=problem)
-    return TableRow(source, dict(zip(columns, fields, strict=True)))
+    names = map(str, range(len(fields))) if columns is None else columns
+    return TableRow(source, dict(zip(names, fields, strict=True)))

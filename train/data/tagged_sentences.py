@@ -17,13 +17,13 @@ import tyro
 from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
 from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
+from flaxbert.text.word_columns import DOCUMENT_MARK, is_remark, split_columns
 from train.data.sources import LEAVE_OUT, ReadRows, SourceRows, dataset_rows, is_dataset, parse_rows, reject_split
 
 _COLUMNS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
 _JSON_EXPECTED = (
     'Expected: {"tokens": [...], "tags": [...]} (or "ner_tags"), or CLUENER\'s {"text": ..., "label": {...}}.'
 )
-_DOCUMENT_MARK = "-DOCSTART-"
 # Columns of lists in common data sets, in lower case, the preferred ones first.
 _WORD_COLUMNS, _TAG_COLUMNS = ("tokens", "words"), ("tags", "ner_tags", "labels", "ner")
 _OTHER_PREFIXES = {"L": "E", "U": "S", "M": "I"}  # of BILOU and BMES
@@ -209,24 +209,24 @@ def _valid_tag(tag: str) -> str:
 
 def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> ReadRows[TaggedSentence]:
     filled = (n for n, line in enumerate(lines) if line.strip(" \t"))
-    first = next((n for n in filled if not _is_remark(lines[n]) and not lines[n].startswith(_DOCUMENT_MARK)), None)
+    first = next((n for n in filled if not is_remark(lines[n]) and not lines[n].startswith(DOCUMENT_MARK)), None)
     if first is None:
         raise ValueError(f"{name}: no words; expected: {_COLUMNS_EXPECTED}")
     separator = columns.separator or (Separator.TAB if "\t" in lines[first] else Separator.BLANKS)
-    head = _split(lines[first], separator)
+    head = split_columns(lines[first], at_tabs=separator is Separator.TAB)
     _check_columns(columns, head, f"{name}:{first + 1}")
     sentences, problems, total = [], [], 0
     words: list[tuple[str, str]] = []  # with their tags
     begin = 0
     for n, line in enumerate([*lines, ""], start=1):
-        if not line.strip(" \t") or line.startswith(_DOCUMENT_MARK):
+        if not line.strip(" \t") or line.startswith(DOCUMENT_MARK):
             if words:
                 sentences.append(TaggedSentence(*zip(*words, strict=True), source=f"{name}:{begin}"))
             words = []
             continue
-        cells = _split(line, separator)
+        cells = split_columns(line, at_tabs=separator is Separator.TAB)
         # "# O" is a word in GermEval's files; a remark rarely has as many columns.
-        if _is_remark(line) and len(cells) != len(head):
+        if is_remark(line) and len(cells) != len(head):
             continue
         total += 1
         begin = begin if words else n
@@ -249,14 +249,6 @@ def _tagged_word(line: str, cells: Sequence[str], count: int, columns: TagColumn
     if not cells[columns.word]:
         raise ValueError("no word")
     return cells[columns.word], _valid_tag(cells[columns.tag].strip(" "))
-
-
-def _is_remark(line: str) -> bool:
-    return re.match(r"#[ \t]+[^ \t]|#(begin|end) document", line) is not None
-
-
-def _split(line: str, separator: Separator) -> list[str]:
-    return line.split("\t") if separator is Separator.TAB else re.split("[ \t]+", line.strip(" \t"))
 
 
 def _check_columns(columns: TagColumns, head: Sequence[str], source: str) -> None:
