@@ -207,7 +207,7 @@ def _usual_columns(path: Path, names: Sequence[str], shape: InputShape) -> Seque
         half = "sentence1" if known.find(["sentence2"]) else None
         usual = [name for name in TEXT_COLUMNS if name != half]
         text = known.find([*_WORD_LISTS, *usual] if shape.may_be_words else usual)
-        if text:
+        if text and "paragraphs" not in names:
             return (text,)
     raise ValueError(
         f"{path}: columns found: {quote_names(names)}; none known as {shape.description}. Name them: --columns"

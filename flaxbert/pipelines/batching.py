@@ -13,8 +13,8 @@ ModelBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 _SHORTEST = 16
-# Batches that are dispatched before the results of an earlier one are fetched: with one the device does not wait for the
-# host, and the activations of few take memory.
+# Batches that are dispatched before the results of an earlier one are fetched: one keeps the device busy, and the
+# activations of more take memory.
 _MAX_DISPATCHED = 1
 
 

@@ -81,6 +81,8 @@ class ColumnNames:
 
     def find_text(self, *, excluded: Collection[str | None] = ()) -> str | None:
         """Return the column of the text, or of the first text of a pair if the table holds both columns of the pair."""
+        if "paragraphs" in self._by_lower_case:  # an article of SQuAD's format, whose title is not its text
+            return None
         firsts = [first for first, second in TEXT_PAIR_COLUMNS if second in self._by_lower_case]
         return self.find([*firsts, *TEXT_COLUMNS], excluded=excluded)
 
@@ -279,10 +281,11 @@ def _without_empty_end(records: Iterable[_Record]) -> Iterator[_Record]:
 def _delimited_row(source: str, record: _Record, columns: tuple[str, ...] | None) -> TableRow:
     """Return the row with these columns; with None its columns are numbered."""
     fields, problem = record.fields, record.problem
-    if problem is None and not any(fields):
+    if problem is None and columns is None and not any(fields):
         problem = "a blank line"
     if problem is None and columns is not None and len(fields) != len(columns):
-        problem = f"{len(fields)} fields, expected {len(columns)}: {quote_names(columns)}"
+        found = f"{len(fields)} fields" if any(fields) else "a blank line"
+        problem = f"{found}, expected {len(columns)}: {quote_names(columns)}"
     if problem is not None:
         return TableRow(source, problem=problem)
     names = map(str, range(len(fields))) if columns is None else columns

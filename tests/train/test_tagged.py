@@ -122,7 +122,7 @@ def test_overlapping_spans_leave_the_longest():
     ("content", "message"),
     [
         ("", "is empty; expected: a word a line"),
-        (" \n\t\n", "no words; expected: a word a line"),
+        (" \n\t\n", "is empty; expected: a word a line"),
         ("# a\n-DOCSTART- O\n", "no words; expected: a word a line"),
         ("a\tO\nb\n", r"1 of 2 rows can't be used:\s+\S+:2: 1 columns \('b'\), expected 2\s.*2 of them, as on line 1"),
         ("a\tO\n#b\n", r":2: 1 columns \('#b'\), expected 2"),

@@ -7,7 +7,6 @@ word a line, a blank line between sentences (CoNLL, WNUT, GermEval, UNER's .iob2
 import dataclasses
 import enum
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
