@@ -52,7 +52,7 @@ def reading_facts(sets: Mapping[str, ReadRows[_Row]]) -> dict[str, str | float |
     columns = None
     for name, rows in sets.items():
         if rows.columns and rows.columns != columns:
-            facts[f"{name} columns"] = " + ".join(f"{part}: {column!r}" for part, column in rows.columns.items())
+            facts[f"{name} columns"] = " + ".join(f"{column!r} as {part}" for part, column in rows.columns.items())
             columns = rows.columns
         if rows.left_out:
             facts[f"{name} rows left out"] = rows.left_out

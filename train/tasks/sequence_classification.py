@@ -104,6 +104,7 @@ class SequenceClassification(Supervised):
             **common,
             facts={
                 "labels": len(problem.labels),
+                "names of labels": " | ".join(problem.labels[:5]) + (" | ..." if len(problem.labels) > 5 else ""),
                 **{f"{name} rows": len(own) for name, own in rows.items()},
                 **reading_facts(sets),
             },
