@@ -34,6 +34,8 @@ class Model:
 
     pretrained: Path | None = None
     """A Hugging Face model folder to start from; without it, a newly initialised model of the sizes below."""
+    new_head: bool = False
+    """Initialise the head newly, although `pretrained` has one; needed where that was trained for other labels."""
     sizes: BertConfig = BertConfig.tiny()
     """Sizes of the model if `pretrained` is not given; the vocabulary size is taken from the tokenizer."""
     dropout: float | None = None
@@ -151,6 +153,9 @@ _INPUTS = (
     "model.pretrained",
 )
 
+# Settings that former runs did not have, with the value that they stand for there.
+_ADDED: dict[str, Json] = {"model.new_head": False}
+
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
     "run.keep_programs": "run.compilation_cache",
@@ -190,7 +195,7 @@ class Config(Generic[TaskSettingsT]):
         The stored run may use former names of settings. With `inputs_by_content` the settings that name inputs are not
         compared, because the caller compares their content.
         """
-        old, new = _settings_by_name(stored), self.common_to_hosts
+        old, new = {**_ADDED, **_settings_by_name(stored)}, self.common_to_hosts
         free = {*_MAY_CHANGE_ON_RESUME, *(_INPUTS if inputs_by_content else ())}
         if self.run.best is not None:
             free.remove("run.evaluate_every")  # only evaluated models can be the best

@@ -155,7 +155,7 @@ def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTra
     if pretrained is None:
         return model, None
     key = jax.random.key(config.run.seed)  # for a new head
-    return model, load_parameters(pretrained, model, strict=False, key=key, mesh=placement.mesh)
+    return model, load_parameters(pretrained, model, strict=False, new_head=task.new_head, key=key, mesh=placement.mesh)
 
 
 def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:

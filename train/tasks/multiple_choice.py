@@ -24,6 +24,7 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import write_prediction_table
+from train.tasks.pretrained_heads import choose_head
 from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
 
@@ -65,14 +66,13 @@ class MultipleChoice(Supervised):
         width = max(len(question.choices) for own in questions.values() for question in own)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         examples = {name: _examples(own, tokenizer, self.max_length, width) for name, own in questions.items()}
-        head = HeadKind.MULTIPLE_CHOICE
+        facts = {f"{name} questions": len(own) for name, own in questions.items()}
+        kind = HeadKind.MULTIPLE_CHOICE
+        head = choose_head(config, kind, (), given=False)
         return MultipleChoiceTask(
-            **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
-            facts={
-                "choices": width,
-                **{f"{name} questions": len(own) for name, own in questions.items()},
-                **reading_facts(sets),
-            },
+            **self.common_fields(examples, config, sizes, tokenizer, head=kind, host_shard=host_shard),
+            new_head=head.new,
+            facts={"choices": width, **head.facts, **facts, **reading_facts(sets)},
             digests=rows_digests(sets),
             questions=questions,
         )

@@ -30,6 +30,7 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks import problems
 from train.tasks.prediction_files import write_classification
+from train.tasks.pretrained_heads import HeadChoice, choose_head
 from train.tasks.problems import Problem, ProblemType
 from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
@@ -76,6 +77,11 @@ class SequenceClassification(Supervised):
                 train=sets.get("train"),
             )
         problem = problems.make_problem(self.problem_type, sets["train"], labels=self.labels, separator=self.separator)
+        head = HeadChoice(problem.labels)
+        if self.head is HeadKind.SEQUENCE_CLASSIFICATION:
+            regression = problem.kind == "regression"
+            head = choose_head(config, self.head, problem.labels, given=bool(self.labels), regression=regression)
+            problem = dataclasses.replace(problem, labels=head.labels)
         rows = self.split_validation(sets, lambda row: (row.text, row.text_pair), seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
         sizes = sizes.replace(problem_type=problem.kind)
@@ -86,6 +92,8 @@ class SequenceClassification(Supervised):
             targets = problems.missing_targets(problem, len(own)) if unlabelled else problems.targets(problem, own)
             texts, pairs = [row.text for row in own], [row.text_pair for row in own]
             examples[name] = LabelledSequences.of(tokenizer.encode(texts, pairs, max_length=self.max_length), targets)
+        names = " | ".join(problem.labels[:5]) + (" | ..." if len(problem.labels) > 5 else "")
+        facts = {**{f"{name} rows": len(own) for name, own in rows.items()}, **reading_facts(sets)}
         train_batches = PaddedBatches
         if self.packed:
             # The rows must divide over devices and over accumulation steps.
@@ -102,12 +110,8 @@ class SequenceClassification(Supervised):
         )
         return SequenceClassificationTask(
             **common,
-            facts={
-                "labels": len(problem.labels),
-                "names of labels": " | ".join(problem.labels[:5]) + (" | ..." if len(problem.labels) > 5 else ""),
-                **{f"{name} rows": len(own) for name, own in rows.items()},
-                **reading_facts(sets),
-            },
+            new_head=head.new,
+            facts={"labels": len(problem.labels), "names of labels": names, **head.facts, **facts},
             digests=rows_digests(sets),
             problem=problem,
             rows=rows,

@@ -95,6 +95,7 @@ class Task(abc.ABC):
     evaluations: Mapping[str, Iterable[HostBatch]]  # by the name of the set; "dev" is also evaluated during training
     facts: Facts  # figures about the data, for the first line of the run and its summary
     digests: Mapping[str, str]  # SHA-256 of the data, by the name of the set
+    new_head: bool = False  # initialise the head newly, even if the pretrained model has one of this name
 
     @property
     def loss_terms(self) -> tuple[str, ...]:

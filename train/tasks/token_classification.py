@@ -28,6 +28,7 @@ from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import entity_report, write_text
+from train.tasks.pretrained_heads import choose_head
 from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import Task, apply_model, model_config
 
@@ -67,6 +68,8 @@ class TokenClassification(Supervised):
         tokenizer = self.require_tokenizer(config)
         sets, scheme, facts = self._read_sets()
         labels = self.labels or tagged_examples.infer_tags(sets["train"], scheme)
+        head = choose_head(config, HeadKind.TOKEN_CLASSIFICATION, tuple(labels), given=bool(self.labels))
+        labels = head.labels
         sentences = self.split_validation(sets, lambda sentence: sentence.words, seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
         labelling = tagged_examples.TokenLabelling(
@@ -83,10 +86,11 @@ class TokenClassification(Supervised):
         facts = {f"{name} sentences": len(own) for name, own in sentences.items()} | facts
         facts |= _piece_facts(sentences, pieces)
         facts |= {f"{name} F1 of each word's most frequent tag": round(b.overall.f1, 4) for name, b in baseline.items()}
-        head = HeadKind.TOKEN_CLASSIFICATION
+        kind = HeadKind.TOKEN_CLASSIFICATION
         return TokenClassificationTask(
-            **self.common_fields(examples, config, sizes, tokenizer, head=head, host_shard=host_shard),
-            facts={"labels": len(labels), "scheme": scheme.name, **facts},
+            **self.common_fields(examples, config, sizes, tokenizer, head=kind, host_shard=host_shard),
+            new_head=head.new,
+            facts={"labels": len(labels), "scheme": scheme.name, **head.facts, **facts},
             digests=rows_digests(sets),
             scheme=scheme,
             sentences=evaluated,
