@@ -154,7 +154,7 @@ _INPUTS = (
 )
 
 # Settings that former runs did not have, with the value that they stand for there.
-_ADDED: dict[str, Json] = {"model.new_head": False}
+_ADDED: dict[str, Json] = {"model.new_head": False, "task.leave_out_incomplete": False}
 
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
@@ -195,7 +195,8 @@ class Config(Generic[TaskSettingsT]):
         The stored run may use former names of settings. With `inputs_by_content` the settings that name inputs are not
         compared, because the caller compares their content.
         """
-        old, new = {**_ADDED, **_settings_by_name(stored)}, self.common_to_hosts
+        new = self.common_to_hosts
+        old = {name: value for name, value in _ADDED.items() if name in new} | _settings_by_name(stored)
         free = {*_MAY_CHANGE_ON_RESUME, *(_INPUTS if inputs_by_content else ())}
         if self.run.best is not None:
             free.remove("run.evaluate_every")  # only evaluated models can be the best
