@@ -156,3 +156,11 @@ def test_a_set_is_read_like_the_training_set(tmp_path):
     dev = read_labelled_texts(write(tmp_path / "d.csv", [{"sentence": "s", "text": "t", "label": 1}]), train=train)
     assert dev[0].text == "t"
     assert labelled_texts.LabelledTexts is type(dev)
+
+
+def test_sets_that_cannot_be_classified(tmp_path):
+    rows = read_labelled_texts(write(tmp_path / "a.csv", [{"text": "t", "toxic": 1, "obscene": 0}]))
+    with pytest.raises(ValueError, match=r"a\.csv:2: no column known as a label; name it: --task\.columns\.label"):
+        single(rows)
+    with pytest.raises(ValueError, match="all rows have the label '1'; name all labels: --task.labels"):
+        single(read_labelled_texts(table(tmp_path / "b.csv", 1, 1)))

@@ -126,6 +126,14 @@ def test_records_come_back(folder):
     assert not filling["attention_mask"].any()
 
 
+def test_a_digest_tells_records_from_others(tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path, middle in zip(paths, (b"x" * 2**21, b"x" * 2**20 + b"y" + b"x" * (2**20 - 1), b"x" * 2**21), strict=True):
+        record(path, b"first" * 2**19, middle, b"last" * 2**19)
+    first, other, same = (RecordFiles.find(path).digest for path in paths)
+    assert first == same != other
+
+
 def test_every_epoch_has_its_order_and_all_records(folder):
     endless = batches(folder, seed=1, size=17)
 

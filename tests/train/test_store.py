@@ -95,6 +95,13 @@ def test_words_of_a_list():
     assert corpora.store([["自然"]], tokenizer=tokenizer).word_starts is None
 
 
+def test_word_starts_belong_to_the_digest():
+    tokenizer = corpora.tokenizer(["自", "然", "语"])
+    split = corpora.store([["自然语"]], tokenizer=tokenizer, words=["自然"])
+    assert split.digest == corpora.store([["自然语"]], tokenizer=tokenizer, words=["自然"]).digest
+    assert split.digest != corpora.store([["自然语"]], tokenizer=tokenizer, words=["然语"]).digest
+
+
 def damage(folder, name, change):
     file = folder / name
     file.write_bytes(change(file.read_bytes()))

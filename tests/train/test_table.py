@@ -98,7 +98,7 @@ def test_real_files_of_other_tasks_are_refused(data_dir):
     assert "columns found: 'premise', 'choice1'" in refusal(folder / "superglue_copa/train.jsonl")
     assert "'label' is {'name'" in refusal(folder / "cluener/train.jsonl")
     assert "columns found: 'gj04', '1', ''" in refusal(folder / "glue/CoLA/dev.tsv")
-    assert "'paragraphs'; none known as a text" in refusal(folder / "xquad/xquad.en.json")
+    assert "'paragraphs', 'title'; none known as a text" in refusal(folder / "xquad/xquad.en.json")
 
 
 # Which columns.

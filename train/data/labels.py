@@ -133,6 +133,8 @@ def infer_labels(rows: Sequence[LabelledText], *, separator: str | None = None) 
     """
     if not rows:
         raise ValueError("rows is empty, so there are no labels to infer; give the training rows")
+    if isinstance(rows, ReadRows) and rows.columns and "label" not in rows.columns:
+        raise ValueError(f"{rows[0].source}: no column known as a label; name it: --task.columns.label")
     unlabelled = [f"{row.source}: no label" for row in rows if row.label is None]
     raise_problems(unlabelled, len(rows), "Labels can be inferred from labelled rows only.")
     if isinstance(rows, ReadRows) and rows.classes:
@@ -151,6 +153,8 @@ def infer_labels(rows: Sequence[LabelledText], *, separator: str | None = None) 
         )
     if not labels:
         raise ValueError("no row has a label; name them all: --task.labels")
+    if separator is None and len(labels) == 1:
+        raise ValueError(f"all rows have the label {labels[0]!r:.40}; name all labels: --task.labels")
     if all(_NUMBER.fullmatch(label) for label in labels):
         return tuple(sorted(labels, key=lambda label: (decimal.Decimal(label), label)))
     return tuple(sorted(labels))

@@ -94,7 +94,7 @@ def test_rows_without_labels_are_predicted(classification, tmp_path):
     assert len((folder / "predictions_test.tsv").read_text().splitlines()) == 6
     assert not (folder / "report_test.md").exists()
     (tmp_path / "train.tsv").write_text(test.read_text())
-    with pytest.raises(ValueError, match="Labels can be inferred from labelled rows only"):
+    with pytest.raises(ValueError, match=r"train\.tsv:2: no column known as a label; name it: --task\.columns\.label"):
         run(dataclasses.replace(classification, run=dataclasses.replace(classification.run, folder=tmp_path / "no")))
 
 

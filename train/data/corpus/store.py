@@ -58,10 +58,11 @@ class TokenStore:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the arrays tokens, sentences and documents."""
+        """SHA-256, in hexadecimal, of the arrays tokens, sentences and documents, and word_starts if there are any."""
         digest = hashlib.sha256()
-        for array in (self.tokens, self.sentences, self.documents):
-            digest.update(np.ascontiguousarray(array).data)
+        for array in (self.tokens, self.sentences, self.documents, self.word_starts):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def of_documents(self, numbers: np.ndarray) -> list[np.ndarray]:

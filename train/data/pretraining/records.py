@@ -6,7 +6,6 @@ tf.train.Example, a protocol buffer that maps names to lists of whole numbers or
 
 import dataclasses
 import hashlib
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ class RecordFiles:
 
     files: Sequence[Path]
     locations: np.ndarray  # of each record the index of its file, and offset and length of its data in bytes [N, 3]
+    digest: str  # SHA-256 of the checksums of all records
 
     @classmethod
     def find(cls, path: Path) -> "RecordFiles":
@@ -47,26 +47,17 @@ class RecordFiles:
         files = [file for file in files if file.is_file()]
         if not files:
             raise FileNotFoundError(f"{path}: no such file, and no folder with *tfrecord* files")
-        locations = [(n, start, length) for n, file in enumerate(files) for start, length in _record_ranges(file)]
+        locations, digest = [], hashlib.sha256()
+        for number, file in enumerate(files):
+            for start, length, crc in _record_ranges(file):
+                locations.append((number, start, length))
+                digest.update(crc)
         if not locations:
             raise ValueError(f"{path}: holds no records")
-        return cls(files, np.array(locations, np.int64))
+        return cls(files, np.array(locations, np.int64), digest.hexdigest())
 
     def __len__(self) -> int:
         return len(self.locations)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the size of each file, its first MiB and its last: the files may be terabytes."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            with file.open("rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                digest.update(size.to_bytes(8))
-                for start in (0, max(size - 2**20, 0)):
-                    stream.seek(start)
-                    digest.update(stream.read(2**20))
-        return digest.hexdigest()
 
     def name(self, number: int) -> str:
         """Return the file and offset of a record, for messages."""
@@ -224,8 +215,8 @@ def record_data(
     )
 
 
-def _record_ranges(file: Path) -> Iterator[tuple[int, int]]:
-    """Return (offset, length) of the data of each record in a file."""
+def _record_ranges(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Return (offset of the data, its length, its checksum as stored) of each record in a file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         position = 0
@@ -235,8 +226,8 @@ def _record_ranges(file: Path) -> Iterator[tuple[int, int]]:
             position = start + length + _FOOTER.size
             if position > size:
                 raise ValueError(f"{file}: ends within the record at byte {start - _HEADER.size}; is it whole?")
-            stream.seek(position)
-            yield start, length
+            stream.seek(start + length)
+            yield start, length, stream.read(_FOOTER.size)
 
 
 def _read_length(file: Path, stream: BinaryIO, position: int) -> int:
