@@ -5,14 +5,14 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from flaxbert.families import architecture_of, random_inputs
+from flaxbert.families import random_inputs
 from flaxbert.files import atomic_folder
 from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files
@@ -31,8 +31,8 @@ class ArraySpec(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgramDescription:
-    """Properties of a program that its format determines.
+class ExportedModel:
+    """Content of an export folder, as stored in its export.json.
 
     Attributes:
         format: "stablehlo" or "onnx".
@@ -41,21 +41,6 @@ class ProgramDescription:
         platforms: where the program runs.
         versions: libraries that wrote it.
         readable_by: library versions that are guaranteed to read it.
-    """
-
-    format: str
-    inputs: Mapping[str, ArraySpec]
-    outputs: Mapping[str, ArraySpec]
-    platforms: tuple[str, ...]
-    versions: Mapping[str, str]
-    readable_by: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportedModel(ProgramDescription):
-    """Content of an export folder, as stored in its export.json.
-
-    Attributes:
         architecture: class name of the model.
         max_length: maximum number of tokens of an input.
         files: names of the files in the folder.
@@ -64,16 +49,55 @@ class ExportedModel(ProgramDescription):
         exported_on: date of the export (UTC), as YYYY-MM-DD.
     """
 
+    format: str
+    inputs: Mapping[str, ArraySpec]
+    outputs: Mapping[str, ArraySpec]
+    platforms: tuple[str, ...]
+    versions: Mapping[str, str]
+    readable_by: str
     architecture: str
     max_length: int
-    files: tuple[str, ...]
-    parity: float
-    exported_on: str
+    files: tuple[str, ...] = ()
+    parity: float = 0.0
+    exported_on: str = ""
 
 
-def model_outputs(model: PreTrainedModel, params: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
-    """Return the model's outputs for its input arrays, by name; outputs that are None are left out."""
-    outputs: Any = model.apply({"params": params}, **dict(zip(model.input_names, inputs, strict=True)))
+def load_model_to_export(
+    source: str | Path,
+    target: str | Path,
+    *,
+    length: int | None,
+    packages: Iterable[str],
+    extra: str,
+    dtype: DTypeLike = np.float32,
+) -> tuple[PreTrainedModel, Params, dict[str, jax.ShapeDtypeStruct]]:
+    """Return the model, its parameters, and the shape [B, T] or [B, C, T], int32, of each input.
+
+    Axes are symbolic, except T where `length` is given.
+
+    Raises:
+        FileExistsError: `target` exists.
+        FileNotFoundError: `source` does not exist.
+        ValueError: `source` cannot be read, `length` is outside 1 to the model's number of positions, or a package of
+            `extra` is missing.
+    """
+    require_packages(packages, extra=extra)
+    require_absent(Path(target))
+    model, params = from_pretrained(source, dtype=dtype)
+    limit = model.config.max_sequence_length
+    if length is not None and not 1 <= length <= limit:
+        raise ValueError(f"length is {length}; allowed: 1 to {limit}, the model's number of positions")
+    axes = ["B", "C"] if model.takes_choices else ["B"]
+    constraints = [f"{axis} >= 1" for axis in axes]
+    if length is None:
+        constraints += ["T >= 1", f"T <= {limit}"]
+    shape = jax.export.symbolic_shape(", ".join([*axes, str(length or "T")]), constraints=constraints)
+    return model, params, {name: jax.ShapeDtypeStruct(shape, np.int32) for name in type(model).input_names}
+
+
+def model_outputs(model: PreTrainedModel, params: Params, *inputs: Any) -> dict[str, Any]:
+    """Return the model's outputs for the input arrays, by name; outputs that are None are left out."""
+    outputs: Any = model.apply({"params": params}, **dict(zip(type(model).input_names, inputs, strict=True)))
     fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -81,8 +105,8 @@ def model_outputs(model: PreTrainedModel, params: Mapping[str, Any], *inputs: An
 def write_export(
     target: Path,
     model: PreTrainedModel,
-    params: Mapping[str, Any],
-    description: ProgramDescription,
+    params: Params,
+    description: ExportedModel,
     write_program: Callable[[Path], LoadedProgram],
     *,
     length: int | None,
@@ -93,7 +117,7 @@ def write_export(
         target: the folder to create; it appears when it is complete.
         model: the exported model, for the comparison.
         params: its parameters.
-        description: of the program.
+        description: of the program; files, parity and date are filled in.
         write_program: writes the program into a folder and returns it, loaded again.
         length: fixed number of tokens of all inputs, or None.
 
@@ -104,10 +128,8 @@ def write_export(
         parity = largest_difference(model, params, write_program(folder), length)
         if model.origin is not None:
             copy_tokenizer_files(model.origin, folder, sentence_transformers=False)
-        exported = ExportedModel(
-            **vars(description),
-            architecture=architecture_of(model).name,
-            max_length=length or model.config.max_sequence_length,
+        exported = dataclasses.replace(
+            description,
             files=tuple(sorted([*(path.name for path in folder.iterdir()), DESCRIPTION])),
             parity=parity,
             exported_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -117,9 +139,7 @@ def write_export(
     return exported
 
 
-def largest_difference(
-    model: PreTrainedModel, params: Mapping[str, Any], program: LoadedProgram, length: int | None
-) -> float:
+def largest_difference(model: PreTrainedModel, params: Params, program: LoadedProgram, length: int | None) -> float:
     """Return the largest absolute difference between outputs of model and program, for random inputs of two shapes.
 
     Raises:
@@ -141,26 +161,6 @@ def largest_difference(
     return float(max(differences))
 
 
-def input_specs(model: PreTrainedModel, length: int | None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shape [B, T] or [B, C, T], int32, of each input; axes are symbolic except T where `length` is given.
-
-    Raises:
-        ValueError: `length` is outside 1 to the model's number of positions.
-    """
-    limit = model.config.max_sequence_length
-    if length is not None and not 1 <= length <= limit:
-        raise ValueError(f"length is {length}; allowed: 1 to {limit}, the model's number of positions")
-    axes = ["B", "C"] if model.takes_choices else ["B"]
-    constraints = [f"{axis} >= 1" for axis in axes]
-    if length is None:
-        axes.append("T")
-        constraints += ["T >= 1", f"T <= {limit}"]
-    else:
-        axes.append(str(length))
-    shape = jax.export.symbolic_shape(", ".join(axes), constraints=constraints)
-    return {name: jax.ShapeDtypeStruct(shape, np.int32) for name in model.input_names}
-
-
 def array_specs(arrays: Mapping[str, Any], *, dtype: str | None = None) -> dict[str, ArraySpec]:
     """Return the specs of arrays or shapes by name; `dtype` replaces their own."""
     return {
@@ -174,7 +174,8 @@ def installed_versions(*names: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def require_package(name: str, *, extra: str) -> None:
+def require_packages(names: Iterable[str], *, extra: str) -> None:
     """Raise ValueError, with the pip command that installs `extra`, if a package is missing."""
-    if importlib.util.find_spec(name) is None:
-        raise ValueError(f"this needs {name}, which is not installed: pip install 'flaxbert[{extra}]'")
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"this needs {name}, which is not installed: pip install 'flaxbert[{extra}]'")

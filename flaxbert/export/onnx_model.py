@@ -8,7 +8,7 @@ of the exporter based on `torch.export` (tried with torch 2.13 and ONNX Runtime 
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,23 @@ import jax
 import numpy as np
 
 from flaxbert.export.exported_model import (
-    ArraySpec,
     ExportedModel,
     LoadedProgram,
-    ProgramDescription,
     array_specs,
-    input_specs,
     installed_versions,
+    load_model_to_export,
     model_outputs,
-    require_package,
     write_export,
 )
 from flaxbert.families import architecture_of
-from flaxbert.files import require_absent
+from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.weights.folder import save_pretrained
-from flaxbert.weights.load import from_pretrained
 
 GRAPH = "model.onnx"
 _OPSET = 17  # the first with LayerNormalization
 _MAX_BYTES = 2**31 - 2**20  # a protobuf message holds less than 2 GB
+_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 _EXAMPLE_SIZES = {"B": 2, "C": 3, "T": 5}
 
 
@@ -45,29 +42,25 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
     The arguments are those of `export_stablehlo`.
 
     Raises:
-        FileExistsError: `target` exists.
-        FileNotFoundError: `source` does not exist.
-        ValueError: `source` cannot be read, `length` is out of range, a package of the extra [onnx] is missing, the
-            model is causal, the weights exceed the 2 GB of an ONNX file, or `torch.onnx` cannot export the model.
+        FileExistsError, FileNotFoundError, ValueError: as `load_model_to_export`, for the extra [onnx]; or the model is
+            causal, the weights exceed the 2 GB of an ONNX file, or `torch.onnx` cannot export the model.
     """
-    for name in ("torch", "transformers", "onnx", "onnxruntime"):
-        require_package(name, extra="onnx")
-    require_absent(Path(target))
-    model, params = from_pretrained(source)
-    specs = input_specs(model, length)
+    model, params, specs = load_model_to_export(source, target, length=length, packages=_PACKAGES, extra="onnx")
     if model.config.is_decoder:
         raise ValueError("is_decoder is true; causal attention can't be exported as ONNX. Use stablehlo")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > _MAX_BYTES:
         raise ValueError(f"the weights are {size:,} bytes; an ONNX file holds less than 2 GB. Use stablehlo")
     outputs = jax.eval_shape(lambda params, *inputs: model_outputs(model, params, *inputs), params, *specs.values())
-    description = ProgramDescription(
+    description = ExportedModel(
         format="onnx",
         inputs=array_specs(specs, dtype="int64"),
         outputs=array_specs(outputs),
         platforms=("onnxruntime",),
         versions=installed_versions("flaxbert", "torch", "transformers", "onnxruntime") | {"opset": str(_OPSET)},
         readable_by=f"every release of ONNX Runtime that supports opset {_OPSET}",
+        architecture=architecture_of(model).name,
+        max_length=length or model.config.max_sequence_length,
     )
 
     def write_program(folder: Path) -> LoadedProgram:
@@ -77,9 +70,7 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
     return write_export(Path(target), model, params, description, write_program, length=length)
 
 
-def _write_graph(
-    file: Path, model: PreTrainedModel, params: Mapping[str, Any], description: ProgramDescription
-) -> None:
+def _write_graph(file: Path, model: PreTrainedModel, params: Params, description: ExportedModel) -> None:
     import torch
 
     class NamedOutputs(torch.nn.Module):
@@ -94,6 +85,10 @@ def _write_graph(
             return tuple(getattr(outputs, name) for name in description.outputs)
 
     arrays = {**description.inputs, **description.outputs}
+    dynamic_axes = {
+        name: {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for name, spec in arrays.items()
+    }
     sizes = _EXAMPLE_SIZES | {"T": min(_EXAMPLE_SIZES["T"], model.config.max_sequence_length)}
     examples = [
         torch.ones([sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape], dtype=torch.int64)
@@ -109,7 +104,7 @@ def _write_graph(
                 str(file),
                 input_names=list(description.inputs),
                 output_names=list(description.outputs),
-                dynamic_axes={name: _dynamic_axes(spec) for name, spec in arrays.items()},
+                dynamic_axes=dynamic_axes,
                 opset_version=_OPSET,
                 dynamo=False,
             )
@@ -117,11 +112,7 @@ def _write_graph(
             raise ValueError(f"torch.onnx can't export this {type(model).__name__}: {error}. Use stablehlo") from None
 
 
-def _dynamic_axes(spec: ArraySpec) -> dict[int, str]:
-    return {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
-
-
-def _torch_model(model: PreTrainedModel, params: Mapping[str, Any]) -> Any:
+def _torch_model(model: PreTrainedModel, params: Params) -> Any:
     """Return the `transformers` model with these parameters."""
     import transformers
 

@@ -25,19 +25,19 @@ from flaxbert.export.exported_model import (
     DESCRIPTION,
     ExportedModel,
     LoadedProgram,
-    ProgramDescription,
     array_specs,
-    input_specs,
     installed_versions,
+    load_model_to_export,
     model_outputs,
-    require_package,
+    require_packages,
     write_export,
 )
-from flaxbert.files import read_json, require_absent
-from flaxbert.weights.load import from_pretrained
+from flaxbert.families import architecture_of
+from flaxbert.files import read_json
 
 PROGRAM, WEIGHTS = "program.stablehlo", "weights.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
+_PACKAGES = ("flatbuffers",)
 
 
 def export_stablehlo(
@@ -52,14 +52,11 @@ def export_stablehlo(
         dtype: compute dtype; the weights stay float32.
 
     Raises:
-        FileExistsError: `target` exists.
-        FileNotFoundError: `source` does not exist.
-        ValueError: `source` cannot be read, `length` is out of range, or a package of the extra [export] is missing.
+        FileExistsError, FileNotFoundError, ValueError: as `load_model_to_export`, for the extra [export].
     """
-    require_package("flatbuffers", extra="export")
-    require_absent(Path(target))
-    model, params = from_pretrained(source, dtype=dtype)
-    specs = input_specs(model, length)
+    model, params, specs = load_model_to_export(
+        source, target, length=length, packages=_PACKAGES, extra="export", dtype=dtype
+    )
     weights = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
     weight_specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
 
@@ -68,7 +65,7 @@ def export_stablehlo(
 
     exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(weight_specs, *specs.values())
     versions = installed_versions("flaxbert", "jax", "jaxlib")
-    description = ProgramDescription(
+    description = ExportedModel(
         format="stablehlo",
         inputs=array_specs(specs),
         outputs=array_specs(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
@@ -78,12 +75,14 @@ def export_stablehlo(
             f"jax {versions['jax']} with jaxlib {versions['jaxlib']}, and releases built up to 6 months later or up to "
             "3 weeks earlier"
         ),
+        architecture=architecture_of(model).name,
+        max_length=length or model.config.max_sequence_length,
     )
 
     def write_program(folder: Path) -> LoadedProgram:
         (folder / PROGRAM).write_bytes(exported.serialize())
         save_file(weights, folder / WEIGHTS)
-        return _load_program(folder, length or model.config.max_sequence_length)
+        return _load_program(folder, description.max_length)
 
     return write_export(Path(target), model, params, description, write_program, length=length)
 
@@ -98,7 +97,7 @@ def load_stablehlo(folder: str | Path) -> LoadedProgram:
         FileNotFoundError: the folder holds no such program.
         ValueError: the file is not a program of `jax.export`, or is too old for this jax.
     """
-    require_package("flatbuffers", extra="export")
+    require_packages(_PACKAGES, extra="export")
     return _load_program(Path(folder), read_json(Path(folder) / DESCRIPTION)["max_length"])
 
 
