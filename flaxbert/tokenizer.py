@@ -1,84 +1,89 @@
-"""Load, train and save WordPiece tokenizers in BERT's file formats, with the `tokenizers` library.
-
-Tokenizers of other kinds are loaded from a tokenizer.json, and saved as the files that they were loaded from.
-"""
+"""Load, train and save tokenizers in BERT's file formats, with the `tokenizers` library."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, models, normalizers, trainers
 
-from flaxbert.families import BERT, FAMILIES
+from flaxbert.families import BERT
 from flaxbert.families.family import SpecialTokens
-from flaxbert.files import atomic_write, path_inside, read_json
+from flaxbert.files import atomic_write, path_inside
 from flaxbert.tokenizer_files import TOKENIZER_FILES
+from flaxbert.tokenizer_folder import BERT_CLASS, BERT_CLASSES, bert_backend, read_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = dataclasses.astuple(BERT.special_tokens)
-_MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
+
+
+class EncodedText(NamedTuple):
+    """The ids and token types of a text or of a pair of texts, with special tokens."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+
+class PairTemplate(NamedTuple):
+    """The special tokens around a pair of texts, and the token types of both texts."""
+
+    before: EncodedText
+    between: EncodedText
+    after: EncodedText
+    first_type: int
+    second_type: int
+
+    @property
+    def size(self) -> int:
+        """Number of special tokens; 3 for BERT."""
+        return len(self.before.ids) + len(self.between.ids) + len(self.after.ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class WordPieceTokenizer:
-    """WordPiece tokenizer that encodes `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
+    """Tokenizer that encodes `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`, with BERT's word pieces or another model.
 
-    A tokenizer.json of another family's tokenizer, such as RoBERTa's byte-level BPE, is loaded too.
+    One tokenizer may be used by several threads.
 
     Attributes:
-        backend: the tokenizer of the `tokenizers` library.
-        lowercase: True if texts are lower-cased before they are split.
+        backend: the tokenizer of the `tokenizers` library, without truncation and padding.
         special_tokens: the special tokens by their roles; BERT's are `[CLS]` and so on.
-        source_files: the contents, by name, of the files that a tokenizer of another kind was loaded from; empty for
-            WordPiece. Not compared.
+        tokenizer_class: the class of transformers that reads the saved tokenizer.
+        truncation_side: the end of a long text that is cut off, "right" or "left".
+        max_length: the largest number of tokens that the tokenizer's folder allows, or None.
+        uses_token_types: False if the second text of a pair has the token type of the first.
+        source_files: the contents, by name, of the files that a tokenizer of a class other than BERT's was loaded
+            from. Not compared.
     """
 
     backend: Tokenizer
-    lowercase: bool
     special_tokens: SpecialTokens = BERT.special_tokens
+    tokenizer_class: str = BERT_CLASS
+    truncation_side: str = "right"
+    max_length: int | None = None
+    uses_token_types: bool = True
     source_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(cls, path: str | Path, *, lowercase: bool | None = None) -> "WordPieceTokenizer":
-        """Load the tokenizer of a model folder (tokenizer.json, or vocab.txt) or of a vocabulary file.
+        """Load the tokenizer of a model folder or of a vocabulary file, with the ids of transformers' `AutoTokenizer`.
 
-        Args:
-            path: the folder, or a file with one token per line.
-            lowercase: for a vocabulary without tokenizer.json. None takes `do_lower_case` of tokenizer_config.json. If
-                that is missing, as in Google's checkpoints, a vocabulary is cased if more than one token in a hundred
-                has a capital letter (a third in their cased vocabularies, next to none in uncased and Chinese ones).
-
-        Raises:
-            FileNotFoundError: neither file exists.
-            ValueError: the file is not a tokenizer, or the vocabulary lacks a special token.
+        The arguments and errors are those of `tokenizer_folder.read_tokenizer`.
         """
         path = Path(path)
-        serialised = path / "tokenizer.json"
-        if serialised.is_file():
-            try:
-                backend = Tokenizer.from_file(str(serialised))
-            except Exception as error:  # the library raises bare Exception
-                raise ValueError(f"{serialised}: not a tokenizer.json ({error})") from None
-            largest = max(backend.get_vocab().values(), default=0)
-            if largest > _MAX_ID:  # the library would count up to this id and list every id that is missing
-                raise ValueError(f"{serialised}: the largest token id is {largest}; allowed: up to {_MAX_ID}")
-            backend.no_padding()  # sentence-transformers stores a fixed length in the file
-            backend.no_truncation()
-            normalizer = json.loads(backend.to_str())["normalizer"] or {}
-            tokenizer = cls(backend, bool(normalizer.get("lowercase", False)))
-            if not tokenizer.has_word_pieces:
-                files = [path_inside(path, name) for name in TOKENIZER_FILES]
-                contents = {file.name: file.read_bytes() for file in files if file.is_file()}
-                tokenizer = dataclasses.replace(tokenizer, source_files=contents)
-        else:
-            file = path / "vocab.txt" if path.is_dir() else path
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file; a tokenizer is a tokenizer.json or a vocab.txt")
-            vocabulary = _read_vocabulary(file)
-            tokenizer = cls._build(vocabulary, _lowercase(file.parent, vocabulary) if lowercase is None else lowercase)
-        return tokenizer._with_special_tokens(path)
+        tokenizer = cls(**vars(read_tokenizer(path, lowercase=lowercase)))
+        if tokenizer.tokenizer_class in BERT_CLASSES:
+            return tokenizer
+        files = [path_inside(path if path.is_dir() else path.parent, name) for name in TOKENIZER_FILES]
+        contents = {file.name: file.read_bytes() for file in files if file.is_file()}
+        config = json.loads(contents.get("tokenizer_config.json", b"{}"))
+        if not config.get("tokenizer_class"):  # the class was that of config.json, which is not a tokenizer file
+            config["tokenizer_class"] = tokenizer.tokenizer_class
+            contents["tokenizer_config.json"] = _json_text(config).encode()
+        return dataclasses.replace(tokenizer, source_files=contents)
 
     @classmethod
     def train(
@@ -107,7 +112,8 @@ class WordPieceTokenizer:
         """
         if vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(f"vocab_size is {vocab_size}; it must exceed the {len(SPECIAL_TOKENS)} special tokens")
-        backend = cls._build(_vocabulary(SPECIAL_TOKENS), lowercase, chinese_characters).backend
+        special = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
+        backend = bert_backend(special, lowercase=lowercase, chinese_characters=chinese_characters)
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
@@ -116,7 +122,8 @@ class WordPieceTokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         pieces = sorted(set(backend.get_vocab()) - set(SPECIAL_TOKENS))  # the library's order varies between calls
-        return cls._build(_vocabulary((*SPECIAL_TOKENS, *pieces)), lowercase, chinese_characters)
+        vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *pieces))}
+        return cls(bert_backend(vocabulary, lowercase=lowercase, chinese_characters=chinese_characters))
 
     @classmethod
     def from_tokens(cls, tokens: Sequence[str], *, lowercase: bool) -> "WordPieceTokenizer":
@@ -125,91 +132,87 @@ class WordPieceTokenizer:
         Raises:
             ValueError: a special token is missing.
         """
-        tokenizer = cls._build(_vocabulary(tokens), lowercase)
-        return tokenizer._with_special_tokens("the tokens")
-
-    @classmethod
-    def _build(
-        cls, vocabulary: dict[str, int], lowercase: bool, chinese_characters: bool = True
-    ) -> "WordPieceTokenizer":
-        # Words of more than 100 characters become [UNK], as in Hugging Face; Google's code allows 200.
-        backend = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese_characters)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece()
-        present = [token for token in SPECIAL_TOKENS if token in vocabulary]
-        backend.add_special_tokens(present)
-        if CLS in vocabulary and SEP in vocabulary:
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{CLS} $A {SEP}",
-                pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-                special_tokens=[(CLS, vocabulary[CLS]), (SEP, vocabulary[SEP])],
-            )
-        return cls(backend, lowercase)
+        return cls(bert_backend({token: i for i, token in enumerate(tokens)}, lowercase=lowercase))
 
     def save(self, folder: str | Path, *, max_length: int) -> None:
-        """Write vocab.txt, tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads.
+        """Write files from which `AutoTokenizer` reads the same tokenizer; delete other tokenizer files of the folder.
 
-        A tokenizer that is not WordPiece is written as the files that it was loaded from, unchanged; tokenizer files
-        that it does not have are deleted from `folder`, because `AutoTokenizer` would combine them with its own.
+        A tokenizer of BERT's class is written as tokenizer.json, tokenizer_config.json and vocab.txt. One of another
+        class is written as the files that it was loaded from.
 
         Args:
             folder: created if it does not exist.
-            max_length: length to which `transformers` truncates: the model's number of positions. Used for WordPiece.
+            max_length: length to which `transformers` truncates: the model's number of positions. Used for BERT's
+                class; a smaller `max_length` of the tokenizer's own stays.
 
         Raises:
-            ValueError: the tokenizer is not WordPiece and was not loaded from a folder.
+            ValueError: the tokenizer is of another class and was not loaded from a folder.
         """
         folder = Path(folder)
-        if self.has_word_pieces:
-            texts = self.file_contents(max_length=max_length)
-            contents = {name: text.encode() for name, text in texts.items()}
-        elif self.source_files:
-            contents = self.source_files
-        else:
-            raise ValueError(
-                f"the tokenizer's model is {type(self.backend.model).__name__}; only WordPiece can be saved without "
-                "the files of a folder: load the tokenizer with WordPieceTokenizer.load"
-            )
+        contents = {name: text.encode() for name, text in self.file_contents(max_length=max_length).items()}
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             with atomic_write(folder / name) as aside:
                 aside.write_bytes(content)
-        if not self.has_word_pieces:
-            for name in set(TOKENIZER_FILES) - contents.keys():
-                (folder / name).unlink(missing_ok=True)
+        for name in set(TOKENIZER_FILES) - contents.keys():
+            (folder / name).unlink(missing_ok=True)
 
-    def file_contents(self, *, max_length: int) -> dict[str, str]:
-        """Return the contents of the files that `save` writes for a WordPiece tokenizer, by name."""
-        return {
-            "vocab.txt": "".join(f"{token}\n" for token in self.vocabulary),
-            "tokenizer.json": self.backend.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(
-                self.tokenizer_config(max_length=max_length) | self._normaliser_config(), indent=2
+    def file_contents(self, *, max_length: int | None) -> dict[str, str]:
+        """Return the contents of the files that `save` writes, by name; without a vocab.txt that would change an id.
+
+        Raises:
+            ValueError: as `save`.
+        """
+        if self.source_files:
+            return {name: content.decode() for name, content in self.source_files.items()}
+        if not self.has_word_pieces or self.tokenizer_class not in BERT_CLASSES:
+            raise ValueError(
+                f"the tokenizer's model is {type(self.backend.model).__name__}; only WordPiece can be saved without "
+                "the files of a folder: load the tokenizer with WordPieceTokenizer.load"
             )
-            + "\n",
+        contents = {
+            "tokenizer.json": self.backend.to_str(pretty=True),
+            "tokenizer_config.json": _json_text(self._bert_config(max_length)),
         }
+        ids = self.backend.get_vocab(with_added_tokens=False)
+        lines = sorted(ids, key=ids.__getitem__)
+        # A vocab.txt is read line by line, without white space at the end of a line.
+        if all(ids[line] == i and line == line.rstrip() and "\n" not in line for i, line in enumerate(lines)):
+            contents["vocab.txt"] = "".join(f"{line}\n" for line in lines)
+        return contents
 
-    def tokenizer_config(self, *, max_length: int) -> dict[str, str | bool | int]:
-        """Return the content of tokenizer_config.json."""
-        return {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self.lowercase,
-            "model_max_length": max_length,
-            "pad_token": self.special_tokens.pad,
-            "unk_token": self.special_tokens.unknown,
-            "cls_token": self.special_tokens.cls,
-            "sep_token": self.special_tokens.sep,
-            "mask_token": self.special_tokens.mask,
-        }
-
-    def _normaliser_config(self) -> dict[str, bool]:
-        # transformers builds BertTokenizer's normaliser from these keys and ignores that of tokenizer.json.
+    def _bert_config(self, max_length: int | None) -> dict[str, object]:
+        """Return tokenizer_config.json; transformers takes these settings and not those of tokenizer.json."""
+        config: dict[str, object] = {"tokenizer_class": self.tokenizer_class, "do_lower_case": self.lowercase}
         normalizer = self.backend.normalizer
-        if not isinstance(normalizer, normalizers.BertNormalizer):
-            return {}
-        config = {} if normalizer.handle_chinese_chars else {"tokenize_chinese_chars": False}
-        return config if normalizer.strip_accents is None else config | {"strip_accents": normalizer.strip_accents}
+        if isinstance(normalizer, normalizers.BertNormalizer):
+            if not normalizer.handle_chinese_chars:
+                config["tokenize_chinese_chars"] = False
+            if normalizer.strip_accents is not None:
+                config["strip_accents"] = normalizer.strip_accents
+        if self.truncation_side != "right":
+            config["truncation_side"] = self.truncation_side
+        if self.backend.encode_special_tokens:
+            config["split_special_tokens"] = True
+        if not self.uses_token_types:
+            config["model_input_names"] = ["input_ids", "attention_mask"]
+        lengths = [length for length in (max_length, self.max_length) if length is not None]
+        if lengths:
+            config["model_max_length"] = min(lengths)
+        tokens = self.special_tokens
+        return config | {
+            "pad_token": tokens.pad,
+            "unk_token": tokens.unknown,
+            "cls_token": tokens.cls,
+            "sep_token": tokens.sep,
+            "mask_token": tokens.mask,
+        }
+
+    @property
+    def lowercase(self) -> bool:
+        """True if BERT's normaliser lower-cases texts."""
+        normalizer = self.backend.normalizer
+        return isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
 
     @property
     def vocabulary_digest(self) -> str:
@@ -252,6 +255,24 @@ class WordPieceTokenizer:
         """True for a WordPiece vocabulary, whose tokens within a word begin with "##"."""
         return isinstance(self.backend.model, models.WordPiece)
 
+    @functools.cached_property
+    def pair_template(self) -> PairTemplate:
+        """The special tokens around a pair of texts."""
+        encoding = self.backend.encode("a", "a")
+        sequences, types = encoding.sequence_ids, self._type_ids(encoding)
+        first, second = sequences.index(0), sequences.index(1)
+        first_end = second - sequences[first:second].count(None)
+        second_end = len(sequences) - sequences[second:].count(None)
+        places = (slice(0, first), slice(first_end, second), slice(second_end, None))
+        return PairTemplate(
+            *(EncodedText(encoding.ids[place], types[place]) for place in places),
+            first_type=types[first],
+            second_type=types[second],
+        )
+
+    def _type_ids(self, encoding: Encoding) -> list[int]:
+        return encoding.type_ids if self.uses_token_types else [0] * len(encoding)
+
     def piece_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens and not truncated."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -263,18 +284,40 @@ class WordPieceTokenizer:
         """
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int) -> list[Encoding]:
+    def encode(self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int) -> list[EncodedText]:
         """Encode `[CLS] text [SEP]`, followed by `pair [SEP]` where the pair is not None.
 
-        Texts are truncated to `max_length` tokens together, the longer one of a pair first. The encodings have `ids`,
-        `type_ids` and `attention_mask`, but no offsets and tokens, which saves time.
+        Texts are truncated to `max_length` tokens together, the longer one of a pair first.
         """
         inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
-        self.backend.enable_truncation(max_length, strategy="longest_first")
-        try:
-            return self.backend.encode_batch_fast(inputs)
-        finally:
-            self.backend.no_truncation()
+        encoded = [EncodedText(found.ids, self._type_ids(found)) for found in self.backend.encode_batch_fast(inputs)]
+        # Not backend.enable_truncation: its length would hold for other threads, too.
+        return [
+            found if len(found.ids) <= max_length else self._encode_truncated(text, pair, max_length)
+            for found, text, pair in zip(encoded, texts, pairs, strict=True)
+        ]
+
+    def _encode_truncated(self, text: str, pair: str | None, max_length: int) -> EncodedText:
+        if pair is None:
+            cls, sep = self.token_id(self.special_tokens.cls), self.token_id(self.special_tokens.sep)
+            (ids,) = self.piece_ids([text])
+            ids = [cls, *self._cut(ids, max(0, max_length - 2)), sep]
+            return EncodedText(ids, [0] * len(ids))
+        template, (first, second) = self.pair_template, self.piece_ids([text, pair])
+        lengths = longest_first(len(first), len(second), max(0, max_length - template.size))
+        first, second = self._cut(first, lengths[0]), self._cut(second, lengths[1])
+        before, between, after = template.before, template.between, template.after
+        types = [
+            *before.type_ids,
+            *[template.first_type] * len(first),
+            *between.type_ids,
+            *[template.second_type] * len(second),
+            *after.type_ids,
+        ]
+        return EncodedText([*before.ids, *first, *between.ids, *second, *after.ids], types)
+
+    def _cut(self, ids: list[int], length: int) -> list[int]:
+        return ids[:length] if self.truncation_side == "right" else ids[len(ids) - length :]
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the tokens of ids; the unknown token for ids that the vocabulary lacks."""
@@ -284,48 +327,22 @@ class WordPieceTokenizer:
         """Return the text of ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    def _with_special_tokens(self, path: Path | str) -> "WordPieceTokenizer":
-        """Return the tokenizer with the special tokens of the first family whose tokens it has."""
-        missing = []
-        for family in FAMILIES.values():
-            tokens = dataclasses.astuple(family.special_tokens)
-            lacking = [token for token in tokens if self.backend.token_to_id(token) is None]
-            if not lacking:
-                return dataclasses.replace(self, special_tokens=family.special_tokens)
-            missing = missing or lacking
-        needed = "; ".join(
-            f"{name}: {' '.join(dataclasses.astuple(family.special_tokens))}" for name, family in FAMILIES.items()
-        )
-        raise ValueError(
-            f"{path}: the vocabulary lacks {', '.join(missing)}; add all special tokens of one family ({needed})"
-        )
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return the lengths of two texts that are cut to `room` tokens together, as the `tokenizers` library cuts them.
+
+    Only the longer text is cut as long as it stays the longer one. If both are cut, each gets half, and of an odd
+    number the longer one (the second of two equal ones) gets the larger half.
+    """
+    if first + second <= room:
+        return first, second
+    shorter, longer = sorted((first, second))
+    if shorter <= room and max(shorter, room - shorter) + shorter <= room:
+        longer = room - shorter
+    else:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if first > second else (shorter, longer)
 
 
-def _vocabulary(tokens: Iterable[str]) -> dict[str, int]:
-    return {token: i for i, token in enumerate(tokens)}
-
-
-def _read_vocabulary(file: Path) -> dict[str, int]:
-    try:
-        # Not splitlines(): it takes tokens such as U+2028 for line ends.
-        lines = file.read_text(encoding="utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error})") from None
-    vocabulary = _vocabulary(lines)
-    if len(vocabulary) != len(lines):
-        twice = next(token for i, token in enumerate(lines) if vocabulary[token] != i)
-        raise ValueError(f"{file}: the token {twice!r} occurs twice (again on line {vocabulary[twice] + 1})")
-    return vocabulary
-
-
-def _lowercase(folder: Path, vocabulary: Collection[str]) -> bool:
-    capitalised = sum(token != token.lower() for token in vocabulary if token not in SPECIAL_TOKENS)
-    uncased = capitalised <= len(vocabulary) / 100
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return uncased
-    config = read_json(file)
-    value = config.get("do_lower_case", uncased) if isinstance(config, dict) else None
-    if not isinstance(value, bool):
-        raise ValueError(f"{file}: do_lower_case is {value!r}; it must be true or false")
-    return value
+def _json_text(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"

@@ -1,20 +1,15 @@
 """Tokenizer and sentence-transformers files: copied between model folders, and completed where some are missing."""
 
-import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flaxbert.files import atomic_write, path_inside, read_json
 from flaxbert.weights.formats.safetensors import safetensors_order, write_safetensors
 from flaxbert.weights.formats.torch_bin import open_torch_bin
 from flaxbert.weights.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from flaxbert.tokenizer import WordPieceTokenizer
 
 _log = logging.getLogger("flaxbert")
 
@@ -27,23 +22,31 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+WRITTEN_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+"""The files that BERT's tokenizer is saved as."""
 SENTENCE_TRANSFORMERS_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 # 1_Pooling, 2_Dense, ...: sentence-transformers' folder of each module after the transformer.
 _MODULE_FOLDER = re.compile(r"[0-9]{1,2}_[A-Za-z]{1,40}")
 _MODULE_PICKLE, _MODULE_SAFETENSORS = "pytorch_model.bin", "model.safetensors"
 
 
-def copy_tokenizer_files(source: Path, target: Path, *, sentence_transformers: bool) -> list[str]:
+def copy_tokenizer_files(
+    source: Path, target: Path, *, sentence_transformers: bool, max_length: int | None = None
+) -> list[str]:
     """Copy the tokenizer's files of one model folder into another; existing files of the target stay.
+
+    `AutoTokenizer` chooses a class and settings by config.json, too. Where it would read the target's files otherwise
+    than those of the source, tokenizer_config.json is written with the class and settings.
 
     Args:
         source: the folder of a model or of a training run.
         target: the folder to copy into.
         sentence_transformers: copy the files of sentence-transformers too. Pickled weights of its modules are written
             as safetensors.
+        max_length: write missing files of the tokenizer, too, with this model_max_length.
 
     Returns:
-        the names of the files that were copied.
+        the names of the files that were copied or written.
 
     Raises:
         ValueError: a file is a link out of its folder, or pickled weights that cannot be read.
@@ -59,12 +62,18 @@ def copy_tokenizer_files(source: Path, target: Path, *, sentence_transformers: b
             with atomic_write(copy) as temporary:
                 shutil.copyfile(file, temporary)
             copied.append(copy.relative_to(target).as_posix())
+    if any(name in copied for name in ("vocab.txt", "tokenizer.json")):
+        copied += _complete(_tokenizer_folder(source), target, copied, max_length)
     return copied
+
+
+def _tokenizer_folder(source: Path) -> Path:
+    return path_inside(source, "tokenizer") if (source / "tokenizer").is_dir() else source  # of a training run
 
 
 def _files_to_copy(source: Path, target: Path, sentence_transformers: bool) -> list[tuple[Path, Path]]:
     """Return the paths in both folders; the files may be absent."""
-    tokenizer = path_inside(source, "tokenizer") if (source / "tokenizer").is_dir() else source  # of a training run
+    tokenizer = _tokenizer_folder(source)
     files = [(path_inside(tokenizer, name), target / name) for name in TOKENIZER_FILES]
     if not sentence_transformers:
         return files
@@ -88,46 +97,26 @@ def _write_as_safetensors(pickle: Path, copy: Path, target: Path) -> Iterator[st
     yield copy.relative_to(target).as_posix()
 
 
-def write_missing_tokenizer_files(folder: Path, *, max_length: int) -> list[str]:
-    """Write those of vocab.txt, tokenizer.json and tokenizer_config.json that a folder with a tokenizer lacks.
-
-    A tokenizer that is not BERT's is left as it is, with a warning.
-
-    Args:
-        folder: the model folder.
-        max_length: the length in tokens to which `transformers` cuts texts.
-
-    Returns:
-        the names of the files that were written.
-    """
-    if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+def _complete(source: Path, target: Path, copied: list[str], max_length: int | None) -> list[str]:
+    """Write files that the tokenizer lacks; a tokenizer that cannot be read stays as it was copied, with a warning."""
+    config = target / "tokenizer_config.json"
+    is_chosen_alike = (source / "config.json").is_file() and (target / "config.json").is_file()
+    if is_chosen_alike or (config.is_file() and "tokenizer_class" in read_json(config)):
+        needed = [name for name in WRITTEN_FILES if not (target / name).exists()] if max_length is not None else []
+    else:
+        needed = ["tokenizer_config.json"] if config.name in copied or not config.exists() else []
+        needed += [name for name in WRITTEN_FILES if max_length is not None and not (target / name).exists()]
+    if not needed:
         return []
     from flaxbert.tokenizer import WordPieceTokenizer  # needs a library that `import flaxbert` does without
 
     try:
-        tokenizer = WordPieceTokenizer.load(folder)
-        model_type = json.loads(tokenizer.backend.to_str())["model"]["type"]
+        contents = WordPieceTokenizer.load(source).file_contents(max_length=max_length)
     except ValueError as error:
         _log.warning("%s; the tokenizer's files are copied unchanged", error)
         return []
-    contents = tokenizer.file_contents(max_length=max_length)
-    if (folder / "tokenizer.json").is_file():
-        # transformers would replace the file's normalizer by BERT's own for the class BertTokenizer.
-        contents["tokenizer_config.json"] = _fast_tokenizer_config(folder, tokenizer, max_length)
-    if model_type != "WordPiece":
-        del contents["vocab.txt"]
-    missing = {name: text for name, text in contents.items() if not (folder / name).exists()}
-    for name, text in missing.items():
-        with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-    return list(missing)
-
-
-def _fast_tokenizer_config(folder: Path, tokenizer: "WordPieceTokenizer", max_length: int) -> str:
-    values = tokenizer.tokenizer_config(max_length=max_length) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    del values["do_lower_case"]
-    file = folder / "special_tokens_map.json"
-    special_tokens = read_json(file) if file.is_file() else None
-    if isinstance(special_tokens, dict):
-        values |= {key: value for key, value in special_tokens.items() if isinstance(value, str)}
-    return json.dumps(values, indent=2) + "\n"
+    written = [name for name in dict.fromkeys(needed) if name in contents]
+    for name in written:
+        with atomic_write(target / name) as temporary:
+            temporary.write_text(contents[name], encoding="utf-8", newline="\n")
+    return [name for name in written if name not in copied]

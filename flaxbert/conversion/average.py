@@ -6,7 +6,7 @@ from pathlib import Path
 from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.families import architecture_of
 from flaxbert.files import atomic_folder, require_absent
-from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
+from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import ORBAX
 from flaxbert.weights.folder import WriteOptions, write_model_folder
 from flaxbert.weights.formats.orbax_params import orbax_steps
@@ -51,8 +51,12 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
     with atomic_folder(target) as folder:
         write_model_folder(folder, model, tensors, options)
         source = checkpoints[0].checkpoint.config_folder
-        copy_tokenizer_files(source, folder, sentence_transformers=architecture.is_base_model)
-        write_missing_tokenizer_files(folder, max_length=model.config.max_sequence_length)
+        copy_tokenizer_files(
+            source,
+            folder,
+            sentence_transformers=architecture.is_base_model,
+            max_length=model.config.max_sequence_length,
+        )
     return found
 
 

@@ -22,7 +22,7 @@ from flaxbert.files import (
     require_absent,
 )
 from flaxbert.models import PreTrainedModel
-from flaxbert.tokenizer_files import copy_tokenizer_files, write_missing_tokenizer_files
+from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import FILE_FORMATS, FLAX, ORBAX, Checkpoint, FileFormat, open_checkpoint
 from flaxbert.weights.folder import DTYPES, WriteOptions, config_text, write_folder, write_model_folder
 from flaxbert.weights.formats.orbax_params import write_orbax_params
@@ -162,8 +162,12 @@ def _convert_model(
             written = open_checkpoint(folder)
             written.verify_checksums()
             _compare(folder, tensors, match(written, model).tensors)
-        files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=architecture.is_base_model)
-        files += write_missing_tokenizer_files(folder, max_length=model.config.max_sequence_length)
+        files = copy_tokenizer_files(
+            checkpoint.config_folder,
+            folder,
+            sentence_transformers=architecture.is_base_model,
+            max_length=model.config.max_sequence_length,
+        )
     return Conversion(
         read=checkpoint.format,
         written=output.format,

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import flaxbert
 from flaxbert.conversion.convert import convert
+from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from tests.flaxbert.saved_models import CONFIG, files_in, folder_of
 
 
@@ -84,42 +85,37 @@ def test_a_task_s_model_takes_only_the_tokenizer_along(tmp_path):
 
 
 def word_level(vocabulary):
-    return tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "[UNK]"))
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "[UNK]"))
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return backend
 
 
-def test_a_tokenizer_that_is_no_bert_s_is_carried_as_it_is(tmp_path, caplog):
+def test_a_tokenizer_that_transformers_would_read_otherwise_is_carried_as_it_is(tmp_path, caplog):
     folder = folder_of("BertModel", tmp_path / "a")
-    word_level(["[UNK]", "a"]).save(str(folder / "tokenizer.json"))
+    word_level([*SPECIAL_TOKENS, "a"]).save(str(folder / "tokenizer.json"))
     with caplog.at_level(logging.WARNING):
         assert convert(folder, tmp_path / "b").files[2:] == ["tokenizer.json"]
-    assert "lacks [PAD]" in caplog.text and "copied unchanged" in caplog.text
+    assert "holds a WordLevel model" in caplog.text and "copied unchanged" in caplog.text
 
 
-def test_a_tokenizer_without_a_vocabulary_file_gets_the_config_that_it_lacks(tmp_path):
+def test_a_tokenizer_of_another_model_is_carried_with_its_class(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    word_level([*special, "a", "<x>"]).save(str(folder / "tokenizer.json"))
+    word_level([*SPECIAL_TOKENS, "a", "<x>"]).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "special_tokens_map.json").write_text(json.dumps({"mask_token": "<x>", "pad_token": {"content": "a"}}))
     done = convert(folder, tmp_path / "b")  # vocab.txt would be taken for word pieces
-    assert done.files[2:] == ["tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"]
-    config = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
-    assert config == {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 13,
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "<x>",
-    }
+    assert done.files[2:] == ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    assert WordPieceTokenizer.load(tmp_path / "b").special_ids == (5, 1, 2, 3, 6)
 
 
 def test_a_vocabulary_alone_gets_the_other_files(tmp_path, data_dir):
     for case, lowercase in (("uncased", True), ("cased", False)):
         folder = folder_of("BertModel", tmp_path / case)
         shutil.copy(data_dir / "tokenizers" / f"bert-base-{case}" / "vocab.txt", folder)
+        if not lowercase:  # transformers would lower-case texts
+            (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 13}')
         done = convert(folder, tmp_path / f"{case}-out")
-        assert done.files == ["config.json", "SHA256SUMS", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
+        assert {*done.files} == {"config.json", "SHA256SUMS", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
         read = transformers.AutoTokenizer.from_pretrained(tmp_path / f"{case}-out")
         assert (read.tokenize("Paris") == ["paris"]) == lowercase and read.model_max_length == 13
 

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tokenizers import Encoding
 
 from flaxbert.losses import IGNORE
+from flaxbert.tokenizer import EncodedText
 from train.data.host_batches import WHOLE_BATCH, HostShard
 
 HostBatch = Mapping[str, np.ndarray]
@@ -75,7 +75,7 @@ class LabelledSequences(SequenceExamples):
     labels: np.ndarray  # class ids [N] (-100: unlabelled), or numbers, [N] or [N, labels] (NaN: unlabelled)
 
     @classmethod
-    def of(cls, encodings: Sequence[Encoding], labels: np.ndarray) -> "LabelledSequences":
+    def of(cls, encodings: Sequence[EncodedText], labels: np.ndarray) -> "LabelledSequences":
         """Return the examples of tokenised texts."""
         return cls(*encoding_arrays(encodings), labels)
 
@@ -161,7 +161,7 @@ class TaggedSequences(SequenceExamples):
         return {"labels": labels}
 
 
-def encoding_arrays(encodings: Sequence[Encoding]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def encoding_arrays(encodings: Sequence[EncodedText]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return (token ids, token types) of tokenised texts."""
     ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
     return ids, [np.asarray(encoding.type_ids, np.int32) for encoding in encodings]

@@ -379,7 +379,7 @@ def test_save_writes_the_files_that_were_loaded_or_refuses(folder, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     assert not (tmp_path / "b" / "vocab.txt").exists()
-    built = WordPieceTokenizer(ours.backend, lowercase=False, special_tokens=ours.special_tokens)
+    built = WordPieceTokenizer(ours.backend, special_tokens=ours.special_tokens)
     with pytest.raises(ValueError, match="BPE"):
         built.save(tmp_path / "c", max_length=35)
     assert not (tmp_path / "c").exists()
