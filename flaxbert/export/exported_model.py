@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from flaxbert.families import random_inputs
-from flaxbert.files import atomic_folder
+from flaxbert.files import atomic_folder, require_absent
+from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files
+from flaxbert.weights.load import from_pretrained
 
 DESCRIPTION = "export.json"
 
