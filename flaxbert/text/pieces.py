@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from tokenizers import Encoding
 
 from flaxbert.tokenizer import WordPieceTokenizer
 
@@ -18,7 +20,7 @@ class TextPieces:
 
     Attributes:
         ids: [T], int32.
-        offsets: [T, 2], int32; start and end of each piece, in characters of the text.
+        offsets: [T, 2], int32; start and end of each piece, in characters of the text, see `_character_spans`.
         words: [T], int32; number of the word that each piece belongs to, ascending.
     """
 
@@ -44,7 +46,7 @@ def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str]) -> list[Te
         for part, encoding in zip(parts, encodings, strict=True):
             earlier = encoded[part.index]
             first_word = next((int(before.words[-1]) + 1 for before in reversed(earlier) if len(before.words)), 0)
-            offsets = np.asarray(encoding.offsets, np.int32).reshape(-1, 2) + np.int32(part.start)
+            offsets = _character_spans(part.text, encoding) + np.int32(part.start)
             words = np.asarray(encoding.word_ids, np.int32) + np.int32(first_word)
             earlier.append(TextPieces(np.asarray(encoding.ids, np.int32), offsets, words))
     return [
@@ -55,6 +57,31 @@ def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str]) -> list[Te
         )
         for parts in encoded
     ]
+
+
+def _character_spans(text: str, encoding: Encoding) -> np.ndarray:
+    """Return `(start, end)` of each piece in characters of its text, int32 [N, 2].
+
+    Unlike the encoding's offsets, a span includes the marks after a letter that BERT's normaliser removes: a letter is
+    not separated from its accents or vowel signs. Blanks at a span's start are left out.
+    """
+    spans = np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
+    starts = spans[:, 0]
+    for i in [i for i, start in enumerate(starts) if text[start : start + 1].isspace()]:
+        length = spans[i, 1] - spans[i, 0]
+        starts[i] += length - len(text[spans[i, 0] : spans[i, 1]].lstrip())
+    if text.isascii():
+        return spans
+    following = np.append(starts[1:], len(text))
+    for i in np.flatnonzero(following > spans[:, 1]):
+        while spans[i, 1] < following[i] and _continues_a_letter(text[spans[i, 1]]):
+            spans[i, 1] += 1
+    return spans
+
+
+def _continues_a_letter(character: str) -> bool:
+    # The tags of flags such as that of Scotland are format characters.
+    return unicodedata.category(character)[0] == "M" or 0xE0020 <= ord(character) <= 0xE007F
 
 
 def _parts(texts: Sequence[str], *, at_line_ends: bool) -> Iterator[_Part]:

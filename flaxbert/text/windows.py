@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flaxbert.text.pieces import TextPieces, encode_texts
-from flaxbert.tokenizer import CLS, SEP, WordPieceTokenizer
+from flaxbert.tokenizer import PairTemplate, WordPieceTokenizer
 
 
 def sliding_windows(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
@@ -84,9 +84,20 @@ class WindowingOptions:
                 f"question of max_query {self.max_query}"
             )
 
-    def context_spans(self, question_length: int, context_length: int) -> list[tuple[int, int]]:
-        """Return `(start, end)`, in tokens of the context, of each window's part of the context."""
-        room = self._context_room(min(question_length, self.max_query))
+    def context_spans(
+        self, question_length: int, context_length: int, *, special_tokens: int = 3
+    ) -> list[tuple[int, int]]:
+        """Return `(start, end)`, in tokens of the context, of each window's part of the context.
+
+        Raises:
+            ValueError: the tokenizer's special tokens leave too few tokens of context.
+        """
+        room = self._context_room(min(question_length, self.max_query)) + 3 - special_tokens
+        if room <= (self.overlap or 0):
+            raise ValueError(
+                f"windows of {self.max_length} tokens hold {room} tokens of context beside a question of "
+                f"{question_length} and {special_tokens} special tokens; choose a smaller max_query or overlap"
+            )
         # A step longer than the window would leave tokens out.
         step = room - self.overlap if self.overlap is not None else min(self.step or room, room)
         count = 1 + max(0, -(-(context_length - room) // step))
@@ -106,6 +117,8 @@ class QuestionWindow:
         first: position of the first context token.
         offsets: [N, 2]; `(start, end)` of each context token, in characters of the context.
         has_max_context: [N]; True where the token has more context in this window than in any other.
+        covered: `(start, end)` of the context's characters that belong to no token outside this window. The tokenizer
+            may drop characters, so they may reach beyond the offsets of the first and last token.
     """
 
     ids: np.ndarray
@@ -113,10 +126,11 @@ class QuestionWindow:
     first: int
     offsets: np.ndarray
     has_max_context: np.ndarray
+    covered: tuple[int, int]
 
     def positions(self, start: int, end: int) -> tuple[int, int] | None:
         """Return the positions of the first and last token of context[start:end], or None if a part is missing."""
-        if not len(self.offsets) or start < self.offsets[0, 0] or end > self.offsets[-1, 1]:
+        if not len(self.offsets) or start < self.covered[0] or end > self.covered[1]:
             return None
         first = int(np.searchsorted(self.offsets[:, 1], start, side="right"))
         last = int(np.searchsorted(self.offsets[:, 0], end, side="left")) - 1
@@ -132,24 +146,35 @@ def question_windows(
     """
     distinct = list(dict.fromkeys(contexts))
     pieces = dict(zip(distinct, encode_texts(tokenizer, distinct), strict=True))
-    cls, sep = tokenizer.token_id(CLS), tokenizer.token_id(SEP)
-    windows = []
-    for ids, context in zip(tokenizer.piece_ids(questions), contexts, strict=True):
-        question = np.asarray([cls, *ids[: options.max_query], sep], np.int32)
-        windows.append(_split_context(question, pieces[context], sep, options))
-    return windows
+    return [
+        _split_context(ids, context, pieces[context], tokenizer.pair_template, options)
+        for ids, context in zip(tokenizer.piece_ids(questions), contexts, strict=True)
+    ]
 
 
 def _split_context(
-    question: np.ndarray, context: TextPieces, sep: int, options: WindowingOptions
+    question: Sequence[int], text: str, context: TextPieces, template: PairTemplate, options: WindowingOptions
 ) -> list[QuestionWindow]:
-    """Return the windows of one question, whose tokens include [CLS] and [SEP]."""
-    spans = options.context_spans(len(question) - 2, len(context.ids))
+    """Return the windows of one question over a context, whose text and pieces are given."""
+    question = question[: options.max_query]
+    before = [*template.before.ids, *question, *template.between.ids]
+    before_types = [*template.before.type_ids, *[template.first_type] * len(question), *template.between.type_ids]
+    spans = options.context_spans(len(question), len(context.ids), special_tokens=template.size)
     max_context = max_context_windows(spans, len(context.ids))
     windows = []
     for index, (start, end) in enumerate(spans):
-        tokens = np.concatenate([question, context.ids[start:end], np.asarray([sep], np.int32)])
-        types = (np.arange(len(tokens)) >= len(question)).astype(np.int32)
-        has_max_context = max_context[start:end] == index
-        windows.append(QuestionWindow(tokens, types, len(question), context.offsets[start:end], has_max_context))
+        types = [*before_types, *[template.second_type] * (end - start), *template.after.type_ids]
+        windows.append(
+            QuestionWindow(
+                ids=np.concatenate([before, context.ids[start:end], template.after.ids]).astype(np.int32),
+                types=np.asarray(types, np.int32),
+                first=len(before),
+                offsets=context.offsets[start:end],
+                has_max_context=max_context[start:end] == index,
+                covered=(
+                    0 if start == 0 else int(context.offsets[start - 1, 1]),
+                    len(text) if end == len(context.ids) else int(context.offsets[end, 0]),
+                ),
+            )
+        )
     return windows

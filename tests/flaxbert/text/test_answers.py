@@ -1,13 +1,22 @@
 """Windows over the context of a question, and the ranking of answers."""
 
+import dataclasses
 import json
+from random import Random
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from flaxbert.text.answers import rank_answers
-from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
+from flaxbert.text.windows import (
+    QuestionWindow,
+    WindowingOptions,
+    max_context_windows,
+    question_windows,
+    sliding_windows,
+)
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -176,10 +185,140 @@ def test_ranking_equals_an_exhaustive_search(tokenizer, seed, may_be_empty):
     assert all(context[c.start : c.end] == c.text for c in found.candidates)
 
 
+# Words with marks that BERT's uncased normaliser removes, ligatures, Hangul, emoji of several characters.
+LETTERS = [
+    "cafe\u0301",
+    "café",
+    "ﬁn",
+    "Œuvre",
+    "한국어",
+    "\u1112\u1161\u11ab",
+    "ที่",
+    "น้ำ",
+    "हिन्दी",
+    "مُحَمَّد",
+    "İ",
+    "ǆ",
+    "a\u0323\u0302",
+]
+LETTERS += [
+    "❤\ufe0f",
+    "👩\u200d👩\u200d👧",
+    "🏴\U000e0067\U000e0062\U000e007f",
+    "👍🏽",
+    "🇹🇭",
+    "x",
+    "東京",
+    "e\u20dd",
+    "ß",
+]
+INVISIBLE = ["\u200b", "\u200c", "\u00ad", "\u200f", "\ufeff", "\x07"]
+
+
+def context_of_any_script(random):
+    """Draw a context, and the start and end of some of its words, which may have invisible characters around them."""
+    context, words = random.choice(["", " ", INVISIBLE[0]]), []
+    for _ in range(random.randrange(1, 30)):
+        start = len(context)
+        context += "".join(random.choices(LETTERS, k=random.randrange(1, 4)))
+        words.append((start, len(context)))
+        context += random.choice(["", *INVISIBLE]) * (random.random() < 0.2) + random.choice(
+            [" ", "  ", ", ", "\u3000"]
+        )
+    first = random.randrange(len(words))
+    last = random.randrange(first, min(len(words), first + 4))
+    return context.rstrip() if random.random() < 0.5 else context, words[first][0], words[last][1]
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(150), pytest.param(range(1000, 2000), marks=pytest.mark.slow)], ids=["150", "1000"]
+)
+def test_answers_of_any_script_are_taught_and_returned_whole(seeds):
+    pieces = [
+        "cafe",
+        "ca",
+        "##fe",
+        "ᄒ",
+        "##ᅡ",
+        "##ᆫ",
+        "ᄒ",
+        "##ᅮ",
+        "ท",
+        "##ท",
+        "น",
+        "##า",
+        "ह",
+        "##न",
+        "##द",
+        "م",
+        "##ح",
+        "##م",
+        "##د",
+    ]
+    pieces += [
+        "❤",
+        "##❤",
+        "👩",
+        "##👩",
+        "##👧",
+        "🏴",
+        "##🏴",
+        "👍",
+        "##👍",
+        "##🏽",
+        "x",
+        "##x",
+        "東",
+        "京",
+        "i",
+        "##i",
+        "##a",
+        "##e",
+    ]
+    tokenizer = WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, *dict.fromkeys(pieces)], lowercase=True)
+    for seed in seeds:
+        random = Random(seed)
+        context, start, end = context_of_any_script(random)
+        options = WindowingOptions(random.choice([24, 60, 384]), 4, step=random.randrange(1, 20))
+        (windows,) = question_windows(tokenizer, ["x"], [context], options)
+        (encoding,) = tokenizer.encode_pieces([context])
+        answer = [i for i, (first, last) in enumerate(encoding.offsets) if first < end and last > start]
+        for n, (first, last) in enumerate(options.context_spans(1, len(encoding))):
+            window = windows[n]
+            if not first <= answer[0] <= answer[-1] < last:
+                assert window.positions(start, end) is None
+                continue
+            positions = window.positions(start, end)
+            assert positions == (window.first + answer[0] - first, window.first + answer[-1] - first)
+            assert positions == window.positions(start, end + (context[end : end + 1] in INVISIBLE))
+            if window.has_max_context[answer[0] - first]:
+                starts, ends = ([np.full(len(w.ids), -9.0) for w in windows] for _ in range(2))
+                starts[n][positions[0]] = ends[n][positions[1]] = 9.0
+                assert rank_answers(context, windows, starts, ends, max_answer=400).best == context[start:end]
+
+
+def test_memory_of_the_max_context_rule_is_linear():
+    spans = sliding_windows(1_000_000, 100, 50)  # 20,000 windows; all at once would take 160 GB
+    assert np.bincount(max_context_windows(spans, 1_000_000)).max() <= 76
+
+
+def test_windows_around_the_special_tokens_of_another_tokenizer(tokenizer):
+    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    pairs = dataclasses.replace(tokenizer, backend=backend)
+    (windows,) = question_windows(pairs, ["w1 w2"], [CONTEXT], WindowingOptions(16, 4, overlap=2))
+    assert all(len(window.ids) <= 16 and not window.types.any() and window.first == 5 for window in windows)
+    assert windows[0].ids[:6].tolist() == [2, 6, 7, 3, 3, 5] and windows[0].ids[-1] == 3
+    with pytest.raises(ValueError, match="windows of 10 tokens hold 2 tokens of context"):
+        question_windows(pairs, ["w1 w2 w3 w4"], [CONTEXT], WindowingOptions(10, 4, overlap=2))
+
+
 def window_of(text):
     ids = np.arange(len(text) + 4, dtype=np.int32)
     offsets = np.array([[i, i + 1] for i in range(len(text))])
-    return QuestionWindow(ids, ids * 0, 3, offsets, np.ones(len(text), bool))
+    return QuestionWindow(ids, ids * 0, 3, offsets, np.ones(len(text), bool), (0, len(text)))
 
 
 def test_ranking_of_a_hand_computed_example():
