@@ -214,6 +214,14 @@ class WordPieceTokenizer:
         normalizer = self.backend.normalizer
         return isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
 
+    def with_lowercase(self) -> "WordPieceTokenizer":
+        """Return a tokenizer that lower-cases texts before all else that this one does."""
+        backend = Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = self.backend.encode_special_tokens
+        present = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
+        return dataclasses.replace(self, backend=backend)
+
     @property
     def vocabulary_digest(self) -> str:
         """SHA-256, in hexadecimal, of the tokens in the order of their ids, one a line."""

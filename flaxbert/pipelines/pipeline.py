@@ -51,7 +51,8 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     Attributes:
         batch_size: sequences per batch; smaller batches are padded, so choose 1 to process one text at a time.
-        max_length: maximum number of tokens of a sequence; None takes the model's number of positions. Longer inputs
+        max_length: maximum number of tokens of a sequence; None takes the tokenizer's model_max_length, at most the
+            model's number of positions. Longer inputs
             are truncated, or split into windows, as the subclass says.
         read_ahead: number of inputs that are read before their results are computed, so that inputs of similar length
             share a batch.
@@ -211,7 +212,10 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
 
     @property
     def _longest(self) -> int:
-        return self.max_length or self.model.config.max_sequence_length
+        if self.max_length is not None:
+            return self.max_length
+        positions = self.model.config.max_sequence_length
+        return max(_SHORTEST, min(positions, self.tokenizer.max_length or positions))
 
     @functools.cached_property
     def _compiled_forward(self) -> Callable[[ModelBatch], Any]:

@@ -34,6 +34,10 @@ class SentenceSettings:
     normalize: bool = False
     max_length: int | None = None
     prompt: str = ""
+    truncate_dim: int | None = None
+    """Number of leading components of the vectors to keep."""
+    do_lower_case: bool = False
+    """Lower-case texts, whatever the tokenizer does."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,11 +50,13 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
         pooling: function from token vectors to a sentence vector: mean, the vector of [CLS], or maximum of each column.
         normalize: scale vectors to length 1, so that their dot product is the cosine.
         prompt: prefix of every text.
+        truncate_dim: number of leading components of the vectors to keep; None keeps all. Vectors are scaled before.
     """
 
     pooling: Pooling = Pooling.MEAN
     normalize: bool = False
     prompt: str = ""
+    truncate_dim: int | None = None
 
     heads: ClassVar = (HeadKind.NONE,)
 
@@ -64,13 +70,21 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
         if settings["max_length"] is not None:
             positions = read_config(folder).max_sequence_length
             settings["max_length"] = min(settings["max_length"], positions)
+        do_lower_case = settings.pop("do_lower_case")
         given = {name: value for name, value in options.items() if value is not None}
-        return super().from_pretrained(folder, dtype=dtype, **{**settings, **given})
+        pipeline = super().from_pretrained(folder, dtype=dtype, **{**settings, **given})
+        if do_lower_case and not pipeline.tokenizer.lowercase:
+            return dataclasses.replace(pipeline, tokenizer=pipeline.tokenizer.with_lowercase())
+        return pipeline
 
     def __call__(self, items: Iterable[str]) -> np.ndarray:  # type: ignore[override]  # one array instead of a list
         """Return the vectors [N, D] of N texts, float32; errors as of the base class."""
         vectors = list(self.stream(items))
-        return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
+        return (
+            np.stack(vectors)
+            if vectors
+            else np.zeros((0, self.model.config.hidden_size), np.float32)[:, : self.truncate_dim]
+        )
 
     def _check(self, item: object, name: str) -> str:
         return self.prompt + require_text(item, name)
@@ -81,9 +95,9 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
     def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
         states = self._model_outputs(params, batch).last_hidden_state.astype(jnp.float32)
         vectors = pool_tokens(states, batch["attention_mask"], self.pooling)
-        if not self.normalize:
-            return vectors
-        return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        if self.normalize:
+            vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        return vectors[:, : self.truncate_dim]
 
     def _decode(self, item: str, sequences: Sequence[InputSequence], outputs: Iterable[np.ndarray]) -> np.ndarray:
         (output,) = outputs
@@ -110,7 +124,12 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
     if not (folder / "modules.json").is_file():
         return SentenceSettings()
     file, prompt = path_inside(folder, "modules.json"), _read_prompt(folder)
-    settings = SentenceSettings(max_length=_read_max_length(folder), prompt=prompt)
+    settings = SentenceSettings(
+        max_length=_read_max_length(folder),
+        prompt=prompt,
+        truncate_dim=_read_truncate_dim(folder),
+        do_lower_case=_read_do_lower_case(folder),
+    )
     for kind, path in _read_modules(file):
         if kind == "Pooling":
             pooling = _read_pooling(path_inside(folder, path) / "config.json", prompt)
@@ -169,6 +188,22 @@ def _read_max_length(folder: Path) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
+
+
+def _read_truncate_dim(folder: Path) -> int | None:
+    file = path_inside(folder, "config_sentence_transformers.json")
+    value = _read_object(file).get("truncate_dim") if file.is_file() else None
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{file}: truncate_dim is {value!r:.40}; it must be a whole number, at least 1, or null")
+    return value
+
+
+def _read_do_lower_case(folder: Path) -> bool:
+    file = path_inside(folder, "sentence_bert_config.json")
+    value = _read_object(file).get("do_lower_case", False) if file.is_file() else False
+    if not isinstance(value, bool):
+        raise ValueError(f"{file}: do_lower_case is {value!r:.40}; it must be true or false")
+    return value
 
 
 def _read_prompt(folder: Path) -> str:

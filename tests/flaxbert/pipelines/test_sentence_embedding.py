@@ -50,6 +50,35 @@ def test_folders_of_sentence_transformers_as_they_are_written_today(plain, tmp_p
     np.testing.assert_allclose(embed(SENTENCES), reference.encode(SENTENCES), rtol=0, atol=1e-5)
 
 
+def test_lower_case_and_dimensions_of_the_folder(data_dir, tmp_path):
+    cased = saved("BertModel", tmp_path / "cased", data_dir / "tokenizers" / "bert-base-cased")
+    modules = [Transformer(str(cased)), Pool(24), Normalize()]
+    sentence_transformers.SentenceTransformer(modules=modules, device="cpu", truncate_dim=10).save(str(tmp_path / "a"))
+    file = tmp_path / "a" / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_lower_case": True}))
+    reference = sentence_transformers.SentenceTransformer(str(tmp_path / "a"), device="cpu")
+    embed = SentenceEmbeddingPipeline.from_pretrained(tmp_path / "a")
+    assert embed.truncate_dim == 10 and embed([]).shape == (0, 10)
+    np.testing.assert_allclose(embed(SENTENCES), reference.encode(SENTENCES), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(embed(["A Short One."]), embed(["a short one."]))
+    for name, key in (("sentence_bert_config", "do_lower_case"), ("config_sentence_transformers", "truncate_dim")):
+        file = tmp_path / "a" / f"{name}.json"
+        before = file.read_text()
+        file.write_text(json.dumps(json.loads(before) | {key: "all"}))
+        with pytest.raises(ValueError, match=f"{key} is 'all'"):
+            read_sentence_settings(tmp_path / "a")
+        file.write_text(before)
+
+
+def test_the_length_of_the_tokenizer_counts(plain, tmp_path):
+    folder = shutil.copytree(plain, tmp_path / "a")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 9}))
+    short, whole = (SentenceEmbeddingPipeline.from_pretrained(path) for path in (folder, plain))
+    text = "one two three four five six seven eight nine ten"
+    np.testing.assert_allclose(short([text]), whole(["one two three four five six seven"]), rtol=0, atol=1e-5)
+
+
 def test_options_override_the_settings_of_the_folder(plain, minilm):
     assert SentenceEmbeddingPipeline.from_pretrained(plain).pooling is Pooling.MEAN  # which says nothing
     embed = SentenceEmbeddingPipeline.from_pretrained(minilm, pooling=Pooling.CLS, normalize=False, max_length=32)
