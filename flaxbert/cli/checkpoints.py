@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import json
-import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
+from flaxbert.cli.json_text import json_text
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import Conversion, ReportProgress, convert
 from flaxbert.conversion.inspect import Inspection, inspect
@@ -228,14 +229,7 @@ def _progress_bar() -> Iterator[ReportProgress]:
 
 
 def _print_json(values: Mapping[str, object]) -> None:
-    print(json.dumps(_replace_infinity(values), indent=2, allow_nan=False))
-
-
-def _replace_infinity(value: object) -> object:
-    """Replace infinite numbers by "Infinity", because JSON has none."""
-    if isinstance(value, dict):
-        return {key: _replace_infinity(item) for key, item in value.items()}
-    return "Infinity" if value == math.inf else value
+    print(json_text(values, encoding=sys.stdout.encoding, indent=2))
 
 
 def _print_conversion(target: str, conversion: Conversion) -> None:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,11 +13,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxbert.cli.json_text import json_text
 from flaxbert.cli.prediction_tasks import TASKS, PredictionTask
 from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.files import atomic_write, escape_control_characters
 from flaxbert.pipelines import Aggregation, Pipeline, Pooling
+from flaxbert.text.tables import without_blank_end
 
 _VECTORS = ".npy"
 
@@ -68,13 +69,13 @@ class Predict:
     null_threshold: float | None = None
     """answer: give no answer if "no answer" scores better by more than this; by default there is always an answer."""
     max_answer: int | None = None
-    """answer: maximum number of tokens of an answer; by default 30."""
+    """answer: maximum number of tokens of an answer; by default as in training, or 30."""
     max_query: int | None = None
-    """answer: maximum number of tokens of a question, further ones are cut off; by default 64."""
+    """answer: maximum number of tokens of a question, further ones are cut off; by default as in training, or 64."""
     n_best: int | None = None
-    """answer: number of starts and ends of a window to pair, and of candidates to rank; by default 20."""
+    """answer: starts and ends of a window to pair, and candidates to rank; by default as in training, or 20."""
     step: int | None = None
-    """answer: tokens from the start of a window to the start of the next one (Google's doc_stride)."""
+    """answer: tokens from one start of a window to the next (Google's doc_stride); by default as in training."""
     overlap: int | None = None
     """tag, answer: tokens that neighbouring windows share (Hugging Face's stride); by default a quarter of a window."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -82,7 +83,7 @@ class Predict:
     batch_size: int = 32
     """Sequences per batch."""
     max_length: int | None = None
-    """Maximum number of tokens of a sequence; by default the model's number of positions."""
+    """Maximum number of tokens of a sequence; by default as in training (answer, embed), or the number of positions."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
 
@@ -102,8 +103,7 @@ class Predict:
                     print(f"{self.output}: {_write(self.output, task, predictions)} answers")
                     return 0
                 for prediction in predictions:
-                    line = _json_line(task, prediction) if self.json else _text_lines(task, prediction)
-                    print(line, flush=True)
+                    print(self._format(task, prediction), flush=True)
         return 0
 
     def _pipeline_options(self, task: PredictionTask) -> dict[str, Any]:
@@ -117,14 +117,33 @@ class Predict:
             raise ValueError(f"{len(self.texts)} texts and the file {self.file}: give one of them")
         if self.columns and not self.file:
             raise ValueError("columns are those of a file; name it with --file")
-        if self.output is not None and self.output.suffix == _VECTORS and self.task != "embed":
-            raise ValueError(f"{self.output}: only embed writes {_VECTORS}; {self.task} writes JSON lines, a .jsonl")
+        if self.output is not None:
+            self._check_output(self.output)
+        if not self.texts and not self.file and sys.stdin is None:
+            raise ValueError("no texts: give them as arguments, with --file, or on standard input")
         options = {name: given[name] for name in (*own, "batch_size", "max_length") if name in given}
         if self.texts:
             options["batch_size"] = min(self.batch_size, len(self.texts))
         elif self.file is None and sys.stdin.isatty():  # a person types the texts and waits for each result
             options |= {"batch_size": 1, "read_ahead": 1}
         return options
+
+    def _format(self, task: PredictionTask, prediction: _Prediction) -> str:
+        """Return an input and its result as a line of JSON, or as text for a terminal."""
+        if self.json:
+            return json_text(_json_values(task, prediction), encoding=sys.stdout.encoding)
+        lines = task.result_lines(prediction.texts, prediction.result)
+        return "\n".join(escape_control_characters(line, lines=False) for line in lines)
+
+    def _check_output(self, output: Path) -> None:
+        """Raise an error where the results could not be written, or would replace the inputs."""
+        if output.suffix == _VECTORS and self.task != "embed":
+            raise ValueError(f"{output}: only embed writes {_VECTORS}; {self.task} writes JSON lines, a .jsonl")
+        if output.is_dir() or not output.parent.is_dir():
+            problem = "is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
+            raise ValueError(f"{output}: {problem}; give --output a file in an existing folder")
+        if self.file is not None and output.exists() and self.file.exists() and output.samefile(self.file):
+            raise ValueError(f"{output}: the file of the texts; give --output another one")
 
     def _input_reader(self, shape: InputShape) -> Callable[[], Iterator[TextInput]]:
         """Return a function that reads the inputs from their start."""
@@ -135,8 +154,8 @@ class Predict:
         file = self.file
         if file is None:
             if isinstance(sys.stdin, io.TextIOWrapper):
-                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-            return lambda: line_inputs(sys.stdin, "standard input", shape)
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+            return lambda: line_inputs(without_blank_end(sys.stdin), "standard input", shape)
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file")
         return lambda: file_inputs(file, shape, self.columns)
@@ -181,20 +200,14 @@ def _write(output: Path, task: PredictionTask, predictions: Iterable[_Prediction
             return _write_vectors(temporary, (prediction.result for prediction in predictions))
         with temporary.open("w", encoding="utf-8", newline="\n") as lines:
             for prediction in predictions:
-                lines.write(_json_line(task, prediction) + "\n")
+                lines.write(json_text(_json_values(task, prediction)) + "\n")
                 count += 1
     return count
 
 
-def _text_lines(task: PredictionTask, prediction: _Prediction) -> str:
-    """Return an input and its result as text for a terminal."""
-    lines = task.result_lines(prediction.texts, prediction.result)
-    return "\n".join(escape_control_characters(line, lines=False) for line in lines)
-
-
-def _json_line(task: PredictionTask, prediction: _Prediction) -> str:
+def _json_values(task: PredictionTask, prediction: _Prediction) -> dict[str, object]:
     texts = prediction.texts
-    return json.dumps({"input": texts[0] if len(texts) == 1 else texts, **task.result_json(prediction.result)})
+    return {"input": texts[0] if len(texts) == 1 else texts, **task.result_json(prediction.result)}
 
 
 def _write_vectors(file: Path, vectors: Iterable[np.ndarray]) -> int:

@@ -216,7 +216,7 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
     kept = {
         key: value
         for key, value in config.unused.items()
-        if key in family.kept_config_keys and isinstance(value, str | int | float)
+        if key in family.kept_config_keys and isinstance(value, str | int | float | dict)
     }
     values = kept | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in written_below}
     values |= {

@@ -79,6 +79,7 @@ KEPT_CONFIG_KEYS = frozenset(
         "chunk_size_feed_forward",
         "directionality",
         "finetuning_task",
+        "task_specific_params",
         "pooler_fc_size",
         "pooler_num_attention_heads",
         "pooler_num_fc_layers",

@@ -3,16 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from flaxbert.config import BertConfig
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text_pair
-from flaxbert.text.answers import Candidate, rank_answers
+from flaxbert.text.answers import Candidate, rank_answers, saved_answer_settings
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 
 _MAX_QUERY = 64  # the default of run_squad
@@ -49,8 +51,8 @@ class _ContextWindow(InputSequence):
 class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
     """Part of a context that answers a question, for pairs of both, by the rules of Google's run_squad.
 
-    A context that is too long for `max_length` is split into overlapping windows, each with the question. With the
-    settings of an evaluation of training, the answers are the same.
+    A context that is too long for `max_length` is split into overlapping windows, each with the question.
+    `from_pretrained` takes attributes that are not given from the run that trained the model: the answers are its own.
 
     Attributes:
         top_k: number of candidates of each answer.
@@ -86,6 +88,16 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         if self.model.config.type_vocab_size < 2:
             raise ValueError("the model has one token type; questions and their contexts need two")
         self._windowing_options()  # raises an error for numbers out of range
+
+    @classmethod
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the windows and limits of the run that trained the model."""
+        saved = saved_answer_settings(config.unused)
+        if "max_length" in saved:
+            saved["max_length"] = min(saved["max_length"], config.max_sequence_length)
+        if "step" in options or "overlap" in options:
+            saved = {name: value for name, value in saved.items() if name not in ("step", "overlap")}
+        return saved
 
     def _windowing_options(self) -> WindowingOptions:
         max_query = min(_MAX_QUERY, self._longest // 3) if self.max_query is None else self.max_query

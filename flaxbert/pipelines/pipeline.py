@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flaxbert.config import BertConfig
 from flaxbert.families import (
     Family,
     HeadKind,
@@ -95,7 +96,8 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         Args:
             folder: a folder that `flaxbert.from_pretrained` and `WordPieceTokenizer.load` read.
             dtype: compute dtype; the results are float32.
-            **options: attributes of the class, for example `batch_size` and `max_length`.
+            **options: attributes of the class, for example `batch_size` and `max_length`; those that are not given or
+                None are taken from the folder if it specifies them.
 
         Raises:
             FileNotFoundError: the folder, its weights or its tokenizer do not exist.
@@ -103,12 +105,19 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """
         if "window" in options:
             raise TypeError("the option window is now named read_ahead")
+        folder = Path(folder).expanduser()
         config = read_config(folder)
         family = family_of_config_class(type(config))
         cls._require_head(family, architecture_name(config.unused), str(folder))  # before the weights are read
         tokenizer = WordPieceTokenizer.load(folder)
         model, params = from_pretrained(folder, dtype=dtype)
-        return cls(model, params, tokenizer, **options)
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls(model, params, tokenizer, **(cls._saved_options(folder, config, given) | given))
+
+    @classmethod
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes that the folder specifies, as defaults of those that are given (`options`)."""
+        return {}
 
     @classmethod
     def _require_head(cls, family: Family, name: str | None, source: str) -> None:

@@ -151,21 +151,27 @@ def read_lines(path: Path, *, expected: str) -> Iterator[str]:
     Raises:
         ValueError: no line holds anything but blanks.
     """
-    blank: list[str] = []
-    empty = True
     with io.BufferedReader(io.FileIO(path), _LINE_END_BYTES) as raw:
         opening = raw.peek(_LINE_END_BYTES)  # without reading it, because a pipe cannot be read twice
         line_end = "\r" if b"\r" in opening and b"\n" not in opening else "\n"
+        empty = True
         with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=line_end) as lines:
-            for line in lines:
-                line = line.removesuffix("\n").removesuffix("\r")
-                blank.append(line)
-                if line.strip(" \t"):
-                    yield from blank
-                    blank.clear()
-                    empty = False
+            for line in without_blank_end(lines):
+                yield line
+                empty = False
     if empty:
         raise ValueError(f"{path} is empty; expected: {expected}")
+
+
+def without_blank_end(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines without their line ends, and without the blank ones at the end of all."""
+    blank: list[str] = []
+    for line in lines:
+        line = line.removesuffix("\n").removesuffix("\r")
+        blank.append(line)
+        if line.strip(" \t"):
+            yield from blank
+            blank.clear()
 
 
 @dataclasses.dataclass(frozen=True)

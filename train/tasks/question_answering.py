@@ -14,7 +14,7 @@ from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from flaxbert.text.answers import RankedAnswers
+from flaxbert.text.answers import RankedAnswers, answer_settings_keys
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from train.config import Config
 from train.data.batches import EvaluationBatches
@@ -89,6 +89,7 @@ class QuestionAnswering(Supervised):
         """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
+        sizes = sizes.replace(unused=self._keys_for_predictions(sizes.unused))
         sets, facts = self._read_sets(config.run.seed)
         windows = {
             name: question_windows(
@@ -117,6 +118,18 @@ class QuestionAnswering(Supervised):
             sets=answer_sets,
             null_threshold=self.null_threshold,
         )
+
+    def _keys_for_predictions(self, keys: Mapping[str, object]) -> dict[str, object]:
+        """Return the keys of config.json with the settings that `flaxbert predict answer` takes by default."""
+        settings = {
+            "max_length": self.max_length,
+            "max_query": self.max_query,
+            "step": self.window_step,
+            "overlap": self.window_overlap,
+            "n_best": self.n_best,
+            "max_answer": self.max_answer,
+        }
+        return answer_settings_keys(settings, keys)
 
     def _read_sets(self, seed: int) -> tuple[dict[str, Sequence[SquadQuestion]], dict[str, int]]:
         """Return the questions to train on and those of each evaluated set, and facts about them."""

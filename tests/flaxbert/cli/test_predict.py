@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from flaxbert import cli
+from flaxbert.cli.json_text import json_text
 from flaxbert.pipelines import (
     Aggregation,
     EntityRecognitionPipeline,
@@ -218,6 +220,65 @@ def test_a_model_with_another_head(folders, capsys):
 def test_control_characters_of_texts_are_escaped(predict):
     out = predict("embed", "a\x1b[2Jb")[1]
     assert out.startswith("[") and out.endswith(", ...]  a\\x1b[2Jb\n")
+
+
+def test_json_has_the_characters_of_the_texts_and_only_numbers(predict, tmp_path):
+    texts = ["Zwölf Boxkämpfer 東京 😀"]
+    out = predict("embed", *texts, "--json")[1]
+    assert texts[0] in out and json.loads(out)["input"] == texts[0]
+    predict("embed", *texts, "--output", tmp_path / "a.jsonl")
+    assert texts[0] in (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+    values = {"score": float("nan"), "scores": [1.5, float("-inf")], "label": "é"}
+    assert json_text(values) == '{"score": null, "scores": [1.5, "-Infinity"], "label": "é"}'
+    assert json_text({"label": "é東"}, encoding="latin-1") == '{"label": "\\u00e9\\u6771"}'
+    assert json_text({"label": "é"}, encoding="latin-1") == '{"label": "é"}'
+    assert json_text({"label": "\ud800"}) == '{"label": "\\ud800"}'
+
+
+def test_blank_last_lines_and_a_byte_order_mark_of_standard_input(predict, monkeypatch):
+    content = "\ufeffone\r\ntwo\n \n\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+    code, out, err = predict("embed", "--json")
+    assert (code, err) == (0, "") and [json.loads(line)["input"] for line in out.splitlines()] == ["one", "two"]
+
+
+def test_home_is_expanded_in_every_path(predict, folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("a text\n")
+    (tmp_path / "model").symlink_to(folders["embed"])
+    code, _, err = predict("embed", "--file=~/a.txt", "--output=~/a.npy", "--model=~/model")
+    assert (code, err) == (0, "") and np.load(tmp_path / "a.npy").shape == (1, 24)
+    assert cli.main(["convert", "~/model", "~/out"]) == cli.main(["inspect", "~/out"]) == 0
+    assert cli.main(["verify", "~/model", "~/out"]) == 0
+    assert cli.main(["average", "~/model", "~/out", "--output", "~/mean"]) == 0
+    assert (tmp_path / "mean" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "output, said",
+    [
+        ("none/a.jsonl", "the folder .*none does not exist; give --output a file in an existing folder"),
+        (".", "is a folder; give --output a file"),
+        ("a.txt", "a.txt: the file of the texts; give --output another one"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_at_once(predict, tmp_path, output, said, monkeypatch):
+    monkeypatch.setattr(FillMaskPipeline, "from_pretrained", None)  # is not called
+    (tmp_path / "a.txt").write_text("a [MASK]\n")
+    code, out, err = predict("fill-mask", "--file", tmp_path / "a.txt", "--output", tmp_path / output)
+    assert (code, out) == (2, "") and re.search(said, err) and (tmp_path / "a.txt").read_text() == "a [MASK]\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["inspect", "FOLDER"], ["embed"]])
+def test_no_command_fails_if_its_output_is_closed(folders, monkeypatch, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    if arguments == ["embed"]:
+        arguments = ["predict", "embed", "--model", "FOLDER", "a text"]
+    folder = str(folders["embed"])
+    assert cli.main([folder if argument == "FOLDER" else argument for argument in arguments]) == 0
+    sys.stdout.close()
 
 
 def test_a_closed_pipe_is_no_error(folders):

@@ -11,7 +11,9 @@ import torch
 from transformers import BertForQuestionAnswering
 
 import flaxbert
-from flaxbert import losses
+from flaxbert import cli, losses
+from flaxbert.conversion.convert import convert
+from flaxbert.pipelines import QuestionAnsweringPipeline
 from flaxbert.tokenizer import SPECIAL_TOKENS
 from tests.runs import SMALL
 from tests.train.test_loop import with_task
@@ -103,6 +105,19 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
     assert f"no answer where null odds exceed {found['dev']['threshold']:.4f}: --null-threshold" in printed
     assert found["dev"]["threshold"] == found["test"]["threshold"] == found["dev"]["best_f1_thresh"]
     assert isinstance(flaxbert.from_pretrained(folder / "model")[0], flaxbert.BertForQuestionAnswering)
+    # `flaxbert predict` takes windows and limits from the model's folder, and gives the answers of the run.
+    flags = ["--null-threshold", str(found["dev"]["threshold"]), "--output", str(tmp_path / "answers.jsonl")]
+    source = ["--file", str(tmp_path / "dev.json"), "--model", str(folder / "model")]
+    assert cli.main(["predict", "answer", *source, *flags]) == 0
+    answers = [json.loads(line)["text"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert answers == list(read(folder, "predictions_dev.json").values())
+    pipeline = QuestionAnsweringPipeline.from_pretrained(folder / "model")
+    assert (pipeline.max_length, pipeline.max_query, pipeline.step, pipeline.overlap) == (24, 8, 6, None)
+    assert (pipeline.n_best, pipeline.max_answer) == (20, 30)
+    pipeline = QuestionAnsweringPipeline.from_pretrained(folder / "model", overlap=2, max_answer=3)
+    assert (pipeline.max_length, pipeline.step, pipeline.overlap, pipeline.max_answer) == (24, None, 2, 3)
+    convert(folder / "model", tmp_path / "copy")
+    assert QuestionAnsweringPipeline.from_pretrained(tmp_path / "copy").step == 6
 
 
 @pytest.mark.slow
