@@ -10,6 +10,7 @@ import enum
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -42,6 +43,18 @@ class SquadAnswer:
 
     text: str
     start: int | None
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The characters of the answer in its context, and those without the marks at its ends; none if not located.
+
+        An uncased tokenizer strips combining marks, and all drop what is invisible, so tokens may not reach there.
+        """
+        if self.start is None:
+            return []
+        kept = [i for i, char in enumerate(self.text) if unicodedata.category(char) not in ("Mn", "Cf", "Cc")]
+        whole = (self.start, self.start + len(self.text))
+        return [whole, (self.start + kept[0], self.start + kept[-1] + 1)] if kept else [whole]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,8 +248,9 @@ def _spans(questions: Sequence[SquadQuestion], windows: Sequence[Sequence[Questi
     for question, own_windows in zip(questions, windows, strict=True):
         answer = next((answer for answer in question.answers if answer.start is not None), None)
         for window in own_windows:
-            if answer is not None and answer.start is not None:
-                positions.append(window.positions(answer.start, answer.start + len(answer.text)) or (0, 0))
+            if answer is not None:
+                found = (window.positions(start, end) for start, end in answer.spans)
+                positions.append(next(filter(None, found), (0, 0)))
             else:
                 positions.append((0, 0) if question.impossible else (_IGNORED_POSITION, _IGNORED_POSITION))
     all_windows = [window for own_windows in windows for window in own_windows]

@@ -190,6 +190,25 @@ def test_targets_of_windows(tmp_path):
     assert {bool(start) for start, _ in spans.positions} == {True, False}
 
 
+@pytest.mark.parametrize("ends", [("", "\u0301"), ("", "\u0e48"), ("\u200b", ""), ("\u0301", "\u200d")])
+def test_marks_at_the_ends_of_an_answer_are_no_missing_answer(tmp_path, ends):
+    config = config_in(tmp_path, impossible=False)
+    text = ends[0] + "rome" + ends[1]
+    questions = [
+        {"id": str(i), "question": "who is it?", "answers": [{"text": text, "answer_start": len(before)}]}
+        for i, before in enumerate(("", "the old "))
+    ]
+    contexts = [text + " river", "the old " + text]
+    articles = [{"paragraphs": [{"context": c, "qas": [q]}]} for c, q in zip(contexts, questions, strict=True)]
+    (tmp_path / "train.json").write_text(json.dumps({"version": "1.1", "data": articles}))
+    spans = config.task.prepare(config).train.examples
+    rome = config.task.require_tokenizer(config).token_id("rome")
+    assert [ids[start : end + 1].tolist() for ids, (start, end) in zip(spans.ids, spans.positions, strict=True)] == [
+        [rome],
+        [rome],
+    ]
+
+
 def test_filling_counts_in_no_loss():
     ids = [np.arange(5, dtype=np.int32)] * 3
     spans = SpanSequences(ids=ids, types=ids, positions=np.array([[0, 0], [2, 3], [4, 4]], np.int32))
