@@ -54,10 +54,15 @@ def resolve_checkpoint_path(name: str, *, revision: str | None = None) -> Iterat
         raise ValueError(f"{path}: a local path; only models on the hub have a revision ({revision!r})")
     if path.suffix.lower() == ".zip" and path.is_file():
         with tempfile.TemporaryDirectory(prefix="flaxbert-") as parent:
-            folder = Path(parent) / path.name  # messages about its files name the zip
+            folder = Path(parent) / path.name
             folder.mkdir()
             _unpack(path, folder)
-            yield folder
+            try:
+                yield folder
+            except (FileNotFoundError, ValueError) as error:
+                # The user knows the zip, and cannot look into the temporary folder.
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+                raise kind(str(error).replace(str(folder), str(path))) from error
         return
     yield path
 

@@ -13,20 +13,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flaxbert.config import BertConfig
-from flaxbert.families import (
-    Family,
-    HeadKind,
-    architecture_name,
-    architecture_of,
-    family_of,
-    family_of_config_class,
-    read_config,
-)
+from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.families import Architecture, Family, HeadKind, architecture_name, architecture_of, family_of
 from flaxbert.layers import Params
-from flaxbert.models import PreTrainedModel
+from flaxbert.models import BertModel, PreTrainedModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch, chunked, length_buckets, run_in_batches
 from flaxbert.tokenizer import WordPieceTokenizer
-from flaxbert.weights.load import from_pretrained
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,7 +86,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Load a model folder with its tokenizer.
 
         Args:
-            folder: a folder that `flaxbert.from_pretrained` and `WordPieceTokenizer.load` read.
+            folder: a checkpoint that `flaxbert.from_pretrained` reads, with the files of its tokenizer beside it.
             dtype: compute dtype; the results are float32.
             **options: attributes of the class, for example `batch_size` and `max_length`; those that are not given or
                 None are taken from the folder if it specifies them.
@@ -106,13 +98,22 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         if "window" in options:
             raise TypeError("the option window is now named read_ahead")
         folder = Path(folder).expanduser()
-        config = read_config(folder)
-        family = family_of_config_class(type(config))
-        cls._require_head(family, architecture_name(config.unused), str(folder))  # before the weights are read
-        tokenizer = WordPieceTokenizer.load(folder)
-        model, params = from_pretrained(folder, dtype=dtype)
+        found = ModelCheckpoint.open(folder)
+        # Google's config names no class: take the one of the tensors, or their encoder where that is enough.
+        is_named = bool(found.config.unused.get("architectures"))
+        encoder_alone = not is_named and HeadKind.NONE in cls.heads
+        name = architecture_name(found.config.unused) if is_named else found.class_name
+        name = found.family.base_model.name if encoder_alone else name
+        architecture = cls._require_head(found.family, name, str(folder))  # before the weights are read
+        tokenizer = WordPieceTokenizer.load(found.checkpoint.config_folder)
+        built = found.model(architecture.name)
+        pooler = {"add_pooling_layer": built.add_pooling_layer} if isinstance(built, BertModel) else {}
+        model, params = architecture.model_class.from_pretrained(
+            folder, dtype=dtype, config=built.config, strict=not encoder_alone, **pooler
+        )
         given = {name: value for name, value in options.items() if value is not None}
-        return cls(model, params, tokenizer, **(cls._saved_options(folder, config, given) | given))
+        saved = cls._saved_options(found.checkpoint.config_folder, built.config, given)
+        return cls(model, params, tokenizer, **(saved | given))
 
     @classmethod
     def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,18 +121,18 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         return {}
 
     @classmethod
-    def _require_head(cls, family: Family, name: str | None, source: str) -> None:
-        """Raise ValueError unless the class of this name, which `source` has, is one with a head of this pipeline."""
+    def _require_head(cls, family: Family, name: str | None, source: str) -> Architecture:
+        """Return the class of this name, which `source` has; raise a ValueError if it has no head of this pipeline."""
         architecture = family.architecture_named(name)
         if architecture is not None and architecture.head in cls.heads:
-            return
+            return architecture
         allowed = family.classes_for(cls.heads)
         wanted = " or ".join(allowed) or f"model for {cls.heads[0].value}; {family.model_type!r} has none here"
         if name is None:
             remedy = "Choose a model of another family"
             if allowed:
                 remedy = f"Write a folder of that class: flaxbert convert {source} NEW --head {allowed[0]}"
-            raise ValueError(f"{source}: names no architecture; {cls.__name__} needs a {wanted}. {remedy}")
+            raise ValueError(f"{source}: names no architecture, or several; {cls.__name__} needs a {wanted}. {remedy}")
         task = None if architecture is None else _PREDICT_TASKS.get(architecture.head)
         use = "which no pipeline here takes" if task is None else f"good for {task}"
         raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")

@@ -66,9 +66,11 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
 
         The arguments and errors are those of `Pipeline.from_pretrained`; options that are None count as not given.
         """
-        settings = dataclasses.asdict(read_sentence_settings(Path(folder)))
+        folder = Path(folder).expanduser()
+        config_folder = folder if folder.is_dir() else folder.parent
+        settings = dataclasses.asdict(read_sentence_settings(config_folder))
         if settings["max_length"] is not None:
-            positions = read_config(folder).max_sequence_length
+            positions = read_config(config_folder).max_sequence_length
             settings["max_length"] = min(settings["max_length"], positions)
         do_lower_case = settings.pop("do_lower_case")
         given = {name: value for name, value in options.items() if value is not None}

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -289,3 +290,27 @@ def test_a_closed_pipe_is_no_error(folders):
     process.stdout.close()
     _, err = process.communicate("a text\n" * 40)
     assert (process.returncode, err) == (0, "")
+
+
+def test_a_zip_from_google_and_the_encoder_in_it(data_dir, tmp_path, capsys):
+    source = data_dir / "checkpoints" / "tiny_tf1"
+    with zipfile.ZipFile(tmp_path / "uncased.zip", "w") as archive:
+        for file in source.iterdir():
+            archive.write(file, f"uncased_L-2/{file.name}")
+    model = ["--model", str(tmp_path / "uncased.zip")]
+    for task, texts in (("fill-mask", ["a [MASK]"]), ("next-sentence", ["a", "b"]), ("embed", ["a"])):
+        for folder in (model, ["--model", str(source)]):
+            assert cli.main(["predict", task, *folder, *texts]) == 0, task
+        zipped, plain = np.array_split(capsys.readouterr().out.splitlines(), 2)
+        assert zipped.tolist() == plain.tolist() != []
+    assert cli.main(["predict", "classify", *model, "a"]) == 2
+    err = capsys.readouterr().err
+    assert f"error: {tmp_path / 'uncased.zip'}: holds a BertForPreTraining" in err and "/flaxbert-" not in err
+
+
+def test_a_weights_file_with_its_config_and_tokenizer_beside_it(folders, capsys):
+    for task, texts in (("classify", ["a text"]), ("embed", ["a text"])):
+        for path in (folders[task], folders[task] / "model.safetensors"):
+            assert cli.main(["predict", task, "--model", str(path), *texts]) == 0
+        of_folder, of_file = np.array_split(capsys.readouterr().out.splitlines(), 2)
+        assert of_file.tolist() == of_folder.tolist() != []

@@ -1,6 +1,8 @@
 """Behaviour of all pipelines: order, streaming, number of compilations, errors."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -118,9 +120,11 @@ def test_errors_name_the_task_of_a_folder_with_another_head(folder, tmp_path):
         with pytest.raises(ValueError, match=holds + wanted):
             pipeline.from_pretrained(folder)
     config = flaxbert.BertConfig.tiny(vocab_size=7)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no architecture.*--head BertForMaskedLM"):
-        FillMaskPipeline.from_pretrained(tmp_path)
+    several = shutil.copytree(folder, tmp_path / "several")
+    keys = json.loads((several / "config.json").read_text()) | {"architectures": ["BertModel", "BertForMaskedLM"]}
+    (several / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(ValueError, match="names no architecture, or several; .*--head BertForMaskedLM"):
+        FillMaskPipeline.from_pretrained(several)
     with pytest.raises(
         ValueError, match="holds a BertForMaskedLM, good for fill-mask; TextClassificationPipeline needs"
     ):
