@@ -164,3 +164,14 @@ def test_sets_that_cannot_be_classified(tmp_path):
         single(rows)
     with pytest.raises(ValueError, match="all rows have the label '1'; name all labels: --task.labels"):
         single(read_labelled_texts(table(tmp_path / "b.csv", 1, 1)))
+
+
+def test_words_that_pandas_takes_for_empty_cells(tmp_path):
+    for word in ("NA", "None", "null", "N/A"):
+        path = table(tmp_path / "a.csv", "x", word, "y")
+        with pytest.raises(ValueError, match=rf"a\.csv:3: no label \('{word}'\)(\n.*)+Where '{word}' is a label"):
+            read_labelled_texts(path)
+        assert single(read_labelled_texts(path, unlabelled=()))[0] == tuple(sorted(["x", word, "y"]))
+        assert [row.label for row in read_labelled_texts(path, labels=("x", word, "y"))] == ["x", word, "y"]
+        assert len(read_labelled_texts(path, leave_out_incomplete=True)) == 2
+        assert single(read_labelled_texts(table(tmp_path / "a.jsonl", "x", word)))[0] == tuple(sorted(["x", word]))

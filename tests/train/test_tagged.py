@@ -252,3 +252,9 @@ def test_declared_tags_keep_their_ids(tmp_path):
     sentences, _ = convert_scheme(read, TagScheme.IOB2, written=TagScheme.IOB2, invalid=InvalidTags.REPAIR)
     assert infer_tags(sentences, TagScheme.IOB2) == tuple(names)  # types that train lacks, and not by the alphabet
     assert infer_tags(sentences, TagScheme.BIOES) == tuple(names)
+
+
+def test_lists_that_are_spelled_in_a_string(tmp_path):
+    path = write(tmp_path, "a.jsonl", json.dumps({"tokens": "['a', 'b']", "ner_tags": "['O' 'B-X']"}) + "\n")
+    (sentence,) = read_tagged_sentences(path)
+    assert (sentence.words, sentence.tags) == (("a", "b"), ("O", "B-X"))

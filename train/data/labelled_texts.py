@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow
-from train.data.labels import LabelledText, label_key, missing_keys, read_label, vector_length
+from train.data.labels import TABLE_MARKS, LabelledText, label_key, missing_keys, read_label, vector_length
 from train.data.sources import DATASET_PREFIX, LEAVE_OUT, ReadRows, is_blank, parse_rows, read_source
 
 _TEXT, _PAIR, _LABEL = "text", "second text", "label"
@@ -96,7 +96,9 @@ def read_labelled_texts(
     remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
     rows = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
     if unlabelled is None:
-        missing = missing_keys(_labels(rows), known=labels, train=None if train is None else _labels(train))
+        marks = TABLE_MARKS if os.fspath(source).lower().endswith((".csv", ".tsv")) else ()
+        of_train = None if train is None else _labels(train)
+        missing = missing_keys(_labels(rows), known=labels, train=of_train, marks=marks)
     else:
         missing = {label_key(label) for label in unlabelled}
     rows, problems = _mark_missing(rows, missing)

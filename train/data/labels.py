@@ -15,6 +15,8 @@ from train.data.sources import ReadRows
 
 _MAX_RATINGS = 20  # half stars are classes; more distinct decimals than that are measurements
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
+TABLE_MARKS = ("#N/A", "N/A", "NA", "n/a", "<NA>", "NULL", "null", "None")
+"""Words in a .csv or .tsv that pandas, and so the `datasets` library, takes for an empty cell."""
 _PLAIN_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?", re.ASCII)  # 01 is a code
 
 
@@ -98,7 +100,9 @@ def label_key(label: str) -> str:
     return "0" if key == "-0" else key
 
 
-def missing_keys(labels: Collection[str], *, known: Iterable[str], train: Collection[str] | None) -> set[str]:
+def missing_keys(
+    labels: Collection[str], *, known: Iterable[str], train: Collection[str] | None, marks: Collection[str] = ()
+) -> set[str]:
     """Return the keys of labels that mean that a row has none: "-" (SNLI), and -1 where it cannot be a label.
 
     -1 is a label if it is `known`, one of the training set, or if there are other negative numbers. Else it means that
@@ -109,10 +113,11 @@ def missing_keys(labels: Collection[str], *, known: Iterable[str], train: Collec
         labels: the labels of a set.
         known: labels that the user names.
         train: the labels of the training set, if this is another set.
+        marks: more labels that mean it, unless they are known.
     """
     found, others = {label_key(label) for label in labels}, {label_key(label) for label in train or ()}
     all_keys, known_keys = found | others, {label_key(label) for label in known} | others
-    keys = {"-"} & found - known_keys if "+" not in all_keys else set()
+    keys = ({"-", *marks} if "+" not in all_keys else {*marks}) & found - known_keys
     numbers = [float(key) for key in all_keys - {"-1"} if _NUMBER.fullmatch(key)]
     only = len(all_keys - {"-", "-1"}) == 0
     words = len(all_keys - {"-", "-1"}) > len(numbers)
@@ -183,7 +188,8 @@ def label_numbers(rows: Sequence[LabelledText]) -> np.ndarray:
                 raise ValueError
         except ValueError:
             problems.append(f"{row.source}: " + ("no label" if row.label is None else f"label {row.label[:80]!r}"))
-    raise_problems(problems, len(rows), "A regression's labels are finite numbers. Correct or remove these rows.")
+    remedy = "A regression's labels are finite numbers. Correct these rows, or name other marks: --task.unlabelled."
+    raise_problems(problems, len(rows), remedy)
     return np.array(numbers)
 
 

@@ -246,6 +246,8 @@ def _answers(value: object) -> Iterator[SquadAnswer]:
         if not isinstance(entry, dict):
             raise ValueError(f"an answer is {entry!r:.40}, expected an object")
         text, start = text_cell(entry, "text"), entry.get("answer_start")
+        if isinstance(start, float) and start.is_integer():
+            start = int(start)
         if not isinstance(start, int) or isinstance(start, bool):
             raise ValueError(f"'answer_start' is {start!r:.40}, expected a whole number")
         yield SquadAnswer(text.strip(), start + len(text) - len(text.lstrip()))

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from flaxbert.text.messages import encoding_problem, quote_names, raise_problems
+from flaxbert.text.messages import encoding_problem, list_cell, quote_names, raise_problems
 from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
 from flaxbert.text.word_columns import DOCUMENT_MARK, is_remark, split_columns
@@ -167,6 +167,7 @@ def _list_columns(names: Collection[str]) -> tuple[str, str]:
 
 def _tags(values: object, name: str, labels: Sequence[str]) -> Sequence[str]:
     """Return tags, given as strings or as their numbers."""
+    values = list_cell(values) or values
     if not isinstance(values, list) or not any(isinstance(value, int) for value in values):
         return _strings(values, name)
     if not labels:
@@ -180,14 +181,17 @@ def _tags(values: object, name: str, labels: Sequence[str]) -> Sequence[str]:
 
 
 def _strings(values: object, name: str) -> list[str]:
-    if not isinstance(values, list):
+    listed = list_cell(values)
+    if listed is None:
         raise ValueError(f"{name!r} is {values!r:.40}, expected a list of strings")
-    for i, value in enumerate(values):
+    words = []
+    for i, value in enumerate(listed):
         if not isinstance(value, str):
             raise ValueError(f"{name!r} has {value!r:.40} at index {i}, expected a string")
         if problem := encoding_problem(value):
             raise ValueError(f"{name!r}, index {i}: {problem}")
-    return values
+        words.append(value)
+    return words
 
 
 def _sentence(words: Sequence[str], tags: Sequence[str], source: str) -> TaggedSentence:
