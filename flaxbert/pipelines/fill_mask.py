@@ -18,6 +18,7 @@ from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text
 # Number of masks per sequence that are scored at once. The decoder takes a few hundredths of the encoder's time for
 # four positions, so one shape serves texts with one mask and with more. Texts with more masks are several sequences.
 _MASKS_PER_SEQUENCE = 4
+_WORD_START = "▁"
 _CONTINUATION = "##"
 
 
@@ -130,7 +131,9 @@ class FillMaskPipeline(Pipeline[str, FilledText]):
         """Return the fillings of the mask between two parts of a text."""
         fillings = []
         for token, token_id, probability in zip(self.tokenizer.tokens(ids), ids, probabilities, strict=True):
-            if not self.tokenizer.has_word_pieces:  # a byte-level token holds the space before it
+            if token.startswith(_WORD_START):  # of SentencePiece; decoding drops the blank before the first word
+                filled = f"{before.rstrip()} {self.tokenizer.decode([token_id])}".lstrip() + after
+            elif not self.tokenizer.has_word_pieces:  # a byte-level token holds the space before it
                 filled = before.rstrip() + self.tokenizer.decode([token_id]) + after
             elif token.startswith(_CONTINUATION) and len(token) > len(_CONTINUATION):
                 filled = before.rstrip() + token.removeprefix(_CONTINUATION) + after
