@@ -14,8 +14,9 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, trainers
 from flaxbert.families import BERT
 from flaxbert.families.family import SpecialTokens
 from flaxbert.files import atomic_write, path_inside
+from flaxbert.tokenizer_classes import bert_backend
 from flaxbert.tokenizer_files import TOKENIZER_FILES
-from flaxbert.tokenizer_folder import BERT_CLASS, BERT_CLASSES, bert_backend, read_tokenizer
+from flaxbert.tokenizer_folder import BERT_CLASS, BERT_CLASSES, read_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = dataclasses.astuple(BERT.special_tokens)
 
