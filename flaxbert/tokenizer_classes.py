@@ -44,7 +44,7 @@ def build_bert(files: TokenizerFiles, declared: DeclaredTokens, lowercase: bool 
         chinese_characters=bool(settings["tokenize_chinese_chars"]),
         strip_accents=settings["strip_accents"],
         declared=declared,
-        source=files.folder,
+        source=files.vocabulary if files.stored is None else files.stored_file,
     )
 
 
@@ -161,7 +161,7 @@ def build_roberta(files: TokenizerFiles, declared: DeclaredTokens) -> Tokenizer:
     backend = Tokenizer(models.BPE(model["vocab"], merges, continuing_subword_prefix="", end_of_word_suffix=""))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(prefix_space))
     backend.decoder = decoders.ByteLevel()
-    _require_tokens(files.folder, backend, declared)
+    _require_tokens(files.stored_file, backend, declared)
     _add_tokens(backend, declared)
     sep, cls = _with_id(backend, named["sep_token"]), _with_id(backend, named["cls_token"])
     backend.post_processor = processors.RobertaProcessing(sep, cls, bool(trim_offsets), bool(prefix_space))
@@ -184,7 +184,7 @@ def build_xlm_roberta(files: TokenizerFiles, declared: DeclaredTokens) -> Tokeni
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
     )
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
-    _require_tokens(files.folder, backend, declared)
+    _require_tokens(files.stored_file, backend, declared)
     _add_tokens(backend, declared)
     bos, eos = str(named["bos_token"]), str(named["eos_token"])
     backend.post_processor = processors.TemplateProcessing(

@@ -140,9 +140,9 @@ def _class_name(files: TokenizerFiles) -> str:
     model_type = model.get("model_type")
     if model_type is None:
         return BERT_CLASS if files.stored is None else STORED_CLASS
-    if model_type not in _CLASS_OF_MODEL:
+    if not isinstance(model_type, str) or model_type not in _CLASS_OF_MODEL:
         raise ValueError(
-            f"{files.folder}: names no tokenizer_class, and the model_type {model_type!r} has none here; set "
+            f"{files.folder}: names no tokenizer_class, and the model_type {model_type!r:.60} has none here; set "
             "tokenizer_class in tokenizer_config.json"
         )
     return _CLASS_OF_MODEL[model_type]
@@ -188,10 +188,21 @@ def _special_tokens(path: Path, backend: Tokenizer, named: Mapping[str, Token | 
 
 
 def _check_template(files: TokenizerFiles, backend: Tokenizer, special_tokens: SpecialTokens) -> None:
-    ids = backend.encode("").ids
-    cls, sep = backend.token_to_id(special_tokens.cls), backend.token_to_id(special_tokens.sep)
-    if ids != [cls, sep]:
+    """Raise ValueError unless the post-processor writes [CLS] before a text and [SEP] after it."""
+    try:
+        tokens, pair = backend.encode("").tokens, backend.encode("", "").tokens
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # of the library's Rust code
+            raise ValueError(f"{files.stored_file}: its post-processor is invalid ({error})") from None
+        raise
+    cls, sep = special_tokens.cls, special_tokens.sep
+    if [backend.token_to_id(token) for token in tokens] != [backend.token_to_id(token) for token in (cls, sep)]:
         raise ValueError(
-            f"{files.stored_file}: its post-processor writes {' '.join(backend.encode('').tokens) or 'no tokens'} "
-            f"around a text; expected {special_tokens.cls} and {special_tokens.sep}. Add a post-processor"
+            f"{files.stored_file}: its post-processor writes {' '.join(tokens) or 'no tokens'} around a text; expected "
+            f"{cls} and {sep}. Add a post-processor"
+        )
+    if pair[:1] != tokens[:1] or pair[-1:] != tokens[-1:]:
+        raise ValueError(
+            f"{files.stored_file}: its post-processor writes {' '.join(pair)} around a pair of texts; expected {cls} "
+            f"first and {sep} last"
         )

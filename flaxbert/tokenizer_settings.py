@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from flaxbert.files import read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _MAX_LENGTH = 10**9  # transformers writes 1e30 for "no limit"
 
 Token = str | AddedToken
@@ -170,6 +171,7 @@ def _token_list(value: object, file: Path) -> list[Token]:
 
 def _added_token(value: object, file: Path, key: object) -> AddedToken:
     try:
-        return AddedToken(**{name: entry for name, entry in dict(value).items() if name not in ("id", "__type")})  # type: ignore[call-overload]
+        entries: dict[str, Any] = dict(value)  # type: ignore[call-overload]
+        return AddedToken(**{name: entry for name, entry in entries.items() if name in _TOKEN_KEYS})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: the token {key!r:.60} is {value!r:.80}; expected an added token ({error})") from None

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import random
 
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, longest_first
 from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.tokenizer_folder import BERT_CLASSES
-from tests.flaxbert.tokenizer_folders import texts, write_folder
+from tests.flaxbert.tokenizer_folders import mutate, texts, write_folder
 
 WORDS = [*SPECIAL_TOKENS, "cafe", "café", "Café", "東", "京", "東京", "<", "ent", ">", "a", "b"]
 TEXTS = ["Café", "CAFÉ 東京 [MASK]", "<ent> a", "[SEP] b\u200b", ""]
@@ -280,3 +281,20 @@ def compare_random_folders(root, seeds):
 def test_random_folders_are_read_alike_or_refused(tmp_path, seeds):
     outcomes = compare_random_folders(tmp_path, seeds)
     assert outcomes["alike"] >= len(seeds) / 2 and outcomes["read by us alone"] <= len(seeds) / 20
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(900, 1000), pytest.param(range(1000, 4000), marks=pytest.mark.slow)], ids=["100", "3000"]
+)
+def test_files_with_other_kinds_of_values_are_read_or_refused(tmp_path, seeds):
+    for seed in seeds:
+        draw, folder = random.Random(seed), tmp_path / str(seed)
+        write_folder(folder, draw)
+        file = draw.choice(sorted(folder.glob("*.json")) or [None])
+        if file is None:
+            continue
+        file.write_text(json.dumps(mutate(json.loads(file.read_text()), draw)))
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            tokenizer = WordPieceTokenizer.load(folder)
+            tokenizer.encode(["a [MASK] b"], ["Café"], max_length=9)
+            tokenizer.save(tmp_path / "saved", max_length=9)

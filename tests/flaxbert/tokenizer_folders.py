@@ -268,3 +268,16 @@ def _declare_tokens(folder: Path, draw: random.Random, config: dict[str, object]
         special["additional_special_tokens"] = tokens
     if special and draw.random() < 0.7:
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
+
+
+def mutate(value: object, draw: random.Random) -> object:
+    """Return JSON with one entry deleted or replaced by another kind of value."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(list(value))
+        if draw.random() < 0.15:
+            return {name: entry for name, entry in value.items() if name != key}
+        return {**value, key: mutate(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.9:
+        i = draw.randrange(len(value))
+        return [*value[:i], mutate(value[i], draw), *value[i + 1 :]]
+    return draw.choice([None, True, 0, -1, 1e400, "x", [], {}, [1], {"a": 1}, [None], 2**40])
