@@ -7,7 +7,7 @@ giving the columns as numbers from 0: `Columns(text="3", label="1")`.
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow
@@ -36,7 +36,18 @@ _USUAL_COLUMNS = Columns()
 class LabelledTexts(ReadRows[LabelledText]):
     """Labelled texts, and whether their labels were vectors of 0 and 1."""
 
-    vectors = False
+    def __init__(
+        self,
+        rows: Iterable[LabelledText],
+        *,
+        columns: Mapping[str, str],
+        classes: Sequence[str],
+        left_out: int,
+        vectors: bool,
+    ):
+        """Hold rows; other arguments as of `ReadRows`."""
+        super().__init__(rows, columns=columns, classes=classes, left_out=left_out)
+        self.vectors = vectors
 
 
 def read_labelled_texts(
@@ -77,12 +88,12 @@ def read_labelled_texts(
         used = _resolve_columns(os.fspath(source).removeprefix(DATASET_PREFIX), found.columns, columns, train)
     label_column, texts = used.get(_LABEL, ""), [column for part, column in used.items() if part != _LABEL]
     classes = found.classes.get(label_column, ())
-    vectors = train.vectors if train else None
-    length = vector_length(row.cells.get(label_column) for row in found.rows) if separator is not None else None
-    if vectors or (vectors is None and length is not None):
-        # The names that transformers gives to labels without any.
-        classes = labels or (train.classes if train else [f"LABEL_{i}" for i in range(length or 0)])
-        vectors = True
+    vectors = False
+    if separator is not None:
+        length = vector_length(row.cells.get(label_column) for row in found.rows)
+        vectors = length is not None if train is None else train.vectors
+        if vectors:  # without names they have those that transformers gives
+            classes = labels or (train.classes if train else [f"LABEL_{i}" for i in range(length or 0)])
 
     def parse(row: TableRow) -> LabelledText | None:
         cells = row.require_cells()
@@ -95,6 +106,8 @@ def read_labelled_texts(
 
     remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
     rows = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
+    if not rows:
+        raise ValueError(f"{os.fspath(source)}: all rows are incomplete")
     if unlabelled is None:
         marks = TABLE_MARKS if os.fspath(source).lower().endswith((".csv", ".tsv")) else ()
         of_train = None if train is None else _labels(train)
@@ -103,15 +116,12 @@ def read_labelled_texts(
         missing = {label_key(label) for label in unlabelled}
     rows, problems = _mark_missing(rows, missing)
     labelled = [row for row in rows if row.label is not None]
-    if labelled and label_column and not leave_out_incomplete:
+    if labelled and not leave_out_incomplete:
         kept = f" Where {quote_names(missing)} is a label, give --task.unlabelled without a value." if missing else ""
         raise_problems(problems, len(found.rows), remedy + kept)
-    if not rows:
-        raise ValueError(f"{os.fspath(source)}: all rows are incomplete")
-    rows = labelled or rows
-    texts_read = LabelledTexts(rows, columns=used, classes=classes, left_out=len(found.rows) - len(rows))
-    texts_read.vectors = bool(vectors)
-    return texts_read
+    complete = labelled or rows  # a set without any label is an unlabelled one
+    left_out = len(found.rows) - len(complete)
+    return LabelledTexts(complete, columns=used, classes=classes, left_out=left_out, vectors=vectors)
 
 
 def _labels(rows: Sequence[LabelledText]) -> set[str]:
