@@ -30,7 +30,7 @@ from train.data.corpus.tokens import (
     SentenceTokenizer,
     TokenChunk,
     id_dtype,
-    lost_marks,
+    note_lost_marks,
     start_worker,
     text_chunks,
     tokenise_in_worker,
@@ -38,7 +38,6 @@ from train.data.corpus.tokens import (
 
 _SAVE_INTERVAL = 32  # chunks
 _CHUNKS_AHEAD = 4  # chunks a process that wait to be tokenised
-_MARKS_SAMPLE, _MARKS_SHARE = 4096, 0.02  # characters of a chunk that are looked at; lost marks a character
 _PRINT_INTERVAL = 10.0  # seconds between lines if there is no terminal for a bar
 _PROGRESS, _LOCK = "progress.json", "lock"
 
@@ -128,7 +127,7 @@ def prepare_store(settings: Preparation) -> dict[str, int]:
         split = settings.lines == "paragraphs"
         make = functools.partial(SentenceTokenizer, tokenizer.backend.to_str(), split=split, words=words)
         with StoreWriter(folder, dtype=dtype, word_starts=bool(words), saved=progress.counts) as writer:
-            text = _note_lost_marks(text_chunks(iter(reader)), tokenizer)
+            text = note_lost_marks(text_chunks(iter(reader)), tokenizer.backend)
             _tokenise(reader, text, make, writer, progress, settings.workers)
             if not writer.counts["tokens"]:
                 shutil.rmtree(folder)
@@ -213,25 +212,6 @@ def _load_progress(folder: Path, settings: Preparation) -> _Progress:
             "--output"
         )
     return _Progress(file, new, **recorded)
-
-
-def _note_lost_marks(text: Iterator[str], tokenizer: WordPieceTokenizer) -> Iterator[str]:
-    """Return the chunks; print a note once if the tokenizer strips many marks of a script from their beginnings."""
-    seen, lost = 0, collections.Counter[str]()
-    noted = False
-    for chunk in text:
-        sample = chunk[:_MARKS_SAMPLE]
-        seen += len(sample)
-        lost += lost_marks(sample, tokenizer.backend)
-        script, count = max(lost.items(), key=lambda item: item[1], default=("", 0))
-        if not noted and count > _MARKS_SHARE * seen:
-            noted = True
-            print(
-                f"note: the tokenizer strips marks from {script} letters, such as vowel signs ({count:,} in "
-                f"{seen:,} characters), as lower-casing does; to keep them give --no-lowercase, or a cased --tokenizer",
-                file=sys.stderr,
-            )
-        yield chunk
 
 
 def _tokenise(

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+_MARKS_SAMPLE, _MARKS_SHARE = 4096, 0.02  # characters of a chunk that are looked at; lost marks a character
 # Marks with the quotes and brackets that close after them, and blanks. Possessive quantifiers (++): with backtracking a
 # line of full stops would take hours.
 _SENTENCE_END = re.compile(r"[.!?…؟।。！？]++[\"'’”»)\]」』）》]*+(\s*+)")
@@ -114,14 +116,28 @@ class SentenceTokenizer:
         return 1 + sum(1 for _ in itertools.takewhile(lambda token: token.startswith("##"), tokens[index + 1 :]))
 
 
-def lost_marks(text: str, tokenizer: Tokenizer) -> collections.Counter[str]:
-    """Count the marks of each script, such as Thai vowel signs, that the tokenizer strips from a text.
+def note_lost_marks(chunks: Iterator[str], tokenizer: Tokenizer, *, flags: str = "--") -> Iterator[str]:
+    """Return the chunks; print a note once if the tokenizer strips many marks of a script, such as Thai vowel signs.
 
     Accents of Latin, Greek and Cyrillic letters do not count: stripping them is what lower-casing is known for.
     """
-    if tokenizer.normalizer is None:
-        return collections.Counter()
-    return _script_marks(text) - _script_marks(tokenizer.normalizer.normalize_str(text))
+    seen, lost = 0, collections.Counter[str]()
+    noted = tokenizer.normalizer is None
+    for chunk in chunks:
+        if not noted:
+            sample = chunk[:_MARKS_SAMPLE]
+            seen += len(sample)
+            lost += _script_marks(sample) - _script_marks(tokenizer.normalizer.normalize_str(sample))
+            script, count = max(lost.items(), key=lambda item: item[1], default=("", 0))
+            noted = count > _MARKS_SHARE * seen
+            if noted:
+                print(
+                    f"note: the tokenizer strips marks from {script} letters, such as vowel signs ({count:,} in "
+                    f"{seen:,} characters), as lower-casing does; to keep them give {flags}no-lowercase, or a cased "
+                    f"{flags}tokenizer",
+                    file=sys.stderr,
+                )
+        yield chunk
 
 
 def _script_marks(text: str) -> collections.Counter[str]:

@@ -12,7 +12,7 @@ import tyro
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import RECORD, TokenStore
-from train.data.corpus.tokens import SentenceTokenizer, text_chunks
+from train.data.corpus.tokens import SentenceTokenizer, note_lost_marks, text_chunks
 from train.data.host_batches import HostBatch, HostShard, TrainSet
 from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
@@ -173,7 +173,8 @@ def open_text(
         lines = list(TextReader([text]))
         tokenizer = tokenizer or learn(lines)
         tokenize = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
-        store = TokenStore.of(map(tokenize, text_chunks(iter(lines))), tokenizer)
+        chunks = note_lost_marks(text_chunks(iter(lines)), tokenizer.backend, flags="--task.")
+        store = TokenStore.of(map(tokenize, chunks), tokenizer)
     if not len(store.tokens):
         raise ValueError(f"{text}: holds no text; give a file or folder with lines that are not blank")
     return store
