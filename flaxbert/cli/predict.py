@@ -47,11 +47,11 @@ class Predict:
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts, if they come neither from --file nor from standard input."""
     model: str
-    """A folder, a zip from Google, or a model name on the Hugging Face hub."""
+    """A folder, a file, a zip from Google, or a model name on the Hugging Face hub."""
     file: Path | None = None
-    """A .txt with one input per line, a .tsv or .csv with a header, or a .jsonl with one object per line."""
+    """A .txt with one input per line, or a file for training: .tsv, .csv, .jsonl, .json, SQuAD's, CoNLL's."""
     columns: tuple[str, ...] = ()
-    """Columns of the table that hold the texts, in order; by default the columns with usual names."""
+    """Columns of the texts, in order: names, or numbers from 0 without a header; by default those with usual names."""
     output: Path | None = None
     """Write the results as JSON lines to this file, which appears when it is complete; embed also writes .npy."""
     json: bool = False

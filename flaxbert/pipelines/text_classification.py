@@ -1,13 +1,18 @@
 """Pipelines that score texts and pairs: labels of a text, next sentence, best choice."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from flaxbert.config import BertConfig
 from flaxbert.families import HeadKind
+from flaxbert.files import path_inside, read_json
 from flaxbert.layers import Params
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.pipelines.batching import InputSequence
@@ -16,6 +21,13 @@ from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_pair
 TextOrPair = str | tuple[str, str]
 PromptWithChoices = tuple[str, Sequence[str]]
 
+# Activations of sentence-transformers' CrossEncoder, by the last part of the name of PyTorch's module.
+_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "Identity": lambda logits: logits,
+    "Sigmoid": jax.nn.sigmoid,
+    "Softmax": jax.nn.softmax,
+    "Tanh": jnp.tanh,
+}
 _IS_NEXT = 0  # BERT's next-sentence labels: 0 the next sentence, 1 a random one
 
 
@@ -45,10 +57,19 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
 
     The config's `problem_type` determines the scores: softmax for single_label_classification, sigmoid for
     multi_label_classification, the model's outputs for regression. Without a problem type, one label has a sigmoid and
-    several labels have a softmax. `top_k` is the number of labels of each result; None returns all.
+    several labels have a softmax, unless there is an `activation`.
+
+    Attributes:
+        top_k: number of labels of each result; None returns all.
+        activation: name of PyTorch's module for models without a problem type. `from_pretrained` takes the one of a
+            CrossEncoder of sentence-transformers from its folder.
+
+    Raises:
+        ValueError: also if the activation is not known.
     """
 
     top_k: int | None = None
+    activation: str | None = None
 
     heads: ClassVar = (HeadKind.SEQUENCE_CLASSIFICATION,)
 
@@ -56,6 +77,22 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         super().__post_init__()
         if self.top_k is not None:
             require_at_least("top_k", self.top_k, 1)
+        known = [f"torch.nn.{name}" for name in _ACTIVATIONS]
+        if self.activation is not None and _short_name(self.activation) not in known:
+            raise ValueError(
+                f"the activation of the CrossEncoder is {self.activation[:80]!r}; known: {', '.join(known)}. Correct "
+                "activation_fn in its config_sentence_transformers.json or config.json"
+            )
+
+    @classmethod
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the activation of a CrossEncoder, from the places where sentence-transformers has kept it."""
+        file = path_inside(folder, "config_sentence_transformers.json")
+        settings = read_json(file) if file.is_file() else None
+        block = config.unused.get("sentence_transformers")
+        names = [values.get("activation_fn") for values in (settings, block) if isinstance(values, dict)]
+        names.append(config.unused.get("sbert_ce_default_activation_function"))
+        return {"activation": next((name for name in names if isinstance(name, str)), None)}
 
     def _check(self, item: object, name: str) -> TextOrPair:
         if isinstance(item, str):
@@ -71,6 +108,8 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         logits = self._model_outputs(params, batch).logits
         if config.problem_type == "regression":
             return logits
+        if config.problem_type is None and self.activation is not None:
+            return _ACTIVATIONS[_short_name(self.activation).removeprefix("torch.nn.")](logits)
         if config.problem_type == "multi_label_classification" or config.num_labels == 1:
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits, axis=-1)
@@ -82,6 +121,11 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
         scores = zip(self.model.config.id2label, output, strict=True)
         labels = sorted((Label(name, float(score)) for name, score in scores), key=lambda label: -label.score)
         return Classification(tuple(labels[: self.top_k]))
+
+
+def _short_name(module: str) -> str:
+    """Return "torch.nn.Identity" for "torch.nn.modules.linear.Identity"."""
+    return re.sub(r"^torch\.nn\.modules\.\w+\.", "torch.nn.", module)
 
 
 @dataclasses.dataclass(frozen=True)

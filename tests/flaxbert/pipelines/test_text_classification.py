@@ -1,9 +1,12 @@
 """Labels of texts and pairs equal transformers' pipeline."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import sentence_transformers
+import torch
 import transformers
 
 from flaxbert.pipelines import TextClassificationPipeline
@@ -45,3 +48,32 @@ def test_scores_equal_transformers(data_dir, tmp_path, problem_type, labels):
     assert [answer.best.name for answer in found] == [labels_wanted[0]["label"] for labels_wanted in wanted]
     best = dataclasses.replace(classify, top_k=1)(TEXTS)
     assert [answer.labels for answer in best] == [answer.labels[:1] for answer in found]
+
+
+@pytest.mark.parametrize(
+    "place", ["config_sentence_transformers.json", "block", "sbert_ce_default_activation_function"]
+)
+def test_scores_equal_those_of_a_cross_encoder(data_dir, tmp_path, place):
+    plain = tmp_path / "plain"
+    saved("BertForSequenceClassification", plain, data_dir / "tokenizers" / "bert-base-uncased", num_labels=1)
+    identity = torch.nn.Identity()
+    reference = sentence_transformers.CrossEncoder(str(plain), activation_fn=identity, device="cpu")
+    name, keys = "torch.nn.modules.linear.Identity", json.loads((plain / "config.json").read_text())
+    if place == "block":
+        keys["sentence_transformers"] = {"activation_fn": name, "version": "4.0"}
+    elif place in keys or place.startswith("sbert"):
+        keys[place] = name
+    else:
+        reference.save_pretrained(str(plain))
+        assert json.loads((plain / place).read_text())["activation_fn"] == name
+    (plain / "config.json").write_text(json.dumps(keys))
+    pairs = [("How old are you?", "I am six."), ("bad", "good")]
+    classify = TextClassificationPipeline.from_pretrained(plain, batch_size=2)
+    wanted = reference.predict(pairs)
+    np.testing.assert_allclose([answer.best.score for answer in classify(pairs)], wanted, atol=2e-5)
+    sigmoid = dataclasses.replace(classify, activation="torch.nn.modules.activation.Sigmoid")(pairs)
+    np.testing.assert_allclose([answer.best.score for answer in sigmoid], 1 / (1 + np.exp(-wanted)), atol=2e-5)
+    with pytest.raises(
+        ValueError, match="activation of the CrossEncoder is 'torch.nn.modules.x.Unknown'; known: torch"
+    ):
+        dataclasses.replace(classify, activation="torch.nn.modules.x.Unknown")
