@@ -1,6 +1,7 @@
 """Fixtures: configs of small runs, and a finished run that tests share."""
 
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -60,6 +61,16 @@ def no_cache():
     for name, value in before.items():
         jax.config.update(name, value)
     reset_cache()
+
+
+@pytest.fixture
+def optimized(monkeypatch: pytest.MonkeyPatch):
+    """Compile with LLVM's optimization, for runs of more than a hundred steps.
+
+    A step of 8 rows of 96 tokens then takes 15 ms instead of 63, and its compilation 4 s instead of 1.3.
+    """
+    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+    monkeypatch.setattr(jax, "jit", jit)
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def config(tmp_path):
     return Config(task, settings, Model(sizes=sizes), Optim(learning_rate=5e-3))
 
 
+@pytest.mark.usefixtures("optimized")
 def test_a_run_learns_and_transformers_says_the_same(config):
     folder = run(config)
     (found,) = records(folder, "eval")

@@ -85,6 +85,7 @@ def of_pytorch(folder, batches, rates):
 LARGER = SIZES.replace(hidden_size=64, num_hidden_layers=3, intermediate_size=128)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("row_length", "sizes", "rows", "fall"),
     [

@@ -145,6 +145,7 @@ def prepared(config, **changes):
     return dataclasses.replace(config.task, **changes).prepare(config)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_a_run_finds_the_entities(config, capsys):
     folder = run(config)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
