@@ -29,13 +29,17 @@ def read_choice_questions(
     split: str | None = None,
     first_label: int = 0,
     leave_out_incomplete: bool = False,
+    training: bool = True,
 ) -> ReadRows[ChoiceQuestion]:
     """Read all questions of a file or data set, which may have different numbers of choices.
 
     `first_label` is the number of the first choice in the label column; classes of a data set count from 0. With
-    `leave_out_incomplete` questions without a context are left out, and those without a label if others have one.
+    `leave_out_incomplete` questions without a context are left out, and those without a label if others have one. Only
+    a set for `training` must have the column of labels that `columns` names.
     """
     found = read_source(source, split=split, lists=True)
+    if not training and columns.label not in found.columns and columns.label is not None:
+        columns = dataclasses.replace(columns, label="")
     try:
         used = resolve_choice_columns(found.columns, columns)
     except ValueError as error:

@@ -83,7 +83,7 @@ def vector_length(cells: Iterable[object]) -> int | None:
     number is the number of a class.
     """
     lists = [list_cell(cell) for cell in cells if cell is not None]
-    vectors = [own for own in lists if own is not None and all(item in (0, 1) and item != "" for item in own)]
+    vectors = [own for own in lists if own is not None and all(item in (0, 1) for item in own)]
     if not vectors or len(vectors) < len(lists) or len({len(own) for own in vectors}) > 1:
         return None
     length = len(vectors[0])

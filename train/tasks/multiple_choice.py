@@ -53,6 +53,7 @@ class MultipleChoice(Supervised):
                 first_label=self.first_label,
                 split=split,
                 leave_out_incomplete=self.leave_out_incomplete,
+                training=name == "train",
             )
             for name, (source, split) in self.sources.items()
         }

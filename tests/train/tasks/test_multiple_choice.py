@@ -172,3 +172,11 @@ def test_classes_of_a_data_set_are_choices(tmp_path):
     data = datasets.Dataset.from_list(rows, features=datasets.Features({**texts, "label": names}))
     data.save_to_disk(tmp_path / "set")
     assert [question.label for question in read_choice_questions(tmp_path / "set")] == [1, 0, None]
+
+
+def test_a_test_set_may_lack_the_named_column_of_labels(tmp_path):
+    (tmp_path / "a.csv").write_text("question,choice1,choice2\nIs it?,no,yes\n")
+    with pytest.raises(ValueError, match="'gold' must be there"):
+        read_choice_questions(tmp_path / "a.csv", columns=ChoiceColumns(label="gold"))
+    (question,) = read_choice_questions(tmp_path / "a.csv", columns=ChoiceColumns(label="gold"), training=False)
+    assert question.label is None
