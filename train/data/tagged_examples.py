@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import enum
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -82,7 +83,9 @@ class TaggedExamples:
     def tags(
         self, predicted: Sequence[np.ndarray], sentences: Sequence[TaggedSentence], labels: Sequence[str]
     ) -> list[list[str]]:
-        """Return the tags of the words of each sentence; O for a word without pieces.
+        """Return the tags of the words of each sentence.
+
+        A word without pieces has the tag O, or I- between two words of one entity, so that it does not split it.
 
         Args:
             predicted: class ids of each example [T].
@@ -93,7 +96,20 @@ class TaggedExamples:
             for example, position in zip(self.example.tolist(), self.position.tolist(), strict=True)
         ]
         ends = np.cumsum([len(sentence.words) for sentence in sentences]).tolist()
-        return [tags[end - len(sentence.words) : end] for sentence, end in zip(sentences, ends, strict=True)]
+        split = [(end - len(sentence.words), end) for sentence, end in zip(sentences, ends, strict=True)]
+        without_pieces = self.example == _NO_PIECES
+        return [_continue_entities(tags[start:end], without_pieces[start:end]) for start, end in split]
+
+
+def _continue_entities(tags: list[str], without_pieces: np.ndarray) -> list[str]:
+    """Return the tags of a sentence with I- for words without pieces between two words of one entity."""
+    with_pieces = np.flatnonzero(~without_pieces).tolist()
+    for before, after in itertools.pairwise(with_pieces):
+        if after - before > 1:
+            first, second = parse_tag(tags[before]), parse_tag(tags[after])
+            if first.type == second.type and first.prefix in "BI" and second.prefix in "IE":
+                tags[before + 1 : after] = [f"I-{first.type}"] * (after - before - 1)
+    return tags
 
 
 def scheme_of_sentences(sentences: Sequence[TaggedSentence]) -> TagScheme:

@@ -55,6 +55,22 @@ def test_pieces_and_their_labels(tokenizer):
     ]
 
 
+def test_a_word_without_pieces_does_not_split_an_entity(tokenizer):
+    sentence = TaggedSentence(
+        ("in", "new", BLANK, BLANK, "york", BLANK, "town"), ("B-X", "B-LOC", *["I-LOC"] * 5), "f:1"
+    )
+    found, _ = cut(tokenizer, [sentence])
+    for predicted, expected in (
+        ("O B-LOC I-LOC I-LOC", "O B-LOC I-LOC I-LOC I-LOC I-LOC I-LOC"),
+        ("O B-LOC I-LOC O", "O B-LOC I-LOC I-LOC I-LOC O O"),
+        ("B-LOC O B-LOC B-LOC", "B-LOC O O O B-LOC O B-LOC"),
+        ("O B-X I-LOC I-LOC", "O B-X O O I-LOC I-LOC I-LOC"),
+    ):
+        names = ["O", "B-LOC", "I-LOC", "B-X"]
+        ids = np.array([0, *(names.index(tag) for tag in predicted.split()), 0])
+        assert found.tags([ids], [sentence], names) == [expected.split()]
+
+
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
