@@ -123,11 +123,15 @@ def declared_tokens(files: TokenizerFiles) -> DeclaredTokens:
         for key, value in config.items()
         if key not in NAMED_TOKENS and key.endswith("_token") and isinstance(value, str | dict)
     }
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    # transformers takes additional_special_tokens for extra_special_tokens where that is not given as a list.
+    extra, given = config.get("extra_special_tokens"), "extra_special_tokens" in config
     if isinstance(extra, dict):
         custom |= {key: _token(value, config_file, key) for key, value in extra.items()}
-        extra = []
-    extra = _token_list(extra, config_file)
+        given = False
+    if not given or not extra:
+        given = given or ("additional_special_tokens" in config and not extra)
+        extra = config.get("additional_special_tokens")
+    extra = _token_list(extra or [], config_file)
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         for number, value in config["added_tokens_decoder"].items():
@@ -135,9 +139,11 @@ def declared_tokens(files: TokenizerFiles) -> DeclaredTokens:
     else:
         file = files.folder / "special_tokens_map.json"
         for key, value in read_object(file, optional=True).items():
-            if key in ("additional_special_tokens", "extra_special_tokens"):
-                if key == "extra_special_tokens" or not ({"extra_special_tokens", key} & config.keys()):
-                    extra += [token for token in _token_list(value, file) if token not in extra]
+            if key == "extra_special_tokens":
+                extra = [*(extra if given else []), *_token_list(value, file)]
+                given = True
+            elif key == "additional_special_tokens":
+                extra = extra if given else _token_list(value, file)
             else:
                 (named if key in NAMED_TOKENS else custom)[key] = _token(value, file, key, special=True)
         special = {str(token) for token in [*named.values(), *extra] if token is not None}

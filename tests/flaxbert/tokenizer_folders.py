@@ -246,8 +246,8 @@ def _declare_tokens(folder: Path, draw: random.Random, config: dict[str, object]
         )
     if draw.random() < 0.15 and tokens:
         config[draw.choice(["additional_special_tokens", "extra_special_tokens"])] = tokens
-    if draw.random() < 0.05:
-        config["extra_special_tokens"] = {"ent_token": "<ent>"}
+    if draw.random() < 0.1:
+        config["extra_special_tokens"] = draw.choice([{"ent_token": "<ent>"}, {}, None, []])
     if draw.random() < 0.05:
         config["image_token"] = "[E1]"
     special: dict[str, object] = {}
@@ -265,7 +265,7 @@ def _declare_tokens(folder: Path, draw: random.Random, config: dict[str, object]
         if draw.random() < 0.1:
             draw.choice([config, special])["mask_token"] = draw.choice(["<mask>", "[unused0]"])
     if draw.random() < 0.15 and tokens:
-        special["additional_special_tokens"] = tokens
+        special[draw.choice(["additional_special_tokens", "extra_special_tokens"])] = tokens
     if special and draw.random() < 0.7:
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
 
