@@ -13,9 +13,6 @@ ModelBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 _SHORTEST = 16
-# Batches that are dispatched before the results of an earlier one are fetched: one keeps the device busy, and the
-# activations of more take memory.
-_MAX_DISPATCHED = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +57,9 @@ def run_in_batches(
     """
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
     batches = list(chunked(order, batch_size))
+    # A batch is dispatched before the results of the one before are fetched, so that the device does not wait for the
+    # host. A CPU would compute both at once, which takes the memory of both.
+    ahead = 0 if jax.default_backend() == "cpu" else 1
     results: list[Any] = [None] * len(sequences)
     dispatched: collections.deque[Any] = collections.deque()
 
@@ -71,8 +71,8 @@ def run_in_batches(
 
     for number, batch in enumerate(batches):
         dispatched.append(compute(pad_batch([sequences[index] for index in batch], batch_size, lengths, pad_id)))
-        if number >= _MAX_DISPATCHED:
-            fetch(batches[number - _MAX_DISPATCHED])
+        if number >= ahead:
+            fetch(batches[number - ahead])
     for batch in batches[-len(dispatched) :] if dispatched else ():
         fetch(batch)
     return results
