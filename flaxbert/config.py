@@ -145,6 +145,11 @@ class BertConfig:
         return self.max_position_embeddings - self.position_offset
 
     @property
+    def padding_row(self) -> int | None:
+        """Row of the word embeddings that stays zero; as in PyTorch, a `pad_token_id` below 0 counts from the end."""
+        return None if self.pad_token_id is None else self.pad_token_id % self.vocab_size
+
+    @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
@@ -184,10 +189,10 @@ class BertConfig:
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
             )
         if self.pad_token_id is not None:
-            _whole("pad_token_id", self.pad_token_id, 0, self.vocab_size - 1)
+            _whole("pad_token_id", self.pad_token_id, -self.vocab_size, self.vocab_size - 1)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if name != "classifier_dropout" or self.classifier_dropout is not None:
-                _real(name, getattr(self, name), "at least 0 and less than 1", lambda p: 0 <= p < 1)
+                _real(name, getattr(self, name), "from 0 to 1", lambda p: 0 <= p <= 1)
         _real("layer_norm_eps", self.layer_norm_eps, "greater than 0", lambda x: x > 0)
         _real("initializer_range", self.initializer_range, "at least 0", lambda x: x >= 0)
         for name in ("is_decoder", "add_cross_attention", "tie_word_embeddings"):

@@ -32,13 +32,15 @@ def dropout(
     """
     if random is None or rate == 0.0 or x.size == 0:
         return x
+    if rate == 1.0:
+        return jnp.zeros_like(x)
     mask = random if random.dtype == jnp.bool_ else keep_mask(random, x.shape, rate=rate)
     return jnp.where(mask, x * dropout_scale(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 def dropout_scale(rate: float) -> float:
     """Return the factor on the elements that are kept: the inverse of the probability of keeping one."""
-    return 2**16 / _keep_threshold(rate)
+    return 0.0 if rate == 1.0 else 2**16 / _keep_threshold(rate)
 
 
 def keep_mask(key: Key[Array, ""], shape: tuple[int, ...], *, rate: float) -> Bool[Array, "..."]:

@@ -78,7 +78,7 @@ def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool) -> Dec
     """Declare the parameters of `encode`; the word table has `vocab_rows` rows, of which `vocab_size` are used."""
     width, stddev = config.hidden_size, config.initializer_range
     shape, used = (vocab_rows, width), config.vocab_size
-    word = declare_embedding(shape, "vocab", stddev=stddev, used_rows=used, pad_row=config.pad_token_id)
+    word = declare_embedding(shape, "vocab", stddev=stddev, used_rows=used, pad_row=config.padding_row)
     declaration: Declaration = {
         "embeddings": {
             "word": word,
@@ -149,7 +149,7 @@ def embed(
     if inputs.input_ids is None:
         x = jnp.asarray(inputs.inputs_embeds, jnp.float32)
     else:
-        x = functional.lookup(word, jnp.asarray(inputs.input_ids), frozen_row=config.pad_token_id)
+        x = functional.lookup(word, jnp.asarray(inputs.input_ids), frozen_row=config.padding_row)
     if inputs.token_type_ids is None:
         x = x + token_type[None, :1]
     else:

@@ -31,7 +31,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_fast": lambda x: 0.5 * x * (1.0 + jnp.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
     "gelu_new": gelu_tanh,
     "gelu_python": gelu,
+    "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": jax.nn.hard_swish,
     # Of MEGA (Ma et al., 2022), with its published mean and deviation.
     "laplace": lambda x: 0.5 * (1.0 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0)))),
     "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.01),
@@ -43,6 +45,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu6": jax.nn.relu6,
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
+    "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }

@@ -34,6 +34,8 @@ ARCHITECTURES: Mapping[str, type[PreTrainedModel]] = {model_class.__name__: mode
 
 GOOGLE_FILE = "bert_config.json"
 
+# Keys that name code to run.
+CODE_KEYS = frozenset(["auto_map", "custom_pipelines", "trust_remote_code"])
 # Keys that name the file, its tensors or the program that wrote it. They are written anew or not at all.
 FILE_KEYS = frozenset(
     [
@@ -181,19 +183,23 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
     known = {field.name for field in dataclasses.fields(family.config_class)} - {"unused"}
     fields = {key: value for key, value in values.items() if key in known}
     if fields.get("id2label") is not None:
-        fields["id2label"] = _labels_by_id(fields["id2label"])
+        fields["id2label"] = _label_names(fields["id2label"])
         fields.pop("num_labels", None)  # in transformers, id2label wins
     if not fields.get("pruned_heads"):
         fields.pop("pruned_heads", None)  # an empty mapping means none
     unused = {key: value for key, value in values.items() if key not in known}
     unknown = sorted(set(unused) - family.kept_config_keys - FILE_KEYS)
     if unknown:
-        _log.warning("config.json: keys not understood, kept aside and ignored: %s", ", ".join(map(repr, unknown)))
+        names = ", ".join(map(repr, unknown))
+        _log.warning("config.json: keys without a meaning here, written back as they are: %s", names)
     return family.config_class(**fields, unused=unused)
 
 
-def _labels_by_id(labels: object) -> dict[int, object]:
-    """Turn the string keys of a JSON object into numbers: {"0": "NEGATIVE", "1": "POSITIVE"}."""
+def _label_names(labels: object) -> tuple[str, ...]:
+    """Return the names of the ids from 0 on, as many as an "id2label" has, which is the number of labels.
+
+    As in transformers, an id without a name is LABEL_i, and a name of an id beyond them is not used.
+    """
     if not isinstance(labels, Mapping):
         raise ValueError(f"id2label is {labels!r}; it must be an object from id to name")
     try:
@@ -202,23 +208,37 @@ def _labels_by_id(labels: object) -> dict[int, object]:
         raise ValueError(f"id2label has the ids {sorted(labels)}; they must be whole numbers") from None
     if len(by_id) < len(labels):  # "0" and "00"
         raise ValueError(f"id2label has the ids {sorted(labels)}; two of them are the same number")
-    return by_id
+    for key, name in by_id.items():
+        if not isinstance(name, str | int | float | None):
+            raise ValueError(f"id2label calls {key} {name!r}; a label is a text or a number")
+    if by_id.keys() != set(range(len(by_id))):
+        _log.warning(
+            "config.json: id2label has the ids %s; as in transformers, there are %d labels, from 0 to %d, those without "
+            "a name are called LABEL_i",
+            ", ".join(map(str, sorted(by_id))),
+            len(by_id),
+            len(by_id) - 1,
+        )
+    names = [by_id.get(i) for i in range(len(by_id))]
+    return tuple(f"LABEL_{i}" if name is None else str(name) for i, name in enumerate(names))
+
+
+def carried_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config.json but those that name the file, code to run, or begin with "_"."""
+    return {
+        key: value for key, value in values.items() if key not in FILE_KEYS | CODE_KEYS and not key.startswith("_")
+    }
 
 
 def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
     """Return the content of a config.json that `transformers` reads.
 
-    `architecture` is the class to name, `dtype` the type of the numbers in the weights. Of `config.unused`, the keys
-    that the family keeps are written back.
+    `architecture` is the class to name, `dtype` the type of the numbers in the weights. Keys without a meaning here are
+    written back, because they may change what other programs do: the activation of a CrossEncoder, for example.
     """
     family = family_of_config_class(type(config))
     written_below = ("unused", "pruned_heads", "num_labels", "id2label")
-    kept = {
-        key: value
-        for key, value in config.unused.items()
-        if key in family.kept_config_keys and isinstance(value, str | int | float | dict)
-    }
-    values = kept | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in written_below}
+    values = carried_keys(config.unused) | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in written_below}
     values |= {
         "model_type": family.model_type,
         "dtype": dtype,

@@ -56,6 +56,8 @@ class RobertaConfig(BertConfig):
         super().__post_init__()
         if self.pad_token_id is None:
             raise ValueError("pad_token_id is None; RoBERTa counts positions from it, so it must be a token id")
+        if self.pad_token_id < -1:
+            raise ValueError(f"pad_token_id is {self.pad_token_id}; positions begin behind it, so it is at least -1")
         if self.max_sequence_length < 1:
             raise ValueError(
                 f"max_position_embeddings is {self.max_position_embeddings}; it must exceed pad_token_id + 1, "

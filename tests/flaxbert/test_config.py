@@ -89,7 +89,8 @@ def test_labels_come_from_id2label(data_dir):
 def test_unknown_keys_are_kept_aside_and_warned_of(caplog):
     config = BertConfig.from_dict({"hidden_size": 24, "num_attention_heads": 2, "rotary": True, "__class__": "x"})
     assert config.unused == {"rotary": True, "__class__": "x"}
-    assert warned(caplog) == ["config.json: keys not understood, kept aside and ignored: '__class__', 'rotary'"]
+    expected = "config.json: keys without a meaning here, written back as they are: '__class__', 'rotary'"
+    assert warned(caplog) == [expected]
     assert type(config) is BertConfig
     assert not hasattr(config, "rotary")
 
@@ -113,6 +114,46 @@ def test_unused_keys_are_neither_compared_nor_written_back():
     assert not {"architectures", "transformers_version"} & config.to_dict().keys()
 
 
+def test_keys_with_a_meaning_elsewhere_are_written_back():
+    elsewhere = {
+        "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0"},
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+        "function_to_apply": "none",
+        "task_specific_params": {"a": [1, None]},
+        "sep_token_id": None,
+    }
+    code = {"auto_map": {"AutoModel": "x.Y"}, "custom_pipelines": {"x": {}}, "trust_remote_code": True, "_commit": "1"}
+    assert {key: value for key, value in BertConfig.from_dict(elsewhere | code).to_dict().items() if key in elsewhere} == (
+        elsewhere
+    )
+    assert not code.keys() & BertConfig.from_dict(elsewhere | code).to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"0": "A", "2": "B"}, ("A", "LABEL_1")),
+        ({"1": "a", "2": "b"}, ("LABEL_0", "a")),
+        ({"-1": "a"}, ("LABEL_0",)),
+        ({"0": 0, "1": 1.5, "2": True, "3": None}, ("0", "1.5", "True", "LABEL_3")),
+    ],
+)
+def test_labels_with_gaps_or_without_names_are_read_as_transformers_does(labels, names, caplog, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    config = BertConfig.from_pretrained(tmp_path)
+    theirs = transformers.BertConfig.from_pretrained(tmp_path)
+    assert (config.num_labels, config.id2label) == (theirs.num_labels, names)
+    assert all(str(theirs.id2label.get(i) or name) == name for i, name in enumerate(names) if name[:5] != "LABEL" and i)
+    gaps = set(map(int, labels)) != set(range(len(labels)))
+    assert [("id2label has the ids" in message) for message in warned(caplog)] == [True] * gaps
+
+
+def test_padding_ids_below_zero_count_from_the_end_as_in_torch():
+    config = BertConfig.from_dict({"pad_token_id": -1, "vocab_size": 30})
+    assert (config.pad_token_id, config.padding_row, config.to_dict()["pad_token_id"]) == (-1, 29, -1)
+    assert BertConfig().padding_row == 0 and BertConfig(pad_token_id=None).padding_row is None
+
+
 # -- impossible values -----------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
@@ -127,12 +168,12 @@ SIZES = (
 )
 IMPOSSIBLE = [
     *((name, value) for name in SIZES for value in (0, -1, 2**40, "768", 1.5, True, None)),
-    *(("hidden_dropout_prob", value) for value in (-0.1, 1, 1.5, NAN, "0", None)),
-    *(("attention_probs_dropout_prob", value) for value in (-0.1, 1, 1.5, NAN, "0", None)),
-    *(("classifier_dropout", value) for value in (-0.1, 1.0, NAN, INF, "0.1", True)),
+    *(("hidden_dropout_prob", value) for value in (-0.1, 1.1, 1.5, NAN, "0", None)),
+    *(("attention_probs_dropout_prob", value) for value in (-0.1, 1.1, 1.5, NAN, "0", None)),
+    *(("classifier_dropout", value) for value in (-0.1, 1.1, NAN, INF, "0.1", True)),
     *(("layer_norm_eps", value) for value in (0, -1e-12, NAN, INF, -INF, "1e-12", None, 10**400)),
     *(("initializer_range", value) for value in (-0.02, NAN, INF, "0.02", None)),
-    *(("pad_token_id", value) for value in (-1, 30522, 0.0, "0", True)),
+    *(("pad_token_id", value) for value in (-30523, 30522, 0.0, "0", True)),
     *(("hidden_act", value) for value in ("swiglu", "GELU", "", None, 3)),
     *(("problem_type", value) for value in ("multilabel", "", 1)),
     *((name, value) for name in ("is_decoder", "tie_word_embeddings") for value in (1, 0, "true", None)),
@@ -184,9 +225,8 @@ def test_impossible_labels(labels, message):
     ("labels", "message"),
     [
         ({"x": "a"}, r"id2label has the ids \['x'\]; they must be whole numbers"),
-        ({"-1": "a"}, r"id2label has the ids \[-1\]; they must be 0 to 0"),
         ({"0": "a", "00": "b"}, r"id2label has the ids \['0', '00'\]; two of them are the same"),
-        ({"0": None}, r"id2label is \(None,\)"),
+        ({"0": ["a"]}, r"id2label calls 0 \['a'\]; a label is a text or a number"),
         (["a"], r"id2label is \['a'\]; it must be an object"),
     ],
 )
