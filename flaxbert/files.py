@@ -41,7 +41,7 @@ def path_inside(folder: Path, name: str) -> Path:
 
 
 def _resolves_into(folder: Path, file: Path) -> bool:
-    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    root = next((parent.parent for parent in folder.parents if parent.name == "snapshots"), folder)
     try:
         return file.resolve().is_relative_to(root)
     except (OSError, RuntimeError, ValueError):  # a circle of links, a name too long or impossible to encode

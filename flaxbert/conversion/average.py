@@ -6,9 +6,8 @@ from pathlib import Path
 from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.families import architecture_of
 from flaxbert.files import atomic_folder, require_absent
-from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import ORBAX
-from flaxbert.weights.folder import WriteOptions, write_model_folder
+from flaxbert.weights.folder import WriteOptions, copy_other_files, write_model_folder
 from flaxbert.weights.formats.orbax_params import orbax_steps
 from flaxbert.weights.tensors import mean
 
@@ -50,12 +49,8 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
     options = WriteOptions(in_given_order=any(checkpoint.checkpoint.format == ORBAX for checkpoint in checkpoints))
     with atomic_folder(target) as folder:
         write_model_folder(folder, model, tensors, options)
-        source = checkpoints[0].checkpoint.config_folder
-        copy_tokenizer_files(
-            source,
-            folder,
-            sentence_transformers=architecture.is_base_model,
-            max_length=model.config.max_sequence_length,
+        copy_other_files(
+            checkpoints[0].checkpoint.model_folder, folder, model, max_length=model.config.max_sequence_length
         )
     return found
 

@@ -24,10 +24,18 @@ from flaxbert.files import (
 from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import FILE_FORMATS, FLAX, ORBAX, Checkpoint, FileFormat, open_checkpoint
-from flaxbert.weights.folder import DTYPES, WriteOptions, config_text, write_folder, write_model_folder
+from flaxbert.weights.folder import (
+    DTYPES,
+    WriteOptions,
+    config_text,
+    copy_other_files,
+    write_folder,
+    write_model_folder,
+)
 from flaxbert.weights.formats.orbax_params import write_orbax_params
 from flaxbert.weights.load import MatchedTensors, initialise, match
 from flaxbert.weights.names import ParameterTensor
+from flaxbert.weights.sentence_transformers import copy_files_of_other_tokenizers, copy_sentence_transformers_files
 from flaxbert.weights.tensors import LazyTensor, cast, observed, tensors_equal
 
 FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
@@ -162,12 +170,7 @@ def _convert_model(
             written = open_checkpoint(folder)
             written.verify_checksums()
             _compare(folder, tensors, match(written, model).tensors)
-        files = copy_tokenizer_files(
-            checkpoint.config_folder,
-            folder,
-            sentence_transformers=architecture.is_base_model,
-            max_length=model.config.max_sequence_length,
-        )
+        files = copy_other_files(checkpoint.model_folder, folder, model, max_length=model.config.max_sequence_length)
     return Conversion(
         read=checkpoint.format,
         written=output.format,
@@ -245,7 +248,9 @@ def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output
         write_folder(folder, config, output.observed(tensors), options)
         if output.verify:
             _compare(folder, tensors, open_checkpoint(folder).tensors)
-        files = copy_tokenizer_files(checkpoint.config_folder, folder, sentence_transformers=True)
+        files = copy_tokenizer_files(checkpoint.config_folder, folder)
+        files += copy_files_of_other_tokenizers(checkpoint.config_folder, folder)
+        files += copy_sentence_transformers_files(checkpoint.model_folder, folder)
     return Conversion(
         read=checkpoint.format,
         written=output.format,

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 from flaxbert.config import BertConfig
-from flaxbert.conversion.matching import ModelCheckpoint, infer_architecture
+from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.families import BERT, config_to_dict, read_config
 from flaxbert.weights.checkpoint import open_checkpoint
-from flaxbert.weights.load import match
+from flaxbert.weights.load import infer_architecture, match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _read_config(folder: Path) -> tuple[BertConfig | None, str | None]:
 
 def _loading_error(checkpoint: ModelCheckpoint) -> str | None:
     try:
-        match(checkpoint.checkpoint, checkpoint.model(checkpoint.class_name, count_labels=False))
+        model = checkpoint.model(checkpoint.class_name)
+        match(checkpoint.checkpoint, model, leave_out_heads=bool(checkpoint.config.unused.get("architectures")))
     except ValueError as error:
         return str(error)
     return None

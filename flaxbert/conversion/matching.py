@@ -1,14 +1,13 @@
 """The model class that takes the tensors of a checkpoint: named by its config, given by the user, or inferred."""
 
 import dataclasses
-from collections.abc import Iterable
+import logging
 from pathlib import Path
 from typing import cast
 
 from flaxbert.config import BertConfig
 from flaxbert.families import (
     ARCHITECTURES,
-    Architecture,
     Family,
     architecture_name,
     architecture_of,
@@ -17,8 +16,10 @@ from flaxbert.families import (
 )
 from flaxbert.models import BertModel, PreTrainedModel
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.load import MatchedTensors, has_pooler, match
-from flaxbert.weights.names import canonical_name
+from flaxbert.weights.load import MatchedTensors, has_pooler, infer_architecture, match, with_label_count
+from flaxbert.weights.sentence_transformers import MODULES_FILE
+
+_log = logging.getLogger("flaxbert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,7 @@ class ModelCheckpoint:
         """
         config, tensors = self.config, self.checkpoint.tensors
         if count_labels and self._class_in_config is None:
-            weight = tensors.get(self.family.label_weight)
-            if weight is not None and weight.shape and 0 < weight.shape[0] != config.num_labels:
-                config = config.replace(num_labels=weight.shape[0])
+            config = with_label_count(self.checkpoint, config)
         model_class = ARCHITECTURES[class_name]
         if architecture_of(model_class).is_base_model:
             with_pooler = has_pooler(self.family, tensors)
@@ -92,23 +91,29 @@ class ModelCheckpoint:
             model = self.model(class_name)
             return model, match(self.checkpoint, model, strict=False)
         first_error = None
-        candidates = [self._class_in_config, infer_architecture(self.family, self.checkpoint.tensors).name]
-        for name in dict.fromkeys(name for name in candidates if name is not None):
+        named, inferred = self._class_in_config, infer_architecture(self.family, self.checkpoint.tensors).name
+        for name, leave_out_heads in self._candidates(named, inferred):
             model = self.model(name)
             try:
-                return model, match(self.checkpoint, model)
+                matched = match(self.checkpoint, model, leave_out_heads=leave_out_heads)
             except ValueError as error:
                 first_error = first_error or error
+                continue
+            if self.config.unused.get("architectures") and name != named:
+                given = self.config.unused["architectures"]
+                _log.warning("%s: names %s, but its tensors are those of %s", self.checkpoint.file, given, name)
+            return model, matched
         raise ValueError(
             f"{first_error}\nGive a class with --head CLASS (in Python head=): tensors of other heads are left out "
             "and missing ones initialised"
         ) from None
 
-
-def infer_architecture(family: Family, names: Iterable[str]) -> Architecture:
-    """Return the architecture of a family that has tensors of these names."""
-    canonical = {canonical_name(family, name, add_prefix=True) for name in names}
-    for architecture in family.architectures:
-        if architecture.marks and all(any(name.startswith(mark) for name in canonical) for mark in architecture.marks):
-            return architecture
-    return family.base_model
+    def _candidates(self, named: str | None, inferred: str) -> list[tuple[str, bool]]:
+        """Return classes to try, and whether to leave out weights of other heads: first those that take all tensors."""
+        if named is None:
+            return [(inferred, False)]
+        candidates = [(named, False), (inferred, False), (named, True)]
+        is_sentence_model = (self.checkpoint.model_folder / MODULES_FILE).is_file()
+        if is_sentence_model and named == self.family.base_model.name:  # sentence-transformers needs no other class
+            return [(named, True)]
+        return candidates

@@ -130,7 +130,7 @@ def write_export(
     with atomic_folder(target) as folder:
         parity = largest_difference(model, params, write_program(folder), length)
         if model.origin is not None:
-            copy_tokenizer_files(model.origin, folder, sentence_transformers=False)
+            copy_tokenizer_files(model.origin, folder)
         exported = dataclasses.replace(
             description,
             files=tuple(sorted([*(path.name for path in folder.iterdir()), DESCRIPTION])),

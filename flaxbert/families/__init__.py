@@ -131,7 +131,7 @@ def read_config(path: str | Path, family: Family | None = None) -> BertConfig:
         FileNotFoundError: the file does not exist.
         ValueError: it is not JSON, of another model type, or has a value that is impossible or not supported.
     """
-    file, values = _read_values(path)
+    file, values = _config_file(path), read_keys(path)
     if file.name == GOOGLE_FILE and values.get("hidden_act") == "gelu":
         values["hidden_act"] = "gelu_new"
         _log.warning('%s: Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"', file)
@@ -143,24 +143,29 @@ def read_config(path: str | Path, family: Family | None = None) -> BertConfig:
 
 def read_model_type(path: str | Path) -> str:
     """Return the "model_type" of a folder's config.json; "bert" where there is none, as in Google's files."""
-    file, values = _read_values(path)
-    model_type = values.get("model_type", BERT.model_type)
+    model_type = read_keys(path).get("model_type", BERT.model_type)
     if not isinstance(model_type, str):
-        raise ValueError(f"{file}: model_type is {str(model_type)[:80]!r}")
+        raise ValueError(f"{_config_file(path)}: model_type is {str(model_type)[:80]!r}")
     return model_type
 
 
-def _read_values(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    file = Path(path)
-    if file.is_dir():
-        google = (file / GOOGLE_FILE).exists() and not (file / "config.json").exists()
-        file = path_inside(file, GOOGLE_FILE if google else "config.json")
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """Return the keys of a folder's config.json as they are; the path and the errors are those of `read_config`."""
+    file = _config_file(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; a model folder holds config.json and model.safetensors")
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")
-    return file, values
+    return values
+
+
+def _config_file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    google = (path / GOOGLE_FILE).exists() and not (path / "config.json").exists()
+    return path_inside(path, GOOGLE_FILE if google else "config.json")
 
 
 def architecture_name(values: Mapping[str, object]) -> str | None:
@@ -213,7 +218,7 @@ def _label_names(labels: object) -> tuple[str, ...]:
             raise ValueError(f"id2label calls {key} {name!r}; a label is a text or a number")
     if by_id.keys() != set(range(len(by_id))):
         _log.warning(
-            "config.json: id2label has the ids %s; as in transformers, there are %d labels, from 0 to %d, those without "
+            "config.json: id2label has the ids %s; as in transformers, there are %d labels, 0 to %d, and those without "
             "a name are called LABEL_i",
             ", ".join(map(str, sorted(by_id))),
             len(by_id),
@@ -225,9 +230,7 @@ def _label_names(labels: object) -> tuple[str, ...]:
 
 def carried_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a config.json but those that name the file, code to run, or begin with "_"."""
-    return {
-        key: value for key, value in values.items() if key not in FILE_KEYS | CODE_KEYS and not key.startswith("_")
-    }
+    return {key: value for key, value in values.items() if key not in FILE_KEYS | CODE_KEYS and not key.startswith("_")}
 
 
 def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
@@ -238,7 +241,8 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
     """
     family = family_of_config_class(type(config))
     written_below = ("unused", "pruned_heads", "num_labels", "id2label")
-    values = carried_keys(config.unused) | {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in written_below}
+    fields = [field.name for field in dataclasses.fields(config) if field.name not in written_below]
+    values = carried_keys(config.unused) | {name: getattr(config, name) for name in fields}
     values |= {
         "model_type": family.model_type,
         "dtype": dtype,

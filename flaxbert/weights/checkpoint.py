@@ -19,6 +19,7 @@ from flaxbert.weights.formats import flax_msgpack, safetensors
 from flaxbert.weights.formats.orbax_params import find_config_folder, find_orbax_params, open_orbax_params
 from flaxbert.weights.formats.tf1 import open_tf1
 from flaxbert.weights.formats.torch_bin import open_torch_bin, write_torch_bin
+from flaxbert.weights.sentence_transformers import transformer_folder
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
 
@@ -130,6 +131,12 @@ class Checkpoint:
     tensors: Mapping[str, LazyTensor]
     files: Sequence[Path]
     skipped_names: Sequence[str] = ()
+    outer_folder: Path | None = None
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder that holds modules.json of sentence-transformers: the config's, or one above it."""
+        return self.outer_folder or self.config_folder
 
     def verify_checksums(self) -> bool:
         """Compare the files with the SHA256SUMS beside them, if it lists them; return whether it does."""
@@ -164,6 +171,9 @@ def _open_folder(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: holds {len(indices)} checkpoints ({', '.join(indices[:5])}); give the path of one")
     if indices:
         return _open_tensorflow(path_inside(path, indices[0]))
+    transformer = transformer_folder(path)
+    if transformer != path:
+        return dataclasses.replace(_open_folder(transformer), outer_folder=path)
     if any((path / name).exists() for name in _KERAS_FILES):
         raise ValueError(f"{path}: TensorFlow 2 (Keras) weights are not supported; save the model as safetensors")
     known = ", ".join(file_format.file_name for file_format in FILE_FORMATS)

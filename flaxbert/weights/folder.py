@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from flaxbert.families import HeadKind, architecture_of, config_to_dict, family_of
+from flaxbert.families import HeadKind, architecture_name, architecture_of, config_to_dict, family_of, read_keys
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums
 from flaxbert.layers import Params
@@ -20,9 +21,18 @@ from flaxbert.sharding import is_multihost
 from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import FLAX, SAFETENSORS, FileFormat
 from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings, shape_differences
+from flaxbert.weights.sentence_transformers import (
+    MODULES_FILE,
+    copy_files_of_other_tokenizers,
+    copy_sentence_transformers_files,
+    transformer_folder,
+)
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 
+_log = logging.getLogger("flaxbert")
+
 DTYPES = ("float32", "float16", "bfloat16")
+_ENCODER_AND_LANGUAGE_MODELS = (HeadKind.NONE, HeadKind.PRETRAINING, HeadKind.MASKED_LM, HeadKind.CAUSAL_LM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +69,8 @@ def save_pretrained(
     file and a failure leaves the old ones. The host holds one tensor at a time. Parameters that several processes hold
     together are gathered one tensor at a time: all processes call this, and the first one writes.
 
-    The tokenizer's files are copied from the folder that the model was loaded from, and for a base model (`BertModel`)
-    those of sentence-transformers too, except files that the target has already.
+    The tokenizer's files are copied from the folder that the model was loaded from, and those of sentence-transformers
+    if they are of use to the class, except files that the target has already.
 
     Args:
         dtype: the type of the numbers in the file: float32, float16 or bfloat16.
@@ -88,7 +98,29 @@ def save_pretrained(
     options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
     write_model_folder(path, model, tensors, options)
     if not only_gather and model.origin is not None and model.origin.is_dir():
-        copy_tokenizer_files(model.origin, Path(path), sentence_transformers=architecture_of(model).is_base_model)
+        copy_other_files(model.origin, Path(path), model)
+
+
+def copy_other_files(source: Path, target: Path, model: PreTrainedModel, *, max_length: int | None = None) -> list[str]:
+    """Copy the tokenizer's and sentence-transformers' files of a model folder; existing files of the target stay.
+
+    The modules of sentence-transformers are of use to the encoder, whatever language-model head is beside it, and to
+    the class that config.json of the source names; otherwise a warning says that they are left out. With `max_length`,
+    files that the tokenizer lacks are written. Return the paths of the files in the target.
+
+    Raises:
+        ValueError: a file is damaged, or a link out of its folder.
+    """
+    transformer = transformer_folder(source)
+    copied = copy_tokenizer_files(transformer, target, max_length=max_length)
+    copied += copy_files_of_other_tokenizers(transformer, target)
+    head, name = architecture_of(model).head, architecture_of(model).name
+    named = architecture_name(read_keys(transformer)) if (transformer / "config.json").is_file() else None
+    if head in _ENCODER_AND_LANGUAGE_MODELS or name == named:
+        copied += copy_sentence_transformers_files(source, target)
+    elif (source / MODULES_FILE).is_file():
+        _log.warning("%s: %s is left out: it is of no use to %s", source, MODULES_FILE, name)
+    return copied
 
 
 def write_model_folder(

@@ -13,8 +13,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from flaxbert.families import ARCHITECTURES, Family, architecture_name, architecture_of, family_of, read_config
-from flaxbert.families.family import ParameterPath
+from flaxbert.config import BertConfig
+from flaxbert.families import (
+    ARCHITECTURES,
+    architecture_name,
+    architecture_of,
+    family_of,
+    family_of_config_class,
+    read_config,
+)
+from flaxbert.families.family import Architecture, Family, ParameterPath
 from flaxbert.models import Model, PreTrainedModel
 from flaxbert.sharding import AxisRules, tree_shardings
 from flaxbert.weights import names
@@ -45,10 +53,10 @@ def load_model(
         path: a folder with config.json and weights: safetensors, pytorch_model.bin (needs the extra `torch`),
             flax_model.msgpack, each in one file or several, or parameters saved by orbax, as training runs do;
             or the folder of a TensorFlow 1 checkpoint of google-research/bert (bert_config.json, index and data).
-        strict: raise on any missing or unexpected weight (a pooler that the class does without is only named in
-            a warning). With False the *head* may differ: parameters of this class's head that the file lacks are
-            newly initialised from `key`, weights of another head are left out, and a warning of the "flaxbert"
-            logger names both.
+        strict: raise on any missing or unexpected weight. Only named in a warning are a pooler that the class does
+            without, and, where config.json names this class, the weights of other heads. With False the *head* may
+            differ: parameters of this class's head that the file lacks are newly initialised from `key`, weights of
+            another head are left out, and a warning of the "flaxbert" logger names both.
         ignore_mismatched_sizes: newly initialise parameters that have another shape in the file, with a warning.
         key: for new parameters; `jax.random.key(0)` where None.
         mesh, rules: placement of the parameters; one device without a mesh, `AxisRules()` without rules. The rules
@@ -59,17 +67,17 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
     """
-    config = attributes.pop("config", None) or read_config(path, family_of(cls))
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    model = cls(config, **{"origin": folder, "rules": rules or AxisRules(), **attributes})
+    checkpoint = open_checkpoint(Path(path))
+    config = attributes.pop("config", None) or read_config(checkpoint.config_folder, family_of(cls))
+    model = cls(config, **{"origin": checkpoint.model_folder, "rules": rules or AxisRules(), **attributes})
     params = load_parameters(
-        path, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, key=key, mesh=mesh
+        checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, key=key, mesh=mesh
     )
     return model, params
 
 
 def load_parameters(
-    path: str | Path,
+    source: str | Path | Checkpoint,
     model: PreTrainedModel,
     *,
     strict: bool = True,
@@ -82,10 +90,16 @@ def load_parameters(
 
     With `new_head` the head is newly initialised even where the file has one of this name.
     """
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source))
     if new_head:
         checkpoint = _without_head(checkpoint, family_of(model))
-    matched = match(checkpoint, model, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    matched = match(
+        checkpoint,
+        model,
+        strict=strict,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+        leave_out_heads=architecture_name(model.config.unused) == architecture_of(model).name,
+    )
     checkpoint.verify_checksums()
     shardings = None if mesh is None else tree_shardings(mesh, model.rules, model.logical_axes())
     return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
@@ -101,27 +115,59 @@ def _without_head(checkpoint: Checkpoint, family: Family) -> Checkpoint:
 
 
 def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a Hugging Face folder with the class that config.json names under "architectures".
+    """Load a checkpoint with the class that config.json names under "architectures".
 
-    A base model (`BertModel`) has a pooler where the folder has one; those of sentence-transformers often have none.
-    The arguments, results and errors are those of `PreTrainedModel.from_pretrained`.
+    Where it names none, as Google's, the class is the one that has these tensors. A base model (`BertModel`) has a
+    pooler where the checkpoint has one; those of sentence-transformers often have none. The arguments, results and
+    errors are those of `PreTrainedModel.from_pretrained`.
 
     Raises:
         ValueError: config.json names no class of this library.
     """
-    config_keys = read_config(path).unused
-    name = architecture_name(config_keys)
-    if name is None or name not in ARCHITECTURES:
-        raise ValueError(
-            f"{path}: config.json has architectures {config_keys.get('architectures')!r}; known: "
-            f"{', '.join(ARCHITECTURES)}. Call the class's own from_pretrained to choose one yourself"
-        )
-    model_class = ARCHITECTURES[name]
-    if architecture_of(model_class).is_base_model and "add_pooling_layer" not in arguments:
-        arguments["add_pooling_layer"] = has_pooler(family_of(model_class), open_checkpoint(Path(path)).tensors)
+    checkpoint = open_checkpoint(Path(path))
+    config = arguments.pop("config", None) or read_config(checkpoint.config_folder)
+    architecture = find_architecture(checkpoint, config)
+    if architecture.is_base_model and "add_pooling_layer" not in arguments:
+        arguments["add_pooling_layer"] = has_pooler(family_of(architecture.model_class), checkpoint.tensors)
         if not arguments["add_pooling_layer"]:
             _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
-    return model_class.from_pretrained(path, **arguments)
+    return architecture.model_class.from_pretrained(path, config=with_label_count(checkpoint, config), **arguments)
+
+
+def find_architecture(checkpoint: Checkpoint, config: BertConfig) -> Architecture:
+    """Return the architecture that the config names, or else the one that has tensors of these names.
+
+    Raises:
+        ValueError: the config names a class that this library lacks, or several.
+    """
+    family, given = family_of_config_class(type(config)), config.unused.get("architectures")
+    if not given:
+        return infer_architecture(family, checkpoint.tensors)
+    architecture = family.architecture_named(architecture_name(config.unused))
+    if architecture is None:
+        raise ValueError(
+            f"{checkpoint.config_folder}: config.json has architectures {given!r}; known: {', '.join(ARCHITECTURES)}. "
+            "Write a folder that names one of them: flaxbert convert SRC NEW --head CLASS (in Python, call the class's "
+            "own from_pretrained)"
+        )
+    return architecture
+
+
+def infer_architecture(family: Family, tensor_names: Iterable[str]) -> Architecture:
+    """Return the architecture of a family that has tensors of these names."""
+    canonical = {names.canonical_name(family, name, add_prefix=True) for name in tensor_names}
+    for architecture in family.architectures:
+        if architecture.marks and all(any(name.startswith(mark) for name in canonical) for mark in architecture.marks):
+            return architecture
+    return family.base_model
+
+
+def with_label_count(checkpoint: Checkpoint, config: BertConfig) -> BertConfig:
+    """Take the number of labels from the classifier where the config names no class: Google's does not state it."""
+    weight = checkpoint.tensors.get(family_of_config_class(type(config)).label_weight)
+    if config.unused.get("architectures") or weight is None or not weight.shape:
+        return config
+    return config.replace(num_labels=weight.shape[0]) if 0 < weight.shape[0] != config.num_labels else config
 
 
 def has_pooler(family: Family, tensor_names: Iterable[str]) -> bool:
@@ -151,11 +197,17 @@ class MatchedTensors:
 
 
 def match(
-    checkpoint: Checkpoint, model: PreTrainedModel, *, strict: bool = True, ignore_mismatched_sizes: bool = False
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    *,
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    leave_out_heads: bool = False,
 ) -> MatchedTensors:
     """Match the names of a checkpoint to the parameters of a model, without reading a tensor.
 
-    Differences raise one error or are named in a warning, as `load_model` describes.
+    Differences raise one error or are named in a warning, as `load_model` describes; with `leave_out_heads`, weights of
+    heads that the class does without are left out.
     """
     family, stored = family_of(model), checkpoint.tensors
     mappings = {
@@ -165,6 +217,8 @@ def match(
     file_names = _canonical_names(family, stored, checkpoint.file)
     _resolve_ties(family, file_names, stored, mappings, checkpoint.file)
     tensors = {name: stored[file_name] for name, file_name in file_names.items()}
+    if leave_out_heads:
+        tensors = _without_other_heads(checkpoint.file, model, tensors, mappings)
     missing = _report_differences(
         checkpoint.file, model, tensors, mappings, strict=strict, ignore_shapes=ignore_mismatched_sizes
     )
@@ -210,6 +264,17 @@ def _resolve_ties(
             raise ValueError(
                 f"{file}: {alias} differs from {name}, but the config ties them; set tie_word_embeddings to false"
             )
+
+
+def _without_other_heads(
+    file: Path, model: PreTrainedModel, tensors: Mapping[str, LazyTensor], mappings: Mapping[str, NameMapping]
+) -> Mapping[str, LazyTensor]:
+    family = family_of(model)
+    others = sorted(tensors.keys() & ({row.name for row in family.heads} | family.pooler_names) - mappings.keys())
+    if not others:
+        return tensors
+    _log.warning("%s: weights that %s does without are left out: %s", file, type(model).__name__, ", ".join(others))
+    return {name: tensor for name, tensor in tensors.items() if name not in others}
 
 
 def _report_differences(

@@ -235,7 +235,7 @@ def test_an_encoder_without_a_pooler_is_loaded_as_it_is(tmp_path, caplog):
 def test_plain_settings_that_are_not_used_here_are_kept(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
     settings = {"use_cache": True, "bos_token_id": 3, "finetuning_task": "sst2"}
-    dropped = {"_name_or_path": "/home/me", "auto_map": {"AutoModel": "evil"}, "use_bfloat16": {"a": 1}}
+    dropped = {"_name_or_path": "/home/me", "auto_map": {"AutoModel": "evil"}}
     config = json.loads((folder / "config.json").read_text()) | settings | dropped
     (folder / "config.json").write_text(json.dumps(config))
     convert(folder, tmp_path / "b")
