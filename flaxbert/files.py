@@ -21,7 +21,8 @@ CHECKSUMS_FILE = "SHA256SUMS"  # beside the weights; `sha256sum -c SHA256SUMS` r
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_NAME_BYTES = 255  # limit of common file systems
 _MAX_PRINTED, _PRINTED_END = 100_000, 2000  # characters
-_CHECKSUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\0\n]+)")
+# As sha256sum writes a line (DIGEST  FILE), and as BSD's sha256 and `sha256sum --tag` do.
+_CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\0\n]+)|SHA256 \(([^\0\n]+)\) = ([0-9a-fA-F]{64})")
 _MAX_CHECKSUMS_BYTES = 2**20
 
 
@@ -166,13 +167,13 @@ def _read_checksums(file: Path) -> dict[str, str]:
     if size > _MAX_CHECKSUMS_BYTES:
         raise ValueError(f"{file}: {size} bytes; at most {_MAX_CHECKSUMS_BYTES} are read")
     try:
-        lines = file.read_bytes().decode().removesuffix("\n").split("\n")
+        lines = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text ({error})") from None
     matches = [_CHECKSUM_LINE.fullmatch(line) for line in lines if line]
     if not all(matches):
         raise ValueError(f"{file}: not in the format of sha256sum (DIGEST  FILE)")
-    return {match[2]: match[1] for match in matches if match}
+    return {(match[2] or match[3]).removeprefix("./"): (match[1] or match[4]).lower() for match in matches if match}
 
 
 # -- terminals -------------------------------------------------------------------------------------------

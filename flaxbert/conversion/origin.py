@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from flaxbert.tokenizer_files import SENTENCE_TRANSFORMERS_FILES, TOKENIZER_FILES
+from flaxbert.tokenizer_files import TOKENIZER_FILES
 from flaxbert.weights.checkpoint import FILE_FORMATS
+from flaxbert.weights.sentence_transformers import MODULES_FILE, OTHER_TOKENIZER_FILES, module_paths, transformer_folder
 
 # org/name or name, as the hub allows them.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -21,11 +22,13 @@ _OTHER_FILES = [
     "bert_config.json",
     "SHA256SUMS",
     *TOKENIZER_FILES,
-    *SENTENCE_TRANSFORMERS_FILES,
-    "*_*/config.json",
+    *OTHER_TOKENIZER_FILES,
+    MODULES_FILE,
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
 ]
-_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json", "*_*/model.safetensors"]
-_OTHER_WEIGHTS = ["pytorch_model*", "flax_model*", "*.ckpt.index", "*.ckpt.data-*", "*_*/pytorch_model.bin"]
+_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
+_OTHER_WEIGHTS = ["pytorch_model*", "flax_model*", "*.ckpt.index", "*.ckpt.data-*"]
 # Weights hardly shrink when they are compressed: a zip that grows by more than this factor is made to fill the disk.
 _MAX_GROWTH, _ALWAYS_ALLOWED_BYTES = 20, 2**26
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError, struct.error)
@@ -73,9 +76,14 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_OTHER_FILES, *_SAFETENSORS]))
-        if not FILE_FORMATS[0].is_in(folder):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_OTHER_FILES, *_OTHER_WEIGHTS]))
+        wanted = [*_OTHER_FILES, *_SAFETENSORS]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        modules = [f"{path}/*" for path in module_paths(folder)]
+        if modules:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, *modules]))
+        if not FILE_FORMATS[0].is_in(transformer_folder(folder)):
+            wanted = [*_OTHER_FILES, *_OTHER_WEIGHTS, *modules]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub's own, requests', the file system's
         reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
         raise FileNotFoundError(

@@ -16,6 +16,8 @@ from flaxbert.files import path_inside, read_json
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_text
+from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.sentence_transformers import transformer_folder
 
 
 class Pooling(enum.Enum):
@@ -66,11 +68,10 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
 
         The arguments and errors are those of `Pipeline.from_pretrained`; options that are None count as not given.
         """
-        folder = Path(folder).expanduser()
-        config_folder = folder if folder.is_dir() else folder.parent
-        settings = dataclasses.asdict(read_sentence_settings(config_folder))
+        checkpoint = open_checkpoint(Path(folder).expanduser())
+        settings = dataclasses.asdict(read_sentence_settings(checkpoint.model_folder))
         if settings["max_length"] is not None:
-            positions = read_config(config_folder).max_sequence_length
+            positions = read_config(checkpoint.config_folder).max_sequence_length
             settings["max_length"] = min(settings["max_length"], positions)
         do_lower_case = settings.pop("do_lower_case")
         given = {name: value for name, value in options.items() if value is not None}
@@ -127,10 +128,10 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
         return SentenceSettings()
     file, prompt = path_inside(folder, "modules.json"), _read_prompt(folder)
     settings = SentenceSettings(
-        max_length=_read_max_length(folder),
+        max_length=_read_max_length(transformer_folder(folder)),
         prompt=prompt,
         truncate_dim=_read_truncate_dim(folder),
-        do_lower_case=_read_do_lower_case(folder),
+        do_lower_case=_read_do_lower_case(transformer_folder(folder)),
     )
     for kind, path in _read_modules(file):
         if kind == "Pooling":

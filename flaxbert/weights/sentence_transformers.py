@@ -6,6 +6,7 @@ then for example "1_Pooling" and "2_Dense". The config and the weights of the tr
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ _log = logging.getLogger("flaxbert")
 MODULES_FILE = "modules.json"
 # Of tokenizers that are not BERT's, beside `TOKENIZER_FILES`.
 OTHER_TOKENIZER_FILES = ("*.model", "*.spm", "*.codes", "*.tiktoken", "*.jinja", "vocab.bpe", "encoder.json")
+_USUAL_NAME = re.compile(r"[0-9]{1,2}_[A-Za-z]{1,40}")  # 1_Pooling, 2_Dense, ...
 _PICKLE, _SAFETENSORS = "pytorch_model.bin", "model.safetensors"
 
 
@@ -30,17 +32,34 @@ def transformer_folder(folder: Path) -> Path:
     Raises:
         ValueError: modules.json is damaged, or names a path out of the folder.
     """
+    if (folder / "config.json").is_file():
+        return folder
     modules = _read_modules(folder)
-    return _module_folder(folder, modules[0]) if modules and "Transformer" in modules[0]["type"] else folder
+    return _module_folder(folder, modules[0]["path"]) if modules and "Transformer" in modules[0]["type"] else folder
+
+
+def module_paths(folder: Path) -> list[str]:
+    """Return the paths of the modules in a folder that are not the folder itself.
+
+    Raises:
+        ValueError: modules.json is damaged, or names a path out of the folder.
+    """
+    if not (folder / MODULES_FILE).exists():
+        return sorted(path.name for path in folder.iterdir() if _USUAL_NAME.fullmatch(path.name))
+    paths = [module["path"].removesuffix("/") for module in _read_modules(folder)]
+    return [path for path in paths if _module_folder(folder, path) != folder]
 
 
 def module_files(folder: Path) -> dict[str, Path]:
-    """Return the files of all modules but the transformer by their paths in the folder; none without modules.json."""
+    """Return the files of all modules but the transformer by their paths in the folder.
+
+    Without modules.json, folders of the names that sentence-transformers gives count as modules.
+    """
     files: dict[str, Path] = {}
-    for module in _read_modules(folder):
-        inside = _module_folder(folder, module)
-        if inside not in (folder, transformer_folder(folder)) and inside.is_dir():
-            files |= {f"{module['path']}/{name}": file for name, file in _files_below(inside).items()}
+    for path in module_paths(folder):
+        inside = _module_folder(folder, path)
+        if inside != transformer_folder(folder) and inside.is_dir():
+            files |= {f"{path}/{name}": file for name, file in _files_below(inside).items()}
     return files
 
 
@@ -114,9 +133,9 @@ def _is_module(module: object) -> bool:
     return isinstance(module, Mapping) and all(isinstance(module.get(key), str) for key in ("path", "type"))
 
 
-def _module_folder(folder: Path, module: Mapping[str, str]) -> Path:
-    for part in module["path"].split("/"):
-        folder = path_inside(folder, part) if part not in ("", ".") else folder
+def _module_folder(folder: Path, path: str) -> Path:
+    for part in path.removesuffix("/").split("/") if path else []:
+        folder = path_inside(folder, part) if part != "." else folder
     return folder
 
 

@@ -50,7 +50,7 @@ def assert_read_alike(folder, *, max_length=64):
     assert_same(WordPieceTokenizer.load(saved), AutoTokenizer.from_pretrained(saved), max_length=max_length)
     for model_type in ("bert", None):
         copied = write(folder.with_name(f"{folder.name}-{model_type}"), vocabulary=None, model_type=model_type)
-        copy_tokenizer_files(folder, copied, sentence_transformers=False, max_length=512)
+        copy_tokenizer_files(folder, copied, max_length=512)
         assert_same(ours, AutoTokenizer.from_pretrained(copied), max_length=max_length)
     return ours
 
@@ -213,7 +213,7 @@ def test_a_google_folder_keeps_its_case_when_it_is_copied(tmp_path):
     ours = WordPieceTokenizer.load(folder)
     assert not ours.lowercase
     copied = write(tmp_path / "b", vocabulary=None)
-    assert copy_tokenizer_files(folder, copied, sentence_transformers=False) == ["vocab.txt", "tokenizer_config.json"]
+    assert copy_tokenizer_files(folder, copied) == ["vocab.txt", "tokenizer_config.json"]
     assert_same(ours, AutoTokenizer.from_pretrained(copied))
 
 

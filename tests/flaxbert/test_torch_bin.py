@@ -159,6 +159,16 @@ def test_a_part_of_a_tensor_is_read_without_the_rest(tmp_path):
         assert np.shares_memory(part, found.read())
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_of_protocol_3_is_read(tmp_path, zipped):
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(state, file, pickle_protocol=3, _use_new_zipfile_serialization=zipped)
+    found = open_torch_bin(file)
+    np.testing.assert_array_equal(found["a"].read(), state["a"].numpy())
+    np.testing.assert_array_equal(found["b"].read().astype(np.float32), np.ones(3, np.float32))
+
+
 def test_a_file_without_checksums_is_read(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:

@@ -5,7 +5,9 @@ One leaf of the tree (all layers of a parameter) is read at a time. orbax is imp
 
 import contextlib
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,9 +109,12 @@ class _Leaf:
 
 def _read_metadata(item: Path) -> dict[ParameterPath, _Leaf]:
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    with _orbax_errors(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        metadata: Any = checkpointer.metadata(item.absolute()).item_metadata
+    with _orbax_errors(item):
+        metadata: Any = ocp.PyTreeCheckpointHandler().metadata(
+            epath.Path(item.absolute())
+        )  # a Checkpointer hides errors
         tree = metadata.tree
         prefix = ("params",) if "params" in tree else ()
         return {leaf.path: leaf for leaf in _leaves(tree["params"] if prefix else tree, prefix, ())}
@@ -161,12 +166,22 @@ class _LeafReader:
 
 @contextlib.contextmanager
 def _orbax_errors(item: Path) -> Iterator[None]:
-    """Convert exceptions of orbax, which may be of any type, to a ValueError that names the checkpoint."""
+    """Convert exceptions of orbax, which may be of any type, to a ValueError that names the checkpoint or its file."""
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
-        raise ValueError(f"{item}: not a readable orbax checkpoint ({reason})") from None
+        reason = str(error).strip().split("\n")[0].partition(" [tensorstore_spec=")[0][:600] or type(error).__name__
+        raise ValueError(f"{_damaged_file(item, error)}: not a readable orbax checkpoint ({reason})") from None
+
+
+def _damaged_file(item: Path, error: Exception) -> Path:
+    """Return the file that an exception of orbax speaks of, by its path or by the size that is too small, or `item`."""
+    if isinstance(error, json.JSONDecodeError):
+        return item / _METADATA
+    named = [Path(path) for path in re.findall(r'local file "([^"]+)"', str(error))]
+    if found := re.search(r"not valid for value of size (\d+)", str(error)):
+        named += [file for file in item.rglob("*") if file.is_file() and file.stat().st_size == int(found[1])]
+    return next((path for path in named if path.is_file()), item)
 
 
 def write_orbax_params(

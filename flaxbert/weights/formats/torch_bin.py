@@ -30,7 +30,8 @@ from flaxbert.weights.tensors import LazyTensor, TensorSpec, tensor_bytes
 _OLDEST_TORCH = "2.10"
 _MAX_PICKLE_BYTES = 4 * 2**20  # also the limit of a zip file's directory; a BERT's takes tens of kilobytes
 _ALIGNMENT = 64
-_OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number
+# The pickled magic number, in pickle's protocols 2 and 3.
+_OLD_FORMATS = tuple(bytes([0x80, protocol]) + b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." for protocol in (2, 3))
 # Raised for damaged bytes by struct, zipfile, pickletools, and by operations on an unexpected list or dict.
 _ERRORS = (
     ValueError,
@@ -73,13 +74,15 @@ def open_torch_bin(file: Path) -> dict[str, TorchTensor]:
     torch = _import_torch(file)
     try:
         with file.open("rb") as opened, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pickletools makes Python decode escapes, which warns of unknown ones
+            # pickletools makes Python decode escapes, which warns of unknown ones; torch warns of protocol 3.
+            warnings.simplefilter("ignore")
             is_zip = opened.read(4) == b"PK\3\4"  # torch's own criterion
             if is_zip:
                 _check_zip(opened, size)
             else:
                 _check_old_format(opened, size)
-        return _tensors(_load(torch, file, is_zip), torch, 2 * size)  # tied weights occur twice
+            content = _load(torch, file, is_zip)
+        return _tensors(content, torch, 2 * size)  # tied weights occur twice
     except _ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
         raise ValueError(f"{file}: not a readable PyTorch file: {reason}") from None
@@ -234,10 +237,10 @@ def _check_old_format(opened: IO[bytes], size: int) -> None:
     """Refuse files of the format before PyTorch 1.6 unless the storages fill the rest of the file exactly."""
     opened.seek(0)
     content = opened.read(_MAX_PICKLE_BYTES)
-    if not content.startswith(_OLD_FORMAT):
+    if not content.startswith(_OLD_FORMATS):
         raise ValueError(f"it begins with {content[:8]!r}, as neither of PyTorch's formats does")
     stream = io.BytesIO(content)
-    stream.seek(len(_OLD_FORMAT))
+    stream.seek(len(_OLD_FORMATS[0]))
     _version, _machine, state, keys = (scan_pickle(stream) for _ in range(4))
     if keys.strings != list(dict.fromkeys(keys.strings)) or set(keys.strings) != state.storages.keys():
         raise ValueError("the storages that it lists are not those of its tensors")

@@ -120,7 +120,7 @@ def scan_pickle(stream: io.BytesIO) -> PickleContent:
     memo: dict[int, object] = {}
     for opcode, argument, _ in cast(Any, pickletools.genops(stream)):
         match opcode.name:
-            case "PROTO" if argument == 2:
+            case "PROTO" if argument in (2, 3):
                 pass
             case "MARK":
                 marked.append(stack)

@@ -504,6 +504,45 @@ def test_verification_looks_at_the_sums_too(tmp_path, monkeypatch):
             convert(folder_of("BertModel", tmp_path / "a"), tmp_path / "b", format=format, verify=True)
 
 
+SUMS = ["{upper}  {name}", "SHA256 ({name}) = {digest}", "{digest} *./{name}\r", "\ufeff{digest}  {name}"]
+
+
+@pytest.mark.parametrize("line", SUMS)
+def test_sums_of_other_programs_are_read(tmp_path, line):
+    folder = folder_of("BertModel", tmp_path / "a")
+    file = folder / "model.safetensors"
+    for digest in (hashlib.sha256(file.read_bytes()).hexdigest(), "0" * 64):
+        text = line.format(digest=digest, upper=digest.upper(), name=file.name)
+        (folder / "SHA256SUMS").write_bytes(f"{text}\n".encode())
+        if digest != "0" * 64:
+            assert verify_checksums(folder, [file])
+    with pytest.raises(ValueError, match="model.safetensors: does not match SHA256SUMS"):
+        verify_checksums(folder, [file])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's threads, after an error
+def test_a_cut_file_of_any_format_is_named(tmp_path):
+    source = folder_of("BertModel", tmp_path / "a")
+    for format in FORMATS:
+        folder = tmp_path / format
+        convert(source, folder, format=format)
+        (folder / "SHA256SUMS").unlink()
+        refused = 0
+        for file in sorted(folder.rglob("*")):
+            if not file.is_file() or file.name == "config.json":
+                continue
+            content = file.read_bytes()
+            for size in [len(content) // 2] if format == "orbax" else [0, len(content) // 2]:
+                file.write_bytes(content[:size])
+                try:
+                    flaxbert.from_pretrained(folder)
+                except ValueError as error:
+                    refused += 1
+                    assert str(error).startswith(f"{file}: "), error
+            file.write_bytes(content)
+        assert refused >= (4 if format == "orbax" else 2)  # orbax writes files that it does not read, too
+
+
 def test_verification_takes_no_number_for_what_it_is(tmp_path):
     folder = folder_of("BertModel", tmp_path / "a")
     odd = np.asarray([np.nan, np.inf, -np.inf] * 5, np.float32)
