@@ -181,8 +181,10 @@ def at_first_positions(
     return x[:, :1] if positions is None else at_positions(x, positions)  # a slice needs no scatter for its gradient
 
 
-def require_shape(name: str, value: ArrayLike | None, *allowed: tuple[int | str, ...]) -> None:
+def require_shape(name: str, value: ArrayLike | None, *allowed: tuple[object, ...]) -> None:
     """Check that the shape of `value` is one of `allowed`; a letter stands for any length, and None passes.
+
+    Lengths are numbers, or symbols while a program is exported.
 
     Raises:
         ValueError: names the argument, its shape and the allowed shapes.

@@ -95,6 +95,8 @@ class Inspect:
         """Inspect and print the result."""
         with resolve_checkpoint_path(self.src, revision=self.revision) as path:
             inspection = inspect(path, checksums=self.checksums)
+        # A zip is unpacked into a folder that is gone now.
+        inspection = dataclasses.replace(inspection, path=inspection.path.replace(str(path), self.src))
         if self.json:
             _print_json(dataclasses.asdict(inspection))
         else:
@@ -149,10 +151,11 @@ class Average:
         with contextlib.ExitStack() as stack:
             sources = [stack.enter_context(resolve_checkpoint_path(src)) for src in self.src]
             averaged = average(sources, self.output, last=self.last)
+        given = dict(zip(map(str, sources), self.src, strict=True))  # a zip is unpacked into a folder that is gone now
         if self.json:
-            _print_json({"averaged": [str(path) for path in averaged], "output": self.output})
+            _print_json({"averaged": [given.get(str(path), str(path)) for path in averaged], "output": self.output})
         else:
-            print(f"{self.output}: the mean of {', '.join(map(str, averaged))}")
+            print(f"{self.output}: the mean of {', '.join(given.get(str(path), str(path)) for path in averaged)}")
         return 0
 
 

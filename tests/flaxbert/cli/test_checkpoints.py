@@ -214,7 +214,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
     assert run(capsys, "average", folder, "--output", tmp_path / "again")[0] == 2
     run(capsys, "convert", folder, tmp_path / "base", "--head", "BertModel")
     code, _, err = run(capsys, "average", folder, tmp_path / "base", "--output", tmp_path / "again")
-    assert code == 2 and "cls.predictions.bias" in err and not (tmp_path / "again").exists()
+    assert code == 2 and "class: 'BertModel' and 'BertForMaskedLM'" in err and not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(
@@ -382,6 +382,30 @@ def claiming(size):
 
 def stored(path, *members):
     return zipped(path / "x", members, zipfile.ZIP_STORED).read_bytes()
+
+
+def test_predict_and_export_take_every_source_that_their_help_names(data_dir, tmp_path, capsys):
+    vocabulary = data_dir / "tokenizers" / "bert-base-uncased" / "vocab.txt"
+    model = flaxbert.BertForMaskedLM(flaxbert.BertConfig.tiny(vocab_size=30522, num_hidden_layers=1))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.parameter_shapes())
+    flaxbert.save_pretrained(tmp_path / "a", model, params)
+    shutil.copy(vocabulary, tmp_path / "a")
+    values = json.loads((tmp_path / "a" / "config.json").read_text())
+    del values["architectures"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(values))
+    members = [(f"uncased/{file.name}", file.read_bytes()) for file in sorted((tmp_path / "a").iterdir())]
+    file = zipped(tmp_path / "uncased.zip", members)
+    for source in (file, tmp_path / "a" / "model.safetensors", tmp_path / "a"):
+        code, out, err = run(capsys, "predict", "fill-mask", "--model", source, "--", "a [MASK]")
+        assert code == 0 and "[MASK]" in out, err
+    code, out, err = run(capsys, "export", file, tmp_path / "exported", "--length", 8)
+    assert code == 0 and "BertForMaskedLM" in out, err
+    code, _, err = run(capsys, "predict", "embed", "--model", file, "--", "a text")
+    assert code == 2 and "holds a BertForMaskedLM" in err and str(file) in err and "flaxbert-" not in err
+    code, out, _ = run(capsys, "average", file, file, "--output", tmp_path / "mean")
+    assert code == 0 and f"the mean of {file}, {file}" in out
+    code, out, _ = run(capsys, "inspect", file)
+    assert code == 0 and out.startswith(f"{file}")
 
 
 @pytest.mark.parametrize(
