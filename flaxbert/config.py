@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
-from flaxbert.functional import ACTIVATIONS
+from flaxbert.functional import ACTIVATIONS, LEARNED_ACTIVATIONS
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -197,7 +197,7 @@ class BertConfig:
         _real("initializer_range", self.initializer_range, "at least 0", lambda x: x >= 0)
         for name in ("is_decoder", "add_cross_attention", "tie_word_embeddings"):
             _one_of(name, getattr(self, name), (False, True))
-        _one_of("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
+        _one_of("hidden_act", self.hidden_act, (*ACTIVATIONS, *LEARNED_ACTIVATIONS))
         _one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         # Anything else in these would load without complaint and compute something else.
         _one_of("position_embedding_type", self.position_embedding_type, ("absolute",))

@@ -51,6 +51,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 """Activations by the names that `hidden_act` of config.json may hold, with Hugging Face's meaning."""
 
+LEARNED_ACTIVATIONS: dict[str, dict[str, float]] = {
+    "prelu": {"weight": 0.25},
+    "xielu": {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.3))},
+}
+"""Initial values of the parameters, one number each, of the activations of `hidden_act` that have some."""
+
+
+def activate(params: Mapping[str, Array], x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+    """Apply the activation of a name; `params` holds those of `LEARNED_ACTIVATIONS`, [1] each."""
+    numbers = {key: value[0].astype(x.dtype) for key, value in params.items()}
+    if name == "prelu":
+        return jnp.where(x > 0, x, numbers["weight"] * x)
+    if name == "xielu":  # Huang and Schlag, 2024, with beta 0.5
+        positive, negative = jax.nn.softplus(numbers["alpha_p"]), 0.5 + jax.nn.softplus(numbers["alpha_n"])
+        below = (jnp.expm1(jnp.minimum(x, -1e-6)) - x) * negative
+        return jnp.where(x > 0, positive * x * x, below) + 0.5 * x
+    return ACTIVATIONS[name](x)
+
 
 def linear(params: Mapping[str, Array], x: Float[Array, "..."], equation: str) -> Float[Array, "..."]:
     """Return `einsum(equation, x, kernel) + bias`, computed in the kernel's dtype; without a bias if there is none.

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import normal, ones, zeros
+from jax.nn.initializers import constant, normal, ones, zeros
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from flaxbert.constraints import gather
+from flaxbert.functional import LEARNED_ACTIVATIONS
 from flaxbert.sharding import AxisRules, LogicalAxes
 
 LAYERS = "layers"
@@ -70,6 +71,14 @@ def declare_vector(shape: tuple[int, ...], axes: LogicalAxes, initializer: Initi
 def declare_layer_norm(size: int) -> Declaration:
     """Declare a scale of ones and a bias of zeros."""
     return {"scale": declare_vector((size,), ("norm",), ones), "bias": declare_vector((size,), ("norm",))}
+
+
+def declare_activation(name: str) -> Declaration:
+    """Declare the parameters of an activation that has some, as "activation"."""
+    numbers = LEARNED_ACTIVATIONS.get(name)
+    if numbers is None:
+        return {}
+    return {"activation": {key: declare_vector((1,), (None,), constant(value)) for key, value in numbers.items()}}
 
 
 def declare_embedding(

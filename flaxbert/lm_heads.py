@@ -16,7 +16,7 @@ from flaxbert.config import BertConfig
 from flaxbert.constraints import constrain
 from flaxbert.execution import Execution
 from flaxbert.functional import linear
-from flaxbert.layers import Declaration, Params, declare_layer_norm, declare_linear, declare_vector
+from flaxbert.layers import Declaration, Params, declare_activation, declare_layer_norm, declare_linear, declare_vector
 from flaxbert.models import ModelInputs, TaskModel
 from flaxbert.outputs import CausalLMOutput, MaskedLMOutput
 
@@ -27,6 +27,7 @@ def declare_masked_lm_head(config: BertConfig, *, vocab_rows: int) -> Declaratio
     declaration: Declaration = {
         "transform": declare_linear((width, width), ("embed", None), stddev=stddev),
         "norm": declare_layer_norm(width),
+        **declare_activation(config.hidden_act),
     }
     if config.tie_word_embeddings:
         return declaration | {"bias": declare_vector((vocab_rows,), ("vocab",))}
@@ -47,7 +48,8 @@ def masked_lm_logits(
 
     Entries of a padded vocabulary beyond `config.vocab_size` get the lowest float32.
     """
-    x = functional.ACTIVATIONS[config.hidden_act](linear(params["transform"], x, "BTD,DE->BTE"))
+    x = linear(params["transform"], x, "BTD,DE->BTE")
+    x = functional.activate(params.get("activation", {}), x, config.hidden_act)
     x = functional.layer_norm(x, **params["norm"], epsilon=config.layer_norm_eps)
     if config.tie_word_embeddings:
         logits = jnp.einsum("BTD,VD->BTV", x, word_table.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -67,7 +69,7 @@ class MaskedLMModel(TaskModel):
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the masked-LM head."""
-        return {"predictions": declare_masked_lm_head(self.config, vocab_rows=self.padded_vocab_size)}
+        return {"predictions": declare_masked_lm_head(self.head_config, vocab_rows=self.padded_vocab_size)}
 
     @property
     def head_config(self) -> BertConfig:

@@ -20,7 +20,7 @@ from flaxbert.constraints import constrain
 from flaxbert.dropout import DropoutRates, KeepMasks, draw_keep_masks, dropout
 from flaxbert.execution import REMAT_POLICIES, AttentionImplementation, Execution, Remat
 from flaxbert.functional import linear
-from flaxbert.layers import Declaration, Params, declare_layer_norm, declare_linear, prepare
+from flaxbert.layers import Declaration, Params, declare_activation, declare_layer_norm, declare_linear, prepare
 from flaxbert.sharding import AxisRules
 
 
@@ -36,6 +36,7 @@ def declare_layer(config: BertConfig) -> Declaration:
         "up": declare_linear((width, inner), ("embed", "mlp"), stddev=stddev),
         "down": declare_linear((inner, width), ("mlp", "embed"), stddev=stddev),
         "output_norm": declare_layer_norm(width),
+        **declare_activation(config.hidden_act),
     }
 
 
@@ -83,7 +84,7 @@ def feed_forward(
     params: Params, x: Float[Array, "B T D"], *, activation: str, rules: AxisRules
 ) -> Float[Array, "B T D"]:
     """Return `down(activation(up(x)))`, applied to each position by itself."""
-    inner = functional.ACTIVATIONS[activation](linear(params["up"], x, "BTD,DF->BTF"))
+    inner = functional.activate(params.get("activation", {}), linear(params["up"], x, "BTD,DF->BTF"), activation)
     return linear(params["down"], constrain(inner, rules, "batch", None, "mlp"), "BTF,FD->BTD")
 
 

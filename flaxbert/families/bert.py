@@ -17,6 +17,7 @@ from flaxbert.families.family import (
     SpecialTokens,
     TensorName,
     TokenDecoder,
+    activation_names,
     embedding_name,
     layer_norm_names,
     linear_names,
@@ -47,17 +48,24 @@ ENCODER: tuple[TensorName, ...] = (
     *linear_names(f"{_LAYER}.output.dense", "layers/down"),
     *layer_norm_names(f"{_LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
     *layer_norm_names(f"{_LAYER}.output.LayerNorm", "layers/output_norm"),
+    *activation_names(f"{_LAYER}.intermediate.intermediate_act_fn", "layers/activation"),
 )
 POOLER: tuple[TensorName, ...] = linear_names("pooler.dense", "pooler")
 
 # Tensors of files that hold no parameter.
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+BUFFERS = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    f"{_LAYER}.intermediate.intermediate_act_fn.beta",
+    f"{_LAYER}.intermediate.intermediate_act_fn.eps",
+)
 
 _HEADS: tuple[TensorName, ...] = (
     *layer_norm_names("cls.predictions.transform.LayerNorm", "predictions/norm"),
     TensorName("cls.predictions.bias", ("predictions", "bias"), per_token=True),
     *linear_names("cls.predictions.transform.dense", "predictions/transform"),
     *linear_names("cls.predictions.decoder", "predictions/decoder", per_token=True),
+    *activation_names("cls.predictions.transform.transform_act_fn", "predictions/activation"),
     *linear_names("cls.seq_relationship", "seq_relationship"),
     *linear_names("classifier", "classifier"),
     *linear_names("qa_outputs", "qa_outputs"),

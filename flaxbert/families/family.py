@@ -5,9 +5,11 @@ The loader, the converter, the pipelines, the export and the trainer take from i
 
 import dataclasses
 import enum
+import re
 from collections.abc import Iterable
 
 from flaxbert.config import BertConfig
+from flaxbert.functional import LEARNED_ACTIVATIONS
 from flaxbert.models import PreTrainedModel
 
 ParameterPath = tuple[str, ...]
@@ -63,6 +65,12 @@ def layer_norm_names(name: str, path: str) -> tuple[TensorName, ...]:
     """Return the rows of a layer norm: weight and scale, bias and bias."""
     keys = tuple(path.split("/"))
     return TensorName(f"{name}.weight", (*keys, "scale")), TensorName(f"{name}.bias", (*keys, "bias"))
+
+
+def activation_names(name: str, path: str) -> tuple[TensorName, ...]:
+    """Return the rows of an activation with parameters, of whatever kind."""
+    keys = (key for numbers in LEARNED_ACTIVATIONS.values() for key in numbers)
+    return tuple(TensorName(f"{name}.{key}", (*path.split("/"), key)) for key in keys)
 
 
 def embedding_name(name: str, path: str, *, per_token: bool = False) -> TensorName:
@@ -162,8 +170,13 @@ class Family:
 
     @property
     def buffer_names(self) -> frozenset[str]:
-        """The tensor names that hold no parameter, with the prefix."""
+        """The tensor names that hold no parameter, with the prefix; "{layer}" stands for the number of a layer."""
         return frozenset(map(self.prefixed, self.buffers))
+
+    def is_buffer(self, name: str) -> bool:
+        """Return True for the name of a tensor that holds no parameter, with the prefix."""
+        in_head = name.endswith((".transform_act_fn.beta", ".transform_act_fn.eps"))
+        return in_head or re.sub(r"\.[0-9]+\.", ".{layer}.", name, count=1) in self.buffer_names
 
     @property
     def base_model(self) -> Architecture:

@@ -289,7 +289,7 @@ def _report_differences(
     """Raise one error that lists every difference, or warn of allowed ones; return the names to initialise."""
     family, class_name = family_of(model), type(model).__name__
     missing = [name for name in mappings if name not in tensors]
-    unexpected = [name for name in tensors if name not in mappings and name not in family.buffer_names]
+    unexpected = [name for name in tensors if name not in mappings and not family.is_buffer(name)]
     if family.pooler_names.issubset(unexpected):  # every checkpoint has a pooler; a model class without one ignores it
         unexpected = [name for name in unexpected if name not in family.pooler_names]
         _log.warning("%s: %s has no pooler; left out: %s", file, class_name, ", ".join(sorted(family.pooler_names)))

@@ -94,6 +94,11 @@ class DerivedTensor:
         return self.read_rows(rows)
 
 
+def constant(value: float, dtype: np.dtype) -> DerivedTensor:
+    """Return a number as a tensor without axes."""
+    return DerivedTensor(dtype, (), lambda _: np.asarray(value, dtype))
+
+
 def transposed(matrix: LazyTensor) -> DerivedTensor:
     """Return a matrix with its axes exchanged."""
     return DerivedTensor(matrix.dtype, matrix.shape[::-1], lambda rows: matrix.read().T[rows])

@@ -62,7 +62,7 @@ def open_orbax_params(item: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
     Raises:
         ValueError: the checkpoint is damaged, or not one of a model of this library.
     """
-    files = [file for file in item.rglob("*") if not file.is_dir() or file.is_symlink()]
+    files = sorted(file for file in item.rglob("*") if not file.is_dir() or file.is_symlink())
     for file in files:
         if file.is_symlink() or not file.is_file():  # orbax follows links to anywhere, and waits for named pipes
             raise ValueError(f"{file}: a link or a special file, which no checkpoint of orbax holds")

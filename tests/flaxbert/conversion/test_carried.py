@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -177,6 +178,39 @@ def test_a_file_is_a_source_like_its_folder(tmp_path, name):
         assert type(model).__name__ == name and jnp.isfinite(params.get("bert", params)["layers"]["up"]["bias"]).all()
     change_json(folder / "config.json", architectures=None)  # as in Google's files
     assert type(flaxbert.from_pretrained(folder / "model.safetensors")[0]).__name__ == name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # transformers initialises vectors of one number as matrices
+@pytest.mark.parametrize("name", ["prelu", "xielu"])
+def test_activations_with_parameters_equal_those_of_transformers(tmp_path, name):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**CONFIG.replace(hidden_act=name).to_dict())
+    theirs = transformers.BertForMaskedLM._from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            if "act_fn" in key:
+                parameter.add_(torch.rand(1) / 8)
+    theirs.save_pretrained(tmp_path / "a")
+    model, params = flaxbert.from_pretrained(tmp_path / "a")
+    ids = np.arange(12).reshape(2, 6)
+    labels = torch.tensor(ids)
+    out = theirs(labels, labels=labels)
+    out.loss.backward()
+    np.testing.assert_allclose(model.apply({"params": params}, ids).logits, out.logits.detach().numpy(), atol=1e-5)
+
+    def loss(params):
+        logits = model.apply({"params": params}, ids).logits
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1))
+
+    gradients = jax.grad(loss)(params)
+    for i, layer in enumerate(theirs.bert.encoder.layer):
+        for key, parameter in layer.intermediate.intermediate_act_fn.named_parameters():
+            found = gradients["bert"]["layers"]["activation"][key][i]
+            np.testing.assert_allclose(found, parameter.grad.float().numpy(), atol=1e-4)
+    flaxbert.save_pretrained(tmp_path / "b", model, params)
+    back = transformers.BertForMaskedLM.from_pretrained(tmp_path / "b", attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(back(labels).logits.numpy(), out.logits.detach().numpy(), atol=1e-5)
 
 
 # -- averages --------------------------------------------------------------------------------------------------
