@@ -125,7 +125,7 @@ def _read_modules(folder: Path) -> list[dict[str, str]]:
         return []
     modules = read_json(file)
     if not isinstance(modules, list) or not all(_is_module(module) for module in modules):
-        raise ValueError(f"{file}: not a list of modules, each with a path and a type")
+        raise ValueError(f"{file}: expected a list of modules, each with its type and path")
     return modules
 
 

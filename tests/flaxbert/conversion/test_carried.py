@@ -111,7 +111,7 @@ def test_modules_out_of_the_folder_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"leads out of the folder"):
             convert(folder, tmp_path / "b")
     (folder / "modules.json").write_text('[{"path": 1}]')
-    with pytest.raises(ValueError, match=r"modules.json: not a list of modules"):
+    with pytest.raises(ValueError, match=r"modules.json: expected a list of modules"):
         convert(folder, tmp_path / "b")
     assert files_in(tmp_path) == sorted(f"a/{name}" for name in files_in(folder))
 
