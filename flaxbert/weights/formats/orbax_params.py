@@ -109,12 +109,10 @@ class _Leaf:
 
 def _read_metadata(item: Path) -> dict[ParameterPath, _Leaf]:
     import orbax.checkpoint as ocp
-    from etils import epath
 
     with _orbax_errors(item):
-        metadata: Any = ocp.PyTreeCheckpointHandler().metadata(
-            epath.Path(item.absolute())
-        )  # a Checkpointer hides errors
+        handler: Any = ocp.PyTreeCheckpointHandler()  # not a Checkpointer, which hides the errors
+        metadata = handler.metadata(item.absolute())
         tree = metadata.tree
         prefix = ("params",) if "params" in tree else ()
         return {leaf.path: leaf for leaf in _leaves(tree["params"] if prefix else tree, prefix, ())}

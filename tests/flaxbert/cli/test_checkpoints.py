@@ -400,7 +400,7 @@ def test_predict_and_export_take_every_source_that_their_help_names(data_dir, tm
         assert code == 0 and "[MASK]" in out, err
     code, out, err = run(capsys, "export", file, tmp_path / "exported", "--length", 8)
     assert code == 0 and "BertForMaskedLM" in out, err
-    code, _, err = run(capsys, "predict", "embed", "--model", file, "--", "a text")
+    code, _, err = run(capsys, "predict", "classify", "--model", file, "--", "a text")
     assert code == 2 and "holds a BertForMaskedLM" in err and str(file) in err and "flaxbert-" not in err
     code, out, _ = run(capsys, "average", file, file, "--output", tmp_path / "mean")
     assert code == 0 and f"the mean of {file}, {file}" in out
