@@ -15,6 +15,7 @@ from flaxbert.pipelines import (
     NextSentencePipeline,
     SentenceEmbeddingPipeline,
     TextClassificationPipeline,
+    pipeline,
 )
 from flaxbert.pipelines.batching import length_buckets
 from tests.flaxbert.reference_folders import saved
@@ -86,6 +87,15 @@ def test_stream_reads_at_most_read_ahead_inputs(classify):
     assert len(list(answers)) == len(TEXTS) - 11 and classify([]) == []
 
 
+def test_stream_reads_no_more_characters_ahead_than_fit_into_memory(classify, monkeypatch):
+    monkeypatch.setattr(pipeline, "_MAX_READ_AHEAD_LENGTH", 100)
+    read = []
+    answers = classify.stream(read.append(i) or "word " * 12 for i in range(5))
+    next(answers)
+    assert len(read) == 2
+    assert len(list(answers)) == 4 and read == [0, 1, 2, 3, 4]
+
+
 def test_long_texts_are_truncated(classify):
     long = "word " * 500
     assert classify([long]) == classify(["word " * 22])
@@ -111,14 +121,14 @@ def test_errors_name_the_invalid_text(classify, texts, error, said):
 
 def test_errors_name_the_task_of_a_folder_with_another_head(folder, tmp_path):
     holds = "holds a BertForSequenceClassification, good for classify; "
-    for pipeline, wanted in (
+    for pipeline_class, wanted in (
         (FillMaskPipeline, "FillMaskPipeline needs a BertForMaskedLM or BertForPreTraining"),
         (NextSentencePipeline, "NextSentencePipeline needs a BertForNextSentencePrediction or BertForPreTraining"),
         (MultipleChoicePipeline, "MultipleChoicePipeline needs a BertForMultipleChoice"),
         (SentenceEmbeddingPipeline, "SentenceEmbeddingPipeline needs a BertModel"),
     ):
         with pytest.raises(ValueError, match=holds + wanted):
-            pipeline.from_pretrained(folder)
+            pipeline_class.from_pretrained(folder)
     config = flaxbert.BertConfig.tiny(vocab_size=7)
     several = shutil.copytree(folder, tmp_path / "several")
     keys = json.loads((several / "config.json").read_text()) | {"architectures": ["BertModel", "BertForMaskedLM"]}
