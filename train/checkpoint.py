@@ -3,6 +3,8 @@
 The position in the data needs no storage: batch `i` is a pure function of the seed and `i`.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,10 @@ class Checkpoints:
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         )
-        restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        try:
+            restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        except Exception as error:
+            raise self._unreadable(step, error) from error
         return restored
 
     def wait(self) -> None:
@@ -86,13 +91,44 @@ class Checkpoints:
 
     def _check_fits(self, step: int, shapes: TrainState) -> None:
         # Checked before orbax starts to read, because an error during the read leaves background tasks behind.
-        stored: Any = self._manager.metadata(step).item_metadata
+        try:
+            stored: Any = self._manager.metadata(step).item_metadata
+            stored["params"]
+        except Exception as error:
+            raise self._unreadable(step, error) from error
         differing = shape_differences(stored["params"], shapes.params)
         if differing:
             raise ValueError(
                 f"{self._folder / str(step)}: the checkpoint does not fit this model; choose another --run.folder, or "
                 "delete it:\n" + "\n".join(differing)
             )
+
+    def _unreadable(self, step: int, error: BaseException) -> ValueError:
+        """Return an error that names the damaged file of a checkpoint, which orbax's own does at most in a cause."""
+        folder = self._folder / str(step)
+        while (cause := error.__cause__ or error.__context__) is not None:
+            error = cause
+        why = f"{type(error).__name__}: {error}".splitlines()[0].partition(" [tensorstore_spec")[0][:500]
+        return ValueError(
+            f"{_damaged_file(folder, why)}: damaged or missing ({why}); delete the folder {folder} to go on from an "
+            "earlier checkpoint, or from the start"
+        )
+
+
+def _damaged_file(folder: Path, message: str) -> Path:
+    """Return the file that a message names, or whose size it gives; else one that should be JSON and is not."""
+    named = [Path(name) for name in re.findall(r'local file "([^"]+)"', message)]
+    size = re.search(r"not valid for value of size (\d+)", message)
+    cut = [file for file in folder.rglob("*") if size and file.is_file() and file.stat().st_size == int(size[1])]
+    for file in (*named, *cut):
+        if file.is_file():
+            return file
+    for file in (folder / _ITEM / "_METADATA", *(folder / _ITEM / "array_metadatas").glob("*")):
+        try:
+            json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            return file
+    return folder
 
 
 def _rank(metrics: Mapping[str, Any]) -> Any:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib.util
+import io
 import logging
 import os
 import re
 import statistics
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from flaxbert.files import atomic_write
 from train.compilation import compilation_cache
 from train.config import RENAMED_SETTINGS, Config
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
+from train.tasks.task import TaskSettings
 
 _USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
 
@@ -68,8 +70,11 @@ def main(arguments: list[str]) -> int:
         print(_USAGE, file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal's encoding lacks do not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        config = parse_flags(load_config(Path(arguments[0])), arguments[1:])
+        config = parse_flags(load_config(Path(arguments[0]).expanduser()), arguments[1:])
         # Imported after the flags are read, so that --help and errors in flags are fast.
         from train.loop import run
 
@@ -176,14 +181,51 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
             section, _, new = renamed.rpartition(".")
             negation = "" if positive == name else "no-"
             raise ValueError(f"{option} is now called --{section}.{negation}{new.replace('_', '-')}")
+    given = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+    _check_sets(default.task, given, flags)
     return tyro.cli(
         Config[type(default.task)],
-        default=default,
+        default=_with_other_length(default, given),
         args=flags,
         description="Train what the config file describes, with these flags applied.",
         # For a field whose type is a union, such as the optimizer: the flags of the class that the file chose.
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _with_other_length(default: Config, given: Collection[str]) -> Config:
+    """Return the config without its `epochs` where the flags give `steps` instead, and the other way round."""
+    run = default.run
+    if "run.steps" in given and "run.epochs" not in given and run.epochs is not None:
+        run = dataclasses.replace(run, epochs=None, steps=1)  # replaced by the flag's
+    elif "run.epochs" in given and "run.steps" not in given and run.steps is not None:
+        run = dataclasses.replace(run, epochs=1.0, steps=None)
+    return dataclasses.replace(default, run=run)
+
+
+def _check_sets(task: TaskSettings, given: Collection[str], flags: Sequence[str]) -> None:
+    """Refuse other training data beside the evaluation sets of the config, which belong to its own training data.
+
+    Raises:
+        ValueError: names the flags to give.
+    """
+    own = {name: getattr(task, name, None) for name in ("dev", "test", "extra_eval")}
+    left = [f"--task.{name.replace('_', '-')}" for name, value in own.items() if value and f"task.{name}" not in given]
+    if not left or "task.train" not in given or _value_of("train", flags) == getattr(task, "train", None):
+        return
+    raise ValueError(
+        f"--task.train names other data, but the config's own {' and '.join(left)} would be evaluated: give "
+        f"{' and '.join(left)} too, or leave them out: {' '.join(f'{flag} None' for flag in left)}"
+    )
+
+
+def _value_of(name: str, flags: Sequence[str]) -> str | None:
+    """Return the value of the flag --task.NAME."""
+    for flag, following in zip(flags, [*flags[1:], None], strict=True):
+        option, equals, value = flag.partition("=")
+        if option == f"--task.{name}":
+            return value if equals else following
+    return None
 
 
 def _renamed_field(message: str) -> str | None:

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from train.tasks.task import TaskSettings
 
 
+def expand_home(settings: object) -> None:
+    """Replace "~" at the start of the paths among the fields of a dataclass, as a shell does, but not after "="."""
+    for name, value in vars(settings).items():
+        if isinstance(value, Path):
+            object.__setattr__(settings, name, value.expanduser())
+
+
 class ModelAttributes(TypedDict):
     """Attributes of a model class that the settings choose, as keyword arguments."""
 
@@ -54,6 +61,7 @@ class Model:
     """pallas: a fused kernel on TPUs for lengths that are multiples of 32 up to 512; eager in all other cases."""
 
     def __post_init__(self):
+        expand_home(self)
         if not 1 <= self.vocab_multiple <= 2**16:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; allowed: 1 to {2**16}")
 
@@ -106,6 +114,7 @@ class Run:
     """Train once with each of these seeds, each in a subfolder; the summary gives mean and deviation."""
 
     def __post_init__(self):
+        expand_home(self)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
         names = ["batch_size", "gradient_accumulation_steps", "steps", "evaluation_batch_size", "log_every"]

@@ -254,6 +254,8 @@ def _check_best(config: Config, task: Task) -> None:
     best = config.run.best
     if best is not None and DEV not in task.evaluations:
         raise ValueError(f"best is {best!r}, a metric of the dev set, but there is no dev set: give --task.dev")
+    if best is not None and not task.has_labels(DEV):
+        raise ValueError(f"best is {best!r}, but the dev set has no labels: give another --task.dev or --run.best None")
     if best is not None and best not in task.metric_names:
         raise ValueError(f"best is {best!r}; give one of the metrics of this task: {', '.join(task.metric_names)}")
 

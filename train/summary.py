@@ -79,6 +79,26 @@ def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
     FigureCanvasAgg(figure).print_figure(path, format="png")
 
 
+def font_families(texts: Iterable[str]) -> list[str] | None:
+    """Return font families that together draw all letters of the texts, matplotlib's own first; None if there are none.
+
+    Fonts are looked for on this machine; matplotlib's own has no Chinese, Japanese or Korean letters.
+    """
+    from matplotlib import font_manager, ft2font
+
+    families, missing = ["DejaVu Sans"], {ord(letter) for text in texts for letter in text if not letter.isspace()}
+    missing -= ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap().keys()
+    for font in font_manager.fontManager.ttflist if missing else ():
+        try:
+            covered = missing & ft2font.FT2Font(font.fname).get_charmap().keys()
+        except (OSError, RuntimeError):  # a font file that is gone or damaged
+            continue
+        if covered:
+            families.append(font.name)
+            missing -= covered
+    return None if missing else families
+
+
 def last_evaluations(lines: Iterable[Line]) -> dict[str, Line]:
     """Return the metrics of the last evaluation of every set, by its name, from the lines of a record."""
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}

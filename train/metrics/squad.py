@@ -5,6 +5,8 @@ digit; those of CMRC follow cmrc2018_evaluate.py. All mappings have question ids
 """
 
 import collections
+import itertools
+import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +47,7 @@ def squad2_metrics(
         threshold: where the null odds are above it, the prediction counts as empty.
     """
     has_answer = {name: bool(texts) for name, texts in references.items()}
-    # Reference answers of only punctuation and articles are dropped, but the question still counts as answerable.
-    usable = {name: [text for text in texts if normalise_answer(text)] or [""] for name, texts in references.items()}
+    usable = _usable(references)
     raw = {
         "exact": best_scores(exact_match, predictions, usable),
         "f1": best_scores(token_f1_or_empty, predictions, usable),
@@ -71,8 +72,21 @@ def squad2_metrics(
 
 
 def best_null_threshold(predictions: Predictions, references: References, null_odds: Mapping[str, float]) -> float:
-    """Return the threshold of the null odds with the highest F1, "best_f1_thresh" of `squad2_metrics`."""
-    return squad2_metrics(predictions, references, null_odds, threshold=0.0)["best_f1_thresh"]
+    """Return the threshold of the null odds with the highest F1.
+
+    It is "best_f1_thresh" of `squad2_metrics`, except where that is not a threshold with this F1: the official script
+    counts answers with equal null odds one by one, and says 0 where it is best to answer nothing, although answers
+    with negative odds would be given.
+    """
+    usable, has_answer = _usable(references), {name: bool(texts) for name, texts in references.items()}
+    scores = best_scores(token_f1_or_empty, predictions, usable)
+    total = best = sum(not has for has in has_answer.values())
+    threshold = min(0.0, math.nextafter(min(null_odds.values()), -math.inf))
+    for odds, names in itertools.groupby(sorted(scores, key=null_odds.__getitem__), key=null_odds.__getitem__):
+        total += sum(scores[name] if has_answer[name] else -bool(predictions[name]) for name in names)
+        if total > best:
+            best, threshold = total, odds
+    return threshold
 
 
 def cmrc_metrics(predictions: Predictions, references: References) -> dict[str, float]:
@@ -123,6 +137,11 @@ def cmrc_f1(reference: str, prediction: str) -> float:
     """Return the F1 of the longest run of characters and words in common; 0 where there is none."""
     expected, predicted = chinese_segments(reference), chinese_segments(prediction)
     return _f1(_longest_common_run(expected, predicted), len(expected), len(predicted))
+
+
+def _usable(references: References) -> dict[str, list[str]]:
+    """Drop reference answers of only punctuation and articles, with which the question still counts as answerable."""
+    return {name: [text for text in texts if normalise_answer(text)] or [""] for name, texts in references.items()}
 
 
 def _percentages(**scores: Mapping[str, float]) -> dict[str, float]:

@@ -105,6 +105,10 @@ class MultipleChoiceTask(Task):
         }
         return EvalStepOutput(metrics, jax.nn.softmax(logits))
 
+    def has_labels(self, name: str) -> bool:
+        """Return whether the right choice of any question is known."""
+        return any(question.label is not None for question in self.questions[name])
+
     def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Return the tokens of all choices; only the pooled vectors are used."""
         return TokenCounts.of_batch(batch, pooled=True)

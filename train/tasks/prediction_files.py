@@ -10,7 +10,7 @@ from flaxbert.text.tags import TagScheme
 from train.data.labelled_texts import LabelledText
 from train.metrics.classification import ClassScores, confusion_matrix
 from train.metrics.entities import EntityScore, EntityScores
-from train.summary import markdown_table
+from train.summary import font_families, markdown_table
 from train.tasks.problems import Problem, answer, scores_by_label
 
 # A larger confusion matrix would have unreadable names and numbers.
@@ -55,16 +55,24 @@ def write_classification(
     return [*lines, f"each label: {report}"]
 
 
-def write_prediction_table(folder: Path, name: str, rows: Iterable[tuple[str, str, str, float]]) -> str:
+def write_prediction_table(folder: Path, name: str, rows: Iterable[tuple[str, str, str, float | None]]) -> str:
     """Write predictions_NAME.tsv, and return a line to print.
 
-    A row has the source of an example, its label ("" for none), the predicted answer and its probability.
+    A row has the source of an example, its label ("" for none), the predicted answer and its probability; the column of
+    probabilities is left out where there are none.
     """
     path = folder / f"predictions_{name}.tsv"
-    lines = ["row\tgiven\tpredicted\tprobability"]
-    lines += [f"{source}\t{given}\t{predicted}\t{value:.4f}" for source, given, predicted, value in rows]
-    write_text(path, "\n".join(lines) + "\n")
+    rows = list(rows)
+    head = ["row", "given", "predicted", "probability"]
+    table = [[*texts, *([] if value is None else [f"{value:.4f}"])] for *texts, value in rows]
+    head = head if rows and rows[0][-1] is not None else head[:-1]
+    write_text(path, "".join("\t".join(map(escape_cell, row)) + "\n" for row in [head, *table]))
     return f"predictions: {path}"
+
+
+def escape_cell(text: str) -> str:
+    """Return the text with tabs and line ends as \\t, \\n and \\r, so that it fits into a cell of a table."""
+    return text.translate({ord("\t"): r"\t", ord("\n"): r"\n", ord("\r"): r"\r"})
 
 
 def entity_report(
@@ -123,8 +131,12 @@ def _draw_confusion(path: Path, counts: np.ndarray, labels: Sequence[str], name:
             color = "w" if shares[label, prediction] > 0.5 else "k"
             axes.text(prediction, label, str(count), ha="center", va="center", color=color)
     ticks, names = range(len(labels)), [label if len(label) <= 20 else label[:19] + "\u2026" for label in labels]
-    axes.set_xticks(ticks, names, rotation=90, parse_math=False)
-    axes.set_yticks(ticks, names, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="given")
-    axes.set_title(name, loc="left", parse_math=False)
+    fonts, unit = font_families([*names, name]), ""
+    if fonts is None:  # boxes say nothing
+        names, unit = [str(tick) for tick in ticks], " (line of the table, from 0)"
+    axes.set_xticks(ticks, names, rotation=90, parse_math=False, fontfamily=fonts)
+    axes.set_yticks(ticks, names, parse_math=False, fontfamily=fonts)
+    axes.set(xlabel=f"predicted{unit}", ylabel=f"given{unit}")
+    if fonts is not None:
+        axes.set_title(name, loc="left", parse_math=False, fontfamily=fonts)
     FigureCanvasAgg(figure).print_figure(path, format="png")

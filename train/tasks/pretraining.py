@@ -16,7 +16,7 @@ from flaxbert.losses import IGNORE, Loss
 from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.config import Config
+from train.config import Config, expand_home
 from train.data.corpus.store import TOKENIZER
 from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.pretraining.datasets import ExampleOptions, PretrainingData, open_text, store_data
@@ -58,6 +58,10 @@ class Pretraining(ExampleOptions, TaskSettings):
     prompts: tuple[str, ...] = ()
     """Texts with one mask token ([MASK] for BERT, <mask> for RoBERTa), which is filled at the end of the run."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        expand_home(self)
+
     @property
     def head(self) -> HeadKind:
         """Head of the model: one for next sentences too where examples are pairs."""
@@ -92,10 +96,10 @@ class Pretraining(ExampleOptions, TaskSettings):
 
     def train_spec(self, config: Config) -> TrainSpec:
         """Return the spec for rows without padding, as long as the settings allow; the text is not read."""
-        tokenizer, store_tokenizer = self.tokenizer, Path(self.text) / TOKENIZER
+        tokenizer, store_tokenizer = self.tokenizer, Path(self.text).expanduser() / TOKENIZER
         # A store has its own tokenizer. Where there is no text yet, it is taken to be a store that is still to be made,
         # with the vocabulary size of the model's sizes. For text that exists, a tokenizer will be learned.
-        text_exists = ":" in self.text or Path(self.text).exists()
+        text_exists = ":" in self.text or Path(self.text).expanduser().exists()
         if tokenizer is None and (store_tokenizer.is_dir() or not text_exists):
             tokenizer = store_tokenizer
         sizes = model_config_without_data(
@@ -177,7 +181,8 @@ class Pretraining(ExampleOptions, TaskSettings):
         run, steps = config.run, sum(stage.steps for stage in self.stages)
         if self.stages and (run.steps is None or steps >= run.steps):
             raise ValueError(
-                f"the stages take {steps} steps, and run.steps is {run.steps}; give --run.steps above {steps}"
+                f"the stages take {steps} steps, and run.steps is {run.steps}; give --run.steps above {steps}, "
+                "or shorter stages (--task.stages.0.steps ...)"
             )
         for number, stage in enumerate(self.stages):
             Placement.of(config.mesh).check_rows(
@@ -259,10 +264,16 @@ class PretrainingTask(Task):
     def compute_metrics(
         self, name: str, evaluation: Evaluation, *, earlier: Mapping[str, Evaluation]
     ) -> dict[str, float]:
-        """Return the training loss, and the perplexity of masked tokens."""
+        """Return the training loss, and the perplexity of masked tokens; nothing if no token is masked."""
         means = evaluation.means
+        if "masked_lm_loss" not in means:
+            return {}
         loss = means["masked_lm_loss"] + means.get("next_sentence_loss", 0.0)
         return {"loss": loss, "perplexity": math.exp(min(means["masked_lm_loss"], 700.0))}
+
+    def has_labels(self, name: str) -> bool:
+        """Return whether any token of the held-out text is masked."""
+        return any((batch["masked_lm_labels"] != IGNORE).any() for batch in self.evaluations[name])
 
     def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Return `pretraining_token_counts`."""
@@ -272,9 +283,11 @@ class PretrainingTask(Task):
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Compare the loss with the unigram entropy, and fill the prompts with the five most probable tokens each."""
-        loss = results["dev"].means["masked_lm_loss"]
-        gain = f"{self.unigram_entropy - loss:.3f} below" if loss < self.unigram_entropy else "not below"
-        baseline = f"held-out loss {loss:.3f} nat, {gain} the unigram entropy of {self.unigram_entropy:.3f}"
+        loss = results["dev"].means.get("masked_lm_loss")
+        baseline = "no token of the held-out text is masked: raise --task.masking-rate or --task.heldout"
+        if loss is not None:
+            gain = f"{self.unigram_entropy - loss:.3f} below" if loss < self.unigram_entropy else "not below"
+            baseline = f"held-out loss {loss:.3f} nat, {gain} the unigram entropy of {self.unigram_entropy:.3f}"
         return [baseline, *(f"{prompt}  ->  {self._fill(model, params, prompt)}" for prompt in self.prompts)]
 
     def _fill(self, model: PreTrainedModel, params: Params, prompt: str) -> str:

@@ -94,12 +94,14 @@ def problem_metrics(problem: Problem, labels: np.ndarray, predictions: np.ndarra
             "pearson": classification.pearson_correlation(labels, numbers),
             "spearman": classification.spearman_correlation(labels, numbers),
         }
-    macro_f1 = float(scores.f1.mean())
     if problem.kind == "multi_label_classification":
         expected, predicted = labels.astype(int), (predictions > 0.5).astype(int)
         accuracy = float(np.mean(np.all(expected == predicted, axis=1)))
-        return {"accuracy": accuracy, "f1": classification.micro_f1(expected, predicted), "macro_f1": macro_f1}
+        micro, macro = classification.micro_f1(expected, predicted), float(scores.f1.mean())
+        return {"accuracy": accuracy, "f1": micro, "macro_f1": macro}
     best = predictions.argmax(axis=-1)
+    # As in scikit-learn, a class that occurs neither in the data nor in the predictions does not count.
+    macro_f1 = float(scores.f1[np.union1d(labels, best)].mean())
     f1 = {"f1": float(scores.f1[1])} if len(problem.labels) == 2 else {}
     accuracy = float(np.mean(labels == best))
     return {
@@ -119,8 +121,8 @@ def scores_by_label(problem: Problem, labels: np.ndarray, predictions: np.ndarra
     return None
 
 
-def answer(problem: Problem, prediction: np.ndarray) -> tuple[str, float]:
-    """Return the answer for one example, as a data file would spell it, and its probability (1 for a regression).
+def answer(problem: Problem, prediction: np.ndarray) -> tuple[str, float | None]:
+    """Return the answer for one example, as a data file would spell it, and its probability (none for a regression).
 
     `prediction` is its row [N] of `probabilities`. Of several labels, those above one half are the answer, and its
     probability is that of just these.
@@ -131,4 +133,4 @@ def answer(problem: Problem, prediction: np.ndarray) -> tuple[str, float]:
     if problem.kind == "multi_label_classification":
         names = [name for name, value in zip(problem.labels, prediction, strict=True) if value > 0.5]
         return problem.separator.join(names), float(np.prod(np.maximum(prediction, 1 - prediction)))
-    return f"{prediction[0]:.4f}", 1.0
+    return f"{prediction[0]:.4f}", None

@@ -210,6 +210,10 @@ class QuestionAnsweringTask(Task):
             threshold = self._threshold(earlier)
         return self.sets[name].compute_metrics(answers, threshold)
 
+    def has_labels(self, name: str) -> bool:
+        """Return whether the answers of the set are known."""
+        return self.sets[name].labelled
+
     def write_predictions(
         self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
@@ -222,7 +226,8 @@ class QuestionAnsweringTask(Task):
             self.sets[name].write(folder, name, self._answers(name, results[name]), threshold)
         lines = [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
         if any(answer_set.trained_on_no_answer for answer_set in self.sets.values()):
-            lines.append(f"there is no answer where null odds exceed {threshold:.4f}: --null-threshold of predict")
+            # All digits, because the threshold is the null odds of one question, which must not fall out.
+            lines.append(f"there is no answer where null odds exceed {threshold!r}: --null-threshold of predict")
         return lines
 
     def _answers(self, name: str, evaluation: Evaluation) -> dict[str, RankedAnswers]:

@@ -147,6 +147,10 @@ class SequenceClassificationTask(Task):
         labels = self._labels(name)
         return {} if labels is None else problems.problem_metrics(self.problem, labels, self._outputs(name, evaluation))
 
+    def has_labels(self, name: str) -> bool:
+        """Return whether all rows have a label; a set of which only some have one is refused."""
+        return self._labels(name) is not None
+
     def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Return the tokens of a batch; only the pooled vectors are used."""
         return TokenCounts.of_batch(batch, pooled=True)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 from flaxbert import BertConfig, PreTrainedModel
 from flaxbert.families import HeadKind, model_class
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.config import Config
+from train.config import Config, expand_home
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import SequenceExamples
 from train.data.host_batches import HostShard, TrainSet
@@ -51,6 +51,7 @@ class Supervised(TaskSettings):
     """Leave out examples without a text or a label; by default a file with some is refused."""
 
     def __post_init__(self):
+        expand_home(self)
         if self.extra_eval_splits and len(self.extra_eval_splits) != len(self.extra_eval):
             raise ValueError(
                 f"extra_eval_splits is {self.extra_eval_splits}; give one for each of extra_eval, {self.extra_eval}"

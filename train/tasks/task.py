@@ -124,6 +124,10 @@ class Task(abc.ABC):
         """
         return {}
 
+    def has_labels(self, name: str) -> bool:
+        """Return whether the set `name` has labels, so that its evaluation has the metrics of `metric_names`."""
+        return True
+
     def token_counts(self, batch: HostBatch) -> TokenCounts:
         """Return the size of a batch."""
         return TokenCounts.of_batch(batch)

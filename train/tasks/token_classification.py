@@ -27,7 +27,7 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
-from train.tasks.prediction_files import entity_report, write_text
+from train.tasks.prediction_files import entity_report, escape_cell, write_text
 from train.tasks.pretrained_heads import choose_head
 from train.tasks.supervised import Supervised, rows_digests
 from train.tasks.task import Task, apply_model, model_config
@@ -209,7 +209,7 @@ def _conll(sentences: Sequence[TaggedSentence], predicted: Sequence[Sequence[str
     blocks = []
     for sentence, tags in zip(sentences, predicted, strict=True):
         rows = zip(sentence.words, sentence.tags, tags, strict=True)
-        blocks.append("".join("\t".join(row) + "\n" for row in rows))
+        blocks.append("".join("\t".join(map(escape_cell, row)) + "\n" for row in rows))
     return "\n".join(blocks)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from train.metrics.classification import (
     pearson_correlation,
     spearman_correlation,
 )
+from train.tasks.problems import Problem, problem_metrics
 
 
 def ratio(a, b):
@@ -78,3 +80,12 @@ def test_constant_values_have_no_correlation():
     for first, second in ((constant, other), (other, constant), (np.ones(1), np.ones(1))):
         assert pearson_correlation(first, second) == spearman_correlation(first, second) == 0.0
         assert matthews_correlation(first.astype(int), second.astype(int)) == 0.0
+
+
+def test_macro_f1_leaves_out_classes_that_occur_nowhere():
+    """As scikit-learn's f1_score does without a list of labels."""
+    labels, predicted = np.array([0, 0, 2, 2]), np.array([0, 2, 2, 2])
+    problem = Problem("single_label_classification", ("a", "b", "c"))
+    found = problem_metrics(problem, labels, np.eye(3)[predicted])
+    assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)

@@ -231,3 +231,19 @@ def test_cmrc_equals_its_definition_on_characters(answer, prediction):
 
 def occurs(run, letters):
     return any(letters[i : i + len(run)] == run for i in range(len(letters)))
+
+
+def test_the_best_threshold_lets_no_question_be_answered_where_that_is_best():
+    references, predictions = {"a": [], "b": []}, {"a": "wrong", "b": "wrong"}
+    for odds in ({"a": -3.0, "b": -1.0}, {"a": 2.0, "b": 4.0}, {"a": 0.0, "b": 0.0}):
+        threshold = best_null_threshold(predictions, references, odds)
+        assert squad2_metrics(predictions, references, odds, threshold=threshold)["f1"] == 100.0
+        assert threshold <= 0.0
+
+
+def test_the_best_threshold_takes_equal_odds_together():
+    """Answers with equal odds are given or not together, although the first alone would be better."""
+    references, predictions = {"a": ["x"], "b": [], "c": []}, {"a": "x", "b": "y", "c": "y"}
+    odds = {"a": 1.0, "b": 1.0, "c": 1.0}
+    threshold = best_null_threshold(predictions, references, odds)
+    assert squad2_metrics(predictions, references, odds, threshold=threshold)["f1"] == pytest.approx(200 / 3)

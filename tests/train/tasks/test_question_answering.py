@@ -103,7 +103,7 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
             assert all(c["text"] in context for c in candidates)
             assert len({c["text"] for c in candidates}) == len(candidates) <= 21
     # The threshold is that of dev, for both, and told at the end.
-    assert f"no answer where null odds exceed {found['dev']['threshold']:.4f}: --null-threshold" in printed
+    assert f"no answer where null odds exceed {found['dev']['threshold']!r}: --null-threshold" in printed
     assert found["dev"]["threshold"] == found["test"]["threshold"] == found["dev"]["best_f1_thresh"]
     assert isinstance(flaxbert.from_pretrained(folder / "model")[0], flaxbert.BertForQuestionAnswering)
     # `flaxbert predict` takes windows and limits from the model's folder, and gives the answers of the run.
