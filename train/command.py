@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import re
@@ -211,7 +212,10 @@ def _check_sets(task: TaskSettings, given: Collection[str], flags: Sequence[str]
     """
     own = {name: getattr(task, name, None) for name in ("dev", "test", "extra_eval")}
     left = [f"--task.{name.replace('_', '-')}" for name, value in own.items() if value and f"task.{name}" not in given]
-    if not left or "task.train" not in given or _value_of("train", flags) == getattr(task, "train", None):
+    train = _value_of("train", flags)
+    is_missing = train is not None and Path(train).suffix != "" and not Path(train).expanduser().exists()
+    # A file that does not exist is named by its reader.
+    if not left or "task.train" not in given or train == getattr(task, "train", None) or is_missing:
         return
     raise ValueError(
         f"--task.train names other data, but the config's own {' and '.join(left)} would be evaluated: give "
@@ -221,8 +225,8 @@ def _check_sets(task: TaskSettings, given: Collection[str], flags: Sequence[str]
 
 def _value_of(name: str, flags: Sequence[str]) -> str | None:
     """Return the value of the flag --task.NAME."""
-    for flag, following in zip(flags, [*flags[1:], None], strict=True):
-        option, equals, value = flag.partition("=")
+    for flag, following in itertools.pairwise([*flags, None]):
+        option, equals, value = (flag or "").partition("=")
         if option == f"--task.{name}":
             return value if equals else following
     return None

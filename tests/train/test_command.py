@@ -102,7 +102,7 @@ def test_flags_that_the_choice_does_not_have(wrong, near, capsys):
     [
         (("--optim.learning-rate", "fast"), "fast"),
         (("--optim.warmup", "2"), "warmup is 2.0; allowed: 0.0 to 1.0"),
-        (("--run.steps", "5"), "exactly one of epochs (1) and steps (5)"),
+        (("--run.steps", "5", "--run.epochs", "1"), "exactly one of epochs (1.0) and steps (5)"),
         (("--run.batch-size", "0"), "batch_size is 0"),
         (("--run.batch-size", "9"), "batch_size is 9, which does not divide over 8 devices"),
         (
