@@ -69,7 +69,7 @@ def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
         upper.set_ylabel(f"{key.replace('_', ' ')} ({loss_unit})", parse_math=False)
         upper.legend(frameon=False)
     lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")
-    uppers[0].set_title(title, loc="left", parse_math=False)
+    uppers[0].set_title(title, loc="left", parse_math=False, fontfamily=font_families([title]))
     lower.set(xlabel="optimizer step", ylabel="learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (*uppers, lower):
