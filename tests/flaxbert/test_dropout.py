@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from flaxbert.dropout import dropout, keep_mask, packed_keep_mask
+from flaxbert.dropout import dropout, dropout_scale, keep_mask, packed_keep_mask
 
 KEY = jax.random.key(3)
 
@@ -98,3 +98,9 @@ def test_gradient_of_dropout_is_its_mask():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7)), jnp.float32)
     gradient = jax.grad(lambda x: dropout(x, KEY, rate=0.5).sum())(x)
     np.testing.assert_array_equal(gradient, dropout(jnp.ones((3, 7)), KEY, rate=0.5))
+
+
+def test_a_rate_of_one_leaves_zeros_as_in_torch():
+    x = jnp.ones((3, 5))
+    assert not dropout(x, jax.random.key(0), rate=1.0).any()
+    assert dropout_scale(1.0) == 0

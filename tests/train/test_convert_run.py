@@ -97,7 +97,7 @@ def test_a_link_in_a_checkpoint_is_refused(step, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(step):
     (step / "_METADATA").write_text("{")
-    with pytest.raises(ValueError, match=r"default: not a readable orbax checkpoint"):
+    with pytest.raises(ValueError, match=r"_METADATA: not a readable orbax checkpoint"):
         open_checkpoint(step)
     (step / "_METADATA").unlink()
     with pytest.raises(FileNotFoundError, match="nor other weights"):
