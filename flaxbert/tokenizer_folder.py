@@ -191,10 +191,10 @@ def _check_template(files: TokenizerFiles, backend: Tokenizer, special_tokens: S
     """Raise ValueError unless the post-processor writes [CLS] before a text and [SEP] after it."""
     try:
         tokens, pair = backend.encode("").tokens, backend.encode("", "").tokens
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # of the library's Rust code
-            raise ValueError(f"{files.stored_file}: its post-processor is invalid ({error})") from None
+    except (KeyboardInterrupt, SystemExit):
         raise
+    except BaseException as error:  # panics of the library's Rust code are no Exception
+        raise ValueError(f"{files.stored_file}: its post-processor is invalid ({error})") from None
     cls, sep = special_tokens.cls, special_tokens.sep
     if [backend.token_to_id(token) for token in tokens] != [backend.token_to_id(token) for token in (cls, sep)]:
         raise ValueError(

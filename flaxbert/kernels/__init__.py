@@ -4,12 +4,16 @@ import jax
 from jaxtyping import Array, Bool, Float, UInt32
 
 from flaxbert.config import BertConfig
-from flaxbert.constraints import constrain
+from flaxbert.constraints import constrain, current_mesh
 from flaxbert.functional import linear
-from flaxbert.kernels import tpu_attention
-from flaxbert.kernels.tpu_attention import platform
 from flaxbert.layers import Params
 from flaxbert.sharding import AxisRules
+
+
+def platform() -> str:
+    """Return "cpu", "gpu" or "tpu": the devices of the current mesh, or JAX's default ones without a mesh."""
+    mesh = current_mesh()
+    return jax.default_backend() if mesh is None or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
 def supports_fused_attention(
@@ -22,6 +26,8 @@ def supports_fused_attention(
     """
     if platform() != "tpu" or not self_attention or needs_probabilities:
         return False
+    from flaxbert.kernels import tpu_attention  # imports Pallas, which takes half a second
+
     return tpu_attention.supports(length, heads=config.num_attention_heads, head_size=config.head_size)
 
 
@@ -39,6 +45,8 @@ def attend_fused(
 
     The arguments are those of `transformer.attend`; `keep` is packed (`dropout.packed_keep_mask`).
     """
+    from flaxbert.kernels import tpu_attention
+
     projections = [params[name] for name in ("query", "key", "value")]
     heads = params["query"]["kernel"].shape[1]
     query, key, value = (

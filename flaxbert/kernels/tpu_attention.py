@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
 from flaxbert import constraints, dropout, functional
 from flaxbert.execution import SAVED_BY_KERNELS
+from flaxbert.kernels import platform
 from flaxbert.sharding import REPLICATED, AxisRules
 
 _LANES = 128
@@ -28,12 +29,6 @@ _LONGEST = 512  # positions: a grid step holds several arrays of T x T, and a v4
 # Operations of the vector unit for each score: scale, mask, maximum, difference, exponential (12), sum, the dropout's
 # bit and selection (5), rounding; backward also three for the score's gradient and two roundings more.
 _FORWARD_OPERATIONS, _BACKWARD_OPERATIONS = 23, 28
-
-
-def platform() -> str:
-    """Return "cpu", "gpu" or "tpu": the devices of the current mesh, or JAX's default ones without a mesh."""
-    mesh = constraints.current_mesh()
-    return jax.default_backend() if mesh is None or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
 def supports(length: int, *, heads: int, head_size: int) -> bool:
