@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -139,7 +140,11 @@ class Reporter:
         if self._bar is not None:
             self._bar.console.out(line, highlight=False)
         else:
-            print(line, file=self._stream, flush=True)
+            try:
+                print(line, file=self._stream, flush=True)
+            except BrokenPipeError:
+                # The reader, for example `head`, has gone. The run goes on: its folder holds all that it reports.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def _record(self, tag: str, step: int, metrics: Mapping[str, float], **fields: str) -> None:
         values = {name: float(value) for name, value in metrics.items()}

@@ -487,3 +487,12 @@ def test_a_loss_of_several_terms_has_a_panel_for_each(tmp_path):
         slope = np.polyfit(line[:, 1], line[:, 0], 1)[0]  # rows count from the top
         assert slope > 0.5 if falls else slope < -0.5
         assert len(coloured(panel, (0xFF, 0x7F, 0x0E)))  # the evaluation
+
+
+def test_a_closed_pipe_does_not_end_a_run(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream, Reporter(tmp_path, total_steps=10, stream=stream) as reporter:
+        reporter.message("read by none")
+        reporter.evaluation(10, "dev", {"loss": 1.0})
+    assert '"loss": 1.0' in (tmp_path / "metrics.jsonl").read_text()
