@@ -243,7 +243,9 @@ def make_cases(above: Path) -> dict[str, Case]:
     shutil.copytree(above / "whole", above / "beside")
     WordPieceTokenizer.train(["a b"], vocab_size=11).save(above / "beside", max_length=6)
     (above / "beside" / "vocab.txt").write_text("\n".join(words) + "\n")
-    (above / "beside" / "modules.json").write_text('[{"idx": 0, "path": ""}, {"idx": 1, "path": "../x"}]')
+    (above / "beside" / "modules.json").write_text(
+        '[{"idx": 0, "path": "", "type": "Transformer"}, {"idx": 1, "path": "2_Dense", "type": "Dense"}]'
+    )
     (above / "beside" / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.ones(2, 2)}, above / "beside" / "2_Dense" / "pytorch_model.bin")
     return {

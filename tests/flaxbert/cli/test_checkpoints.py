@@ -282,7 +282,7 @@ def test_names_in_a_file_are_escaped(folder, tmp_path, capsys):
 def test_an_interruption_leaves_no_files(folder, tmp_path, capsys, monkeypatch, sent, code, said):
     before = signal.getsignal(signal.SIGTERM)
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # by a worker of pytest-xdist
-    monkeypatch.setattr("flaxbert.conversion.convert.copy_tokenizer_files", lambda *_, **__: signal.raise_signal(sent))
+    monkeypatch.setattr("flaxbert.conversion.convert.copy_other_files", lambda *_, **__: signal.raise_signal(sent))
     assert run(capsys, "convert", folder, tmp_path / "out") == (code, "", said)
     signal.signal(signal.SIGINT, ignored)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
@@ -326,13 +326,19 @@ def test_pickles_are_downloaded_only_where_there_is_nothing_else(folder, tmp_pat
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    beside, present = ["config.json", "1_Pooling/config.json", "vocab.txt"], ["model.safetensors", "pytorch_model.bin"]
+    beside, present = ["config.json", "vocab.txt"], ["model.safetensors", "pytorch_model.bin"]
     with resolve_checkpoint_path("someone/bert", revision="v1") as path:
         assert path == folder and asked == [("someone/bert", "v1", [*beside, "model.safetensors"])]
+    # The folders of modules have any names: modules.json lists them.
+    (folder / "modules.json").write_text('[{"idx": 1, "name": "1", "path": "1_Pooling", "type": "Pooling"}]')
+    with resolve_checkpoint_path("someone/bert"):
+        with_modules = ["config.json", "1_Pooling/config.json", "vocab.txt"]
+        assert asked[2:] == [("someone/bert", None, [*with_modules, "model.safetensors"])]
+    (folder / "modules.json").unlink()
     (folder / "model.safetensors").unlink()
     present.remove("model.safetensors")
     with resolve_checkpoint_path("someone/bert"):
-        assert asked[1:] == [("someone/bert", None, beside), ("someone/bert", None, [*beside, "pytorch_model.bin"])]
+        assert asked[3:] == [("someone/bert", None, beside), ("someone/bert", None, [*beside, "pytorch_model.bin"])]
 
 
 # -- zips ------------------------------------------------------------------------------------------------------
