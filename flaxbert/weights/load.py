@@ -24,7 +24,7 @@ from flaxbert.families import (
 )
 from flaxbert.families.family import Architecture, Family, ParameterPath
 from flaxbert.models import Model, PreTrainedModel
-from flaxbert.sharding import AxisRules, tree_shardings
+from flaxbert.sharding import AxisRules, check_divisible, tree_shardings
 from flaxbert.weights import names
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at
@@ -90,6 +90,8 @@ def load_parameters(
 
     With `new_head` the head is newly initialised even where the file has one of this name.
     """
+    if mesh is not None:
+        check_divisible(mesh, model.rules, model.parameter_shapes(), model.logical_axes())
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source))
     if new_head:
         checkpoint = _without_head(checkpoint, family_of(model))

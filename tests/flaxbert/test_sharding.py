@@ -217,6 +217,14 @@ def test_parameters_that_do_not_divide_are_named():
     sharding.check_divisible(mesh, sharding.FSDP, shapes, axes)
 
 
+def test_a_checkpoint_that_does_not_divide_over_the_mesh_is_refused(tmp_path):
+    model = flaxbert.BertModel(CONFIG.replace(intermediate_size=41))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.parameter_shapes())
+    flaxbert.save_pretrained(tmp_path, model, params)
+    with pytest.raises(ValueError, match="mlp of size 41 over 4 devices of tensor"):
+        flaxbert.from_pretrained(tmp_path, mesh=sharding.make_mesh(tensor=4), rules=sharding.TENSOR)
+
+
 # -- inside a user's own jit -----------------------------------------------------------------------------------
 
 
