@@ -117,7 +117,7 @@ def _lowercase(files: TokenizerFiles, vocabulary: Collection[str]) -> bool:
     if not uncased and (files.config.get("tokenizer_class") or (files.folder / "config.json").is_file()):
         raise ValueError(
             f"{files.vocabulary}: is cased, but tokenizer_config.json does not say so, and transformers would "
-            'lower-case texts; write {"do_lower_case": false} to tokenizer_config.json'
+            'lower-case texts; give tokenizer_config.json the key "do_lower_case" with the value false'
         )
     return uncased
 

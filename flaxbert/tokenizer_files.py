@@ -60,7 +60,8 @@ def _complete(source: Path, target: Path, copied: list[str], max_length: int | N
     """Write files that the tokenizer lacks; a tokenizer that cannot be read stays as it was copied, with a warning."""
     config = target / "tokenizer_config.json"
     is_chosen_alike = (source / "config.json").is_file() and (target / "config.json").is_file()
-    if is_chosen_alike or (config.is_file() and "tokenizer_class" in read_json(config)):
+    settings = read_json(config) if config.is_file() else {}
+    if is_chosen_alike or (isinstance(settings, dict) and "tokenizer_class" in settings):
         needed = [name for name in WRITTEN_FILES if not (target / name).exists()] if max_length is not None else []
     else:
         needed = ["tokenizer_config.json"] if config.name in copied or not config.exists() else []

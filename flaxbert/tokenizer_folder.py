@@ -33,7 +33,11 @@ _CLASSES = {
 }
 BERT_CLASSES = frozenset(name for name, kind in _CLASSES.items() if kind == BERT_CLASS)
 """Names of the classes that build BERT's tokenizer."""
-_CLASS_OF_MODEL = {"bert": BERT_CLASS, "roberta": ROBERTA_CLASS, "xlm-roberta": XLM_ROBERTA_CLASS}
+_CLASS_OF_MODEL = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert"), BERT_CLASS),
+    "roberta": ROBERTA_CLASS,
+    "xlm-roberta": XLM_ROBERTA_CLASS,
+}
 _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
 
 

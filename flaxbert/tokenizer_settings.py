@@ -135,6 +135,8 @@ def declared_tokens(files: TokenizerFiles) -> DeclaredTokens:
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         for number, value in config["added_tokens_decoder"].items():
+            if not number.isdecimal():
+                raise ValueError(f"{config_file}: added_tokens_decoder has the key {number!r:.40}; expected an id")
             added[int(number)] = _added_token(value, config_file, number)
     else:
         file = files.folder / "special_tokens_map.json"

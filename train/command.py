@@ -27,7 +27,8 @@ _USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-
 
 # Modules, and names in them, that config files imported, by their former names.
 _RENAMED_IMPORTS = {
-    "train.data.pretraining.stages": "train.data.pretraining.batches",
+    "train.data.pretraining.stages": "train.data.pretraining.datasets",
+    "train.data.pretraining.batches": "train.data.pretraining.datasets",
     "train.data.table": "train.data.labelled_texts",
     "train.data.tagged": "train.data.tagged_sentences",
     "train.tasks.answer_sets.Rule": "train.tasks.answer_sets.MatchingRule",
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
             run_seeds(config)
         else:
             run(config)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
@@ -211,15 +212,18 @@ def _check_sets(task: TaskSettings, given: Collection[str], flags: Sequence[str]
         ValueError: names the flags to give.
     """
     own = {name: getattr(task, name, None) for name in ("dev", "test", "extra_eval")}
-    left = [f"--task.{name.replace('_', '-')}" for name, value in own.items() if value and f"task.{name}" not in given]
+    kept = [name for name, value in own.items() if value and f"task.{name}" not in given]
+    left = [f"--task.{name.replace('_', '-')}" for name in kept]
     train = _value_of("train", flags)
     is_missing = train is not None and Path(train).suffix != "" and not Path(train).expanduser().exists()
     # A file that does not exist is named by its reader.
     if not left or "task.train" not in given or train == getattr(task, "train", None) or is_missing:
         return
+    # A flag of several values without any of them gives none.
+    without = [flag if isinstance(own[name], tuple) else f"{flag} None" for name, flag in zip(kept, left, strict=True)]
     raise ValueError(
         f"--task.train names other data, but the config's own {' and '.join(left)} would be evaluated: give "
-        f"{' and '.join(left)} too, or leave them out: {' '.join(f'{flag} None' for flag in left)}"
+        f"{' and '.join(left)} too, or leave them out: {' '.join(without)}"
     )
 
 

@@ -68,6 +68,9 @@ def run(config: Config) -> Path:
                 folder / "checkpoints", keep=config.run.keep, scored=config.run.best is not None
             ) as checkpoints,
         ):
+            # Again, because another run may have used the folder before it was locked.
+            run_folder.check_folder(config)
+            run_folder.check_inputs(folder, setup.inputs)
             first_step = checkpoints.latest or 0
             host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
             state = restore_or_create(setup, checkpoints, pretrained)
@@ -84,7 +87,9 @@ def run(config: Config) -> Path:
                 checkpoints.wait()
                 export(setup, state.params, results, reporter)
                 if setup.is_first_host:
-                    summarise(setup, state.params, reporter, seconds=seconds, compile_seconds=compiling.seconds)
+                    summarise(
+                        setup, state.params, reporter, step=step, seconds=seconds, compile_seconds=compiling.seconds
+                    )
     return folder
 
 
@@ -233,14 +238,19 @@ def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], repo
         reporter.message(line)
 
 
-def summarise(setup: Setup, params: Params, reporter: Reporter, *, seconds: float, compile_seconds: float) -> None:
-    """Write summary.md and the picture of the loss; `seconds` are those of training and evaluation."""
+def summarise(
+    setup: Setup, params: Params, reporter: Reporter, *, step: int, seconds: float, compile_seconds: float
+) -> None:
+    """Write summary.md and the picture of the loss.
+
+    `step` is that of the exported parameters; `seconds` are those of training and evaluation.
+    """
     folder, task = setup.config.run.folder, setup.task
     facts = {
         "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
         "start": str(setup.config.model.pretrained or "fresh weights"),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "steps": setup.total_steps,
+        "steps": step,
         "batch size": setup.config.run.batch_size,
         "seconds of training and evaluation": round(seconds, 1),
         "seconds of compiling": round(compile_seconds, 1),

@@ -45,7 +45,9 @@ def check_folder(config: Config) -> None:
         raise _unusable(folder, f"{existing} is not writable")
     file = folder / RUN_FILE
     by_content = (folder / INPUTS_FILE).is_file()
-    differences = config.differences(file.read_text(), inputs_by_content=by_content) if file.is_file() else []
+    differences = (
+        config.differences(file.read_text(encoding="utf-8"), inputs_by_content=by_content) if file.is_file() else []
+    )
     if differences:
         raise ValueError(
             f"{folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
@@ -136,7 +138,7 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     stored = json.loads(file.read_text(encoding="utf-8"))
     names = [name for name in sorted(stored.keys() | inputs.keys()) if stored.get(name) != inputs.get(name)]
     # The run has its own copy of the tokenizer, so the folder that it came from may be gone.
-    differing = [name for name in names if name in inputs or name != "tokenizer"]
+    differing = [name for name in names if name != "tokenizer" or (name in stored and name in inputs)]
     if differing:
         shown = [f"{name}: SHA-256 {_short(stored.get(name))} -> {_short(inputs.get(name))}" for name in differing]
         raise ValueError(

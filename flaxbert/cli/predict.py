@@ -112,7 +112,10 @@ class Predict:
         own = _task_flags(task)
         wrong = [name for name in given if name not in own and any(name in _task_flags(t) for t in TASKS.values())]
         if wrong:
-            raise ValueError(f"{self.task} has no {', '.join(wrong)}; it has {', '.join(own) or 'neither'}")
+            flags = [[f"--{name.replace('_', '-')}" for name in names] for names in (wrong, own)]
+            raise ValueError(
+                f"{self.task} has no {', '.join(flags[0])}; its own flags: {', '.join(flags[1]) or 'none'}"
+            )
         if self.texts and self.file:
             raise ValueError(f"{len(self.texts)} texts and the file {self.file}: give one of them")
         if self.columns and not self.file:

@@ -298,3 +298,8 @@ def test_files_with_other_kinds_of_values_are_read_or_refused(tmp_path, seeds):
             tokenizer = WordPieceTokenizer.load(folder)
             tokenizer.encode(["a [MASK] b"], ["Café"], max_length=9)
             tokenizer.save(tmp_path / "saved", max_length=9)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "electra", "mobilebert"])
+def test_siblings_of_bert_without_a_class_name(tmp_path, model_type):
+    assert_read_alike(write(tmp_path / "a", vocabulary=WORDS[:7], model_type=model_type))

@@ -257,6 +257,7 @@ def test_a_config_file_with_a_former_name_is_refused_with_the_new_name(config_fi
     ("line", "message"),
     [
         ("from train.optim.adam import AdamW", "train.optim.adam is now train.optim.algorithms"),
+        ("from train.data.pretraining.batches import Stage", "is now train.data.pretraining.datasets"),
         ("from train.tasks.start import minilm", "train.tasks.start is now train.tasks.task"),
         ("from train.tasks.answer_sets import Rule", "Rule is now train.tasks.answer_sets.MatchingRule"),
     ],

@@ -153,6 +153,8 @@ def test_a_set_is_read_like_the_training_set(tmp_path):
     with pytest.raises(ValueError, match="'kind' must be there"):
         read_labelled_texts(test, columns=Columns("text", None, "kind"))
     train = read_labelled_texts(write(tmp_path / "c.csv", [{"text": "t", "label": 1}]))
+    other = read_labelled_texts(write(tmp_path / "o.csv", [{"text": "t", "score": 3}]), train=train)
+    assert other[0].label is None  # another column that could hold labels is not taken
     dev = read_labelled_texts(write(tmp_path / "d.csv", [{"sentence": "s", "text": "t", "label": 1}]), train=train)
     assert dev[0].text == "t"
     assert labelled_texts.LabelledTexts is type(dev)

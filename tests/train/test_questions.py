@@ -126,8 +126,9 @@ def test_which_questions_have_no_answer(read):
     by_version = squad(with_one, without_one, {}, version="v2.0")
     assert [row.impossible for row in read(by_version).rows] == [False, True, True]
     assert not read(squad(without_one, {}, version="v2.0")).labelled
-    with pytest.raises(ValueError, match=r"qas\[1\]: no 'answers', and nothing says that there is none"):
-        read(squad(with_one, without_one))
+    for version in ("1.1", "v1.0", "KorQuAD_v1.0_train", "dev", None):
+        with pytest.raises(ValueError, match=r"qas\[1\]: no 'answers', and nothing says that there is none"):
+            read(squad(with_one, without_one, version=version))
 
 
 @pytest.mark.parametrize(

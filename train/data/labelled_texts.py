@@ -147,8 +147,9 @@ def _resolve_columns(source: str, names: Sequence[str], given: Columns, train: L
         same = all(column in names for part, column in train.columns.items() if part != _LABEL)
         text, pair = (train.columns[_TEXT], train.columns.get(_PAIR, "")) if same else (text, pair)
         label = "" if label is not None and label not in names else label
-        if label is None and train.columns.get(_LABEL) in names:
-            label = train.columns.get(_LABEL)
+        if label is None:  # no other column, which may hold something else
+            own_label = train.columns.get(_LABEL, "")
+            label = own_label if own_label in names else ""
     if text is None:
         text = known.find_text(excluded=(pair, label))
     if pair is None and text:

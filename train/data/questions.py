@@ -119,7 +119,7 @@ def read_squad(
         records = [record for record in records if record.problem or not is_blank(record.cells.get("context"))]
     given = parse_rows(records, _question, remedy)
     labelled = any(question.answers or question.impossible for question in given)
-    states = version.lstrip("vV")[:1] >= "2" or any(row.cells.get("is_impossible") is not None for row in records)
+    states = _major_version(version) >= 2 or any(row.cells.get("is_impossible") is not None for row in records)
     stated = [states or isinstance(row.cells.get("answers"), dict) for row in records]
     silent = {
         question.source
@@ -180,6 +180,12 @@ def _read_file(path: Path) -> tuple[str, list[TableRow]]:
             raise ValueError(f"{source} is {entry!r:.40}, not an object. {_EXPECTED}")
         records.extend(_article(source, entry) if "paragraphs" in entry else [TableRow(source, entry)])
     return str(content.get("version", "")) if isinstance(content, dict) else "", records
+
+
+def _major_version(version: str) -> int:
+    """Return 2 for "v2.0", 1 for "KorQuAD_v1.0_train", and 0 where there is no version."""
+    found = re.fullmatch(r"[vV]?(\d+)", version) or re.search(r"(\d+)\.\d", version)
+    return int(found[1]) if found else 0
 
 
 def _begins_with_object(path: Path) -> bool:

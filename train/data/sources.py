@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flaxbert.text.messages import quote_names, raise_problems
-from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table
+from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table, table_format
 
 DATASET_PREFIX = "datasets:"
 """Prefix of the name of a data set, to tell it from a file."""
@@ -82,8 +82,7 @@ def read_source(
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
-    extension = path.suffix.lower()
-    is_path = extension in TABLE_FORMATS or path.exists() or path.is_absolute() or name.startswith((".", "~"))
+    is_path = path.suffix.lower() in TABLE_FORMATS or path.exists() or path.is_absolute() or name.startswith((".", "~"))
     if is_dataset(name) or not is_path:
         found = dataset_rows(name, split, lists=lists)
         if not found.rows:
@@ -91,9 +90,10 @@ def read_source(
         return found
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; {_similar_files(path)}")
-    if extension not in TABLE_FORMATS:
+    extension = table_format(path)
+    if extension is None:
         raise ValueError(
-            f"{path}: ending {extension!r} is none of {quote_names(TABLE_FORMATS)}; rename or convert the file"
+            f"{path}: ending {path.suffix!r} is none of {quote_names(TABLE_FORMATS)}; rename or convert the file"
         )
     reject_split(split, path)
     rows = list(read_table(path, name=name, header=header))

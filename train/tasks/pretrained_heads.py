@@ -1,6 +1,7 @@
 """The head of a pretrained model that has been trained already: whether it is kept, and the ids of its labels."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from flaxbert.families import ARCHITECTURES, HeadKind, architecture_name, architecture_of, read_config
@@ -62,7 +63,7 @@ def choose_head(
         if regression:
             has = f"the head of {pretrained} has {len(stored)} labels, a regression has one output"
         part = {*labels} < {*stored} and not regression
-        keep = f", or --task.labels {' '.join(stored)}, to keep the model's head" if part else ""
+        keep = f", or --task.labels {shlex.join(stored)}, to keep the model's head" if part else ""
         raise ValueError(f"{has}: give --model.new-head to train a new head{keep}")
     if given and labels != stored:
         raise ValueError(

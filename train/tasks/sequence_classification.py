@@ -53,7 +53,8 @@ class SequenceClassification(Supervised):
     separator: str = ","
     """Between the labels of an example that may have several; there may be lists, or vectors of 0 and 1, instead."""
     unlabelled: tuple[str, ...] | None = None
-    """Labels that mean that an example has none; by default "-", and -1 where it cannot be a label."""
+    """Labels that mean that an example has none; by default "-", -1 where it cannot be a label, and in a .csv or .tsv
+    the words that pandas reads as empty (NA, None, null, ...)."""
     packed: bool = False
     """Let several short texts share a row of a training batch: next to no padding, and one or two shapes to compile
     instead of one for every length. By default the rows of a batch are of similar length; the loss is the same."""

@@ -192,11 +192,15 @@ def test_no_output_if_an_input_is_invalid(predict, tmp_path):
 @pytest.mark.parametrize(
     "task, arguments, said",
     [
-        ("embed", ["a", "--top-k", "2"], "embed has no top_k; it has pooling, normalize"),
-        ("choose", ["a", "b", "--targets", "x"], "choose has no targets; it has neither"),
+        ("embed", ["a", "--top-k", "2"], "embed has no --top-k; its own flags: --pooling, --normalize"),
+        ("choose", ["a", "b", "--targets", "x"], "choose has no --targets; its own flags: none"),
         ("embed", ["a", "--file", "x.txt"], "1 texts and the file x.txt: give one of them"),
-        ("tag", ["a", "--null-threshold", "0"], "tag has no null_threshold; it has aggregation"),
-        ("answer", ["a", "--normalize"], "answer has no normalize; it has top_k, null_threshold, max_answer"),
+        ("tag", ["a", "--null-threshold", "0"], "tag has no --null-threshold; its own flags: --aggregation"),
+        (
+            "answer",
+            ["a", "--normalize"],
+            "answer has no --normalize; its own flags: --top-k, --null-threshold, --max-answer",
+        ),
         ("answer", ["Why?"], "1 texts; expected a question and its context"),
         ("embed", ["a", "--columns", "x"], "columns are those of a file"),
         ("classify", ["a", "--output", "x.npy"], "only embed writes .npy"),
