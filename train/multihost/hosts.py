@@ -1,4 +1,7 @@
-"""Settings of the hosts of a run, and joining them: one process per host, each with some of the devices."""
+"""Settings of the hosts of a run, and joining them: one process per host, each with some of the devices.
+
+Only the functions that need jax import it: the processes of `tcp_group.py` by themselves start without.
+"""
 
 import dataclasses
 import os
@@ -10,9 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
-
-import jax
-import numpy as np
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 Value = TypeVar("Value")
@@ -204,6 +204,8 @@ def _join_given(hosts: Hosts) -> HostGroup:
 
 def _join_detected(hosts: Hosts) -> HostGroup:
     """Let jax find the hosts in the environment and connect them; then connect our own group."""
+    import jax
+
     from train.multihost import tcp_group
 
     def give_up() -> None:
@@ -236,6 +238,8 @@ def _join_detected(hosts: Hosts) -> HostGroup:
 
 
 def _initialize_jax(hosts: Hosts) -> None:
+    import jax
+
     from train.multihost.tcp_group import SILENCE
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -274,6 +278,7 @@ def _addresses_text(port: int) -> str:
 
 def _broadcast_text(text: str) -> str:
     """Return host 0's text, at most 1024 bytes, on all hosts."""
+    import numpy as np
     from jax.experimental import multihost_utils
 
     message = np.frombuffer(text.encode()[:1024].ljust(1024, b"\0"), np.uint8)

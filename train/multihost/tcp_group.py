@@ -43,7 +43,10 @@ class Connection:
     def receive(self, seconds: float) -> dict[str, Any]:
         """Return the next message; raise OSError after a timeout, a closed connection or malformed data."""
         self._socket.settimeout(seconds)
-        line = self._reader.readline(_LONGEST_MESSAGE)
+        try:
+            line = self._reader.readline(_LONGEST_MESSAGE)
+        except ConnectionResetError:  # closed with data of ours unread, as by a process that was killed
+            line = b""
         if not line.endswith(b"\n"):
             raise ConnectionError("its connection closed")
         try:
