@@ -161,7 +161,7 @@ def bert_normaliser(**changes):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"vocab.txt: is cased, .* write {\"do_lower_case\": false}"),
+        ({}, 'vocab.txt: is cased, .* the key "do_lower_case" with the value false'),
         ({"tokenizer": stored_word_pieces(**bert_normaliser(lowercase=False))}, "made with do_lower_case false, but"),
         ({"tokenizer": stored_word_pieces(**bert_normaliser(strip_accents=False))}, "made with strip_accents false"),
         ({"tokenizer": unigram()}, "holds a Unigram model, .* set tokenizer_class .* to PreTrainedTokenizerFast"),
