@@ -299,20 +299,25 @@ class WordPieceTokenizer:
         Texts are truncated to `max_length` tokens together, the longer one of a pair first.
         """
         inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
-        encoded = [EncodedText(found.ids, self._type_ids(found)) for found in self.backend.encode_batch_fast(inputs)]
         # Not backend.enable_truncation: its length would hold for other threads, too.
         return [
-            found if len(found.ids) <= max_length else self._encode_truncated(text, pair, max_length)
-            for found, text, pair in zip(encoded, texts, pairs, strict=True)
+            EncodedText(found.ids, self._type_ids(found))
+            if len(found) <= max_length
+            else self._cut_to(found, max_length)
+            for found in self.backend.encode_batch_fast(inputs)
         ]
 
-    def _encode_truncated(self, text: str, pair: str | None, max_length: int) -> EncodedText:
-        if pair is None:
+    def _cut_to(self, encoding: Encoding, max_length: int) -> EncodedText:
+        """Truncate a text, or a pair, that is longer than `max_length`."""
+        pieces: tuple[list[int], list[int]] = ([], [])
+        for token_id, sequence in zip(encoding.ids, encoding.sequence_ids, strict=True):
+            if sequence is not None:  # else a special token of the template
+                pieces[sequence].append(token_id)
+        if encoding.n_sequences == 1:
             cls, sep = self.token_id(self.special_tokens.cls), self.token_id(self.special_tokens.sep)
-            (ids,) = self.piece_ids([text])
-            ids = [cls, *self._cut(ids, max(0, max_length - 2)), sep]
+            ids = [cls, *self._cut(pieces[0], max(0, max_length - 2)), sep]
             return EncodedText(ids, [0] * len(ids))
-        template, (first, second) = self.pair_template, self.piece_ids([text, pair])
+        template, (first, second) = self.pair_template, pieces
         lengths = longest_first(len(first), len(second), max(0, max_length - template.size))
         first, second = self._cut(first, lengths[0]), self._cut(second, lengths[1])
         before, between, after = template.before, template.between, template.after
