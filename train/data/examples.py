@@ -3,16 +3,13 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import EncodedText
-from train.data.host_batches import WHOLE_BATCH, HostShard
-
-HostBatch = Mapping[str, np.ndarray]
-"""The arrays of a batch by name, in the memory of the host."""
+from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 
 
 @dataclasses.dataclass(frozen=True)
