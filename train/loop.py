@@ -272,10 +272,11 @@ def _check_best(config: Config, task: Task) -> None:
 
 def _out_of_patience(settings: Run, step: int, checkpoints: Checkpoints) -> bool:
     """Return whether the last `patience` evaluations were worse than the best; depends on checkpoints alone."""
-    if settings.patience is None or settings.evaluate_every is None:
-        return False
+    every = settings.evaluate_every
+    if settings.patience is None or every is None or step % every:
+        return False  # the answer changes with evaluations only, and the best score is read from disk
     best = checkpoints.best
-    return best is not None and (step - best) // settings.evaluate_every >= settings.patience
+    return best is not None and (step - best) // every >= settings.patience
 
 
 def _is_due(step: int, every: int | None) -> bool:
