@@ -33,7 +33,8 @@ from flaxbert.weights.folder import (
     write_model_folder,
 )
 from flaxbert.weights.formats.orbax_params import write_orbax_params
-from flaxbert.weights.load import MatchedTensors, initialise, match
+from flaxbert.weights.load import initialise
+from flaxbert.weights.match import MatchedTensors, match
 from flaxbert.weights.names import ParameterTensor
 from flaxbert.weights.sentence_transformers import copy_files_of_other_tokenizers, copy_sentence_transformers_files
 from flaxbert.weights.tensors import LazyTensor, cast, observed, tensors_equal

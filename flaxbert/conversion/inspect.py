@@ -9,7 +9,7 @@ from flaxbert.config import BertConfig
 from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.families import BERT, config_to_dict, read_config
 from flaxbert.weights.checkpoint import open_checkpoint
-from flaxbert.weights.load import infer_architecture, match
+from flaxbert.weights.match import infer_architecture, match
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flaxbert.families import (
 )
 from flaxbert.models import BertModel, PreTrainedModel
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.load import MatchedTensors, has_pooler, infer_architecture, match, with_label_count
+from flaxbert.weights.match import MatchedTensors, has_pooler, infer_architecture, match, with_label_count
 from flaxbert.weights.sentence_transformers import MODULES_FILE
 
 _log = logging.getLogger("flaxbert")

@@ -12,7 +12,8 @@ from flaxbert.conversion.matching import ModelCheckpoint
 from flaxbert.families import FAMILIES, architecture_of, config_to_dict, random_inputs, read_config, read_model_type
 from flaxbert.models import PreTrainedModel
 from flaxbert.weights.checkpoint import open_checkpoint
-from flaxbert.weights.load import MatchedTensors, place_on_devices
+from flaxbert.weights.load import place_on_devices
+from flaxbert.weights.match import MatchedTensors
 from flaxbert.weights.tensors import LazyTensor, row_slices
 
 

@@ -13,8 +13,6 @@ from flaxbert.families.family import ParameterPath
 from flaxbert.sharding import fetch_global
 from flaxbert.weights.tensors import LazyTensor
 
-_LEGACY_ENDINGS = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
-
 
 @dataclasses.dataclass(frozen=True)
 class NameMapping:
@@ -131,24 +129,6 @@ def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int 
     if unnamed:
         raise ValueError(f"no Hugging Face name is known for the parameters {sorted('/'.join(p) for p in unnamed)}")
     return mappings
-
-
-def canonical_name(family: Family, name: str, *, add_prefix: bool) -> str:
-    """Return a file's tensor name as the table spells it: not with the legacy "gamma" and "beta" of layer norms.
-
-    `add_prefix` puts the family's prefix before the encoder's names, for a file of the base model.
-    """
-    for old, new in _LEGACY_ENDINGS.items():
-        if name.endswith(old) or name == old[1:]:
-            name = name[: -len(old)] + new
-    modules = {row.name.partition(".")[0] for row in (*family.encoder, *family.pooler)}
-    return family.prefixed(name) if add_prefix and name.partition(".")[0] in modules and "." in name else name
-
-
-def belongs_to_head(family: Family, name: str) -> bool:
-    """Return True for a canonical name of a task head or the pooler, False for embeddings and layers."""
-    modules = {row.name.partition(".")[0] for row in family.encoder}
-    return not name.startswith(tuple(f"{family.prefixed(module)}." for module in modules))
 
 
 def leaf_at(tree: Any, path: ParameterPath) -> Any:
