@@ -1,10 +1,10 @@
-"""The mesh of a run's devices, and the shardings of its batches and state."""
+"""Batches of a run: the rows that each host builds, ahead of time, and their place on the mesh of its devices."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,7 +13,51 @@ from jax.sharding import Mesh, NamedSharding
 from flaxbert import sharding
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules
-from train.data.host_batches import HostShard
+
+HostBatch = Mapping[str, np.ndarray]
+"""The arrays of a batch by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostShard:
+    """The shards of every batch that this host builds; `count` shards of equal size make up a batch.
+
+    The rows that all hosts build are together the batch that a single host would build.
+    """
+
+    shards: tuple[int, ...] = (0,)
+    """Indices of the shards that are built here, ascending."""
+    count: int = 1
+    """Shards of a batch."""
+
+    def __post_init__(self):
+        if not self.shards or list(self.shards) != sorted(set(self.shards) & set(range(self.count))):
+            raise ValueError(f"shards is {self.shards}; must be one or more of 0 to {self.count - 1}, ascending")
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of a batch's rows that is built here, 0 < fraction <= 1."""
+        return len(self.shards) / self.count
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Return the indices, ascending, of the rows that are built here of a batch of `batch_size` rows.
+
+        Raises:
+            ValueError: the batch does not divide into `count` shards.
+        """
+        shard_size, rest = divmod(batch_size, self.count)
+        if rest:
+            raise ValueError(f"a batch of {batch_size} rows does not divide into {self.count} shards")
+        return np.concatenate([np.arange(shard * shard_size, (shard + 1) * shard_size) for shard in self.shards])
+
+    def local_index(self, row: int, batch_size: int) -> int:
+        """Return the index, among the rows built here, of row `row` of the batch, the first row of a shard."""
+        shard_size = batch_size // self.count
+        return self.shards.index(row // shard_size) * shard_size
+
+
+WHOLE_BATCH = HostShard()
+"""A single host, which builds all rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,3 +160,21 @@ class Placement:
     def tracing(self) -> contextlib.AbstractContextManager[None]:
         """Return JAX's own mesh context for code that is being traced; `jax.set_mesh` is the same outside of jit."""
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
+
+class TrainSet(Protocol):
+    """Endless batches by number; batch `i` is always the same, so the position in the data is a step number."""
+
+    def __getitem__(self, index: int, /) -> HostBatch:
+        """Return batch `index`, of epoch `index // steps_per_epoch`."""
+        ...
+
+
+def prefetch(
+    train_set: TrainSet, start: int, stop: int, *, threads: int = 2, buffer_size: int = 8
+) -> Iterator[HostBatch]:
+    """Return batches `start` to `stop - 1` in order, built ahead of time in background threads."""
+    import grain  # not needed to build batches, and not installed everywhere that builds them
+
+    numbers = grain.MapDataset.range(start, stop)
+    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, buffer_size)))

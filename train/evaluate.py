@@ -11,8 +11,7 @@ from flax import struct
 from flaxbert import PreTrainedModel
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from train.data.host_batches import HostBatch
-from train.distributed import Placement
+from train.distributed import HostBatch, Placement
 from train.report import Reporter
 from train.step import Batch
 

@@ -17,8 +17,7 @@ from train import run_folder
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
 from train.config import Config, Run
-from train.data.host_batches import prefetch
-from train.distributed import Placement
+from train.distributed import Placement, prefetch
 from train.evaluate import DEV, Evaluation, Evaluator
 from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
 from train.optim import make_optimizer

@@ -11,8 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.runs import SMALL
 from train.config import Model
-from train.data.host_batches import WHOLE_BATCH, HostShard
-from train.distributed import MeshShape, Placement
+from train.distributed import WHOLE_BATCH, HostShard, MeshShape, Placement
 
 PROCESSES = {count: [HostShard((index,), count) for index in range(count)] for count in (1, 2, 4)}
 

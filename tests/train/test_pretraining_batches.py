@@ -7,7 +7,6 @@ import pytest
 from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.data.corpus.store import TokenStore
-from train.data.host_batches import HostShard
 from train.data.pretraining import store_batches
 from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.segments import NextSentencePairs, StreamExamples
@@ -18,6 +17,7 @@ from train.data.pretraining.store_batches import (
     TrainBatches,
     document_spans,
 )
+from train.distributed import HostShard
 
 STORE = corpora.store(corpora.documents(400))
 EVERY = np.arange(STORE.document_count)

@@ -12,8 +12,8 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.tasks.test_pretraining import SIZES
 from train.config import Config, Model, Run
-from train.data.host_batches import HostShard
 from train.data.pretraining.records import RecordBatches, RecordFiles
+from train.distributed import HostShard
 from train.loop import run
 from train.optim import Optim
 from train.tasks.pretraining import Pretraining

@@ -4,12 +4,11 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from train.data.examples import LabelledSequences, SequenceExamples
-from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 from train.data.packing import (
     COMPILE_COST,
     LENGTH_MULTIPLE,
@@ -19,32 +18,12 @@ from train.data.packing import (
     first_fit,
     pack_sequences,
 )
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 # Examples are sorted by length inside a shuffled buffer of this many batches, so that epochs have different batches.
 _BUFFER_BATCHES = 64
 # The number of batches from which the shape of packed rows is chosen.
 _SHAPE_SAMPLE = 4096
-
-
-class TrainSet(Protocol):
-    """Endless batches by number; batch `i` is always the same, so the position in the data is a step number."""
-
-    def __getitem__(self, index: int, /) -> HostBatch:
-        """Return batch `index`, of epoch `index // steps_per_epoch`."""
-        ...
-
-
-def prefetch(
-    train_set: TrainSet, start: int, stop: int, *, threads: int = 2, buffer_size: int = 8
-) -> Iterator[HostBatch]:
-    """Return batches `start` to `stop - 1` in order, built ahead of time in background threads.
-
-    A batch is a pure function of its number, so a run resumes at step n by starting at n.
-    """
-    import grain  # not needed to build batches, and not installed everywhere that builds them
-
-    numbers = grain.MapDataset.range(start, stop)
-    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, buffer_size)))
 
 
 @dataclasses.dataclass

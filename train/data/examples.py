@@ -9,7 +9,7 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import EncodedText
-from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 
 @dataclasses.dataclass(frozen=True)

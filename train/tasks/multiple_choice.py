@@ -18,8 +18,8 @@ from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.choice_questions import ChoiceColumns, ChoiceQuestion, read_choice_questions
 from train.data.examples import ChoiceSequences, encoding_arrays
-from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.sources import LEAVE_OUT, reading_facts
+from train.distributed import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch

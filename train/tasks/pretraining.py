@@ -18,11 +18,10 @@ from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
 from train.data.corpus.store import TOKENIZER
-from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.pretraining.datasets import ExampleOptions, PretrainingData, open_text, store_data
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
-from train.distributed import Placement
+from train.distributed import WHOLE_BATCH, HostShard, Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch

@@ -19,7 +19,6 @@ from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_win
 from train.config import Config
 from train.data.batches import EvaluationBatches
 from train.data.examples import SpanSequences
-from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.questions import (
     SquadQuestion,
     SquadQuestions,
@@ -28,6 +27,7 @@ from train.data.questions import (
     read_squad,
     trainable_questions,
 )
+from train.distributed import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch

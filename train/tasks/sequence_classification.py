@@ -20,11 +20,10 @@ from flaxbert.text.messages import raise_problems
 from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import LabelledSequences
-from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.labelled_texts import Columns, LabelledTexts, read_labelled_texts
 from train.data.labels import LabelledText
 from train.data.sources import reading_facts
-from train.distributed import Placement
+from train.distributed import WHOLE_BATCH, HostShard, Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch

@@ -14,8 +14,8 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import SequenceExamples
-from train.data.host_batches import HostShard, TrainSet
 from train.data.sources import split_by_group
+from train.distributed import HostShard, TrainSet
 from train.tasks.task import TaskSettings, load_tokenizer
 
 _Row = TypeVar("_Row")

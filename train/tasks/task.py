@@ -22,7 +22,7 @@ from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, Model
-from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard, TrainSet
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch

@@ -19,10 +19,10 @@ from train.config import Config
 from train.data import tagged_examples
 from train.data.batches import EvaluationBatches
 from train.data.examples import TaggedSequences
-from train.data.host_batches import WHOLE_BATCH, HostShard
 from train.data.sources import reading_facts
 from train.data.tagged_examples import InvalidTags, LabelledPieces, TaggedExamples
 from train.data.tagged_sentences import TagColumns, TaggedSentence, read_tagged_sentences
+from train.distributed import WHOLE_BATCH, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.metrics.entities import EntityScores, entity_scores
 from train.multihost.hosts import SINGLE_HOST, HostGroup

@@ -13,7 +13,6 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.corpus.reader import TextReader
 from train.data.corpus.store import RECORD, TokenStore
 from train.data.corpus.tokens import SentenceTokenizer, note_lost_marks, text_chunks
-from train.data.host_batches import HostBatch, HostShard, TrainSet
 from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
 from train.data.pretraining.store_batches import (
@@ -23,6 +22,7 @@ from train.data.pretraining.store_batches import (
     StagedBatches,
     TrainBatches,
 )
+from train.distributed import HostBatch, HostShard, TrainSet
 
 
 class Segments(enum.Enum):

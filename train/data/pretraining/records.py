@@ -16,8 +16,8 @@ import numpy as np
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
-from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 from train.data.pretraining.datasets import ExampleOptions, PretrainingData, split_documents
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _MAX_RECORD_BYTES = 2**24  # records of 512 tokens have 10,000

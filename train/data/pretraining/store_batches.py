@@ -11,10 +11,10 @@ import numpy as np
 
 from flaxbert.losses import IGNORE
 from train.data.corpus.store import TokenStore
-from train.data.host_batches import WHOLE_BATCH, HostBatch, HostShard
 from train.data.packing import PackedShape, best_fit
 from train.data.pretraining.masking import Masking, MaskingRule, random_key
 from train.data.pretraining.segments import DocumentSpan, ExampleBuilder, PretrainingExamples
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 # The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.
 _BLOCK_TOKENS = 2**21
