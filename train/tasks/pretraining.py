@@ -18,7 +18,7 @@ from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
 from train.data.corpus.store import TOKENIZER
-from train.data.pretraining.datasets import ExampleOptions, PretrainingData, open_text, store_data
+from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, open_text, store_data
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
 from train.distributed import WHOLE_BATCH, HostShard, Placement
@@ -116,6 +116,12 @@ class Pretraining(ExampleOptions, TaskSettings):
         self._check_stages(config)
         run, tokenizer = config.run, load_tokenizer(config, self.tokenizer)
         self._check_model(config, tokenizer)
+        plan = BatchPlan(
+            size=run.batch_size,
+            evaluation_size=run.evaluation_batch_size or run.batch_size,
+            seed=run.seed,
+            host_shard=host_shard,
+        )
         if self.text.startswith(_RECORDS_PREFIX):
             if tokenizer is None:
                 raise ValueError(f"{self.text} holds no vocabulary: give the one that made it as --task.tokenizer")
@@ -124,15 +130,7 @@ class Pretraining(ExampleOptions, TaskSettings):
                     f"{self.text} holds pairs of one length, one a row; segments, row_length and stages are for text"
                 )
             path = Path(self.text.removeprefix(_RECORDS_PREFIX)).expanduser()
-            return record_data(
-                path,
-                tokenizer,
-                self,
-                size=run.batch_size,
-                evaluation_size=run.evaluation_batch_size or run.batch_size,
-                seed=run.seed,
-                host_shard=host_shard,
-            )
+            return record_data(path, tokenizer, self, plan)
 
         def learn(lines: Sequence[str]) -> WordPieceTokenizer:
             # One host learns for all: two hosts might come to vocabularies that differ in a few tokens.
@@ -148,14 +146,7 @@ class Pretraining(ExampleOptions, TaskSettings):
                 f"{self.tokenizer or config.model.pretrained or config.run.folder} ({tokenizer.vocab_size}); prepare "
                 "the text with this one"
             )
-        return store_data(
-            store,
-            self,
-            size=run.batch_size,
-            evaluation_size=run.evaluation_batch_size or run.batch_size,
-            seed=run.seed,
-            host_shard=host_shard,
-        )
+        return store_data(store, self, plan)
 
     def _check_model(self, config: Config, tokenizer: WordPieceTokenizer | None) -> None:
         """Check what is known before the text is read: the model's family and sizes, and the masking."""

@@ -139,6 +139,16 @@ class ExampleOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """The settings of a run's batches that are the same for every source of data."""
+
+    size: int  # rows of a training batch
+    evaluation_size: int  # rows of a held-out batch
+    seed: int  # of the split, the order and the random choices
+    host_shard: HostShard
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingData:
     """The data of a pretraining run."""
 
@@ -180,11 +190,9 @@ def open_text(
     return store
 
 
-def store_data(
-    store: TokenStore, options: ExampleOptions, *, size: int, evaluation_size: int, seed: int, host_shard: HostShard
-) -> PretrainingData:
-    """Return the data of a token store, in batches of `size` rows, and of `evaluation_size` held-out rows."""
-    train, held_out = split_documents(store.document_count, options, seed)
+def store_data(store: TokenStore, options: ExampleOptions, plan: BatchPlan) -> PretrainingData:
+    """Return the data of a token store."""
+    train, held_out = split_documents(store.document_count, options, plan.seed)
 
     def train_batches(own: ExampleOptions, size: int) -> TrainBatches:
         return TrainBatches(
@@ -193,25 +201,25 @@ def store_data(
             make=own.example_builder(store, train),
             build=own.row_builder(store),
             size=size,
-            seed=seed,
+            seed=plan.seed,
             copies=own.copies,
-            host_shard=host_shard,
+            host_shard=plan.host_shard,
         )
 
-    last = train_batches(options, size)
-    staged = [train_batches(options.of_stage(stage), stage.batch_size or size) for stage in options.stages]
+    last = train_batches(options, plan.size)
+    staged = [train_batches(options.of_stage(stage), stage.batch_size or plan.size) for stage in options.stages]
     tokens = np.diff(store.document_starts)
     return PretrainingData(
         tokenizer=store.tokenizer,
         train=StagedBatches([*staged, last], [stage.steps for stage in options.stages]) if staged else last,
-        steps_per_epoch=-(-last.rows_of_epoch // size),
+        steps_per_epoch=-(-last.rows_of_epoch // plan.size),
         held_out=HeldOutBatches(
             store,
             held_out,
             make=options.example_builder(store, held_out),
             build=options.row_builder(store),
-            size=evaluation_size,
-            host_shard=host_shard,
+            size=plan.evaluation_size,
+            host_shard=plan.host_shard,
         ),
         held_out_counts=np.bincount(np.concatenate(store.of_documents(held_out)), minlength=store.tokenizer.vocab_size),
         digest=store.digest,

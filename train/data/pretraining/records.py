@@ -16,7 +16,7 @@ import numpy as np
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
-from train.data.pretraining.datasets import ExampleOptions, PretrainingData, split_documents
+from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, split_documents
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
@@ -170,22 +170,13 @@ class RecordBatches:
                 raise ValueError(f"{self.records.name(number)}: {name} is not of whole numbers from 0 to {bound - 1}")
 
 
-def record_data(
-    path: Path,
-    tokenizer: WordPieceTokenizer,
-    options: ExampleOptions,
-    *,
-    size: int,
-    evaluation_size: int,
-    seed: int,
-    host_shard: HostShard,
-) -> PretrainingData:
+def record_data(path: Path, tokenizer: WordPieceTokenizer, options: ExampleOptions, plan: BatchPlan) -> PretrainingData:
     """Return the data of a TFRecord file, or a folder of them, as create_pretraining_data.py made them with `options`.
 
-    Pairs have a row each, with their masks; arguments as of `store_data`.
+    Pairs have a row each, with their masks.
     """
     records = RecordFiles.find(path)
-    train, held_out = split_documents(len(records), options, seed)
+    train, held_out = split_documents(len(records), options, plan.seed)
     # The files have `max_predictions` slots, whether needed or not.
     predictions = options.max_predictions or options.row_shape.predictions
 
@@ -198,11 +189,11 @@ def record_data(
             predictions=predictions,
             vocab_size=tokenizer.vocab_size,
             seed=seed,
-            host_shard=host_shard,
+            host_shard=plan.host_shard,
         )
 
-    train_batches = record_batches(train, size, seed)
-    held_out_batches = record_batches(held_out, evaluation_size, None)
+    train_batches = record_batches(train, plan.size, plan.seed)
+    held_out_batches = record_batches(held_out, plan.evaluation_size, None)
     labels = np.concatenate([batch["masked_lm_labels"].reshape(-1) for batch in held_out_batches])
     return PretrainingData(
         tokenizer=tokenizer,
