@@ -24,6 +24,7 @@ from flaxbert.weights.formats.flax_msgpack import (
     to_flax_name,
     write_flax_msgpack,
 )
+from flaxbert.weights.formats.msgpack_tokens import pack_head
 from flaxbert.weights.tensors import LazyTensor, TensorSpec
 from tests.flaxbert.array_tensor import ArrayTensor
 from tests.flaxbert.saved_models import BERT_CLASSES
@@ -96,7 +97,7 @@ def test_lengths_of_every_width(tmp_path, monkeypatch, limit):
     for name, array in as_stored(arrays).items():
         np.testing.assert_array_equal(found[name].read(), array, strict=True)
     for size in (0, 15, 16, 2**16 - 1, 2**16, 2**32 - 1):  # too many to be made
-        assert flax_msgpack._pack_head("map", size) == msgpack.Packer().pack_map_header(size)
+        assert pack_head("map", size) == msgpack.Packer().pack_map_header(size)
 
 
 def test_an_order_other_than_ours(tmp_path):

@@ -15,11 +15,11 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from flaxbert.weights.formats.msgpack_tokens import MAX_STRING_BYTES, TRUE, MsgpackReader, pack_head, pack_string
 from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, transposed
 
 _MAX_CHUNK_BYTES = 2**30  # flax's limit
@@ -32,35 +32,6 @@ _DTYPES = {
     for code in ("?", "u1", "i1", "<i2", "<u2", "<f2", ml_dtypes.bfloat16, "<i4", "<u4", "<f4", "<f8", "<i8", "<u8")
 }
 _NORMS = ("LayerNorm", "layer_norm")  # endings of the names of layer norms
-_MAX_STRING_BYTES = 1024
-_MAX_ENTRIES = 100_000  # of all maps of a file together; a large BERT has 700
-
-# A token begins with a byte that gives either both kind and length (of a number: its value), or the kind alone; then
-# the length follows in the given number of bytes.
-_SHORT = {
-    "number": {n: n for n in range(128)},
-    "map": {n: 0x80 + n for n in range(16)},
-    "array": {n: 0x90 + n for n in range(16)},
-    "string": {n: 0xA0 + n for n in range(32)},
-    "bytes": {},
-    "extension": {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8},
-}
-_LONG = {
-    "number": {1: 0xCC, 2: 0xCD, 4: 0xCE, 8: 0xCF},
-    "map": {2: 0xDE, 4: 0xDF},
-    "array": {2: 0xDC, 4: 0xDD},
-    "string": {1: 0xD9, 2: 0xDA, 4: 0xDB},
-    "bytes": {1: 0xC4, 2: 0xC5, 4: 0xC6},
-    "extension": {1: 0xC7, 2: 0xC8, 4: 0xC9},
-}
-_TRUE = 0xC3
-_TOKENS = (
-    {code: (kind, length, 0) for kind, codes in _SHORT.items() for length, code in codes.items()}
-    | {code: (kind, 0, width) for kind, codes in _LONG.items() for width, code in codes.items()}
-    | {0xC0: ("nil", 0, 0), 0xC2: ("false", 0, 0), _TRUE: ("true", 0, 0)}
-)
-# The least number of bytes for each unit of a token's length.
-_MIN_BYTES = {"map": 2, "array": 1, "string": 1, "bytes": 1, "extension": 1}
 
 _Tree = dict[str, "_Tree | TensorSpec"]
 
@@ -88,7 +59,7 @@ def _is_linear(flax_name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _check_key(key: str, where: str) -> str:
-    if not key or "/" in key or "." in key or len(key.encode()) > _MAX_STRING_BYTES:
+    if not key or "/" in key or "." in key or len(key.encode()) > MAX_STRING_BYTES:
         raise ValueError(f"{where} has the key {key[:80]!r}")
     return key
 
@@ -118,80 +89,6 @@ class ChunkedTensor(TensorSpec):
         return content.reshape(shape)
 
 
-# -- tokens ---------------------------------------------------------------------------------------------
-
-
-class _TokenReader:
-    """Sequential reader of msgpack's tokens: maps, arrays, strings, bytes, whole numbers, extensions.
-
-    The msgpack library cannot replace it: it gives no byte offsets, and loads the bytes of arrays into memory. Methods
-    raise ValueError where the tokens break the format; no length is returned that the rest of the file could not hold.
-    """
-
-    def __init__(self, file: Path, opened: BinaryIO):
-        self.file = file
-        self._opened = opened
-        self.bytes_left = file.stat().st_size
-        self.position = 0  # of the next byte
-        self._entries = 0
-
-    def take(self, count: int) -> bytes:
-        content = b"" if count > self.bytes_left else self._opened.read(count)
-        if len(content) < count:
-            raise ValueError(f"{count} bytes are expected at byte {self.position}, {self.bytes_left} are there")
-        self._advance(count)
-        return content
-
-    def skip(self, count: int) -> None:
-        self._opened.seek(count, 1)
-        self._advance(count)
-
-    def _advance(self, count: int) -> None:
-        self.position, self.bytes_left = self.position + count, self.bytes_left - count
-
-    def next(self) -> tuple[str, int]:
-        """Return the kind and the length (of a number: the value) of the next token."""
-        start, code = self.position, self.take(1)[0]
-        if code not in _TOKENS:
-            return f"a token 0x{code:02x}", 0
-        kind, length, width = _TOKENS[code]
-        if width:
-            length = int.from_bytes(self.take(width), "big")
-        if length * _MIN_BYTES.get(kind, 0) + (kind == "extension") > self.bytes_left:  # one more for the type
-            raise ValueError(f"{kind} of length {length} at byte {start}, but {self.bytes_left} bytes follow")
-        if kind == "map":
-            self._entries += length
-            if self._entries > _MAX_ENTRIES:
-                raise ValueError(f"more than {_MAX_ENTRIES} entries")
-        return kind, length
-
-    def expect(self, kind: str, description: str) -> int:
-        found, length = self.next()
-        if found != kind:
-            raise ValueError(f"{description} is {found}, not {kind}")
-        return length
-
-    def string(self, description: str) -> str:
-        """Return the next token, which must be a string of at most 1,024 bytes."""
-        length = self.expect("string", description)
-        if length > _MAX_STRING_BYTES:
-            raise ValueError(f"{description} has {length} bytes")
-        return self.take(length).decode()
-
-
-def _pack_string(text: str) -> bytes:
-    content = text.encode()
-    return _pack_head("string", len(content)) + content
-
-
-def _pack_head(kind: str, length: int) -> bytes:
-    """Return the shortest head of a token of this kind and length, as the msgpack library writes it."""
-    if length in _SHORT[kind]:
-        return bytes([_SHORT[kind][length]])
-    width, code = next((width, code) for width, code in _LONG[kind].items() if length < 256**width)
-    return bytes([code]) + length.to_bytes(width, "big")
-
-
 # -- reading ---------------------------------------------------------------------------------------------
 
 
@@ -205,7 +102,7 @@ def open_flax_msgpack(file: Path) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     try:
         with file.open("rb") as opened:
-            reader = _TokenReader(file, opened)
+            reader = MsgpackReader(file, opened)
             for tensor in _leaves(reader, (), reader.expect("map", "the content")):
                 renamed = from_flax_name(tensor.name)
                 if renamed in tensors:
@@ -218,7 +115,7 @@ def open_flax_msgpack(file: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _leaves(reader: _TokenReader, path: tuple[str, ...], count: int) -> Iterator[FileTensor | ChunkedTensor]:
+def _leaves(reader: MsgpackReader, path: tuple[str, ...], count: int) -> Iterator[FileTensor | ChunkedTensor]:
     """Yield the arrays of a dict of `count` entries, whose head has been read."""
     where = repr("/".join(path)) if path else "the outermost dict"
     if len(path) >= _MAX_DEPTH:
@@ -242,7 +139,7 @@ def _leaves(reader: _TokenReader, path: tuple[str, ...], count: int) -> Iterator
             raise ValueError(f"{name!r} is {kind}, neither dict nor array")
 
 
-def _read_array(reader: _TokenReader, name: str, length: int) -> FileTensor:
+def _read_array(reader: MsgpackReader, name: str, length: int) -> FileTensor:
     """Read an array's description and skip its bytes; the head of the extension, of `length` bytes, has been read."""
     code = reader.take(1)[0]
     end = reader.position + length
@@ -274,7 +171,7 @@ def _fits_numpy(spec: TensorSpec) -> bool:
     return math.prod(max(1, axis) for axis in spec.shape) * spec.dtype.itemsize < 2**63
 
 
-def _read_chunked_array(reader: _TokenReader, name: str, count: int) -> ChunkedTensor:
+def _read_chunked_array(reader: MsgpackReader, name: str, count: int) -> ChunkedTensor:
     """Read the description of an array in pieces; the first key has been read."""
 
     def numbered_entries(key: str) -> Iterator[str]:
@@ -317,7 +214,7 @@ def write_flax_msgpack(file: Path, specs: Sequence[TensorSpec], tensors: Iterabl
         raise ValueError(f"{file}: tensors of one dict do not follow each other; sort them by `flax_msgpack_order`")
     with file.open("wb") as opened:
         if not heads:
-            opened.write(_pack_head("map", 0))
+            opened.write(pack_head("map", 0))
         for (head, spec), tensor in zip(heads, tensors, strict=True):
             spec.require_match(tensor)
             opened.write(head)
@@ -355,9 +252,9 @@ def _tree(specs: Sequence[TensorSpec]) -> _Tree:
 
 def _heads(node: _Tree, before: bytes = b"") -> Iterator[tuple[bytes, TensorSpec]]:
     """Yield each array's spec and the bytes before it: its key, and heads and keys of dicts that begin with it."""
-    before += _pack_head("map", len(node))
+    before += pack_head("map", len(node))
     for key, child in node.items():
-        before += _pack_string(key)
+        before += pack_string(key)
         if isinstance(child, TensorSpec):
             yield before, child
         else:
@@ -371,21 +268,21 @@ def _pack_array(array: np.ndarray) -> Iterator[bytes | memoryview]:
     if array.nbytes <= _MAX_CHUNK_BYTES:
         yield from _extension(array.shape, flat)
         return
-    yield _pack_head("map", 3) + _pack_string(_CHUNKED) + bytes([_TRUE]) + _pack_string("shape")
-    yield _pack_head("map", array.ndim)
+    yield pack_head("map", 3) + pack_string(_CHUNKED) + TRUE + pack_string("shape")
+    yield pack_head("map", array.ndim)
     for axis, length in enumerate(array.shape):
-        yield _pack_string(str(axis)) + _pack_head("number", length)
+        yield pack_string(str(axis)) + pack_head("number", length)
     step = max(1, _MAX_CHUNK_BYTES // array.itemsize)
     starts = range(0, flat.size, step)
-    yield _pack_string("chunks") + _pack_head("map", len(starts))
+    yield pack_string("chunks") + pack_head("map", len(starts))
     for i, start in enumerate(starts):
         chunk = flat[start : start + step]
-        yield _pack_string(str(i))
+        yield pack_string(str(i))
         yield from _extension(chunk.shape, chunk)
 
 
 def _extension(shape: tuple[int, ...], flat: np.ndarray) -> Iterator[bytes | memoryview]:
-    axes = b"".join([_pack_head("array", len(shape)), *(_pack_head("number", axis) for axis in shape)])
-    description = _pack_head("array", 3) + axes + _pack_string(flat.dtype.name) + _pack_head("bytes", flat.nbytes)
-    yield _pack_head("extension", len(description) + flat.nbytes) + bytes([_ARRAY]) + description
+    axes = b"".join([pack_head("array", len(shape)), *(pack_head("number", axis) for axis in shape)])
+    description = pack_head("array", 3) + axes + pack_string(flat.dtype.name) + pack_head("bytes", flat.nbytes)
+    yield pack_head("extension", len(description) + flat.nbytes) + bytes([_ARRAY]) + description
     yield flat.view(np.uint8).data
