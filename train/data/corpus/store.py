@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from flaxbert.files import atomic_write, read_json
+from flaxbert.files import atomic_write, file_sha256, read_json
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.corpus.tokens import TokenChunk
 
@@ -138,7 +138,7 @@ def _map_array(folder: Path, name: str, files: Mapping[str, object], verify: boo
         raise ValueError(f"{file}: is missing")
     if file.stat().st_size != recorded.get("bytes"):
         raise ValueError(f"{file}: {file.stat().st_size} bytes, {recorded.get('bytes')} when it was made")
-    if verify and _digest(file) != recorded.get("sha256"):
+    if verify and file_sha256(file) != recorded.get("sha256"):
         raise ValueError(f"{file}: is damaged (its SHA-256 is not that of {RECORD}); prepare the store again")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -148,11 +148,6 @@ def _map_array(folder: Path, name: str, files: Mapping[str, object], verify: boo
         allowed = " or ".join(map(str, _DTYPES[name]))
         raise ValueError(f"{file}: {array.dtype}{list(array.shape)}; expected one axis of {allowed}")
     return np.asarray(array)  # slices of a memmap cost several times as much
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class StoreWriter:
@@ -222,7 +217,7 @@ class StoreWriter:
         self.save()
         for name in self._dtypes:
             file = self._folder / f"{name}.npy"
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         record = {
             "format": FORMAT,
             "version": VERSION,
