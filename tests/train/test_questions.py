@@ -127,8 +127,33 @@ def test_which_questions_have_no_answer(read):
     assert [row.impossible for row in read(by_version).rows] == [False, True, True]
     assert not read(squad(without_one, {}, version="v2.0")).labelled
     for version in ("1.1", "v1.0", "KorQuAD_v1.0_train", "dev", None):
-        with pytest.raises(ValueError, match=r"qas\[1\]: no 'answers', and nothing says that there is none"):
+        with pytest.raises(ValueError, match=r"qas\[1\]: no 'answers', and no 'is_impossible' that says so"):
             read(squad(with_one, without_one, version=version))
+
+
+def test_a_file_whose_answers_are_all_withheld_is_unlabelled(read):
+    for withheld in (
+        {"answers": [], "is_impossible": False},
+        {"answers": [answer("", -1)]},
+        {"answers": [{"text": None, "answer_start": None}]},
+        {"answers": {"text": [""], "answer_start": [-1]}, "is_impossible": False},
+    ):
+        found = read(squad(withheld, withheld))
+        assert len(found.rows) == 2 and not found.labelled and found.impossible == 0
+    with_one = {"answers": [answer("Rome", 14)], "is_impossible": False}
+    found = read(squad(with_one, {"answers": [], "is_impossible": False}), leave_out_incomplete=True)
+    assert (len(found.rows), found.left_out) == (1, 1)
+    found = read(squad(with_one, {"answers": [answer("", -1)], "is_impossible": True}))
+    assert [row.impossible for row in found.rows] == [False, True]
+
+
+def test_questions_without_ids_are_numbered_and_a_single_missing_id_is_refused(read):
+    question = {"question": "q?", "context": "Anna lives in Rome.", "answers": [answer("Rome", 14)]}
+    found = read([question, question])
+    assert [row.id for row in found.rows] == ["1", "2"] and found.numbered
+    assert not read([{**question, "id": "a"}]).numbered
+    with pytest.raises(ValueError, match=r"\[1\]: 'id' is None, expected a string"):
+        read([{**question, "id": "a"}, {**question, "id": None}])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +180,10 @@ def test_which_questions_have_no_answer(read):
         (squad({"answers": {"text": ["Rome"], "answer_start": []}}), "of the same length"),
         (squad({"answers": [answer("", 0)]}), "'text': nothing but blanks"),
         (squad({"answers": [answer("Rome", 14)], "is_impossible": True}), "'is_impossible' is true, and yet"),
-        (squad({"answers": [], "is_impossible": False}), "'is_impossible' is false, and yet"),
+        (
+            squad({"answers": [answer("Rome", 14)]}, {"answers": [], "is_impossible": False}),
+            r"qas\[1\]: 'is_impossible' is false, and yet there are no 'answers'",
+        ),
         (
             squad({"id": "a", "answers": [answer("Rome", 14)]}, {"id": "a", "answers": []}),
             "the id 'a' is there 2 times",

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
@@ -78,6 +78,7 @@ class SquadQuestions:
     left_out: int = 0  # incomplete questions
     repaired: int = 0  # answers whose offset was wrong and is repaired
     not_located: int = 0  # answers whose offset is wrong and not repaired
+    numbered: bool = False  # the file has no ids: they are the numbers of the questions, from 1
 
     @property
     def labelled(self) -> bool:
@@ -101,9 +102,10 @@ def read_squad(
 
     A question without answers is impossible if "is_impossible" says so, if others in the file have "is_impossible", if
     the version of the file is 2 or more, or if its lists of texts and offsets are empty (the hub's form); if no
-    question of a file has an answer, all are unlabelled. Other questions without answers, and those without a context,
-    are an error, or left out with `leave_out_incomplete`. Answers keep their order; blanks around a question or an
-    answer are removed.
+    question of a file has an answer or is impossible, all are unlabelled. Other questions without answers, and those
+    without a context, are an error, or left out with `leave_out_incomplete`. A blank answer at -1 or nowhere is none.
+    In a file without ids, questions are numbered. Answers keep their order; blanks around a question or an answer are
+    removed.
     """
     name = os.fspath(source)
     if is_dataset(name):
@@ -114,21 +116,18 @@ def read_squad(
     if not records:
         raise ValueError(f"{name}: no questions. {_EXPECTED}")
     total = len(records)
+    numbered = all(record.problem is None and record.cells.get("id") is None for record in records)
+    if numbered:
+        records = [TableRow(row.source, {**row.cells, "id": i}) for i, row in enumerate(records, 1)]
     remedy = f"Correct or remove these questions, {LEAVE_OUT} {_EXPECTED}"
     if leave_out_incomplete:
         records = [record for record in records if record.problem or not is_blank(record.cells.get("context"))]
     given = parse_rows(records, _question, remedy)
     labelled = any(question.answers or question.impossible for question in given)
-    states = _major_version(version) >= 2 or any(row.cells.get("is_impossible") is not None for row in records)
-    stated = [states or isinstance(row.cells.get("answers"), dict) for row in records]
-    silent = {
-        question.source
-        for question, known in zip(given, stated, strict=True)
-        if labelled and not question.answers and not question.impossible and not known
-    }
+    incomplete = _incomplete_questions(version, records, given) if labelled else {}
     if leave_out_incomplete:
-        given, silent = [question for question in given if question.source not in silent], set()
-    problems = list(_contradictions(given, silent))
+        given = [question for question in given if question.source not in incomplete]
+    problems = [*_repeated_ids(given), *(() if leave_out_incomplete else incomplete.values())]
     located = [_locate_answers(question, wrong_offsets) for question in given]
     if wrong_offsets is WrongOffsets.REFUSE:
         problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _count_not_located(q)]
@@ -136,7 +135,9 @@ def read_squad(
     changed = sum(answer not in old.answers for new, old in zip(located, given, strict=True) for answer in new.answers)
     not_located = sum(map(_count_not_located, located))
     rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in located]
-    return SquadQuestions(rows, total - len(rows), repaired=changed - not_located, not_located=not_located)
+    return SquadQuestions(
+        rows, total - len(rows), repaired=changed - not_located, not_located=not_located, numbered=numbered
+    )
 
 
 def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
@@ -226,8 +227,6 @@ def _question(record: TableRow) -> SquadQuestion:
     answers = tuple(_answers(content.get("answers")))
     if impossible and answers:
         raise ValueError("'is_impossible' is true, and yet there are 'answers'")
-    if impossible is False and not answers:
-        raise ValueError("'is_impossible' is false, and yet there are no 'answers'")
     return SquadQuestion(
         id=str(number) if isinstance(number, int) else text_cell(content, "id"),
         question=text_cell(content, "question", allow_blank=True).strip(),  # two of CMRC 2018 are blank
@@ -251,7 +250,10 @@ def _answers(value: object) -> Iterator[SquadAnswer]:
     for entry in value or ():
         if not isinstance(entry, dict):
             raise ValueError(f"an answer is {entry!r:.40}, expected an object")
-        text, start = text_cell(entry, "text"), entry.get("answer_start")
+        start = entry.get("answer_start")
+        if start in (None, -1) and is_blank(entry.get("text")):  # unlabelled test sets have such answers
+            continue
+        text = text_cell(entry, "text")
         if isinstance(start, float) and start.is_integer():
             start = int(start)
         if not isinstance(start, int) or isinstance(start, bool):
@@ -259,14 +261,27 @@ def _answers(value: object) -> Iterator[SquadAnswer]:
         yield SquadAnswer(text.strip(), start + len(text) - len(text.lstrip()))
 
 
-def _contradictions(questions: Sequence[SquadQuestion], silent: Collection[str]) -> Iterator[str]:
-    """Return problems between questions: an id that occurs twice, answers that only some (not the `silent`) have."""
+def _incomplete_questions(
+    version: str, records: Sequence[TableRow], questions: Sequence[SquadQuestion]
+) -> dict[str, str]:
+    """Return a problem for each question without answers of which the file does not say that it has none, by source."""
+    says_so = _major_version(version) >= 2 or any(row.cells.get("is_impossible") is not None for row in records)
+    problems = {}
+    for record, question in zip(records, questions, strict=True):
+        if question.answers or question.impossible:
+            continue
+        if record.cells.get("is_impossible") is False:
+            problems[question.source] = f"{question.source}: 'is_impossible' is false, and yet there are no 'answers'"
+        elif not says_so and not isinstance(record.cells.get("answers"), dict):
+            problems[question.source] = f"{question.source}: no 'answers', and no 'is_impossible' that says so"
+    return problems
+
+
+def _repeated_ids(questions: Sequence[SquadQuestion]) -> Iterator[str]:
     times = collections.Counter(question.id for question in questions)
     for question in questions:
         if times[question.id] > 1:
             yield f"{question.source}: the id {question.id[:80]!r} is there {times[question.id]} times"
-        elif question.source in silent:
-            yield f"{question.source}: no 'answers', and nothing says that there is none"
 
 
 def _count_not_located(question: SquadQuestion) -> int:
@@ -280,8 +295,8 @@ def _locate_answers(question: SquadQuestion, policy: WrongOffsets) -> SquadQuest
         start = answer.start
         if start is not None and (start < 0 or not question.context.startswith(answer.text, start)):
             matches = re.finditer(f"(?={re.escape(answer.text)})", question.context)  # they may overlap
-            places = [match.start() for match in matches]
-            nearest = min(places, key=lambda place, wrong=start: abs(place - wrong), default=None)
+            starts = [match.start() for match in matches]
+            nearest = min(starts, key=lambda found, wrong=start: abs(found - wrong), default=None)
             near = nearest is not None and (policy is WrongOffsets.REPAIR or abs(nearest - start) <= _MAX_OFFSET_ERROR)
             start = nearest if near else None
         answers.append(SquadAnswer(answer.text, start))

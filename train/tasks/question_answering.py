@@ -139,6 +139,8 @@ class QuestionAnswering(Supervised):
         facts = {}
         for name, file in files.items():
             wrong = {"repaired": file.repaired, "not repaired": file.not_located}
+            if file.numbered:
+                facts[f"{name} ids"] = "none: the numbers of the questions, from 1"
             if file.left_out:
                 facts[f"{name} rows left out"] = file.left_out
             facts |= {
