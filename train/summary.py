@@ -53,6 +53,7 @@ def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
     *uppers, lower = figure.subplots(len(losses) + 1, 1, sharex=True, height_ratios=[3] * len(losses) + [1])
     # Markers, because a line does not show a run with a single report.
     curve = {"linewidth": 1.2, "marker": "o" if len(lines) < 50 else "", "markersize": 3}
+    fonts = font_families([title, *(line["name"] for line in lines if line["kind"] == "eval")])
     for upper, key in zip(uppers, losses, strict=True):
         steps, values = series(key, kind="train")
         width = 2 * (len(steps) // 100) + 1  # single steps are noisy: smooth if there are many
@@ -63,13 +64,15 @@ def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
             label = f"training, means of {width} reports"
             upper.plot(steps[width // 2 : -(width // 2)], means, **curve, label=label, color="C0")
         names = dict.fromkeys(line["name"] for line in lines if line["kind"] == "eval" and key in line)
-        for name, marker, color in zip(names, itertools.cycle("Ds^v"), itertools.count(1), strict=False):
-            points = {"marker": marker, "markersize": 5, "linestyle": "", "color": f"C{color}"}
-            upper.plot(*series(key, kind="eval", name=name), **points, label=f"evaluation: {name}")
+        for name, marker, number in zip(names, itertools.cycle("Ds^v"), itertools.count(1), strict=False):
+            points = {"marker": marker, "markersize": 5, "linestyle": "", "color": f"C{number}"}
+            shown = name if fonts is not None else f"set {number}"  # instead of boxes
+            upper.plot(*series(key, kind="eval", name=name), **points, label=f"evaluation: {shown}")
         upper.set_ylabel(f"{key.replace('_', ' ')} ({loss_unit})", parse_math=False)
-        upper.legend(frameon=False)
+        upper.legend(frameon=False, prop={"family": fonts})
     lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")
-    uppers[0].set_title(title, loc="left", parse_math=False, fontfamily=font_families([title]))
+    if fonts is not None:
+        uppers[0].set_title(title, loc="left", parse_math=False, fontfamily=fonts)
     lower.set(xlabel="optimizer step", ylabel="learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (*uppers, lower):

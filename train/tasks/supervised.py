@@ -18,6 +18,7 @@ from train.data.sources import split_by_group
 from train.distributed import HostShard, TrainSet
 from train.tasks.task import TaskSettings, load_tokenizer
 
+_MAX_NAME_BYTES = 100  # of a set, of the 255 that a file name may have
 _Row = TypeVar("_Row")
 E = TypeVar("E", bound=SequenceExamples)
 
@@ -178,5 +179,6 @@ def rows_digests(sets: Mapping[str, Iterable[Any]]) -> dict[str, str]:
 def _extra_name(source: str, split: str, *, taken: Container[str]) -> str:
     """Name an extra set, in metrics and file names, after its split or file; a number makes it unique."""
     name = re.sub(r"[^\w.-]+", "_", split or Path(source.removeprefix("datasets:")).stem)
+    name = name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
     number = next(i for i in itertools.count(1) if (name if i == 1 else f"{name}-{i}") not in taken)
     return name if number == 1 else f"{name}-{number}"
