@@ -15,8 +15,9 @@ from flaxbert.families import BERT
 from flaxbert.families.family import SpecialTokens
 from flaxbert.files import atomic_write, path_inside
 from flaxbert.tokenizer_classes import bert_backend
-from flaxbert.tokenizer_files import TOKENIZER_FILES
+from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_folder import BERT_CLASS, BERT_CLASSES, read_tokenizer
+from flaxbert.weights.sentence_transformers import transformer_folder
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = dataclasses.astuple(BERT.special_tokens)
 
@@ -72,9 +73,11 @@ class WordPieceTokenizer:
     def load(cls, path: str | Path, *, lowercase: bool | None = None) -> "WordPieceTokenizer":
         """Load the tokenizer of a model folder or of a vocabulary file, with the ids of transformers' `AutoTokenizer`.
 
-        The arguments and errors are those of `tokenizer_folder.read_tokenizer`.
+        The arguments and errors are those of `tokenizer_folder.read_tokenizer`. In the folder of a training run, or of
+        sentence-transformers, the tokenizer may be in a folder below.
         """
         path = Path(path)
+        path = tokenizer_folder(transformer_folder(path)) if path.is_dir() else path
         tokenizer = cls(**vars(read_tokenizer(path, lowercase=lowercase)))
         if tokenizer.tokenizer_class in BERT_CLASSES:
             return tokenizer

@@ -53,15 +53,17 @@ def copy_tokenizer_files(source: Path, target: Path, *, max_length: int | None =
 
 def tokenizer_folder(source: Path) -> Path:
     """Return the folder of a model's tokenizer: that of a training run is below it."""
-    return path_inside(source, "tokenizer") if (source / "tokenizer").is_dir() else source
+    if not (source / "tokenizer").is_dir() or any((source / name).is_file() for name in TOKENIZER_FILES):
+        return source
+    return path_inside(source, "tokenizer")
 
 
 def _complete(source: Path, target: Path, copied: list[str], max_length: int | None) -> list[str]:
     """Write files that the tokenizer lacks; a tokenizer that cannot be read stays as it was copied, with a warning."""
     config = target / "tokenizer_config.json"
-    is_chosen_alike = (source / "config.json").is_file() and (target / "config.json").is_file()
+    same_class = (source / "config.json").is_file() and (target / "config.json").is_file()
     settings = read_json(config) if config.is_file() else {}
-    if is_chosen_alike or (isinstance(settings, dict) and "tokenizer_class" in settings):
+    if same_class or (isinstance(settings, dict) and "tokenizer_class" in settings):
         needed = [name for name in WRITTEN_FILES if not (target / name).exists()] if max_length is not None else []
     else:
         needed = ["tokenizer_config.json"] if config.name in copied or not config.exists() else []

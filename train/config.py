@@ -40,7 +40,8 @@ class Model:
     """The model to train, and how it is computed."""
 
     pretrained: Path | None = None
-    """A Hugging Face model folder to start from; without it, a newly initialised model of the sizes below."""
+    """A model folder, weights file, TensorFlow 1 checkpoint or run to start from; without it, a newly initialised model
+    of the sizes below."""
     new_head: bool = False
     """Initialise the head newly, although `pretrained` has one; needed where that was trained for other labels."""
     sizes: BertConfig = BertConfig.tiny()

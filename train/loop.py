@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import optax
 
 from flaxbert import PreTrainedModel, save_pretrained
 from flaxbert.layers import Params
+from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.folder import copy_other_files
 from flaxbert.weights.load import load_parameters
 from train import run_folder
 from train.checkpoint import Checkpoints
@@ -129,6 +132,8 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
 
     # Model
     model, pretrained = make_model(config, task, placement)
+    with tempfile.TemporaryDirectory() as folder:  # an error now, and not at the export
+        copy_pretrained_files(model, Path(folder))
 
     # Optimizer
     total_steps = settings.total_steps(task.steps_per_epoch)
@@ -152,14 +157,14 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
 def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
     pretrained = config.model.pretrained
-    # The export copies the files of the tokenizer from the model's origin.
-    origin = pretrained if pretrained is None or pretrained.is_dir() else pretrained.parent
+    checkpoint = None if pretrained is None else open_checkpoint(pretrained)
+    origin = None if checkpoint is None else checkpoint.model_folder
     model = task.architecture(task.config, rules=placement.rules, origin=origin, **config.model.attributes)
     placement.check_model(model)
-    if pretrained is None:
+    if checkpoint is None:
         return model, None
     key = jax.random.key(config.run.seed)  # for a new head
-    return model, load_parameters(pretrained, model, strict=False, new_head=task.new_head, key=key, mesh=placement.mesh)
+    return model, load_parameters(checkpoint, model, strict=False, new_head=task.new_head, key=key, mesh=placement.mesh)
 
 
 def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:
@@ -229,12 +234,27 @@ def restore_best(
 def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], reporter: Reporter) -> None:
     """Save the model as a folder that transformers loads, and write the predictions of the task."""
     folder, task = setup.config.run.folder, setup.task
-    save_pretrained(folder / "model", setup.model, params)
+    target = folder / run_folder.MODEL_FOLDER
+    save_pretrained(target, setup.model.clone(origin=None), params)
     if setup.is_first_host:
-        task.tokenizer.save(folder / "model", max_length=task.config.max_sequence_length)
-    reporter.message(f"model: {folder / 'model'} (transformers loads this folder)")
+        task.tokenizer.save(target, max_length=task.config.max_sequence_length)
+        try:
+            copy_pretrained_files(setup.model, target)
+        except (OSError, ValueError) as error:  # the folder has changed since `make_setup`
+            reporter.message(f"warning: not all files of {setup.model.origin} are copied into {target}: {error}")
+    reporter.message(f"model: {target} (transformers loads this folder)")
     for line in task.write_predictions(setup.model, params, folder, results):
         reporter.message(line)
+
+
+def copy_pretrained_files(model: PreTrainedModel, target: Path) -> None:
+    """Copy the files of the pretrained model's folder except weights, config and tokenizer.
+
+    Raises:
+        OSError, ValueError: a file cannot be read, or is a link out of its folder.
+    """
+    if model.origin is not None:
+        copy_other_files(model.origin, target, model, tokenizer=False)
 
 
 def summarise(

@@ -15,8 +15,9 @@ import jax
 
 from flaxbert import PreTrainedModel
 from flaxbert.files import atomic_write, file_sha256
-from flaxbert.tokenizer_files import TOKENIZER_FILES
+from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.sentence_transformers import transformer_folder
 from train.config import Config
 from train.distributed import Placement
 from train.tasks.task import TOKENIZER_FOLDER, Task
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = "lock"
+MODEL_FOLDER = "model"
 
 
 def check_folder(config: Config) -> None:
@@ -39,10 +41,11 @@ def check_folder(config: Config) -> None:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         raise _unusable(folder, error.strerror) from None
-    if not existing.is_dir():
-        raise _unusable(folder, f"{existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise _unusable(folder, f"{existing} is not writable")
+    for used in (existing, *(folder / name for name in ("checkpoints", "tensorboard", MODEL_FOLDER))):
+        if used.exists() and not used.is_dir():
+            raise _unusable(folder, f"{used} is a file")
+        if used.exists() and not os.access(used, os.W_OK | os.X_OK):
+            raise _unusable(folder, f"{used} is not writable")
     file = folder / RUN_FILE
     by_content = (folder / INPUTS_FILE).is_file()
     differences = (
@@ -116,13 +119,17 @@ def write_files(config: Config, task: Task, model: PreTrainedModel, inputs: Mapp
 def input_digests(config: Config, task: Task) -> dict[str, str]:
     """Return the SHA-256 of all that a run reads: data, vocabulary, tokenizer files and pretrained weights, by name."""
     digests = {**task.digests, "vocabulary": task.tokenizer.vocabulary_digest}
-    pretrained = config.model.pretrained
-    tokenizer: Path | None = getattr(config.task, "tokenizer", None) or pretrained
+    checkpoint = None if config.model.pretrained is None else open_checkpoint(config.model.pretrained)
+    tokenizer: Path | None = getattr(config.task, "tokenizer", None)
+    if tokenizer is None and checkpoint is not None:
+        tokenizer = checkpoint.config_folder
     if tokenizer is not None and tokenizer.exists():
-        files = [tokenizer / name for name in TOKENIZER_FILES] if tokenizer.is_dir() else [tokenizer]
+        files = [tokenizer]
+        if tokenizer.is_dir():
+            files = [tokenizer_folder(transformer_folder(tokenizer)) / name for name in TOKENIZER_FILES]
         digests["tokenizer"] = _digest_of([file for file in files if file.is_file()])
-    if pretrained is not None:
-        digests["pretrained weights"] = _digest_of(open_checkpoint(pretrained).files)
+    if checkpoint is not None:
+        digests["pretrained weights"] = _digest_of(checkpoint.files)
     return digests
 
 

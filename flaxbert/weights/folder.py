@@ -101,18 +101,21 @@ def save_pretrained(
         copy_other_files(model.origin, Path(path), model)
 
 
-def copy_other_files(source: Path, target: Path, model: PreTrainedModel, *, max_length: int | None = None) -> list[str]:
+def copy_other_files(
+    source: Path, target: Path, model: PreTrainedModel, *, max_length: int | None = None, tokenizer: bool = True
+) -> list[str]:
     """Copy the tokenizer's and sentence-transformers' files of a model folder; existing files of the target stay.
 
     The modules of sentence-transformers are of use to the encoder, whatever language-model head is beside it, and to
     the class that config.json of the source names; otherwise a warning says that they are left out. With `max_length`,
-    files that the tokenizer lacks are written. Return the paths of the files in the target.
+    files that the tokenizer lacks are written; without `tokenizer` its files are left to the caller. Return the paths
+    of the files in the target.
 
     Raises:
         ValueError: a file is damaged, or a link out of its folder.
     """
     transformer = transformer_folder(source)
-    copied = copy_tokenizer_files(transformer, target, max_length=max_length)
+    copied = copy_tokenizer_files(transformer, target, max_length=max_length) if tokenizer else []
     copied += copy_files_of_other_tokenizers(transformer, target)
     head, name = architecture_of(model).head, architecture_of(model).name
     named = architecture_name(read_keys(transformer)) if (transformer / "config.json").is_file() else None

@@ -8,10 +8,10 @@ from flaxbert.families import ARCHITECTURES, HeadKind, architecture_name, archit
 from flaxbert.text.messages import quote_names
 from flaxbert.weights.checkpoint import open_checkpoint
 from train.config import Config
-from train.tasks.task import Facts
+from train.tasks.task import Facts, config_folder
 
 # Kinds whose heads have the same names in a checkpoint, so that one would be loaded as the other.
-_ALIKE = (HeadKind.SEQUENCE_CLASSIFICATION, HeadKind.TOKEN_CLASSIFICATION, HeadKind.MULTIPLE_CHOICE)
+_SAME_TENSOR_NAMES = (HeadKind.SEQUENCE_CLASSIFICATION, HeadKind.TOKEN_CLASSIFICATION, HeadKind.MULTIPLE_CHOICE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ def choose_head(
     pretrained, own = config.model.pretrained, config.run.folder / "config.json"
     if pretrained is None:
         return HeadChoice(labels)
-    found, stored = _head_kind(pretrained, kind), read_config(pretrained).id2label
-    new = config.model.new_head or (found is not kind and found in _ALIKE)
+    found, stored = _head_kind(pretrained, kind), read_config(config_folder(pretrained)).id2label
+    new = config.model.new_head or (found is not kind and found in _SAME_TENSOR_NAMES)
     if own.is_file() and {*(resumed := read_config(own).id2label)} == {*labels}:
         return HeadChoice(tuple(resumed), new, {"head": "of this run"})
     if new or found is not kind:
@@ -75,7 +75,8 @@ def choose_head(
 
 def _head_kind(path: Path, kind: HeadKind) -> HeadKind | None:
     """Return the kind of the head that config.json names; without a name `kind`, if the checkpoint has a classifier."""
-    name = architecture_name(read_config(path).unused)
+    checkpoint = open_checkpoint(path)
+    name = architecture_name(read_config(checkpoint.config_folder).unused)
     if name is not None and name in ARCHITECTURES:
         return architecture_of(ARCHITECTURES[name]).head
-    return kind if any(tensor.startswith("classifier.") for tensor in open_checkpoint(path).tensors) else None
+    return kind if any(tensor.startswith("classifier.") for tensor in checkpoint.tensors) else None

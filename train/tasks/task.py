@@ -21,6 +21,7 @@ from flaxbert.families import read_config
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.weights.checkpoint import open_checkpoint
 from train.config import Config, Model
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
@@ -33,7 +34,6 @@ _log = logging.getLogger(__name__)
 TOKENIZER_FOLDER = "tokenizer"
 # Inputs of training batches besides those of the model's family.
 _POSITION_INPUTS = ("position_ids", "first_positions", "masked_lm_positions")
-
 
 Facts = Mapping[str, str | float | int]
 
@@ -193,11 +193,28 @@ def minilm_folder() -> Path | None:
     return Path(spec.origin).parent / "model" if spec and spec.origin else None
 
 
+def config_folder(pretrained: Path) -> Path:
+    """Return the folder of the config and tokenizer of a pretrained model, given by any path of `open_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_checkpoint`.
+    """
+    try:
+        return open_checkpoint(pretrained).config_folder
+    except (FileNotFoundError, ValueError) as error:
+        if pretrained.exists() and pretrained.suffix != ".zip":
+            raise
+        convert = f"`flaxbert convert {pretrained} FOLDER` makes a folder of a zip or a model on the hub"
+        raise FileNotFoundError(f"{error}; --model.pretrained is a folder or file: {convert}") from None
+
+
 def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer | None:
     """Load the tokenizer of the run's own folder, else `tokenizer`, else the pretrained model's; None without any."""
     own = config.run.folder / TOKENIZER_FOLDER
-    source = own if own.is_dir() else tokenizer or config.model.pretrained
-    return None if source is None else WordPieceTokenizer.load(source)
+    pretrained = config.model.pretrained
+    if own.is_dir() or tokenizer is not None:
+        return WordPieceTokenizer.load(own if own.is_dir() else tokenizer)
+    return None if pretrained is None else WordPieceTokenizer.load(config_folder(pretrained))
 
 
 def model_config(
@@ -214,7 +231,7 @@ def model_config(
         if tokenizer is not None:
             config = config.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
     else:
-        config = read_config(model.pretrained)
+        config = read_config(config_folder(model.pretrained))
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
