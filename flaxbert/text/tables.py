@@ -104,7 +104,7 @@ def table_format(path: Path) -> str | None:
 
 
 def read_table(path: Path, *, name: str, header: bool = True) -> Iterator[TableRow]:
-    """Read the rows of a file one by one; blank lines and empty rows at its end and a byte-order mark are skipped.
+    """Read the rows of a file one by one; skip empty rows before the header and at the end, and a byte-order mark.
 
     Args:
         path: a file for which `table_format` knows a format, in UTF-8.
@@ -129,11 +129,11 @@ def read_table(path: Path, *, name: str, header: bool = True) -> Iterator[TableR
         records = _csv_records(lines)
     else:
         records = _split_records(lines, "\t" if extension == ".tsv" else "_!_")
-    columns: tuple[str, ...] | None = None
+    columns: _Columns | None = None
     if extension == ".txt":
-        columns = _TNEWS_COLUMNS
+        columns = _Columns(_TNEWS_COLUMNS)
     elif header:
-        columns = _header_columns(next(records), name, extension)
+        columns = _header_columns(records, name, extension)
     for record in _without_empty_end(records):
         yield _delimited_row(f"{name}:{record.line}", record, columns)
 
@@ -181,6 +181,23 @@ class _Record:
     line: int
     fields: list[str]
     problem: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True if all fields are blank, as in rows that spreadsheets add."""
+        return self.problem is None and not any(field.strip() for field in self.fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """The names of the columns of a delimited file, and the line of its header; None without one."""
+
+    names: tuple[str, ...]
+    line: int | None = None
+
+    def __str__(self):
+        header = "" if self.line is None else f" (the header, line {self.line})"
+        return f"{len(self.names)}: {quote_names(self.names)}{header}"
 
 
 def _json_rows(lines: Iterator[str], name: str, *, document: bool) -> Iterator[TableRow]:
@@ -262,37 +279,40 @@ def _csv_records(lines: Iterable[str]) -> Iterator[_Record]:
         yield _Record(first, fields, encoding_problem("\n".join(raw)) or problem)
 
 
-def _header_columns(header: _Record, name: str, extension: str) -> tuple[str, ...]:
+def _header_columns(records: Iterator[_Record], name: str, extension: str) -> _Columns:
+    header = next((record for record in records if not record.is_empty), None)
+    if header is None:
+        raise ValueError(f"{name}: no line holds anything. Expected in {extension}: {TABLE_FORMATS[extension]}.")
     if header.problem is not None:
         raise ValueError(
             f"{name}:{header.line}: {header.problem}. Expected in {extension}: {TABLE_FORMATS[extension]}."
         )
-    columns = tuple(column.strip() for column in header.fields)
+    columns = tuple(column.strip().removeprefix("\ufeff").strip() for column in header.fields)
     repeated = {column for column in columns if column and columns.count(column) > 1}
     if repeated:
         raise ValueError(f"{name}:{header.line}: columns named twice: {quote_names(sorted(repeated))}; rename them")
-    return columns
+    return _Columns(columns, header.line)
 
 
 def _without_empty_end(records: Iterable[_Record]) -> Iterator[_Record]:
-    """Leave out the last records if all their fields are empty, as spreadsheets write them."""
+    """Leave out the empty records at the end."""
     empty: list[_Record] = []
     for record in records:
         empty.append(record)
-        if record.problem is not None or any(field.strip() for field in record.fields):
+        if not record.is_empty:
             yield from empty
             empty.clear()
 
 
-def _delimited_row(source: str, record: _Record, columns: tuple[str, ...] | None) -> TableRow:
+def _delimited_row(source: str, record: _Record, columns: _Columns | None) -> TableRow:
     """Return the row with these columns; with None its columns are numbered."""
     fields, problem = record.fields, record.problem
     if problem is None and columns is None and not any(fields):
         problem = "a blank line"
-    if problem is None and columns is not None and len(fields) != len(columns):
+    if problem is None and columns is not None and len(fields) != len(columns.names):
         found = f"{len(fields)} fields" if any(fields) else "a blank line"
-        problem = f"{found}, expected {len(columns)}: {quote_names(columns)}"
+        problem = f"{found}, expected {columns}"
     if problem is not None:
         return TableRow(source, problem=problem)
-    names = map(str, range(len(fields))) if columns is None else columns
+    names = map(str, range(len(fields))) if columns is None else columns.names
     return TableRow(source, dict(zip(names, fields, strict=True)))
