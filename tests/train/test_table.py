@@ -26,6 +26,30 @@ def refusal(path: Path | str, **arguments) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("opening", ["\n", " \t\n\n", "\ufeff\n", "\n\ufeff", ",\n"])
+def test_blank_lines_before_the_header_are_skipped(tmp_path, opening):
+    path = write(tmp_path, "a.csv", opening + "text,label\na,x\nb,y\n")
+    lines = opening.count("\n")
+    assert [(row.text, row.source) for row in read_labelled_texts(path)] == [
+        ("a", f"{path}:{lines + 2}"),
+        ("b", f"{path}:{lines + 3}"),
+    ]
+    assert "2 fields, expected 1: '# notes' (the header, line 1)" in refusal(
+        write(tmp_path, "b.tsv", "# notes\ntext\tlabel\na\tx\n")
+    )
+    assert "no line holds anything" in refusal(write(tmp_path, "c.csv", ",,\n,,\n"))
+
+
+def test_a_test_set_with_a_header_beside_files_without_one(tmp_path):
+    """As GLUE's CoLA: the columns of train.tsv have numbers, test.tsv has a header and no labels."""
+    train = read_labelled_texts(write(tmp_path, "train.tsv", "gj04\t1\t\tOne.\ngj04\t0\t*\tTwo.\n"), columns=COLA)
+    test = write(tmp_path, "test.tsv", "index\tsentence\n0\tThree.\n")
+    rows = read_labelled_texts(test, columns=COLA, train=train)
+    assert [(row.text, row.label, row.source) for row in rows] == [("Three.", None, f"{test}:2")]
+    assert rows.columns == {"text": "sentence"}
+    assert "'3' must be there" in refusal(write(tmp_path, "o.tsv", "a\tb\nc\td\n"), columns=COLA, train=train)
+
+
 # Real files.
 
 
@@ -468,7 +492,8 @@ def test_unknown_labels_are_named():
         "  file.tsv:3: label 'postive', near names: 'positive'",
         "  file.tsv:4: no label",
         "  file.tsv:5: label 'zzz', near names: none",
-        "Allowed labels: 'negative', 'positive'. Correct the rows or the labels given.",
+        "Allowed labels: 'negative', 'positive'. Correct these rows, or give all labels: --task.labels (without a "
+        "value: those of the training data).",
     ]
     with pytest.raises(ValueError, match="distinct and at least one, got none"):
         label_ids(labelled("a"), [])

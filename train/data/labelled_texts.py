@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow
 from train.data.labels import TABLE_MARKS, LabelledText, label_key, missing_keys, read_label, vector_length
-from train.data.sources import DATASET_PREFIX, LEAVE_OUT, ReadRows, is_blank, parse_rows, read_source
+from train.data.sources import DATASET_PREFIX, LEAVE_OUT, ReadRows, SourceRows, is_blank, parse_rows, read_source
 
 _TEXT, _PAIR, _LABEL = "text", "second text", "label"
 
@@ -69,42 +69,34 @@ def read_labelled_texts(
         source: a file or data set.
         columns: the columns to read.
         split: the split of a data set; None for files.
-        separator: what stands between the labels of a row, which may then have several or none, also as a list, or as
-            a vector with 0 or 1 for every label; None where each row has one.
+        separator: the text between the labels of a row, which may then have several or none, also as a list, or as a
+            vector with 0 or 1 for every label; None where each row has one.
         labels: all labels, if they are known.
         unlabelled: labels that mean that a row has none; None for those that `missing_keys` finds.
         leave_out_incomplete: leave out rows without a text or label instead of raising an error.
-        train: the training set, if this is another one: it is read alike, and may lack the column of labels.
+        train: the training set, if this is another one, which has the same columns but may lack that of labels.
 
     Raises:
         FileNotFoundError: there is no such file or data set.
         ValueError: the columns cannot be used, or some rows cannot be read: they are counted, the first five quoted.
     """
-    numbered = any(re.fullmatch("[0-9]+", name or "") for name in dataclasses.astuple(columns))
-    found = read_source(source, split=split, header=not numbered, lists=separator is not None)
+    found, columns = _read_rows(source, columns, split=split, lists=separator is not None, train=train)
     used = {_TEXT: ""}
     if any(row.problem is None for row in found.rows):
         # Columns of all rows: were a label missing in the first, the whole file would pass for unlabelled.
         used = _resolve_columns(os.fspath(source).removeprefix(DATASET_PREFIX), found.columns, columns, train)
-    label_column, texts = used.get(_LABEL, ""), [column for part, column in used.items() if part != _LABEL]
-    classes = found.classes.get(label_column, ())
-    vectors = False
-    if separator is not None:
-        length = vector_length(row.cells.get(label_column) for row in found.rows)
-        vectors = length is not None if train is None else train.vectors
-        if vectors:  # without names they have those that transformers gives
-            classes = labels or (train.classes if train else [f"LABEL_{i}" for i in range(length or 0)])
+    names = None if separator is None else _vector_names(found, used, labels, train)
+    remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
 
     def parse(row: TableRow) -> LabelledText | None:
         cells = row.require_cells()
-        if leave_out_incomplete and any(is_blank(cells.get(name)) for name in texts):
+        texts = [column for part, column in used.items() if part != _LABEL]
+        if leave_out_incomplete and any(is_blank(cells.get(column)) for column in texts):
             return None
-        first, second = [*(text_cell(cells, name) for name in texts), None][:2]
-        names = classes if vectors else None
-        label = read_label(cells, label_column, separator=separator, vector_names=names) if label_column else None
+        first, second = [*(text_cell(cells, column) for column in texts), None][:2]
+        label = read_label(cells, used[_LABEL], separator=separator, vector_names=names) if _LABEL in used else None
         return LabelledText(str(first), second, label, row.source)
 
-    remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
     rows = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
     if not rows:
         raise ValueError(f"{os.fspath(source)}: all rows are incomplete")
@@ -117,11 +109,41 @@ def read_labelled_texts(
     rows, problems = _mark_missing(rows, missing)
     labelled = [row for row in rows if row.label is not None]
     if labelled and not leave_out_incomplete:
-        kept = f" Where {quote_names(missing)} is a label, give --task.unlabelled without a value." if missing else ""
-        raise_problems(problems, len(found.rows), remedy + kept)
+        remedy += (
+            f" Where {quote_names(missing)} is a label, give --task.unlabelled without a value." if missing else ""
+        )
+        raise_problems(problems, len(found.rows), remedy)
     complete = labelled or rows  # a set without any label is an unlabelled one
+    classes = found.classes.get(used.get(_LABEL, ""), ()) if names is None else names
     left_out = len(found.rows) - len(complete)
-    return LabelledTexts(complete, columns=used, classes=classes, left_out=left_out, vectors=vectors)
+    return LabelledTexts(complete, columns=used, classes=classes, left_out=left_out, vectors=names is not None)
+
+
+def _read_rows(
+    source: str | os.PathLike[str], columns: Columns, *, split: str | None, lists: bool, train: LabelledTexts | None
+) -> tuple[SourceRows, Columns]:
+    """Return the rows, and the columns to read.
+
+    Where columns have numbers, a set other than `train` that lacks them may have a header (CoLA's test set): its
+    columns are then those of usual names.
+    """
+    numbered = any(re.fullmatch("[0-9]+", name or "") for name in dataclasses.astuple(columns))
+    found = read_source(source, split=split, header=not numbered, lists=lists)
+    if numbered and train is not None and columns.text not in found.columns:
+        by_name = read_source(source, split=split, lists=lists)
+        if ColumnNames(by_name.columns).find_text() is not None:
+            return by_name, _USUAL_COLUMNS
+    return found, columns
+
+
+def _vector_names(
+    found: SourceRows, used: Mapping[str, str], labels: Sequence[str], train: LabelledTexts | None
+) -> Sequence[str] | None:
+    """Return the names of the labels if rows have vectors of 0 and 1, else None; without names LABEL_0, LABEL_1, ..."""
+    length = vector_length(row.cells.get(used.get(_LABEL, "")) for row in found.rows)
+    if not (train.vectors if train is not None else length is not None):
+        return None
+    return labels or (train.classes if train is not None else [f"LABEL_{i}" for i in range(length or 0)])
 
 
 def _labels(rows: Sequence[LabelledText]) -> set[str]:

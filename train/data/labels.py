@@ -42,7 +42,7 @@ def read_label(
     Args:
         cells: the row.
         column: the column of the label.
-        separator: what stands between several labels, which may also be a list; None where a row has one.
+        separator: the text between several labels, which may also be in a list; None where each row has one label.
         vector_names: the names of the labels, if a row has a vector with 0 or 1 for each of them.
 
     Raises:
@@ -72,7 +72,10 @@ def read_label(
         raise ValueError(f"{column!r} has {len(listed)} numbers; there are {len(vector_names)} labels")
     ambiguous = [label for label in labels if separator in label]
     if ambiguous:
-        raise ValueError(f"{column!r} has the label {ambiguous[0]!r:.40}, with the separator {separator!r} in it")
+        raise ValueError(
+            f"{column!r} has the label {ambiguous[0]!r:.40}, with the separator {separator!r} in it; give another "
+            "--task.separator"
+        )
     return separator.join(labels)
 
 
@@ -209,7 +212,8 @@ def _label_ids(rows: Sequence[LabelledText], labels: Sequence[str], *, separator
             if key not in index:
                 near = difflib.get_close_matches(name[:80], labels) if len(problems) < MAX_SHOWN else []
                 problems.append(f"{row.source}: label {name[:80]!r}, near names: {quote_names(near)}")
-    raise_problems(problems, len(rows), f"Allowed labels: {quote_names(labels)}. Correct the rows or the labels given.")
+    remedy = "Correct these rows, or give all labels: --task.labels (without a value: those of the training data)."
+    raise_problems(problems, len(rows), f"Allowed labels: {quote_names(labels)}. {remedy}")
     return result
 
 

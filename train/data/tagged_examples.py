@@ -166,7 +166,10 @@ def tag_ids(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> dict[
         if unknown is not None:
             near = difflib.get_close_matches(unknown[:80], labels) if len(problems) < MAX_SHOWN else []
             problems.append(f"{sentence.source}: tag {unknown[:80]!r}, near names: {quote_names(near)}")
-    remedy = f"Allowed tags: {quote_names(labels)}. Correct the rows or the labels given."
+    remedy = (
+        f"Allowed tags: {quote_names(labels)}. Correct these rows, or give all tags: --task.labels (without a value: "
+    )
+    remedy += "those of the training data)."
     raise_problems(problems, len(sentences), remedy)
     return ids
 

@@ -54,11 +54,12 @@ def choose_head(
     kept = {"head": "of the pretrained model"}
     if kind is HeadKind.MULTIPLE_CHOICE or regression and len(stored) == 1:
         return HeadChoice(labels, facts=kept)
-    unnamed = stored == tuple(f"LABEL_{i}" for i in range(len(stored))) and len(stored) == len(labels)
-    if unnamed and not regression:
+    if stored == _unnamed(len(labels)) and not regression:
         kept["head"] += f", whose labels have no names: {quote_names(labels)}"
         return HeadChoice(labels, facts=kept)
-    if {*stored} != {*labels}:
+    if not regression and len(stored) == len(labels) and labels == _unnamed(len(labels)):
+        kept["head"] += f", whose labels are those of the data in the model's order: {quote_names(stored)}"
+    elif {*stored} != {*labels}:
         has = f"the head of {pretrained} has the labels {quote_names(stored)}, the data have {quote_names(labels)}"
         if regression:
             has = f"the head of {pretrained} has {len(stored)} labels, a regression has one output"
@@ -71,6 +72,11 @@ def choose_head(
             "order; leave --task.labels out to keep the model's order, or give --model.new-head to train a new head"
         )
     return HeadChoice(stored, facts=kept)
+
+
+def _unnamed(count: int) -> tuple[str, ...]:
+    """Return the names of labels without names, as transformers gives them; of vectors of 0 and 1 likewise."""
+    return tuple(f"LABEL_{i}" for i in range(count))
 
 
 def _head_kind(path: Path, kind: HeadKind) -> HeadKind | None:

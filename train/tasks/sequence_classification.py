@@ -63,24 +63,14 @@ class SequenceClassification(Supervised):
     ) -> "SequenceClassificationTask":
         """Read and check all files."""
         tokenizer = self.require_tokenizer(config)
-        separator = self.separator if self.problem_type == "multi_label_classification" else None
-        sets: dict[str, LabelledTexts] = {}
-        for name, (source, split) in self.sources.items():
-            sets[name] = read_labelled_texts(
-                source,
-                columns=self.columns,
-                split=split,
-                separator=separator,
-                labels=self.labels,
-                unlabelled=self.unlabelled,
-                leave_out_incomplete=self.leave_out_incomplete,
-                train=sets.get("train"),
-            )
+        sets = self._read_sets(self.labels)
         problem = problems.make_problem(self.problem_type, sets["train"], labels=self.labels, separator=self.separator)
         head = HeadChoice(problem.labels)
         if self.head is HeadKind.SEQUENCE_CLASSIFICATION:
             regression = problem.kind == "regression"
             head = choose_head(config, self.head, problem.labels, given=bool(self.labels), regression=regression)
+            if sets["train"].vectors and head.labels != problem.labels:  # the model has names for them
+                sets = self._read_sets(head.labels)
             problem = dataclasses.replace(problem, labels=head.labels)
         rows = self.split_validation(sets, lambda row: (row.text, row.text_pair), seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
@@ -116,6 +106,22 @@ class SequenceClassification(Supervised):
             problem=problem,
             rows=rows,
         )
+
+    def _read_sets(self, labels: Sequence[str]) -> dict[str, LabelledTexts]:
+        """Return the rows of each set; `labels` are all of them, or empty."""
+        sets: dict[str, LabelledTexts] = {}
+        for name, (source, split) in self.sources.items():
+            sets[name] = read_labelled_texts(
+                source,
+                columns=self.columns,
+                split=split,
+                separator=self.separator if self.problem_type == "multi_label_classification" else None,
+                labels=labels,
+                unlabelled=self.unlabelled,
+                leave_out_incomplete=self.leave_out_incomplete,
+                train=sets.get("train"),
+            )
+        return sets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

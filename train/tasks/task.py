@@ -211,10 +211,10 @@ def config_folder(pretrained: Path) -> Path:
 def load_tokenizer(config: Config, tokenizer: Path | None) -> WordPieceTokenizer | None:
     """Load the tokenizer of the run's own folder, else `tokenizer`, else the pretrained model's; None without any."""
     own = config.run.folder / TOKENIZER_FOLDER
-    pretrained = config.model.pretrained
-    if own.is_dir() or tokenizer is not None:
-        return WordPieceTokenizer.load(own if own.is_dir() else tokenizer)
-    return None if pretrained is None else WordPieceTokenizer.load(config_folder(pretrained))
+    source = own if own.is_dir() else tokenizer
+    if source is None and config.model.pretrained is not None:
+        source = config_folder(config.model.pretrained)
+    return None if source is None else WordPieceTokenizer.load(source)
 
 
 def model_config(

@@ -138,3 +138,18 @@ def test_a_run_keeps_its_labels_when_it_is_resumed(classification, tmp_path):
         described.replace('"0": "short"', '"0": "long"').replace('"1": "long"', '"1": "short"')
     )
     assert config.task.prepare(config).config.id2label == ("long", "short")
+
+
+def test_vectors_without_names_have_the_labels_of_the_model_in_its_order(classification, tmp_path):
+    head = saved(tmp_path / "model", ["joy", "anger", "fear"], problem_type="multi_label_classification")
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "alpha", "labels": [1, 0, 1]}\n{"text": "beta", "labels": [0, 1, 0]}\n' * 8)
+    config = with_task(classification, train=str(path), dev=None, test=None, problem_type="multi_label_classification")
+    setup, params = make_setup(starting_from(config, tmp_path / "model"), SINGLE_HOST)
+    assert setup.task.config.id2label == ("joy", "anger", "fear")
+    assert setup.task.facts["head"].endswith("those of the data in the model's order: 'joy', 'anger', 'fear'")
+    assert setup.task.rows["train"][0].label == "joy,fear"
+    np.testing.assert_array_equal(kernel(params), head)
+    saved(tmp_path / "other", ["joy", "anger"], problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="give --model.new-head"):
+        make_setup(starting_from(config, tmp_path / "other"), SINGLE_HOST)
