@@ -3,8 +3,6 @@
 The position in the data needs no storage: batch `i` is a pure function of the seed and `i`.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from flaxbert.weights.formats.orbax_params import damaged_file
 from flaxbert.weights.names import shape_differences
 from train.step import TrainState
 
@@ -110,25 +109,9 @@ class Checkpoints:
             error = cause
         why = f"{type(error).__name__}: {error}".splitlines()[0].partition(" [tensorstore_spec")[0][:500]
         return ValueError(
-            f"{_damaged_file(folder, why)}: damaged or missing ({why}); delete the folder {folder} to go on from an "
+            f"{damaged_file(folder, why)}: damaged or missing ({why}); delete the folder {folder} to go on from an "
             "earlier checkpoint, or from the start"
         )
-
-
-def _damaged_file(folder: Path, message: str) -> Path:
-    """Return the file that a message names, or whose size it gives; else one that should be JSON and is not."""
-    named = [Path(name) for name in re.findall(r'local file "([^"]+)"', message)]
-    size = re.search(r"not valid for value of size (\d+)", message)
-    cut = [file for file in folder.rglob("*") if size and file.is_file() and file.stat().st_size == int(size[1])]
-    for file in (*named, *cut):
-        if file.is_file():
-            return file
-    for file in (folder / _ITEM / "_METADATA", *(folder / _ITEM / "array_metadatas").glob("*")):
-        try:
-            json.loads(file.read_bytes())
-        except (OSError, ValueError):
-            return file
-    return folder
 
 
 def _rank(metrics: Mapping[str, Any]) -> Any:

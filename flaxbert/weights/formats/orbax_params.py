@@ -169,17 +169,26 @@ def _orbax_errors(item: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip().split("\n")[0].partition(" [tensorstore_spec=")[0][:600] or type(error).__name__
-        raise ValueError(f"{_damaged_file(item, error)}: not a readable orbax checkpoint ({reason})") from None
+        raise ValueError(f"{damaged_file(item, str(error))}: not a readable orbax checkpoint ({reason})") from None
 
 
-def _damaged_file(item: Path, error: Exception) -> Path:
-    """Return the file that an exception of orbax speaks of, by its path or by the size that is too small, or `item`."""
-    if isinstance(error, json.JSONDecodeError):
-        return item / _METADATA
-    named = [Path(path) for path in re.findall(r'local file "([^"]+)"', str(error))]
-    if found := re.search(r"not valid for value of size (\d+)", str(error)):
-        named += [file for file in item.rglob("*") if file.is_file() and file.stat().st_size == int(found[1])]
-    return next((path for path in named if path.is_file()), item)
+def damaged_file(folder: Path, message: str) -> Path:
+    """Return the file in a checkpoint that a message of orbax names by its path or by the size that is too small.
+
+    Otherwise return a file that should be JSON and is not, or else the folder.
+    """
+    named = [Path(path) for path in re.findall(r'local file "([^"]+)"', message)]
+    if found := re.search(r"not valid for value of size (\d+)", message):
+        named += [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size == int(found[1])]
+    for file in named:
+        if file.is_file():
+            return file
+    for file in (*folder.rglob(_METADATA), *folder.rglob("array_metadatas/*")):
+        try:
+            json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            return file
+    return folder
 
 
 def write_orbax_params(
