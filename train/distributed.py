@@ -170,11 +170,9 @@ class TrainSet(Protocol):
         ...
 
 
-def prefetch(
-    train_set: TrainSet, start: int, stop: int, *, threads: int = 2, buffer_size: int = 8
-) -> Iterator[HostBatch]:
-    """Return batches `start` to `stop - 1` in order, built ahead of time in background threads."""
+def prefetch(train_set: TrainSet, start: int, stop: int) -> Iterator[HostBatch]:
+    """Return batches `start` to `stop - 1` in order, up to 8 of them built ahead of time in two threads."""
     import grain  # not needed to build batches, and not installed everywhere that builds them
 
     numbers = grain.MapDataset.range(start, stop)
-    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(threads, buffer_size)))
+    return iter(numbers.map(train_set.__getitem__).to_iter_dataset(grain.ReadOptions(2, 8)))

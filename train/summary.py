@@ -15,7 +15,7 @@ METRICS_FILE = "metrics.jsonl"
 Line: TypeAlias = dict[str, Any]  # a line of the metrics file
 
 
-def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int], loss_unit: str = "nats") -> Path:
+def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int]) -> Path:
     """Write loss.png and summary.md of the run recorded in `folder`, and return the path of summary.md.
 
     Raises:
@@ -24,7 +24,7 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
     """
     lines = read_record(folder / METRICS_FILE)
     with atomic_write(folder / "loss.png") as aside:
-        _draw(aside, lines, title, loss_unit)
+        _draw(aside, lines, title)
     last = {line["name"]: line for line in lines if line["kind"] == "eval"}
     names = list(dict.fromkeys(key for metrics in last_evaluations(lines).values() for key in metrics))
     text = [f"# {title}", "", *markdown_table(["", "value"], facts.items()), ""]
@@ -37,7 +37,7 @@ def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float |
     return folder / "summary.md"
 
 
-def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
+def _draw(path: Path, lines: list[Line], title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -68,7 +68,7 @@ def _draw(path: Path, lines: list[Line], title: str, loss_unit: str) -> None:
             points = {"marker": marker, "markersize": 5, "linestyle": "", "color": f"C{number}"}
             shown = name if fonts is not None else f"set {number}"  # instead of boxes
             upper.plot(*series(key, kind="eval", name=name), **points, label=f"evaluation: {shown}")
-        upper.set_ylabel(f"{key.replace('_', ' ')} ({loss_unit})", parse_math=False)
+        upper.set_ylabel(f"{key.replace('_', ' ')} (nats)", parse_math=False)
         upper.legend(frameon=False, prop={"family": fonts})
     lower.plot(*series("learning_rate", kind="train"), **curve, color="0.35")
     if fonts is not None:

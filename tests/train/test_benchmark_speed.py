@@ -8,8 +8,8 @@ import pytest
 
 from flaxbert import BertConfig
 from train.benchmark import speed
+from train.benchmark.implementations import TorchImplementation
 from train.benchmark.speed import Benchmark, main, measure, take_turns
-from train.benchmark.torch_implementation import TorchImplementation
 from train.benchmark.workload import Workload, labels_of_all_positions
 
 WORK = Workload(

@@ -26,12 +26,11 @@ import tyro
 
 from flaxbert import BertConfig
 from flaxbert.files import atomic_write
-from train.benchmark.jax_implementation import JaxImplementation
 from train.benchmark.workload import Pass, Workload
 from train.flops import device_peak
 
 if TYPE_CHECKING:  # PyTorch may not be installed
-    from train.benchmark.torch_implementation import TorchImplementation
+    from train.benchmark.implementations import JaxImplementation, TorchImplementation
 
     Implementation = JaxImplementation | TorchImplementation
 
@@ -139,7 +138,7 @@ def measure(work: Workload, settings: Benchmark) -> list[SpeedResult]:
     Raises:
         ValueError: their losses differ.
     """
-    from train.benchmark.torch_implementation import TorchImplementation
+    from train.benchmark.implementations import JaxImplementation, TorchImplementation
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     flaxbert = JaxImplementation(work, scan=settings.scan)

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from flaxbert.models import BertModel
-from train.benchmark.torch_implementation import parameter_groups
+from train.benchmark.implementations import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
 from train.optim.algorithms import AdamW

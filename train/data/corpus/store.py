@@ -90,11 +90,12 @@ class TokenStore:
         return cls(tokens, sentences, documents, np.concatenate(starts) if starts else None, tokenizer)
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> "TokenStore":
-        """Map the files of a store into memory.
+    def open(cls, folder: Path) -> "TokenStore":
+        """Map the files of a store into memory, and compare them with the record.
 
-        `verify` compares their SHA-256 with the record, which reads them once; else only sizes and headers are
-        compared. A damaged file, or another version, raises a ValueError.
+        Raises:
+            FileNotFoundError: there is no store.
+            ValueError: a file is damaged, or of another version.
         """
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder}: no {RECORD} there; python -m train.data.prepare makes a store")
@@ -103,17 +104,17 @@ class TokenStore:
             raise ValueError(f"{folder / RECORD}: not the record of a token store")
         if record.get("version") != VERSION:
             raise ValueError(f"{folder}: version {record.get('version')!r} of the format; this reads {VERSION}")
-        arrays = {n: _map_array(folder, n, record["files"], verify) for n in _DTYPES if f"{n}.npy" in record["files"]}
+        arrays = {n: _map_array(folder, n, record["files"]) for n in _DTYPES if f"{n}.npy" in record["files"]}
         if missing := [name for name in list(_DTYPES)[:3] if name not in arrays]:
             raise ValueError(f"{folder / RECORD}: names no {', '.join(missing)}")
         tokenizer = WordPieceTokenizer.load(folder / TOKENIZER)
         if tokenizer.vocabulary_digest != record.get("vocabulary_sha256"):
             raise ValueError(f"{folder / TOKENIZER}: not the tokenizer that the store was made with")
         store = cls(arrays["tokens"], arrays["sentences"], arrays["documents"], arrays.get("word_starts"), tokenizer)
-        store._check(folder, ids=verify)
+        store._check(folder)
         return store
 
-    def _check(self, folder: Path, *, ids: bool) -> None:
+    def _check(self, folder: Path) -> None:
         for name, starts, end in (
             ("sentences", self.sentences, len(self.tokens)),
             ("documents", self.documents, len(self.sentences) - 1),
@@ -122,7 +123,7 @@ class TokenStore:
                 raise ValueError(f"{folder / name}.npy: not ascending from 0 to {end}")
         if self.word_starts is not None and len(self.word_starts) != len(self.tokens):
             raise ValueError(f"{folder}/word_starts.npy: {len(self.word_starts)} for {len(self.tokens)} tokens")
-        if ids and len(self.tokens) and self.tokens.max() >= self.tokenizer.vocab_size:
+        if len(self.tokens) and self.tokens.max() >= self.tokenizer.vocab_size:
             raise ValueError(f"{folder}/tokens.npy: an id beyond the vocabulary's {self.tokenizer.vocab_size}")
 
 
@@ -130,7 +131,7 @@ def _starts(lengths: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))]).astype(np.int64)
 
 
-def _map_array(folder: Path, name: str, files: Mapping[str, object], verify: bool) -> np.ndarray:
+def _map_array(folder: Path, name: str, files: Mapping[str, object]) -> np.ndarray:
     file, recorded = folder / f"{name}.npy", files[f"{name}.npy"]
     if not isinstance(recorded, dict):
         raise ValueError(f"{folder / RECORD}: {name}.npy is {recorded!r:.40}, expected bytes and sha256")
@@ -138,7 +139,7 @@ def _map_array(folder: Path, name: str, files: Mapping[str, object], verify: boo
         raise ValueError(f"{file}: is missing")
     if file.stat().st_size != recorded.get("bytes"):
         raise ValueError(f"{file}: {file.stat().st_size} bytes, {recorded.get('bytes')} when it was made")
-    if verify and file_sha256(file) != recorded.get("sha256"):
+    if file_sha256(file) != recorded.get("sha256"):
         raise ValueError(f"{file}: is damaged (its SHA-256 is not that of {RECORD}); prepare the store again")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
