@@ -18,21 +18,16 @@ tensor against its CRC.
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from flaxbert.files import path_inside
-from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_varint
+from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_table
 from flaxbert.weights.tensors import FileTensor, LazyTensor, transposed
 
-_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-_FOOTER_BYTES = 48
-_TRAILER_BYTES = 5  # after a block: compression, CRC
 _MAX_INDEX_BYTES = 256 * 2**20  # a BERT's takes tens of kilobytes
-_MAX_NAMES_RATIO = 32  # bytes of all names over bytes of the index, where names share prefixes; a BERT's ratio is 3
 _MAX_AXES, _MAX_AXIS = 32, 2**40
 # DataType of TensorFlow's types.proto.
 _DTYPES = {
@@ -144,7 +139,7 @@ def read_bundle_index(prefix: Path) -> dict[str, BundleTensor]:
     if size > _MAX_INDEX_BYTES:
         raise ValueError(f"{index}: {size} bytes; an index of at most {_MAX_INDEX_BYTES} bytes is read")
     try:
-        return _variables(prefix, _read_table(index.read_bytes()))
+        return _variables(prefix, read_table(index.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{index}: not a readable TensorFlow checkpoint index ({error})") from None
 
@@ -205,75 +200,3 @@ def _shape(entry: Message, name: str) -> tuple[int, ...]:
     if len(shape) > _MAX_AXES or any(length >= _MAX_AXIS for length in shape):
         raise ValueError(f"{name!r} has the shape {shape}")
     return tuple(shape)
-
-
-# -- the table -------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _BlockHandle:
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.size
-
-
-def _read_table(content: bytes) -> dict[bytes, bytes]:
-    """Return all keys and values; the index block at the end lists the other blocks."""
-    footer = content[-_FOOTER_BYTES:]
-    if len(footer) < _FOOTER_BYTES or footer[-8:] != _MAGIC:
-        raise ValueError("it does not end as a table does; the file may be cut short")
-    _, position = _read_handle(footer, 0)  # the block of metadata, which TensorFlow leaves empty
-    index_block, _ = _read_handle(footer, position)
-    records: dict[bytes, bytes] = {}
-    end = name_bytes = 0
-    for _, value in _read_block(content, index_block):
-        block, _ = _read_handle(value, 0)
-        if block.offset < end:  # blocks are written in order; one that is listed repeatedly would take forever
-            raise ValueError(f"the blocks at byte {block.offset} and before it overlap")
-        end = block.end
-        for key, record in _read_block(content, block):
-            if key in records:
-                raise ValueError(f"the name {key!r} occurs twice")
-            records[key] = record
-            name_bytes += len(key)
-            if name_bytes > _MAX_NAMES_RATIO * len(content):
-                raise ValueError(f"its names take more than {_MAX_NAMES_RATIO} times its size")
-    return records
-
-
-def _read_handle(content: bytes, position: int) -> tuple[_BlockHandle, int]:
-    """Return the block handle at a position, and the position after it."""
-    offset, position = read_varint(content, position)
-    size, position = read_varint(content, position)
-    return _BlockHandle(offset, size), position
-
-
-def _read_block(content: bytes, handle: _BlockHandle) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of a block. Each key shares a prefix with the one before it."""
-    offset, size, end = handle.offset, handle.size, handle.end
-    if size < 4 or end + _TRAILER_BYTES > len(content):
-        raise ValueError(f"a block at byte {offset} of {size} bytes does not fit into {len(content)}")
-    compression, crc = content[end], int.from_bytes(content[end + 1 : end + _TRAILER_BYTES], "little")
-    if masked_crc32c(content[offset : end + 1]) != crc:
-        raise ValueError(f"the block at byte {offset} does not match its checksum")
-    if compression:
-        raise ValueError("its blocks are compressed, which TensorFlow never does")
-    block = content[offset:end]
-    restarts = int.from_bytes(block[-4:], "little")  # positions of complete keys, for binary search
-    stop = len(block) - 4 - 4 * restarts
-    if stop < 0:
-        raise ValueError(f"the block at byte {offset} has {restarts} restarts in {size} bytes")
-    key, position = b"", 0
-    while position < stop:
-        shared, position = read_varint(block, position)
-        unshared, position = read_varint(block, position)
-        length, position = read_varint(block, position)
-        if shared > len(key) or position + unshared + length > stop:
-            raise ValueError(f"an entry of the block at byte {offset} runs over its end")
-        key = key[:shared] + block[position : position + unshared]
-        position += unshared
-        yield key, block[position : position + length]
-        position += length
