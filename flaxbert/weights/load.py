@@ -33,7 +33,7 @@ _log = logging.getLogger("flaxbert")
 
 def load_model(
     cls: type[Model],
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     strict: bool = True,
     ignore_mismatched_sizes: bool = False,
@@ -48,9 +48,10 @@ def load_model(
     devices.
 
     Args:
-        path: a folder with config.json and weights: safetensors, pytorch_model.bin (needs the extra `torch`),
-            flax_model.msgpack, each in one file or several, or parameters saved by orbax, as training runs do;
-            or the folder of a TensorFlow 1 checkpoint of google-research/bert (bert_config.json, index and data).
+        path: an open checkpoint, or a folder with config.json and weights: safetensors, pytorch_model.bin (needs the
+            extra `torch`), flax_model.msgpack, each in one file or several, or parameters saved by orbax, as training
+            runs do; or the folder of a TensorFlow 1 checkpoint of google-research/bert (bert_config.json, index and
+            data).
         strict: raise on any missing or unexpected weight. Only named in a warning are a pooler that the class does
             without, and, where config.json names this class, the weights of other heads. With False the *head* may
             differ: parameters of this class's head that the file lacks are newly initialised from `key`, weights of
@@ -65,7 +66,7 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
     """
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = _opened(path)
     config = attributes.pop("config", None) or read_config(checkpoint.config_folder, family_of(cls))
     model = cls(config, **{"origin": checkpoint.model_folder, "rules": rules or AxisRules(), **attributes})
     params = load_parameters(
@@ -75,7 +76,7 @@ def load_model(
 
 
 def load_parameters(
-    source: str | Path | Checkpoint,
+    path: str | Path | Checkpoint,
     model: PreTrainedModel,
     *,
     strict: bool = True,
@@ -90,7 +91,7 @@ def load_parameters(
     """
     if mesh is not None:
         check_divisible(mesh, model.rules, model.parameter_shapes(), model.logical_axes())
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source))
+    checkpoint = _opened(path)
     if new_head:
         checkpoint = without_head(checkpoint, family_of(model))
     matched = match(
@@ -122,7 +123,11 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel
         arguments["add_pooling_layer"] = has_pooler(family_of(architecture.model_class), checkpoint.tensors)
         if not arguments["add_pooling_layer"]:
             _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
-    return architecture.model_class.from_pretrained(path, config=with_label_count(checkpoint, config), **arguments)
+    return load_model(architecture.model_class, checkpoint, config=with_label_count(checkpoint, config), **arguments)
+
+
+def _opened(path: str | Path | Checkpoint) -> Checkpoint:
+    return path if isinstance(path, Checkpoint) else open_checkpoint(Path(path))
 
 
 # -- arrays ----------------------------------------------------------------------------------------------
