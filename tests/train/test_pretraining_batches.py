@@ -45,8 +45,8 @@ def train(*, packed=False, pairs=True, seed=0, size=8, store=STORE, **how):
     return TrainBatches(
         store,
         every,
-        make=make,
-        build=builder(packed=packed, pairs=pairs, store=store),
+        build_examples=make,
+        build_rows=builder(packed=packed, pairs=pairs, store=store),
         size=size,
         seed=seed,
         **how,
@@ -141,7 +141,7 @@ def test_copies_come_again_in_another_order():
 def test_held_out_examples_come_once_each_and_always_the_same():
     for packed in (False, True):
         make = NextSentencePairs(STORE, EVERY[:50], max_length=32, short=0.1)
-        held = HeldOutBatches(STORE, EVERY[:50], make=make, build=builder(packed=packed), size=8)
+        held = HeldOutBatches(STORE, EVERY[:50], build_examples=make, build_rows=builder(packed=packed), size=8)
         found = list(held)
         assert len(found) == len(held)
         for batch, again in zip(found, held, strict=True):
@@ -209,6 +209,6 @@ def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
             store, masking, PretrainingRowShape.of(MaskingRule(), max_length=length, row_length=row_length), True
         )
         make = NextSentencePairs(store, every, max_length=length, short=0.1)
-        packed = TrainBatches(store, every, make=make, build=build, size=32, seed=0)
+        packed = TrainBatches(store, every, build_examples=make, build_rows=build, size=32, seed=0)
         real = np.mean([(packed[i]["segment_ids"] > 0).mean() for i in range(packed.rows_of_block // 32)])
         assert real >= 0.98, (length, real)

@@ -89,8 +89,14 @@ def _batches(own: argparse.Namespace) -> list[str]:
     lines = []
     for length, row_length in ((128, None), (128, 512), (512, None), (512, 512)):
         options = ExampleOptions(max_length=length, row_length=row_length)
-        make, build = options.example_builder(store, documents), options.row_builder(store)
-        batches = TrainBatches(store, documents, make=make, build=build, size=64, seed=0)
+        batches = TrainBatches(
+            store,
+            documents,
+            build_examples=options.example_builder(store, documents),
+            build_rows=options.row_builder(store),
+            size=64,
+            seed=0,
+        )
         mask = "attention_mask" if row_length is None else "segment_ids"
         numbers, speeds = itertools.count(), []
         for _ in range(own.rounds):

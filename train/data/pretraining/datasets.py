@@ -198,8 +198,8 @@ def store_data(store: TokenStore, options: ExampleOptions, plan: BatchPlan) -> P
         return TrainBatches(
             store,
             train,
-            make=own.example_builder(store, train),
-            build=own.row_builder(store),
+            build_examples=own.example_builder(store, train),
+            build_rows=own.row_builder(store),
             size=size,
             seed=plan.seed,
             copies=own.copies,
@@ -216,8 +216,8 @@ def store_data(store: TokenStore, options: ExampleOptions, plan: BatchPlan) -> P
         held_out=HeldOutBatches(
             store,
             held_out,
-            make=options.example_builder(store, held_out),
-            build=options.row_builder(store),
+            build_examples=options.example_builder(store, held_out),
+            build_rows=options.row_builder(store),
             size=plan.evaluation_size,
             host_shard=plan.host_shard,
         ),

@@ -96,6 +96,12 @@ class RowBuilder:
             return {**batch, "attention_mask": (segments > 0).astype(np.int32)}
         return {**batch, "segment_ids": segments, "position_ids": positions, "first_positions": firsts}
 
+    def divide(self, examples: PretrainingExamples) -> list[list[int]]:
+        """Divide examples over rows; return the indices of the examples of each row."""
+        if self.shape.slots is None:
+            return [[example] for example in range(len(examples))]
+        return best_fit(examples.lengths.tolist(), PackedShape(self.shape.length, self.shape.slots))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
@@ -123,8 +129,8 @@ class TrainBatches:
     store: TokenStore
     documents: np.ndarray
     _: dataclasses.KW_ONLY
-    make: ExampleBuilder
-    build: RowBuilder
+    build_examples: ExampleBuilder
+    build_rows: RowBuilder
     size: int
     seed: int
     copies: int | None = None
@@ -158,7 +164,7 @@ class TrainBatches:
             epoch, block_number = divmod(int(number), self._block_count)
             block = self._block(epoch, block_number)
             members = [block.rows[i] for i in block.order[own % len(block.rows)]]
-            batches.append(self.build(block.examples, members))
+            batches.append(self.build_rows(block.examples, members))
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
     def _block(self, epoch: int, number: int) -> _Block:
@@ -172,8 +178,8 @@ class TrainBatches:
     def _build_block(self, epoch: int, number: int) -> _Block:
         content = epoch if self.copies is None else epoch % self.copies
         spans = _as_spans(self._spans[self._divide(content)[number]])
-        examples = self.make(spans, random_key(self.seed, content, number))
-        rows = _rows_of(examples, self.build)
+        examples = self.build_examples(spans, random_key(self.seed, content, number))
+        rows = self.build_rows.divide(examples)
         order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
         return _Block(examples, rows, order)
 
@@ -196,14 +202,14 @@ class HeldOutBatches:
     store: TokenStore
     documents: np.ndarray
     _: dataclasses.KW_ONLY
-    make: ExampleBuilder
-    build: RowBuilder
+    build_examples: ExampleBuilder
+    build_rows: RowBuilder
     size: int
     host_shard: HostShard = WHOLE_BATCH
 
     def __post_init__(self):
-        self._examples = self.make(_as_spans(document_spans(self.store, self.documents)), random_key(0))
-        self._rows = _rows_of(self._examples, self.build)
+        self._examples = self.build_examples(_as_spans(document_spans(self.store, self.documents)), random_key(0))
+        self._rows = self.build_rows.divide(self._examples)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self.size)
@@ -212,7 +218,7 @@ class HeldOutBatches:
         rows = self._rows
         for start in range(0, len(rows), self.size):
             own = (start + self.host_shard.rows(self.size)).tolist()
-            yield self.build(self._examples, [rows[i] if i < len(rows) else [] for i in own])
+            yield self.build_rows(self._examples, [rows[i] if i < len(rows) else [] for i in own])
 
 
 class StagedBatches:
@@ -254,10 +260,3 @@ def document_spans(store: TokenStore, documents: np.ndarray) -> np.ndarray:
 
 def _as_spans(spans: np.ndarray) -> list[DocumentSpan]:
     return [DocumentSpan(document, first, end) for document, first, end in spans.tolist()]
-
-
-def _rows_of(examples: PretrainingExamples, build: RowBuilder) -> list[list[int]]:
-    """Return the indices of the examples of each row."""
-    if build.shape.slots is None:
-        return [[example] for example in range(len(examples))]
-    return best_fit(examples.lengths.tolist(), PackedShape(build.shape.length, build.shape.slots))
