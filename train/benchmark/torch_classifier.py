@@ -20,10 +20,10 @@ from flaxbert.models import BertModel
 from train.benchmark.implementations import parameter_groups
 from train.command import load_config, parse_flags
 from train.config import Config
+from train.distributed import HostBatch
 from train.optim.algorithms import AdamW
 from train.optim.schedules import Linear
 from train.tasks.sequence_classification import SequenceClassification, SequenceClassificationTask
-from train.tasks.task import HostBatch
 
 
 def main(arguments: list[str]) -> None:

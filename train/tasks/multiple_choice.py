@@ -12,21 +12,22 @@ from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
+from flaxbert.text.choices import ChoiceColumns
 from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
 from train.data.batches import EvaluationBatches
-from train.data.choice_questions import ChoiceColumns, ChoiceQuestion, read_choice_questions
+from train.data.choice_questions import ChoiceQuestion, read_choice_questions
 from train.data.examples import ChoiceSequences, encoding_arrays
 from train.data.sources import LEAVE_OUT, reading_facts
-from train.distributed import WHOLE_BATCH, HostShard
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import write_prediction_table
 from train.tasks.pretrained_heads import choose_head
 from train.tasks.supervised import Supervised, rows_digests
-from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
+from train.tasks.task import Task, TokenCounts, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxbert.files import atomic_write
 from flaxbert.text.tags import TagScheme
-from train.data.labelled_texts import LabelledText
+from train.data.labels import LabelledText
 from train.metrics.classification import ClassScores, confusion_matrix
 from train.metrics.entities import EntityScore, EntityScores
 from train.summary import font_families, markdown_table

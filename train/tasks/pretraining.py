@@ -21,12 +21,11 @@ from train.data.corpus.store import TOKENIZER
 from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, open_text, store_data
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
-from train.distributed import WHOLE_BATCH, HostShard, Placement
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard, Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.task import (
-    HostBatch,
     Task,
     TaskSettings,
     TokenCounts,

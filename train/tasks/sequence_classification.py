@@ -23,7 +23,7 @@ from train.data.examples import LabelledSequences
 from train.data.labelled_texts import Columns, LabelledTexts, read_labelled_texts
 from train.data.labels import LabelledText
 from train.data.sources import reading_facts
-from train.distributed import WHOLE_BATCH, HostShard, Placement
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard, Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
@@ -32,7 +32,7 @@ from train.tasks.prediction_files import write_classification
 from train.tasks.pretrained_heads import HeadChoice, choose_head
 from train.tasks.problems import Problem, ProblemType
 from train.tasks.supervised import Supervised, rows_digests
-from train.tasks.task import HostBatch, Task, TokenCounts, apply_model, model_config
+from train.tasks.task import Task, TokenCounts, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flaxbert import save_pretrained
 from train.benchmark import torch_classifier
 from train.command import load_config
 from train.distributed import Placement
-from train.loop import DEV
+from train.evaluate import DEV
 from train.optim import make_optimizer
 from train.step import compile_step, create_state, state_shardings
 
