@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import architecture_of, carried_keys, family_of
 from flaxbert.files import atomic_folder, file_sha256, path_inside, read_json, require_absent
 from flaxbert.models import PreTrainedModel

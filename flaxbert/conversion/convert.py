@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import FAMILIES, architecture_name, architecture_of, read_config, read_model_type
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import (

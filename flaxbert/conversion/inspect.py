@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from flaxbert.config import BertConfig
-from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import BERT, config_to_dict, read_config
 from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.match import infer_architecture, match

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flaxbert.config import BertConfig
-from flaxbert.conversion.matching import ModelCheckpoint
+from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import Architecture, Family, HeadKind, architecture_name, architecture_of, family_of
 from flaxbert.layers import Params
 from flaxbert.models import BertModel, PreTrainedModel
