@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,7 @@ from flaxbert.families.family import ParameterPath
 from flaxbert.models import Model, PreTrainedModel
 from flaxbert.sharding import AxisRules, check_divisible, tree_shardings
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.match import (
-    MatchedTensors,
-    find_architecture,
-    has_pooler,
-    match,
-    with_label_count,
-    without_head,
-)
+from flaxbert.weights.match import MatchedTensors, find_architecture, has_pooler, match, with_label_count, without_head
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, tree_of
 from flaxbert.weights.tensors import LazyTensor
 
@@ -141,12 +134,12 @@ def initialise(
     if not paths:
         return {}
 
-    def initialise(key: jax.Array) -> list[jax.Array]:
+    def initial_leaves(key: jax.Array) -> list[jax.Array]:
         params = model.init(key, model.example_ids)["params"]
         return [leaf_at(params, path) for path in paths]
 
     out_shardings = None if shardings is None else [leaf_at(shardings, path) for path in paths]
-    values = jax.jit(initialise, out_shardings=out_shardings)(jax.random.key(0) if key is None else key)
+    values = jax.jit(initial_leaves, out_shardings=out_shardings)(jax.random.key(0) if key is None else key)
     return dict(zip(paths, values, strict=True))
 
 
@@ -162,9 +155,10 @@ def place_on_devices(
         if isinstance(tensor, ParameterTensor) and mapping.stored_rows is tensor.mapping.stored_rows is None:
             # The parameter with all its layers is read at once, and once.
             if mapping.layer in (None, 0):
-                leaves[mapping.path] = _place_parameter(tensor.parameter(), sharding)
+                parameter = tensor.parameter()
+                leaves[mapping.path] = _place(parameter.shape, sharding, parameter.__getitem__)
         elif mapping.layer is None:
-            leaves[mapping.path] = _place_tensor(mapping, tensor, sharding)
+            leaves[mapping.path] = _place(mapping.shape, sharding, functools.partial(mapping.read, tensor))
         else:
             by_layer.setdefault(mapping.layer, []).append((mapping, tensor))
     num_layers = 1 + max((m.layer for m in matched.mappings.values() if m.layer is not None), default=-1)
@@ -191,25 +185,21 @@ def _place_layer(
             else jnp.zeros((num_layers, *mapping.shape), jnp.float32, device=sharding)
         )
         of_layer = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-        parts[mapping.path] = _place_tensor(mapping, tensor, of_layer)
+        parts[mapping.path] = _place(mapping.shape, of_layer, functools.partial(mapping.read, tensor))
     return _set_layer(stacks, parts, layer)
 
 
-def _place_tensor(mapping: NameMapping, tensor: LazyTensor, sharding: NamedSharding | None) -> jax.Array:
-    """Read a tensor in the parameter's layout and in float32; each device reads its own part."""
+def _place(
+    shape: tuple[int, ...], sharding: NamedSharding | None, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """Return a float32 array; each device reads its own part by `read`, which takes a slice for each axis."""
 
-    def part(index: Any) -> np.ndarray:  # a slice for each axis
-        return np.ascontiguousarray(mapping.read(tensor, index), np.float32)
+    def part(index: Any) -> np.ndarray:
+        return np.asarray(read(index), np.float32, order="C")
 
     if sharding is None:
-        return jnp.asarray(part((slice(None),) * len(mapping.shape)))
-    return jax.make_array_from_callback(mapping.shape, sharding, part)
-
-
-def _place_parameter(parameter: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(parameter, jnp.float32)
-    return jax.make_array_from_callback(parameter.shape, sharding, lambda index: parameter[index].astype(np.float32))
+        return jnp.asarray(part((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
