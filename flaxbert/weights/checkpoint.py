@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flaxbert.files import path_inside, read_json, verify_checksums
-from flaxbert.weights.formats import flax_msgpack, safetensors
+from flaxbert.weights.formats import flax_msgpack
 from flaxbert.weights.formats.orbax_params import find_config_folder, find_orbax_params, open_orbax_params
+from flaxbert.weights.formats.safetensors import open_safetensors, safetensors_order, write_safetensors
 from flaxbert.weights.formats.tf1 import open_tf1
 from flaxbert.weights.formats.torch_bin import open_torch_bin, write_torch_bin
 from flaxbert.weights.sentence_transformers import transformer_folder
@@ -87,11 +88,7 @@ class FileFormat:
 
 
 SAFETENSORS = FileFormat(
-    name="safetensors",
-    file_name="model.safetensors",
-    open=lambda file: safetensors.read_safetensors_header(file)[0],
-    write=lambda file, specs, tensors: safetensors.write_safetensors(file, specs, tensors, metadata={"format": "pt"}),
-    order=safetensors.safetensors_order,
+    "safetensors", "model.safetensors", open=open_safetensors, write=write_safetensors, order=safetensors_order
 )
 PYTORCH = FileFormat("pytorch", "pytorch_model.bin", open=open_torch_bin, write=write_torch_bin, order=list)
 FLAX = FileFormat(

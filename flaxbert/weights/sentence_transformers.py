@@ -116,7 +116,7 @@ def _copy(file: Path, copy: Path) -> None:
             return
         tensors = open_torch_bin(file)
         specs = safetensors_order(TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
-        write_safetensors(temporary, specs, (tensors[spec.name] for spec in specs), metadata={"format": "pt"})
+        write_safetensors(temporary, specs, (tensors[spec.name] for spec in specs))
 
 
 def _read_modules(folder: Path) -> list[dict[str, str]]:

@@ -637,17 +637,13 @@ def test_failing_save_leaves_the_old_files_as_they_were(saved, step, monkeypatch
     (saved.folder / "vocab.txt").write_text("kept")
     before = content(saved.folder)
 
-    def half(path, *_, **__):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    def no_text(path, text, **_):
+    def full_disk(*_, **__):
         raise OSError("disk full")
 
     if step == "weights":
-        monkeypatch.setattr(safetensors, "write_safetensors", half)
+        monkeypatch.setattr(safetensors, "tensor_bytes", full_disk)  # after the header
     else:
-        monkeypatch.setattr(pathlib.Path, "write_text", no_text)
+        monkeypatch.setattr(pathlib.Path, "write_text", full_disk)
     with pytest.raises(OSError, match="disk full"):
         flaxbert.save_pretrained(saved.folder, saved.model, jax.tree.map(lambda leaf: leaf + 1, saved.params))
     assert content(saved.folder) == before

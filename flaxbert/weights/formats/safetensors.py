@@ -7,7 +7,7 @@ that occurs twice and maps the file, so that the process dies if the file is cut
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -36,8 +36,8 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
-def read_safetensors_header(file: Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """Return the tensors of a file by name, unread, and its metadata.
+def open_safetensors(file: Path) -> dict[str, FileTensor]:
+    """Return the tensors of a file by name, unread.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,7 +66,7 @@ def read_safetensors_header(file: Path) -> tuple[dict[str, FileTensor], dict[str
             raise ValueError(f"the tensors end at byte {end}, the file at {size}")
     except (ValueError, RecursionError) as error:  # ValueError includes bad JSON and bad UTF-8
         raise ValueError(f"{file}: not a readable safetensors file: {error}") from None
-    return {tensor.name: tensor for tensor in tensors}, metadata
+    return {tensor.name: tensor for tensor in tensors}
 
 
 def _dict_of_unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -93,14 +93,12 @@ def _parse_entry(name: str, entry: object, file: Path, start: int) -> FileTensor
     return tensor
 
 
-def write_safetensors(
-    file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor], *, metadata: Mapping[str, str]
-) -> None:
+def write_safetensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[LazyTensor]) -> None:
     """Write a file, one tensor at a time; `specs` and `tensors` are in the same order.
 
     `safetensors_order` aligns all of them. Raise ValueError where a tensor does not match its spec.
     """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # the layout of tensors is PyTorch's
     end = 0
     for spec in specs:
         offsets = [end, end := end + spec.size]
