@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train import corpora
-from train.data.pretraining.segments import RANDOM, DocumentSpan, NextSentencePairs
-from train.data.pretraining.store_batches import document_spans
+from train.data.pretraining.segments import RANDOM, DocumentSpan, NextSentencePairs, document_spans
 
 TEXTS = corpora.documents(300)
 STORE = corpora.store(TEXTS)

@@ -7,16 +7,10 @@ import pytest
 from flaxbert.losses import IGNORE
 from tests.train import corpora
 from train.data.corpus.store import TokenStore
-from train.data.pretraining import store_batches
+from train.data.pretraining import segments, store_batches
 from train.data.pretraining.masking import Masking, MaskingRule
-from train.data.pretraining.segments import NextSentencePairs, StreamExamples
-from train.data.pretraining.store_batches import (
-    HeldOutBatches,
-    PretrainingRowShape,
-    RowBuilder,
-    TrainBatches,
-    document_spans,
-)
+from train.data.pretraining.segments import NextSentencePairs, StreamExamples, document_spans
+from train.data.pretraining.store_batches import HeldOutBatches, PretrainingRowShape, RowBuilder, TrainBatches
 from train.distributed import HostShard
 
 STORE = corpora.store(corpora.documents(400))
@@ -169,7 +163,7 @@ def test_packed_rows_hold_the_same_examples_with_the_same_masks():
 
 
 def test_long_documents_go_in_parts_between_sentences(monkeypatch):
-    monkeypatch.setattr(store_batches, "_SPAN_TOKENS", 300)
+    monkeypatch.setattr(segments, "_SPAN_TOKENS", 300)
     texts = [[f"w{i % 200} w{i % 7}" for i in range(n)] for n in (1, 1000, 100, 200, 450)]
     store = corpora.store(texts)
     parts = document_spans(store, np.array([0, 1, 3, 4]))

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from tests.train import corpora
-from train.data.pretraining.segments import DocumentSpan, FullSentenceExamples, StreamExamples
-from train.data.pretraining.store_batches import document_spans
+from train.data.pretraining.segments import DocumentSpan, FullSentenceExamples, StreamExamples, document_spans
 
 TEXTS = corpora.documents(60)
 STORE = corpora.store(TEXTS)

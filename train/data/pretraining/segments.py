@@ -11,6 +11,9 @@ import numpy as np
 from train.data.corpus.store import TokenStore
 from train.data.pretraining.masking import random_bits
 
+# Longer documents are divided over several blocks: otherwise all examples of a book would be in one block.
+_SPAN_TOKENS = 2**14
+
 FOLLOWS, RANDOM = 0, 1
 """Labels of the second segment: it follows the first, or is a random one."""
 TokenRange = tuple[int, int]
@@ -56,6 +59,25 @@ class DocumentSpan:
     document: int
     first: int
     end: int
+
+
+def document_spans(store: TokenStore, documents: np.ndarray) -> np.ndarray:
+    """Return the documents, long ones in parts [N, 3]: number, first sentence, one past the last sentence."""
+    first, last = store.documents[documents], store.documents[documents + 1]
+    starts, ends = store.sentences[first], store.sentences[last]
+    counts = np.maximum(1, np.rint((ends - starts) / _SPAN_TOKENS).astype(np.int64))
+    whole = np.stack([documents, first, last], axis=1)[counts == 1]
+    divided = []
+    for i in np.flatnonzero(counts > 1).tolist():
+        bounds = starts[i] + np.arange(1, counts[i]) * ((ends[i] - starts[i]) / counts[i])
+        cuts = np.unique([first[i], *np.searchsorted(store.sentences, bounds).clip(first[i], last[i]), last[i]])
+        divided.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
+    return np.concatenate([whole, *divided])
+
+
+def as_spans(spans: np.ndarray) -> list[DocumentSpan]:
+    """Return rows of `document_spans` as objects."""
+    return [DocumentSpan(document, first, end) for document, first, end in spans.tolist()]
 
 
 ExampleBuilder = Callable[[Iterable[DocumentSpan], int], PretrainingExamples]

@@ -13,13 +13,11 @@ from flaxbert.losses import IGNORE
 from train.data.corpus.store import TokenStore
 from train.data.packing import PackedShape, best_fit
 from train.data.pretraining.masking import Masking, MaskingRule, random_key
-from train.data.pretraining.segments import DocumentSpan, ExampleBuilder, PretrainingExamples
+from train.data.pretraining.segments import ExampleBuilder, PretrainingExamples, as_spans, document_spans
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 # The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.
 _BLOCK_TOKENS = 2**21
-# Longer documents are divided over several blocks: otherwise all examples of a book would be in one block.
-_SPAN_TOKENS = 2**14
 _CACHED_BLOCKS = 3  # threads may be ahead of each other
 
 
@@ -177,7 +175,7 @@ class TrainBatches:
 
     def _build_block(self, epoch: int, number: int) -> _Block:
         content = epoch if self.copies is None else epoch % self.copies
-        spans = _as_spans(self._spans[self._divide(content)[number]])
+        spans = as_spans(self._spans[self._divide(content)[number]])
         examples = self.build_examples(spans, random_key(self.seed, content, number))
         rows = self.build_rows.divide(examples)
         order = np.random.default_rng([self.seed, epoch, number]).permutation(len(rows))
@@ -208,7 +206,7 @@ class HeldOutBatches:
     host_shard: HostShard = WHOLE_BATCH
 
     def __post_init__(self):
-        self._examples = self.build_examples(_as_spans(document_spans(self.store, self.documents)), random_key(0))
+        self._examples = self.build_examples(as_spans(document_spans(self.store, self.documents)), random_key(0))
         self._rows = self.build_rows.divide(self._examples)
 
     def __len__(self) -> int:
@@ -242,21 +240,3 @@ class StagedBatches:
         """Return the batch of step `index`, from 0."""
         stage = bisect.bisect_right(self._firsts, index) - 1
         return self._stages[stage][index - self._firsts[stage]]
-
-
-def document_spans(store: TokenStore, documents: np.ndarray) -> np.ndarray:
-    """Return the documents, long ones in parts [N, 3]: number, first sentence, one past the last sentence."""
-    first, last = store.documents[documents], store.documents[documents + 1]
-    starts, ends = store.sentences[first], store.sentences[last]
-    counts = np.maximum(1, np.rint((ends - starts) / _SPAN_TOKENS).astype(np.int64))
-    whole = np.stack([documents, first, last], axis=1)[counts == 1]
-    divided = []
-    for i in np.flatnonzero(counts > 1).tolist():
-        bounds = starts[i] + np.arange(1, counts[i]) * ((ends[i] - starts[i]) / counts[i])
-        cuts = np.unique([first[i], *np.searchsorted(store.sentences, bounds).clip(first[i], last[i]), last[i]])
-        divided.append(np.stack([np.full(len(cuts) - 1, documents[i]), cuts[:-1], cuts[1:]], axis=1))
-    return np.concatenate([whole, *divided])
-
-
-def _as_spans(spans: np.ndarray) -> list[DocumentSpan]:
-    return [DocumentSpan(document, first, end) for document, first, end in spans.tolist()]
