@@ -275,9 +275,9 @@ class WordPieceTokenizer:
         first, second = sequences.index(0), sequences.index(1)
         first_end = second - sequences[first:second].count(None)
         second_end = len(sequences) - sequences[second:].count(None)
-        places = (slice(0, first), slice(first_end, second), slice(second_end, None))
+        special = (slice(0, first), slice(first_end, second), slice(second_end, None))
         return PairTemplate(
-            *(EncodedText(encoding.ids[place], types[place]) for place in places),
+            *(EncodedText(encoding.ids[tokens], types[tokens]) for tokens in special),
             first_type=types[first],
             second_type=types[second],
         )

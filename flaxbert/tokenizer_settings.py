@@ -17,13 +17,13 @@ JsonObject = Mapping[str, Any]
 
 
 class TokenizerFiles(NamedTuple):
-    """The parsed files of a folder.
+    """The parsed tokenizer files of a folder.
 
     Attributes:
-        folder: it.
-        config: tokenizer_config.json; empty without one.
-        stored: tokenizer.json, or None.
-        vocabulary: the file with one token a line, read if there is no tokenizer.json.
+        folder: the folder of the files.
+        config: the content of tokenizer_config.json; empty without this file.
+        stored: the content of tokenizer.json; None without this file.
+        vocabulary: the path of the file with one token a line, which is read only if there is no tokenizer.json.
     """
 
     folder: Path
@@ -51,23 +51,30 @@ class TokenizerFiles(NamedTuple):
 
     @property
     def config_file(self) -> Path:
-        """The path of tokenizer_config.json."""
+        """Path of tokenizer_config.json, which need not exist."""
         return self.folder / "tokenizer_config.json"
 
     @property
     def stored_file(self) -> Path:
-        """The path of tokenizer.json."""
+        """Path of tokenizer.json, which need not exist."""
         return self.folder / "tokenizer.json"
 
     def flag(self, key: str, default: bool | None) -> bool | None:
-        """Return a setting of tokenizer_config.json that is true or false, or null where that is the default."""
+        """Return a setting of tokenizer_config.json that is true or false, `default` where it is not given.
+
+        Raises:
+            ValueError: it is something else; null is allowed where `default` is None.
+        """
         value = self.config.get(key, default)
         if not isinstance(value, bool) and not (value is None and default is None):
             raise ValueError(f"{self.config_file}: {key} is {value!r:.40}; it must be true or false")
         return value
 
     def side(self, kind: str) -> str:
-        """Return the side of "truncation" or "padding": that of tokenizer_config.json, else of tokenizer.json."""
+        """Return "left" or "right" for `kind`, "truncation" or "padding".
+
+        tokenizer_config.json goes before tokenizer.json; "right" where neither gives a side.
+        """
         stored = (self.stored or {}).get(kind)
         default = stored.get("direction", "right") if isinstance(stored, dict) else "right"
         side = self.config.get(f"{kind}_side", str(default).lower())
@@ -77,7 +84,7 @@ class TokenizerFiles(NamedTuple):
 
     @property
     def max_length(self) -> int | None:
-        """The number of tokens to which transformers truncates, or None."""
+        """Number of tokens to which transformers truncates (`model_max_length`); None for no limit."""
         value = self.config.get("model_max_length", self.config.get("max_len"))
         if value is None:
             return None
@@ -90,9 +97,9 @@ class DeclaredTokens(NamedTuple):
     """Tokens that the files declare beside the vocabulary.
 
     Attributes:
-        named: special tokens by key, such as "cls_token"; None: switched off.
-        extra: further special tokens.
-        added: tokens with their ids.
+        named: special tokens by their key, such as "cls_token"; None for a key whose value is null.
+        extra: special tokens without a key.
+        added: tokens by id, special ones among them.
     """
 
     named: dict[str, Token | None]
@@ -101,7 +108,12 @@ class DeclaredTokens(NamedTuple):
 
 
 def read_object(file: Path, *, optional: bool = False) -> dict[str, Any]:
-    """Return the JSON object in a file; of an optional file that is missing, an empty one."""
+    """Return the JSON object in a file; an empty one for an `optional` file that is missing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
     if optional and not file.is_file():
         return {}
     value = read_json(file)

@@ -58,7 +58,7 @@ class Conversion:
         read, written: the formats.
         head: the class.
         tensors, bytes: the number of tensors written, and the size of their numbers.
-        drawn: names of newly initialised tensors, which the checkpoint lacked.
+        newly_initialised: names of tensors that the checkpoint lacked.
         left_out: names in the checkpoint that the class does not take: buffers, aliases of tied weights, another
             head's, an optimizer's.
         files: all files written but the weights.
@@ -69,7 +69,7 @@ class Conversion:
     head: str
     tensors: int
     bytes: int
-    drawn: list[str]
+    newly_initialised: list[str]
     left_out: list[str]
     files: list[str]
 
@@ -178,7 +178,7 @@ def _convert_model(
         head=architecture.name,
         tensors=len(tensors),
         bytes=_total_bytes(tensors),
-        drawn=sorted(matched.missing),
+        newly_initialised=sorted(matched.missing),
         left_out=sorted([*matched.left_out, *checkpoint.skipped_names]),
         files=["config.json", CHECKSUMS_FILE, *files],
     )
@@ -258,7 +258,7 @@ def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output
         head=architecture_name(json.loads(config)) or model_type,
         tensors=len(tensors),
         bytes=_total_bytes(tensors),
-        drawn=[],
+        newly_initialised=[],
         left_out=sorted(checkpoint.tensors.keys() - tensors.keys()),
         files=["config.json", CHECKSUMS_FILE, *files],
     )

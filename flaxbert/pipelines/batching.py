@@ -12,7 +12,7 @@ import numpy as np
 ModelBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 
-_SHORTEST = 16
+_SHORTEST_BUCKET = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ def length_buckets(longest: int) -> tuple[int, ...]:
     They are the powers of two and the numbers halfway between. A sequence of 16 tokens or more is padded by at most
     half, and up to 512 positions need 11 compiled programs.
     """
-    powers = itertools.takewhile(lambda power: power < longest, (_SHORTEST << i for i in itertools.count()))
+    powers = itertools.takewhile(lambda power: power < longest, (_SHORTEST_BUCKET << i for i in itertools.count()))
     lengths = [length for power in powers for length in (power, power * 3 // 2)]
     return (*(length for length in lengths if length < longest), longest)
 

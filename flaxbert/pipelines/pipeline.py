@@ -23,7 +23,7 @@ from flaxbert.tokenizer import WordPieceTokenizer
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SHORTEST = 5  # [CLS] a [SEP] b [SEP]
+_MIN_MAX_LENGTH = 5  # [CLS] a [SEP] b [SEP]
 _MAX_READ_AHEAD_LENGTH = 10**6  # characters of the inputs that are read before their results are computed
 # The task of `flaxbert predict` for each kind of head.
 _PREDICT_TASKS = {
@@ -70,9 +70,9 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         config = self.model.config
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("read_ahead", self.read_ahead, 1)
-        if self.max_length is not None and not _SHORTEST <= self.max_length <= config.max_sequence_length:
+        if self.max_length is not None and not _MIN_MAX_LENGTH <= self.max_length <= config.max_sequence_length:
             raise ValueError(
-                f"max_length is {self.max_length}; allowed: {_SHORTEST} to {config.max_sequence_length}, the "
+                f"max_length is {self.max_length}; allowed: {_MIN_MAX_LENGTH} to {config.max_sequence_length}, the "
                 "model's number of positions"
             )
         if self.tokenizer.vocab_size > config.vocab_size:
@@ -225,7 +225,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         if self.max_length is not None:
             return self.max_length
         positions = self.model.config.max_sequence_length
-        return max(_SHORTEST, min(positions, self.tokenizer.max_length or positions))
+        return max(_MIN_MAX_LENGTH, min(positions, self.tokenizer.max_length or positions))
 
     @functools.cached_property
     def _compiled_forward(self) -> Callable[[ModelBatch], Any]:

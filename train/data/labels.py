@@ -94,7 +94,7 @@ def vector_length(cells: Iterable[object]) -> int | None:
 
 
 def label_key(label: str) -> str:
-    """Return what the spellings of one label have in common: 1, +1 and 1.0, composed and decomposed characters."""
+    """Return a key that all spellings of a label share: "1" for 1, +1 and 1.0; composed characters for decomposed."""
     key = unicodedata.normalize("NFC", label.strip())
     if not _PLAIN_NUMBER.fullmatch(key):
         return key

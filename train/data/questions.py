@@ -52,9 +52,9 @@ class SquadAnswer:
         """
         if self.start is None:
             return []
-        kept = [i for i, char in enumerate(self.text) if unicodedata.category(char) not in ("Mn", "Cf", "Cc")]
+        visible = [i for i, char in enumerate(self.text) if unicodedata.category(char) not in ("Mn", "Cf", "Cc")]
         whole = (self.start, self.start + len(self.text))
-        return [whole, (self.start + kept[0], self.start + kept[-1] + 1)] if kept else [whole]
+        return [whole, (self.start + visible[0], self.start + visible[-1] + 1)] if visible else [whole]
 
 
 @dataclasses.dataclass(frozen=True)

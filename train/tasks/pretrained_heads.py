@@ -51,14 +51,14 @@ def choose_head(
         return HeadChoice(tuple(resumed), new, {"head": "of this run"})
     if new or found is not kind:
         return HeadChoice(labels, new, {"head": "new"})
-    kept = {"head": "of the pretrained model"}
+    facts = Facts(head="of the pretrained model")
     if kind is HeadKind.MULTIPLE_CHOICE or regression and len(stored) == 1:
-        return HeadChoice(labels, facts=kept)
+        return HeadChoice(labels, facts=facts)
     if stored == _unnamed(len(labels)) and not regression:
-        kept["head"] += f", whose labels have no names: {quote_names(labels)}"
-        return HeadChoice(labels, facts=kept)
+        facts["head"] = f"of the pretrained model, whose labels have no names: {quote_names(labels)}"
+        return HeadChoice(labels, facts=facts)
     if not regression and len(stored) == len(labels) and labels == _unnamed(len(labels)):
-        kept["head"] += f", whose labels are those of the data in the model's order: {quote_names(stored)}"
+        facts["head"] = f"of the pretrained model, whose labels in their order name the data's: {quote_names(stored)}"
     elif {*stored} != {*labels}:
         has = f"the head of {pretrained} has the labels {quote_names(stored)}, the data have {quote_names(labels)}"
         if regression:
@@ -71,7 +71,7 @@ def choose_head(
             f"task.labels is {quote_names(labels)}, but the head of {pretrained} has {quote_names(stored)}, in another "
             "order; leave --task.labels out to keep the model's order, or give --model.new-head to train a new head"
         )
-    return HeadChoice(stored, facts=kept)
+    return HeadChoice(stored, facts=facts)
 
 
 def _unnamed(count: int) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.answer_sets import AnswerSet, MatchingRule
 from train.tasks.supervised import Supervised, rows_digests
-from train.tasks.task import Task, apply_model, model_config
+from train.tasks.task import Facts, Task, apply_model, model_config
 
 # A position beyond the end of every sequence: no loss counts it.
 _IGNORED_POSITION = np.iinfo(np.int32).max
@@ -131,12 +131,12 @@ class QuestionAnswering(Supervised):
         }
         return answer_settings_keys(settings, keys)
 
-    def _read_sets(self, seed: int) -> tuple[dict[str, Sequence[SquadQuestion]], dict[str, int]]:
+    def _read_sets(self, seed: int) -> tuple[dict[str, Sequence[SquadQuestion]], Facts]:
         """Return the questions to train on and those of each evaluated set, and facts about them."""
         files = {name: self._read(*source) for name, source in self.sources.items()}
         if not files["train"].labelled:
             raise ValueError(f"{self.train}: none of its questions has an answer; give a file with answers")
-        facts = {}
+        facts = Facts()
         for name, file in files.items():
             wrong = {"repaired": file.repaired, "not repaired": file.not_located}
             if file.numbered:

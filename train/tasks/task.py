@@ -35,7 +35,8 @@ TOKENIZER_FOLDER = "tokenizer"
 # Inputs of training batches besides those of the model's family.
 _POSITION_INPUTS = ("position_ids", "first_positions", "masked_lm_positions")
 
-Facts = Mapping[str, str | float | int]
+Facts = dict[str, str | float | int]
+"""Figures about the data, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Task(abc.ABC):
     train: TrainSet
     steps_per_epoch: int
     evaluations: Mapping[str, Iterable[HostBatch]]  # by the name of the set; "dev" is also evaluated during training
-    facts: Facts  # figures about the data, for the first line of the run and its summary
+    facts: Facts  # for the first line of the run and its summary
     digests: Mapping[str, str]  # SHA-256 of the data, by the name of the set
     new_head: bool = False  # initialise the head newly, even if the pretrained model has one of this name
 

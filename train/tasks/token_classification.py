@@ -30,9 +30,7 @@ from train.step import Batch
 from train.tasks.prediction_files import entity_report, escape_cell, write_text
 from train.tasks.pretrained_heads import choose_head
 from train.tasks.supervised import Supervised, rows_digests
-from train.tasks.task import Task, apply_model, model_config
-
-Facts = dict[str, str | float | int]
+from train.tasks.task import Facts, Task, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_convert_prints_a_summary(folder, tmp_path, capsys):
     assert len(list((tmp_path / "out").glob("flax_model-*.msgpack"))) > 1
     code, out, _ = run(capsys, "convert", tmp_path / "out", tmp_path / "base", "--head", "BertModel", "--json")
     done = json.loads(out)
-    assert (code, done["head"], done["drawn"]) == (0, "BertModel", [])
+    assert (code, done["head"], done["newly_initialised"]) == (0, "BertModel", [])
     assert "cls.predictions.bias" in done["left_out"]
 
 

@@ -62,7 +62,7 @@ def test_every_pair_of_formats_is_a_round_trip_bit_for_bit(tmp_path, dtype, tied
     for i, (before, after) in enumerate(itertools.pairwise(circuit(FORMATS)), 1):
         whole = i % 2 == 0 or after == "orbax"
         done = convert(folder, tmp_path / str(i), format=after, max_shard_size=None if whole else 4000, verify=True)
-        assert (done.read, done.written, done.drawn) == (before, after, [])
+        assert (done.read, done.written, done.newly_initialised) == (before, after, [])
         folder = tmp_path / str(i)
         assert open_checkpoint(folder).format == after
     assert_bit_equal(tensors_of(folder), wanted)
@@ -77,7 +77,7 @@ def test_what_transformers_saved_arrives_whole(tmp_path, name):
     theirs = getattr(transformers, name)(config)
     theirs.save_pretrained(tmp_path / "theirs")
     done = convert(tmp_path / "theirs", tmp_path / "ours", max_shard_size=5000)
-    assert (done.head, done.drawn, done.left_out) == (name, [], [])
+    assert (done.head, done.newly_initialised, done.left_out) == (name, [], [])
     back, report = getattr(transformers, name).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert {kind: list(found) for kind, found in report.items() if found} == {}
     assert {k: v.tolist() for k, v in back.state_dict().items()} == {
@@ -121,7 +121,7 @@ def test_layers_of_several_types_lose_no_digit_in_orbax(tmp_path):
 def test_real_checkpoints_go_through_bit_for_bit(data_dir, minilm, tmp_path, name):
     folder = minilm if name == "minilm" else data_dir / "checkpoints" / name
     done = convert(folder, tmp_path / "out", verify=True)
-    assert done.head == "BertModel" and done.drawn == []
+    assert done.head == "BertModel" and done.newly_initialised == []
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert set(done.left_out) == before.keys() - after.keys() <= {"embeddings.position_ids"}
     assert_bit_equal(after, {key: before[key] for key in after})
@@ -150,7 +150,12 @@ def test_a_real_tf1_checkpoint_becomes_a_folder(data_dir, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         done = convert(folder, tmp_path / "out", verify=True)
     assert 'Google\'s "gelu" is the tanh form; hidden_act is set to "gelu_new"' in caplog.text
-    assert (done.read, done.head, done.tensors, done.drawn) == ("TensorFlow 1", "BertForPreTraining", 46, [])
+    assert (done.read, done.head, done.tensors, done.newly_initialised) == (
+        "TensorFlow 1",
+        "BertForPreTraining",
+        46,
+        [],
+    )
     assert len(done.left_out) == 93 and all("adam_" in name or name == "global_step" for name in done.left_out)
     model, report = transformers.BertForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert {kind: list(found) for kind, found in report.items() if found} == {}
@@ -189,7 +194,7 @@ def test_a_new_head_is_drawn_and_another_left_out_with_a_word(tmp_path, caplog):
     folder = folder_of("BertForPreTraining", tmp_path / "a")
     with caplog.at_level(logging.WARNING):
         done = convert(folder, tmp_path / "b", head="BertForSequenceClassification")
-    assert done.drawn == ["classifier.bias", "classifier.weight"]
+    assert done.newly_initialised == ["classifier.bias", "classifier.weight"]
     assert len(done.left_out) == 7 and all(name.startswith("cls.") for name in done.left_out)
     assert "2 missing:\n    classifier.weight" in caplog.text and "cls.seq_relationship.weight" in caplog.text
     before, after = tensors_of(folder), tensors_of(tmp_path / "b")
@@ -284,7 +289,7 @@ def test_distilbert_is_carried_over_as_it_is(tmp_path, name):
         done = convert(
             tmp_path / str(i - 1), tmp_path / str(i), format=form, max_shard_size=i % 2 * 900 or None, verify=True
         )
-        assert (done.head, done.written, done.drawn, done.left_out) == (name, form, [], [])
+        assert (done.head, done.written, done.newly_initialised, done.left_out) == (name, form, [], [])
         assert open_checkpoint(tmp_path / str(i)).format == form
     assert_bit_equal(tensors_of(tmp_path / "6"), wanted)
     back, report = getattr(transformers, name).from_pretrained(tmp_path / "6", output_loading_info=True)

@@ -292,7 +292,7 @@ def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_pat
 def test_conversion_to_every_format_and_back(format, tmp_path):
     torch_model("RobertaForSequenceClassification").save_pretrained(tmp_path / "a")
     done = convert(tmp_path / "a", tmp_path / "b", format=format, verify=True)
-    assert (done.head, done.drawn, done.left_out) == ("RobertaForSequenceClassification", [], [])
+    assert (done.head, done.newly_initialised, done.left_out) == ("RobertaForSequenceClassification", [], [])
     convert(tmp_path / "b", tmp_path / "c", verify=True)
     assert verify(tmp_path / "a", tmp_path / "c").same()
     assert inspect(tmp_path / "c").loads
@@ -313,7 +313,7 @@ def test_the_class_is_found_by_names_and_the_number_of_labels_by_shape(tmp_path)
 def test_a_head_changes_on_request(tmp_path):
     torch_model("RobertaForMaskedLM").save_pretrained(tmp_path / "a")
     done = convert(tmp_path / "a", tmp_path / "b", head="RobertaForSequenceClassification")
-    assert done.drawn == [
+    assert done.newly_initialised == [
         f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("bias", "weight")
     ]
     with pytest.raises(ValueError, match="head is 'BertForMaskedLM'; allowed for 'roberta': RobertaModel"):

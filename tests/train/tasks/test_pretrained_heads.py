@@ -147,7 +147,7 @@ def test_vectors_without_names_have_the_labels_of_the_model_in_its_order(classif
     config = with_task(classification, train=str(path), dev=None, test=None, problem_type="multi_label_classification")
     setup, params = make_setup(starting_from(config, tmp_path / "model"), SINGLE_HOST)
     assert setup.task.config.id2label == ("joy", "anger", "fear")
-    assert setup.task.facts["head"].endswith("those of the data in the model's order: 'joy', 'anger', 'fear'")
+    assert setup.task.facts["head"].endswith("labels in their order name the data's: 'joy', 'anger', 'fear'")
     assert setup.task.rows["train"][0].label == "joy,fear"
     np.testing.assert_array_equal(kernel(params), head)
     saved(tmp_path / "other", ["joy", "anger"], problem_type="multi_label_classification")
