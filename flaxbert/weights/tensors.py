@@ -81,6 +81,28 @@ class FileTensor(TensorSpec):
 
 
 @dataclasses.dataclass(frozen=True)
+class ChunkedTensor(TensorSpec):
+    """A tensor that a file holds as several flat pieces, each of one axis."""
+
+    supports_row_reads = True
+
+    chunks: tuple[FileTensor, ...]
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """Read the tensor, or consecutive rows, from the pieces that hold them."""
+        flat, shape = self.flat_range(rows)
+        content = np.empty(flat.stop - flat.start, self.dtype)
+        chunk_start = 0
+        for chunk in self.chunks:
+            start, stop = max(flat.start, chunk_start), min(flat.stop, chunk_start + chunk.shape[0])
+            if start < stop:
+                part = chunk.read(slice(start - chunk_start, stop - chunk_start))
+                content[start - flat.start : stop - flat.start] = part
+            chunk_start += chunk.shape[0]
+        return content.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class DerivedTensor:
     """A tensor that `read_rows` computes from others when it is read."""
 

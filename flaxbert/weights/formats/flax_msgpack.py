@@ -11,7 +11,6 @@ bert/encoder/layer/N/output/dense/kernel        bert.encoder.layer.N.output.dens
 cls/predictions/bias                            cls.predictions.bias (all other names likewise)
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from flaxbert.weights.formats.msgpack_tokens import MAX_STRING_BYTES, TRUE, MsgpackReader, pack_head, pack_string
-from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, transposed
+from flaxbert.weights.tensors import ChunkedTensor, FileTensor, LazyTensor, TensorSpec, transposed
 
 _MAX_CHUNK_BYTES = 2**30  # flax's limit
 _MAX_DEPTH = 64  # of nested dicts; a BERT has 8
@@ -62,31 +61,6 @@ def _check_key(key: str, where: str) -> str:
     if not key or "/" in key or "." in key or len(key.encode()) > MAX_STRING_BYTES:
         raise ValueError(f"{where} has the key {key[:80]!r}")
     return key
-
-
-# -- tensors ---------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class ChunkedTensor(TensorSpec):
-    """A tensor that a file holds as several flat pieces, each of one axis."""
-
-    supports_row_reads = True
-
-    chunks: tuple[FileTensor, ...]
-
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """Read the tensor, or consecutive rows, from the pieces that hold them."""
-        flat, shape = self.flat_range(rows)
-        content = np.empty(flat.stop - flat.start, self.dtype)
-        chunk_start = 0
-        for chunk in self.chunks:
-            start, stop = max(flat.start, chunk_start), min(flat.stop, chunk_start + chunk.shape[0])
-            if start < stop:
-                part = chunk.read(slice(start - chunk_start, stop - chunk_start))
-                content[start - flat.start : stop - flat.start] = part
-            chunk_start += chunk.shape[0]
-        return content.reshape(shape)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
