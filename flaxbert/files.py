@@ -1,4 +1,4 @@
-"""Atomic writes, safe reads of files named by untrusted checkpoints, checksums, and escaping of text for a terminal.
+"""Atomic writes, safe reads of files named by untrusted checkpoints, and checksums.
 
 Atomic means: write to a temporary file beside the target, fsync, rename. Readers never see half of a file.
 """
@@ -6,7 +6,6 @@ Atomic means: write to a temporary file beside the target, fsync, rename. Reader
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ CHECKSUMS_FILE = "SHA256SUMS"  # beside the weights; `sha256sum -c SHA256SUMS` r
 
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_NAME_BYTES = 255  # limit of common file systems
-_MAX_PRINTED, _PRINTED_END = 100_000, 2000  # characters
 # As sha256sum writes a line (DIGEST  FILE), and as BSD's sha256 and `sha256sum --tag` do.
 _CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\0\n]+)|SHA256 \(([^\0\n]+)\) = ([0-9a-fA-F]{64})")
 _MAX_CHECKSUMS_BYTES = 2**20
@@ -174,24 +172,3 @@ def _read_checksums(file: Path) -> dict[str, str]:
     if not all(matches):
         raise ValueError(f"{file}: not in the format of sha256sum (DIGEST  FILE)")
     return {(match[2] or match[3]).removeprefix("./"): (match[1] or match[4]).lower() for match in matches if match}
-
-
-# -- terminals -------------------------------------------------------------------------------------------
-
-
-def escape_control_characters(text: str, *, lines: bool = True) -> str:
-    """Escape non-printable characters as Python literals do; over 100,000 characters the middle is left out.
-
-    Line ends stay as they are with `lines`.
-    """
-    if len(text) > _MAX_PRINTED:
-        text = f"{text[:_MAX_PRINTED]}\n... ({len(text):,} characters) ...\n{text[-_PRINTED_END:]}"
-    return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
-
-
-class EscapingFormatter(logging.Formatter):
-    """Log formatter that escapes control characters in messages."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the formatted message, escaped."""
-        return escape_control_characters(super().format(record))

@@ -17,7 +17,7 @@ import tyro
 
 from flaxbert.cli.checkpoints import Average, Convert, Export, Inspect, Verify
 from flaxbert.cli.predict import Predict
-from flaxbert.files import EscapingFormatter, escape_control_characters
+from flaxbert.cli.printed_text import EscapingFormatter, escape_control_characters
 
 __all__ = ["main"]
 

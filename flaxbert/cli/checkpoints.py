@@ -13,14 +13,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from flaxbert.cli.json_text import json_text
+from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import Conversion, ReportProgress, convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.conversion.verify import Verification, verify
 from flaxbert.families import ARCHITECTURES
-from flaxbert.files import escape_control_characters
 
 _MIN_BYTES_FOR_BAR = 2**26  # writing less is done before anyone could read the bar
 _MAX_NAMES = 20

@@ -13,11 +13,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxbert.cli.json_text import json_text
 from flaxbert.cli.prediction_tasks import TASKS, PredictionTask
+from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
 from flaxbert.conversion.origin import resolve_checkpoint_path
-from flaxbert.files import atomic_write, escape_control_characters
+from flaxbert.files import atomic_write
 from flaxbert.pipelines import Aggregation, Pipeline, Pooling
 from flaxbert.text.tables import without_blank_end
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flaxbert import cli
-from flaxbert.cli.json_text import json_text
+from flaxbert.cli.printed_text import json_text
 from flaxbert.pipelines import (
     Aggregation,
     EntityRecognitionPipeline,

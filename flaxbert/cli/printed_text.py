@@ -1,8 +1,11 @@
-"""JSON as the commands print and write it: strict, and in the characters of the texts."""
+"""Text as the commands print and write it: strict JSON in the characters of the texts, control characters escaped."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
+
+_MAX_PRINTED, _PRINTED_END = 100_000, 2000  # characters
 
 
 def json_text(values: Mapping[str, object], *, encoding: str | None = "utf-8", indent: int | None = None) -> str:
@@ -27,3 +30,21 @@ def _finite(value: object) -> object:
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def escape_control_characters(text: str, *, lines: bool = True) -> str:
+    """Escape non-printable characters as Python literals do; over 100,000 characters the middle is left out.
+
+    Line ends stay as they are with `lines`.
+    """
+    if len(text) > _MAX_PRINTED:
+        text = f"{text[:_MAX_PRINTED]}\n... ({len(text):,} characters) ...\n{text[-_PRINTED_END:]}"
+    return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
+
+
+class EscapingFormatter(logging.Formatter):
+    """Log formatter that escapes control characters in messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the formatted message, escaped."""
+        return escape_control_characters(super().format(record))
