@@ -200,6 +200,8 @@ def config_folder(pretrained: Path) -> Path:
     Raises:
         FileNotFoundError, ValueError: as `open_checkpoint`.
     """
+    if (pretrained / "config.json").is_file():  # before there are weights, too
+        return pretrained
     try:
         return open_checkpoint(pretrained).config_folder
     except (FileNotFoundError, ValueError) as error:
