@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> int:
 
     Returns:
         0: the run finished. 1: a loss was not finite. 2: a mistake in the settings or the data. 3: another host was
-        lost (killed, disconnected, or silent); start the run again, and it resumes from its last checkpoint. If one
-        of several hosts fails, all end with its code.
+        lost (killed, disconnected, or without a sign of life); start the run again, and it resumes from its last
+        checkpoint. 130: interrupted. If one of several hosts fails, all end with its code.
     """
     if not arguments or arguments[0].startswith("-"):
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
@@ -90,6 +90,9 @@ def main(arguments: list[str]) -> int:
     except FloatingPointError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; start the run again, and it resumes from its last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -116,6 +116,8 @@ class Run:
 
     def __post_init__(self):
         expand_home(self)
+        if self.folder == Path():
+            raise ValueError(f"folder is {str(self.folder)!r}, the current folder; give one for the files of this run")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
         names = ["batch_size", "gradient_accumulation_steps", "steps", "evaluation_batch_size", "log_every"]

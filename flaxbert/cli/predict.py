@@ -22,6 +22,7 @@ from flaxbert.pipelines import Aggregation, Pipeline, Pooling
 from flaxbert.text.tables import without_blank_end
 
 _VECTORS = ".npy"
+_OTHER_TABLES = (".csv", ".tsv", ".npz", ".parquet", ".xlsx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,10 @@ class Predict:
         """Raise an error where the results could not be written, or would replace the inputs."""
         if output.suffix == _VECTORS and self.task != "embed":
             raise ValueError(f"{output}: only embed writes {_VECTORS}; {self.task} writes JSON lines, a .jsonl")
+        if output.name == "-":
+            raise ValueError("output is '-'; leave --output out, and the results are printed")
+        if output.suffix.lower() in _OTHER_TABLES:
+            raise ValueError(f"{output}: results are written as JSON lines, or as {_VECTORS} by embed; name a .jsonl")
         if output.is_dir() or not output.parent.is_dir():
             problem = "is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
             raise ValueError(f"{output}: {problem}; give --output a file in an existing folder")
@@ -160,7 +165,8 @@ class Predict:
                 sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
             return lambda: line_inputs(without_blank_end(sys.stdin), "standard input", shape)
         if not file.exists():
-            raise FileNotFoundError(f"{file}: no such file")
+            hint = "; without --file, standard input is read" if file.name == "-" else ""
+            raise FileNotFoundError(f"{file}: no such file{hint}")
         return lambda: file_inputs(file, shape, self.columns)
 
     def _progress_bar(self) -> Progress:

@@ -103,6 +103,7 @@ def test_flags_that_the_choice_does_not_have(wrong, near, capsys):
         (("--optim.learning-rate", "fast"), "fast"),
         (("--optim.warmup", "2"), "warmup is 2.0; allowed: 0.0 to 1.0"),
         (("--run.steps", "5", "--run.epochs", "1"), "exactly one of epochs (1.0) and steps (5)"),
+        (("--run.folder", ""), "folder is '.', the current folder; give one for the files of this run"),
         (("--run.batch-size", "0"), "batch_size is 0"),
         (("--run.batch-size", "9"), "batch_size is 9, which does not divide over 8 devices"),
         (
@@ -123,6 +124,15 @@ def test_flags_that_the_choice_does_not_have(wrong, near, capsys):
 )
 def test_wrong_values(config_file, capsys, flags, expected):
     assert expected in refused(config_file, capsys, *flags)
+
+
+def test_an_interrupted_run_ends_without_a_traceback(config_file, capsys, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.loop.run", interrupted)
+    assert main([str(config_file)]) == 130
+    assert capsys.readouterr().err.startswith("interrupted; start the run again, and it resumes")
 
 
 def test_a_malformed_row_is_named(config_file, capsys):

@@ -51,6 +51,10 @@ def test_spellings_of_one_label(tmp_path, ending):
     problem = problems.Problem("single_label_classification", single(train)[0])
     dev = read_labelled_texts(table(tmp_path / f"d{ending}", 2, 0), train=train)
     assert problems.targets(problem, dev).tolist() == [2, 0]
+    booleans = read_labelled_texts(table(tmp_path / "b.jsonl", True, False))
+    dev = read_labelled_texts(table(tmp_path / f"f{ending}", "True", "False"), train=booleans)  # as pandas writes them
+    problem = problems.Problem("single_label_classification", single(booleans)[0])
+    assert problems.targets(problem, dev).tolist() == [1, 0]
     # A code with a leading zero is no number.
     assert single(read_labelled_texts(table(tmp_path / f"e{ending}", "01", "1")))[0] == ("01", "1")
 
@@ -64,6 +68,15 @@ def test_a_missing_label_is_named_or_left_out(tmp_path, missing):
     assert [row.label for row in rows] == ["entailment", "neutral"] and rows.left_out == 1
     everything = read_labelled_texts(table(tmp_path / "b.jsonl", missing, missing))
     assert [row.label for row in everything] == [None, None]
+
+
+def test_a_column_of_second_texts_that_is_blank_names_its_flag(tmp_path):
+    path = write(
+        tmp_path / "a.csv", [{"text": "a", "text_pair": "", "label": 0}, {"text": "b", "text_pair": "", "label": 1}]
+    )
+    with pytest.raises(ValueError, match=r"in 'text_pair', are missing; .* give --task\.columns\.text-pair ''"):
+        read_labelled_texts(path)
+    assert [row.text_pair for row in read_labelled_texts(path, columns=Columns(text_pair=""))] == [None, None]
 
 
 def test_blank_texts_are_left_out(tmp_path):

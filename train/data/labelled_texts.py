@@ -85,6 +85,11 @@ def read_labelled_texts(
     if any(row.problem is None for row in found.rows):
         # Columns of all rows: were a label missing in the first, the whole file would pass for unlabelled.
         used = _resolve_columns(os.fspath(source).removeprefix(DATASET_PREFIX), found.columns, columns, train)
+    if _PAIR in used and all(is_blank(row.cells.get(used[_PAIR])) for row in found.rows):
+        raise ValueError(
+            f"{os.fspath(source)}: all second texts, in {used[_PAIR]!r}, are missing; if the texts are no pairs, "
+            "give --task.columns.text-pair ''"
+        )
     names = None if separator is None else _vector_names(found, used, labels, train)
     remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
 

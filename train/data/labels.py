@@ -94,8 +94,13 @@ def vector_length(cells: Iterable[object]) -> int | None:
 
 
 def label_key(label: str) -> str:
-    """Return a key that all spellings of a label share: "1" for 1, +1 and 1.0; composed characters for decomposed."""
+    """Return a key that all spellings of a label share: "1" for 1, +1 and 1.0; "true" for JSON's and Python's spelling.
+
+    Decomposed characters are composed.
+    """
     key = unicodedata.normalize("NFC", label.strip())
+    if key in ("True", "False"):
+        return key.lower()
     if not _PLAIN_NUMBER.fullmatch(key):
         return key
     key = key.removeprefix("+")

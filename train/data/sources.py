@@ -99,7 +99,8 @@ def read_source(
     rows = list(read_table(path, name=name, header=header))
     expectation = f"Expected in {extension}: {TABLE_FORMATS[extension]}."
     if not rows:
-        raise ValueError(f"{name}: a header but no rows. {expectation}")
+        what = "no rows" if extension in (".json", ".jsonl") else "a header but no rows"
+        raise ValueError(f"{name}: {what}. {expectation}")
     return SourceRows(rows, expectation, {})
 
 

@@ -265,6 +265,8 @@ def test_home_is_expanded_in_every_path(predict, folders, tmp_path, monkeypatch,
         ("none/a.jsonl", "the folder .*none does not exist; give --output a file in an existing folder"),
         (".", "is a folder; give --output a file"),
         ("a.txt", "a.txt: the file of the texts; give --output another one"),
+        ("-", "output is '-'; leave --output out, and the results are printed"),
+        ("a.csv", "a.csv: results are written as JSON lines, or as .npy by embed; name a .jsonl"),
     ],
 )
 def test_outputs_that_cannot_be_written_are_refused_at_once(predict, tmp_path, output, said, monkeypatch):
