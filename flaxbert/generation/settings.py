@@ -1,0 +1,274 @@
+"""`GenerationSettings`: the numbers and switches of text generation, checked when built."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from flaxbert.config import BertConfig
+from flaxbert.files import read_json
+
+_DEFAULT_NEW_TOKENS = 20  # as in transformers
+
+# Keys of a generation_config.json that change the tokens and are not built, with the values that change nothing.
+_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
+    "assistant_early_exit": (None,),
+    "begin_suppress_tokens": (None, []),
+    "constraints": (None,),
+    "diversity_penalty": (None, 0.0),
+    "dola_layers": (None,),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "exponential_decay_length_penalty": (None,),
+    "force_words_ids": (None,),
+    "guidance_scale": (None, 1.0),
+    "max_time": (None,),
+    "min_p": (None,),
+    "num_beam_groups": (None, 1),
+    "penalty_alpha": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "renormalize_logits": (None, False),
+    "sequence_bias": (None,),
+    "stop_strings": (None,),
+    "token_healing": (None, False),
+    "top_h": (None,),
+    "typical_p": (None, 1.0),
+    "watermarking_config": (None,),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """The settings of `flaxbert.generate`, with Hugging Face's names, meanings and defaults.
+
+    Attributes:
+        max_new_tokens, max_length: largest number of new tokens, or of tokens with the (padded) prompt; 20 new tokens
+            where both are None.
+        min_new_tokens, min_length: no end-of-sequence token before this number of new tokens, or of tokens with the
+            prompt.
+        do_sample: draw the tokens at random; otherwise take the most probable one, or search with beams.
+        temperature: the scores are divided by it before the draw.
+        top_k: draw among this many most probable tokens; 0 for all.
+        top_p: draw among the fewest tokens that have this probability together.
+        num_beams: beams of each prompt; 1 searches with none.
+        num_return_sequences: sequences returned for each prompt.
+        length_penalty: a hypothesis of n new tokens scores its log probability / n ** length_penalty.
+        early_stopping: True ends a prompt at `num_beams` hypotheses; False when the best running beam, at its present
+            length, scores below all of them; "never" when no continuation can score above them.
+        repetition_penalty: scores of tokens that occurred are divided by it if positive and multiplied if negative.
+        no_repeat_ngram_size: no sequence of this many tokens occurs twice; 0 allows all.
+        bad_words_ids: sequences of tokens that never occur among the new tokens.
+        suppress_tokens: tokens that never occur among the new tokens.
+        forced_bos_token_id: the second token, after a prompt of a single token.
+        forced_eos_token_id: the last token, one or several to choose from, if no other one ended the sequence before.
+        eos_token_id: tokens that end a sequence: one, several, or None.
+        pad_token_id: token after the end of a sequence; None takes the model's, or the first of `eos_token_id`.
+
+    Raises:
+        ValueError: a value is impossible, or one contradicts another.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int | None = None
+    min_length: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self):
+        for name in ("suppress_tokens", "forced_eos_token_id", "eos_token_id"):
+            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
+        words = () if self.bad_words_ids is None else self.bad_words_ids
+        if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(w, Sequence) for w in words):
+            raise ValueError(f"bad_words_ids is {words!r:.80}; it must be a list of lists of token ids")
+        object.__setattr__(self, "bad_words_ids", tuple(_token_ids("bad_words_ids", word) for word in words))
+        self._check_values()
+        self._check_combinations()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a sequence."""
+        return self.eos_token_id  # type: ignore[return-value]  # a tuple once built
+
+    @property
+    def new_tokens(self) -> int:
+        """`max_new_tokens` of resolved settings."""
+        assert self.max_new_tokens is not None, "resolve the settings first"
+        return self.max_new_tokens
+
+    @property
+    def padding(self) -> int:
+        """`pad_token_id` of resolved settings."""
+        assert self.pad_token_id is not None, "resolve the settings first"
+        return self.pad_token_id
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **changes: Any) -> Self:
+        """Read generation_config.json of a folder, or its config.json if there is none; `changes` replace values.
+
+        Sampling values of the file count only with do_sample, and beam values only with beams, as in transformers.
+
+        Raises:
+            FileNotFoundError: the folder has neither file.
+            ValueError: the file sets something that is not built, or a value is impossible.
+        """
+        folder = Path(path).expanduser()
+        files = [folder / name for name in ("generation_config.json", "config.json")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{folder}: has no generation_config.json and no config.json")
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: holds no JSON object")
+        for name, neutral in _NOT_BUILT.items():
+            if name in values and values[name] not in neutral:
+                raise ValueError(f"{file}: sets {name} to {values[name]!r:.60}, which is not built; delete that key")
+        names = {field.name for field in dataclasses.fields(cls)}
+        found = {name: value for name, value in values.items() if name in names and value is not None}
+        for pair in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            kept = next((name for name in pair if changes.get(name) is not None or name in found), None)
+            given = [name for name in pair if changes.get(name) is not None]
+            for name in pair:
+                if name != (given[0] if given else kept):
+                    found.pop(name, None)
+        merged = found | changes
+        ignored: set[str] = set() if merged.get("do_sample") else {"temperature", "top_k", "top_p"}
+        if merged.get("num_beams", 1) == 1:
+            ignored |= {"length_penalty", "early_stopping"}
+        return cls(**{name: value for name, value in merged.items() if name in changes or name not in ignored})
+
+    def resolve(self, config: BertConfig, *, prompt_length: int, longest_prompt: int) -> Self:
+        """Return these settings for prompts of `prompt_length` columns, of which `longest_prompt` are tokens.
+
+        `max_new_tokens`, `min_new_tokens` and `pad_token_id` are set, `max_length` and `min_length` are None.
+
+        Raises:
+            ValueError: the lengths leave no new token or exceed the model's positions, or a token is not in the
+                vocabulary.
+        """
+        positions = config.max_sequence_length
+        room = positions - longest_prompt + 1  # the last new token needs no position: nothing is computed from it
+        if self.max_new_tokens is not None:
+            new = self.max_new_tokens
+        elif self.max_length is not None:
+            new = self.max_length - prompt_length
+        else:
+            new = min(_DEFAULT_NEW_TOKENS, max(1, positions - prompt_length))
+        if new < 1:
+            raise ValueError(
+                f"max_length is {self.max_length} and the prompt has {prompt_length} tokens; raise max_length, or give "
+                "max_new_tokens"
+            )
+        if new > room:
+            raise ValueError(
+                f"{new} new tokens after a prompt of {longest_prompt} need {longest_prompt + new - 1} positions; the "
+                f"model has {positions}: give max_new_tokens of at most {max(room, 0)}, or a shorter prompt"
+            )
+        least = self.min_new_tokens or max(0, (self.min_length or 0) - prompt_length)
+        if least > new:
+            raise ValueError(f"at least {least} new tokens are asked for, and at most {new}; change one of the two")
+        if self.forced_bos_token_id is not None and prompt_length != 1:
+            raise ValueError(
+                f"forced_bos_token_id is the token after a prompt of one token; the prompt has {prompt_length}. "
+                "Give forced_bos_token_id=None, or append the token to the prompt"
+            )
+        self._check_vocabulary(config.vocab_size)
+        pad = next((id for id in (self.pad_token_id, config.padding_row, *self.ends) if id is not None), 0)
+        lengths = {"max_new_tokens": new, "min_new_tokens": least, "max_length": None, "min_length": None}
+        return dataclasses.replace(self, **lengths, pad_token_id=pad)
+
+    # -- checks ------------------------------------------------------------------------------------------------
+
+    def _check_values(self):
+        for name, low in _WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {low}")
+        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
+                raise ValueError(f"{name} is {value!r}; it must be a number")
+            object.__setattr__(self, name, float(value))
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0; do_sample=False is greedy search")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+        if not isinstance(self.do_sample, bool):
+            raise ValueError(f"do_sample is {self.do_sample!r}; it must be True or False")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping is {self.early_stopping!r}; allowed: True, False, 'never'")
+        if not all(self.bad_words_ids):
+            raise ValueError("bad_words_ids holds an empty sequence; each needs a token")
+
+    def _check_combinations(self):
+        for first, second in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ValueError(f"{first} and {second} are both given; give one of them")
+        for name, neutral in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0)):
+            if not self.do_sample and getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} without sampling; give do_sample=True, or leave it out"
+                )
+        for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
+            if self.num_beams == 1 and getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} without beams; give num_beams above 1, or leave it out"
+                )
+        if self.num_return_sequences > self.num_beams and not (self.do_sample and self.num_beams == 1):
+            remedy = "raise num_beams, or give do_sample=True" if self.num_beams == 1 else "raise num_beams"
+            raise ValueError(
+                f"num_return_sequences is {self.num_return_sequences} with num_beams {self.num_beams}; {remedy}"
+            )
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = getattr(self, name)
+            forced = () if forced is None else (forced,) if isinstance(forced, int) else forced
+            if forced and set(forced) <= set(self.suppress_tokens):
+                raise ValueError(f"{name} {list(forced)} is among suppress_tokens; remove it from one of them")
+
+    def _check_vocabulary(self, size: int):
+        ids = {name: getattr(self, name) for name in ("suppress_tokens", "forced_eos_token_id", "eos_token_id")}
+        ids |= {name: (getattr(self, name) or 0,) for name in ("forced_bos_token_id", "pad_token_id")}
+        ids["bad_words_ids"] = tuple(id for word in self.bad_words_ids for id in word)
+        for name, values in ids.items():
+            if wrong := [id for id in values if id >= size]:
+                raise ValueError(f"{name} holds {wrong[0]}; allowed: 0 to {size - 1}, the model's vocabulary")
+
+
+_WHOLE_NUMBERS = {
+    "max_new_tokens": 1,
+    "max_length": 1,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "top_k": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "forced_bos_token_id": 0,
+    "pad_token_id": 0,
+}
+"""The least allowed value of each whole number."""
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = () if value is None else (value,) if isinstance(value, int) else value
+    if not isinstance(ids, Sequence) or not all(type(id) is int and id >= 0 for id in ids):
+        raise ValueError(f"{name} is {value!r:.80}; it must hold token ids, whole numbers of at least 0")
+    return tuple(ids)
