@@ -59,7 +59,7 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: one error that lists every missing, unexpected and mis-shaped name.
     """
-    checkpoint = _opened(path)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(Path(path))
     config = attributes.pop("config", None) or read_config(checkpoint.config_folder, family_of(cls))
     model = cls(config, **{"origin": checkpoint.model_folder, "rules": rules or AxisRules(), **attributes})
     params = load_parameters(
@@ -69,22 +69,21 @@ def load_model(
 
 
 def load_parameters(
-    path: str | Path | Checkpoint,
+    checkpoint: Checkpoint,
     model: PreTrainedModel,
     *,
-    strict: bool = True,
+    strict: bool,
     ignore_mismatched_sizes: bool = False,
     new_head: bool = False,
-    key: jax.Array | None = None,
-    mesh: Mesh | None = None,
+    key: jax.Array | None,
+    mesh: Mesh | None,
 ) -> dict[str, Any]:
-    """Load a checkpoint for a model that exists; arguments and errors are those of `load_model`.
+    """Load the parameters of a model from a checkpoint; arguments and errors are those of `load_model`.
 
     With `new_head` the head is newly initialised even where the file has one of this name.
     """
     if mesh is not None:
         check_divisible(mesh, model.rules, model.parameter_shapes(), model.logical_axes())
-    checkpoint = _opened(path)
     if new_head:
         checkpoint = without_head(checkpoint, family_of(model))
     matched = match(
@@ -117,10 +116,6 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel
         if not arguments["add_pooling_layer"]:
             _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
     return load_model(architecture.model_class, checkpoint, config=with_label_count(checkpoint, config), **arguments)
-
-
-def _opened(path: str | Path | Checkpoint) -> Checkpoint:
-    return path if isinstance(path, Checkpoint) else open_checkpoint(Path(path))
 
 
 # -- arrays ----------------------------------------------------------------------------------------------
