@@ -160,8 +160,8 @@ def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTra
     checkpoint = None if pretrained is None else open_checkpoint(pretrained)
     origin = None if checkpoint is None else checkpoint.model_folder
     model = task.architecture(task.config, rules=placement.rules, origin=origin, **config.model.attributes)
-    placement.check_model(model)
     if checkpoint is None:
+        placement.check_model(model)
         return model, None
     key = jax.random.key(config.run.seed)  # for a new head
     return model, load_parameters(checkpoint, model, strict=False, new_head=task.new_head, key=key, mesh=placement.mesh)
