@@ -23,6 +23,7 @@ MODEL = BertForMaskedLM(
         num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=8,
+        hidden_act="xielu",  # with parameters of one number a layer
     )
 )
 # The feed-forward and the vocabulary split over all devices, as no batch is.
