@@ -8,10 +8,10 @@ from flaxbert.text.messages import list_cell, quote_names, text_cell
 from flaxbert.text.tables import ColumnNames
 
 # Column names in COPA, SWAG, Cosmos QA and RACE, in lower case, in this order.
-_CONTEXT_COLUMNS = ("premise", "sent1", "context", "article", "passage", "prompt")
-_QUESTION_COLUMNS = ("question", "sent2")
+_CONTEXT_COLUMNS = ("premise", "sent1", "context", "article", "passage", "prompt", "ctx")
+_QUESTION_COLUMNS = ("question", "question_stem", "sent2")
 _LIST_COLUMNS = ("choices", "options", "endings", "answers")
-_LABEL_COLUMNS = ("label", "answer", "gold", "answer_idx")
+_LABEL_COLUMNS = ("label", "answer", "gold", "answer_idx", "answerkey")
 _NUMBERED_COLUMN = re.compile(r"(choice|ending|answer|option)_?([0-9]+)", re.ASCII)
 # COPA asks with one word, which says little to a model.
 _COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
@@ -33,10 +33,11 @@ class ChoiceColumns:
 
 @dataclasses.dataclass(frozen=True)
 class ContextAndChoices:
-    """The text that all choices share, and each choice after the question."""
+    """The text that all choices share, each choice after the question, and the names of the choices, if any."""
 
     context: str
     choices: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 def resolve_choice_columns(names: Collection[str], given: ChoiceColumns) -> ChoiceColumns:
@@ -87,9 +88,10 @@ def combine_choices(cells: Mapping[str, object], columns: ChoiceColumns, *, mini
     question = text_cell(cells, columns.question) if columns.question else ""
     question = _COPA_QUESTIONS.get(question, question)
     choices = _choices(cells, columns.choices, minimum)
+    names = _choice_names(cells.get(columns.choices[0]))
     if not context:
-        return ContextAndChoices(question, choices)
-    return ContextAndChoices(context, tuple(f"{question} {choice}".strip() for choice in choices))
+        return ContextAndChoices(question, choices, names)
+    return ContextAndChoices(context, tuple(f"{question} {choice}".strip() for choice in choices), names)
 
 
 def _numbered_columns(names: Iterable[str]) -> tuple[str, ...]:
@@ -104,8 +106,22 @@ def _list_columns(names: Iterable[str], known: ColumnNames) -> tuple[str, ...]:
     return (column,) if column else tuple(name for name in names if name.casefold().startswith("choice"))
 
 
+def _choice_names(value: object) -> tuple[str, ...]:
+    """Return the names of the choices in a cell with texts and names, in two lists or one object a choice."""
+    if isinstance(value, Mapping):
+        names = value.get("label")
+    else:
+        names = [entry.get("label") for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else ()
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
 def _choices(cells: Mapping[str, object], columns: Sequence[str], minimum: int) -> tuple[str, ...]:
-    listed = list_cell(cells.get(columns[0]))
+    value = cells.get(columns[0])
+    if isinstance(value, Mapping):  # texts and names, as in ARC and CommonsenseQA
+        value = value.get("text")
+    elif isinstance(value, list):
+        value = [entry.get("text") if isinstance(entry, Mapping) else entry for entry in value]
+    listed = list_cell(value)
     if len(columns) == 1 and listed is not None:
         cells = {f"{columns[0]}[{i}]": value for i, value in enumerate(listed)}
         columns = list(cells)

@@ -5,7 +5,8 @@ import json
 import os
 import re
 
-from flaxbert.text.choices import ChoiceColumns, combine_choices, resolve_choice_columns
+from flaxbert.text.choices import ChoiceColumns, ContextAndChoices, combine_choices, resolve_choice_columns
+from flaxbert.text.messages import quote_names
 from flaxbert.text.tables import TableRow
 from train.data.sources import LEAVE_OUT, ReadRows, is_blank, parse_rows, read_source
 
@@ -61,7 +62,7 @@ def read_choice_questions(
         if classes and value is not None:  # the name of a class, such as "choice1"
             label = list(classes).index(str(value))
         else:
-            label = _label(value, label_column, len(texts.choices), first_label)
+            label = _label(value, label_column, texts, first_label)
         return ChoiceQuestion(texts.context, texts.choices, label, row.source)
 
     remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
@@ -73,19 +74,26 @@ def read_choice_questions(
     return ReadRows(questions, columns=columns_read, left_out=len(found.rows) - len(questions))
 
 
-def _label(value: object, column: str, count: int, first: int) -> int | None:
+def _label(value: object, column: str, texts: ContextAndChoices, first: int) -> int | None:
     """Return the index of the right choice, from 0; None if the value says that it is not known."""
     text = value.strip() if isinstance(value, str) else json.dumps(value)
     text = re.sub(r"^(-?[0-9]+)\.0*$", r"\1", text)  # pandas writes 1 as 1.0 where others are missing
     if value is None or text in ("", "-", "-1") or text.casefold() == "nan":  # -1: unlabelled data sets on the hub
         return None
-    if re.fullmatch("[A-Z]", text):
-        index = ord(text) - ord("A")
+    count = len(texts.choices)
+    if len(texts.names) == count:
+        if text not in texts.names:
+            raise ValueError(f"{column!r} is {text:.40}; the choices are named {quote_names(texts.names)}")
+        return texts.names.index(text)
+    if re.fullmatch("[A-Za-z]", text):
+        index = ord(text.upper()) - ord("A")
     elif re.fullmatch("[0-9]{1,9}", text):
         index = int(text) - first
     else:
         index = -1
     if not 0 <= index < count:
         last = f"{first} to {first + count - 1}, or A to {chr(ord('A') + count - 1)}"
-        raise ValueError(f"{column!r} is {text:.40}; of {count} choices it must be {last}")
+        raise ValueError(
+            f"{column!r} is {text:.40}; of {count} choices it must be {last} (--task.first-label is the first number)"
+        )
     return index

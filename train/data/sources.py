@@ -147,6 +147,7 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> Source
     classes = {n: dict(enumerate(f.names)) for n, f in features.items() if isinstance(f, datasets.ClassLabel)}
     # A class of -1 throughout means that the split is unlabelled (test sets on the hub).
     names = [n for n in features if n not in classes or n in list_items or set(data[n]) != {-1}]
+    names += [n for n, f in data.features.items() if lists and isinstance(f, dict)]  # choices with their names
     table = data.select_columns(names).to_list()
     for values in table:
         for n in classes.keys() & names:

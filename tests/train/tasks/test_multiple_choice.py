@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import datasets
 import jax
 import numpy as np
 import pytest
@@ -180,3 +181,33 @@ def test_a_test_set_may_lack_the_named_column_of_labels(tmp_path):
         read_choice_questions(tmp_path / "a.csv", columns=ChoiceColumns(label="gold"))
     (question,) = read_choice_questions(tmp_path / "a.csv", columns=ChoiceColumns(label="gold"), training=False)
     assert question.label is None
+
+
+NAMED = {"text": ["red", "green", "blue"], "label": ["1", "2", "3"]}
+
+
+@pytest.mark.parametrize("choices", [NAMED, [{"text": t, "label": n} for t, n in zip(*NAMED.values(), strict=True)]])
+def test_choices_with_names_as_in_arc(tmp_path, choices):
+    path = tmp_path / "arc.jsonl"
+    row = {"question": "Which?", "choices": choices, "answerKey": "2"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "answerKey": ""}) + "\n")
+    rows = read_choice_questions(path)
+    assert [(row.choices, row.label) for row in rows] == [
+        (("red", "green", "blue"), 1),
+        (("red", "green", "blue"), None),
+    ]
+    datasets.Dataset.from_list([{**row, "choices": NAMED}]).save_to_disk(tmp_path / "set")
+    assert [row.label for row in read_choice_questions(tmp_path / "set")] == [1]
+    path.write_text(json.dumps({**row, "answerKey": "0"}) + "\n")
+    with pytest.raises(ValueError, match="'answerKey' is 0; the choices are named '1', '2', '3'"):
+        read_choice_questions(path)
+
+
+def test_letters_of_both_cases_and_the_flag_of_the_first_number(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "Which?", "options": ["red", "green"], "answer": "b"}\n')
+    assert read_choice_questions(path)[0].label == 1
+    path.write_text('{"question": "Which?", "options": ["red", "green"], "answer": 2}\n')
+    with pytest.raises(ValueError, match=r"it must be 0 to 1, or A to B \(--task\.first-label is the first number\)"):
+        read_choice_questions(path)
+    assert read_choice_questions(path, first_label=1)[0].label == 1
