@@ -2,6 +2,9 @@
 
 from flaxbert import dropout, functional, losses, sharding, transformer, weights
 
+# a decoder's keys and values
+from flaxbert.cache import init_cache
+
 # sizes
 from flaxbert.config import BertConfig
 
@@ -53,6 +56,7 @@ __all__ = [
     "dropout",
     "from_pretrained",
     "functional",
+    "init_cache",
     "losses",
     "save_pretrained",
     "sharding",

@@ -1,6 +1,7 @@
 """`BertConfig`: the numbers that define a BERT, checked when built."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -9,6 +10,7 @@ import numpy as np
 
 from flaxbert.functional import ACTIVATIONS, LEARNED_ACTIVATIONS
 
+POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Far beyond any BERT, near enough that a hostile file cannot make a loop over names run for hours.
@@ -22,7 +24,9 @@ class BertConfig:
     """The fields of Hugging Face's BERT configuration that change the mathematics, under their names.
 
     `id2label` may be given as a mapping or a sequence and is kept as a tuple of names; `num_labels` follows
-    it. `unused` holds the keys of a config.json that were not interpreted. Defaults are BERT-base, uncased.
+    it. `pruned_heads` may be given as a mapping from layers to heads, and is kept as sorted pairs (layer, heads); the
+    numbers are those of the unpruned model. `unused` holds the keys of a config.json that were not interpreted.
+    Defaults are BERT-base, uncased.
 
     Raises:
         ValueError: a value is impossible; the message names the field, the value and what is allowed.
@@ -49,7 +53,8 @@ class BertConfig:
     is_decoder: bool = False
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
-    pruned_heads: tuple[()] = ()
+    pruned_heads: Any = ()  # once built a tuple of (layer, tuple of heads)
+    chunk_size_feed_forward: int = 0  # positions that the feed-forward half computes at a time; 0 for all
     problem_type: str | None = None
     num_labels: Any = None  # once built a whole number: len(id2label), or 2
     id2label: Any = None  # once built a tuple of names
@@ -58,6 +63,7 @@ class BertConfig:
     def __post_init__(self):
         self._resolve_labels()
         self._check()
+        object.__setattr__(self, "pruned_heads", self._sorted_pruned_heads())
 
     # -- building -------------------------------------------------------------------------------------
 
@@ -154,6 +160,16 @@ class BertConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    def kept_heads(self, layer: int) -> tuple[int, ...]:
+        """Return the heads of a layer that are not pruned, by their numbers in the unpruned model."""
+        pruned = dict(self.pruned_heads).get(layer, ())
+        return tuple(head for head in range(self.num_attention_heads) if head not in pruned)
+
+    @property
+    def has_relative_positions(self) -> bool:
+        """True where each layer has a table of distances, and the embeddings add no position."""
+        return self.position_embedding_type != "absolute"
+
     @property
     def head_dropout_prob(self) -> float:
         """Dropout before a classifier: `classifier_dropout`, or `hidden_dropout_prob` where that is None."""
@@ -199,13 +215,29 @@ class BertConfig:
             _one_of(name, getattr(self, name), (False, True))
         _one_of("hidden_act", self.hidden_act, (*ACTIVATIONS, *LEARNED_ACTIVATIONS))
         _one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
-        # Anything else in these would load without complaint and compute something else.
-        _one_of("position_embedding_type", self.position_embedding_type, ("absolute",))
-        _one_of("add_cross_attention", self.add_cross_attention, (False,))
-        if self.pruned_heads:
-            raise ValueError(
-                f"pruned_heads is not empty ({self.pruned_heads!r:.60}); use a checkpoint without pruned heads"
-            )
+        _one_of("position_embedding_type", self.position_embedding_type, POSITION_TYPES)
+        _whole("chunk_size_feed_forward", self.chunk_size_feed_forward, 0, _SIZE_LIMIT)
+        if self.add_cross_attention and not self.is_decoder:
+            raise ValueError("add_cross_attention is true and is_decoder false; cross-attention needs is_decoder=True")
+
+    def _sorted_pruned_heads(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        given = self.pruned_heads
+        pairs = given.items() if isinstance(given, Mapping) else given
+        pruned: dict[int, tuple[int, ...]] = {}
+        try:
+            for layer, heads in pairs or ():
+                number = int(layer) if isinstance(layer, str) else operator.index(layer)
+                pruned[number] = tuple(sorted({operator.index(head) for head in heads}))
+        except (TypeError, ValueError):
+            allowed = 'a mapping from layers to lists of heads, such as {"0": [1, 2]}'
+            raise ValueError(f"pruned_heads is {given!r:.80}; it must be {allowed}") from None
+        for layer, heads in pruned.items():
+            _whole("a layer of pruned_heads", layer, 0, self.num_hidden_layers - 1)
+            for head in heads:
+                _whole(f"a head of layer {layer} in pruned_heads", head, 0, self.num_attention_heads - 1)
+            if len(heads) == self.num_attention_heads:
+                raise ValueError(f"pruned_heads has all heads of layer {layer}; a layer keeps at least one")
+        return tuple(sorted((layer, heads) for layer, heads in pruned.items() if heads))
 
 
 _SIZES = (

@@ -104,12 +104,11 @@ class KeepMasks(NamedTuple):
     """Elements that dropout keeps in one layer; None keeps all."""
 
     probabilities: Bool[Array, "B H T S"] | UInt32[Array, "B H W S"] | None = None  # packed for a fused kernel
-    attention_output: Bool[Array, "B T D"] | None = None
-    feed_forward_output: Bool[Array, "B T D"] | None = None
+    outputs: tuple[Bool[Array, "B T D"] | None, ...] = ()
 
 
 class DropoutRates(NamedTuple):
-    """Dropout rates of a layer: of attention probabilities, and of the outputs of both halves."""
+    """Dropout rates of a layer: of attention probabilities, and of the outputs of its parts."""
 
     probabilities: float
     outputs: float
@@ -122,13 +121,14 @@ def draw_keep_masks(
     *,
     rates: DropoutRates,
     rules: AxisRules,
-    packed: bool,
+    outputs: int,
+    packed: bool = False,
 ) -> KeepMasks:
-    """Draw the keep masks of a layer whose output has `shape` [B, T, D] and its probabilities [B, H, T, S].
+    """Draw the keep masks of probabilities [B, H, T, S] and of a number of outputs of the shape [B, T, D].
 
     `packed` packs that of the probabilities, for a fused kernel.
     """
-    probabilities = attention_output = feed_forward_output = None
+    probabilities, masks = None, (None,) * outputs
     batch, length, width = shape
     probabilities_key, outputs_key = jax.random.split(key)
     if rates.probabilities:
@@ -136,7 +136,7 @@ def draw_keep_masks(
         mask = draw(probabilities_key, probabilities_shape, rate=rates.probabilities)
         probabilities = constrain(mask, rules, "batch", "heads", None, None)
     if rates.outputs:
-        # One draw for both halves: XLA generates code for every draw, which on a CPU takes longer than some runs.
-        mask = keep_mask(outputs_key, (batch, length, 2 * width), rate=rates.outputs)
-        attention_output, feed_forward_output = jnp.split(constrain(mask, rules, "batch", None, None), 2, axis=-1)
-    return KeepMasks(probabilities, attention_output, feed_forward_output)
+        # One draw for all outputs: XLA generates code for every draw, which on a CPU takes longer than some runs.
+        mask = keep_mask(outputs_key, (batch, length, outputs * width), rate=rates.outputs)
+        masks = tuple(jnp.split(constrain(mask, rules, "batch", None, None), outputs, axis=-1))
+    return KeepMasks(probabilities, masks)

@@ -5,27 +5,31 @@ Axis letters, here and in every file of the library:
     B batch   T query positions   S key positions   D model width   H heads   K head size   F feed-forward width
     V vocabulary   L layers   C choices   N labels   E output width of a linear layer
     P first positions (one for each sequence of a batch row)   M masked positions   R positions returned: T, P, M or 1
-    W rows of a packed keep mask: T / 32
+    W rows of a packed keep mask: T / 32   X positions of the encoder that a decoder attends to
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from flaxbert import functional
+from flaxbert.cache import KeyValueCache, check_cached_call
 from flaxbert.config import BertConfig
 from flaxbert.constraints import constrain
 from flaxbert.dropout import dropout
 from flaxbert.execution import Execution
 from flaxbert.functional import linear, require_range, require_shape
-from flaxbert.layers import Declaration, Params, declare_embedding, declare_layer_norm, declare_linear, stacked
+from flaxbert.layers import Declaration, Params, declare_embedding, declare_layer_norm, declare_linear
 from flaxbert.outputs import BaseModelOutput
-from flaxbert.transformer import declare_layer, stack
+from flaxbert.stack import declare_layers, stack
+from flaxbert.transformer import SharedInputs
 
 Mask = Num[ArrayLike, "B T"] | Bool[ArrayLike, "B T"] | Num[ArrayLike, "B T T"] | Bool[ArrayLike, "B T T"]
+
+CrossMask = Num[ArrayLike, "B X"] | Bool[ArrayLike, "B X"] | Num[ArrayLike, "B T X"] | Bool[ArrayLike, "B T X"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,9 @@ class EncoderInputs:
     inputs_embeds: Float[ArrayLike, "B T D"] | None = None
     output_attentions: bool = False
     output_hidden_states: bool = False
+    encoder_hidden_states: Float[ArrayLike, "B X D"] | None = None
+    encoder_attention_mask: CrossMask | None = None
+    cache: KeyValueCache | None = None
     first_positions: Int[ArrayLike, "B P"] | None = None
     first_positions_only: bool = False
 
@@ -57,14 +64,15 @@ class EncoderInputs:
         assert given is not None
         batch, length = jnp.shape(given)[:2]
         # Checked here, because what broadcasts would be taken silently: a mask [B, 1], for instance.
-        require_shape("attention_mask", self.attention_mask, (batch, length), (batch, length, length))
+        if self.cache is None:
+            require_shape("attention_mask", self.attention_mask, (batch, length), (batch, length, length))
         require_shape("token_type_ids", self.token_type_ids, (batch, length))
         require_shape("position_ids", self.position_ids, (batch, length), (1, length))
         require_shape("first_positions", self.first_positions, (batch, "P"))
         if length == 0:
             raise ValueError("the sequences have no positions; each needs one token at least")
         limit = config.max_position_embeddings
-        if length > limit and self.position_ids is None:
+        if length > limit and (self.position_ids is None or config.has_relative_positions):
             raise ValueError(f"the sequence has {length} positions; max_position_embeddings is {limit}: truncate it")
         require_range("input_ids", self.input_ids, 0, config.vocab_size - 1, why="vocab_size")
         require_range("token_type_ids", self.token_type_ids, 0, config.type_vocab_size - 1, why="type_vocab_size")
@@ -72,10 +80,44 @@ class EncoderInputs:
         require_range("first_positions", self.first_positions, 0, length - 1, why="the sequence's length")
         heads = (config.num_attention_heads,)
         require_shape("head_mask", self.head_mask, heads, (config.num_hidden_layers, *heads))
+        chunk = config.chunk_size_feed_forward
+        if chunk and length % chunk and self.cache is None:
+            raise ValueError(f"the sequence has {length} positions; chunk_size_feed_forward {chunk} must divide them")
+        self._check_decoder(config, batch, length)
+
+    def _check_decoder(self, config: BertConfig, batch: int, length: int) -> None:
+        states = self.encoder_hidden_states
+        if states is not None and not config.add_cross_attention:
+            raise ValueError(
+                "encoder_hidden_states are given to a model without cross-attention; it needs a config with is_decoder "
+                "and add_cross_attention"
+            )
+        require_shape("encoder_hidden_states", states, (batch, "X", config.hidden_size))
+        encoder_length = None if states is None else jnp.shape(states)[1]
+        if self.encoder_attention_mask is not None and states is None:
+            raise ValueError("encoder_attention_mask is given without encoder_hidden_states; give both")
+        allowed = (batch, encoder_length), (batch, length, encoder_length)
+        require_shape("encoder_attention_mask", self.encoder_attention_mask, *allowed)
+        if self.cache is not None:
+            if not config.is_decoder:
+                raise ValueError("a cache is given to a model whose config.is_decoder is false; only decoders have one")
+            mask = self.encoder_attention_mask
+            if mask is not None and jnp.ndim(mask) == 3:
+                raise ValueError("encoder_attention_mask has three axes; with a cache it is [B, S]")
+            check_cached_call(
+                self.cache,
+                rows=batch,
+                tokens=length,
+                attention_mask=self.attention_mask,
+                encoder_length=encoder_length,
+            )
 
 
-def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool) -> Declaration:
-    """Declare the parameters of `encode`; the word table has `vocab_rows` rows, of which `vocab_size` are used."""
+def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool, stack: bool = True) -> Declaration:
+    """Declare the parameters of `encode`; the word table has `vocab_rows` rows, of which `vocab_size` are used.
+
+    `stack` is that of `stack.declare_layers`.
+    """
     width, stddev = config.hidden_size, config.initializer_range
     shape, used = (vocab_rows, width), config.vocab_size
     word = declare_embedding(shape, "vocab", stddev=stddev, used_rows=used, pad_row=config.padding_row)
@@ -86,7 +128,7 @@ def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool) -> Dec
             "token_type": declare_embedding((config.type_vocab_size, width), "token_type", stddev=stddev),
             "norm": declare_layer_norm(width),
         },
-        "layers": stacked(declare_layer(config), config.num_hidden_layers),
+        "layers": declare_layers(config, stack=stack),
     }
     if pooler:
         declaration["pooler"] = declare_linear((width, width), ("embed", None), stddev=stddev)
@@ -113,14 +155,16 @@ def encode(
     if inputs.head_mask is not None:
         shape = (config.num_hidden_layers, config.num_attention_heads)
         head_mask = jnp.broadcast_to(jnp.asarray(inputs.head_mask, jnp.float32), shape)
+    shared, cache = _shared_inputs(inputs, embedded.shape[1], config=config, dtype=execution.dtype)
     output = stack(
         params["layers"],
         embedded,
-        _attention_mask(inputs.attention_mask, embedded.shape[1], config=config),
+        shared,
         config=config,
         execution=execution,
         head_mask=head_mask,
         key=stack_key,
+        cache=None if cache is None else cache.layers,
         output_attentions=inputs.output_attentions,
         output_hidden_states=inputs.output_hidden_states,
         first_positions=first_positions,
@@ -137,6 +181,8 @@ def encode(
         pooler_output=pooled,
         hidden_states=(embedded, *output.hidden_states) if inputs.output_hidden_states else None,
         attentions=output.attentions if inputs.output_attentions else None,
+        cross_attentions=output.cross_attentions or None,
+        cache=None if cache is None else dataclasses.replace(cache, layers=output.cache),
     )
 
 
@@ -154,13 +200,51 @@ def embed(
         x = x + token_type[None, :1]
     else:
         x = x + functional.lookup_by_sum(token_type, jnp.asarray(inputs.token_type_ids))
-    if inputs.position_ids is None:
+    if inputs.cache is not None:
+        # More tokens than slots would be written over others.
+        x = jnp.where(inputs.cache.length + x.shape[1] > inputs.cache.slots, jnp.nan, x)
+    positions = _position_ids(inputs, x.shape[1])
+    if config.has_relative_positions:
+        pass  # the layers add them to their scores
+    elif positions is None:
         x = x + position[None, : x.shape[1]]  # a slice needs no gather, and no scatter for its gradient
     else:
-        x = x + functional.lookup(position, jnp.asarray(inputs.position_ids))
+        x = x + functional.lookup(position, positions)
     x = functional.layer_norm(x, **params["norm"], epsilon=config.layer_norm_eps)
     x = constrain(x.astype(execution.dtype), execution.rules, "batch", None, None)
     return x if key is None else dropout(x, key, rate=config.hidden_dropout_prob)
+
+
+def _position_ids(inputs: EncoderInputs, length: int) -> Int[Array, "#B T"] | None:
+    """Return the positions given, or those after the cached tokens; None for 0 to T-1."""
+    if inputs.position_ids is not None:
+        return jnp.asarray(inputs.position_ids)
+    return None if inputs.cache is None else (inputs.cache.length + jnp.arange(length))[None]
+
+
+def _shared_inputs(
+    inputs: EncoderInputs, length: int, *, config: BertConfig, dtype: DTypeLike
+) -> tuple[SharedInputs, KeyValueCache | None]:
+    """Return what every layer gets, and the cache with the slots of this call marked as used."""
+    states, encoder_mask, cache, start = inputs.encoder_hidden_states, None, inputs.cache, 0
+    if states is not None:
+        states = jnp.asarray(states, dtype)
+        given = inputs.encoder_attention_mask
+        encoder_mask = None if given is None else functional.attention_mask(given)
+    if cache is None:
+        mask, distances = _attention_mask(inputs.attention_mask, length, config=config), None
+        if config.has_relative_positions:
+            distances = jnp.arange(length)[None, :, None] - jnp.arange(length)[None, None, :]
+    else:
+        start = cache.length
+        cache, mask = cache.extend(inputs.attention_mask, length)
+        distances = cache.distances(length) if config.has_relative_positions else None
+        if states is not None:
+            kept = jnp.ones(states.shape[:2], bool) if encoder_mask is None else encoder_mask[:, 0, 0]
+            cache = dataclasses.replace(cache, encoder_mask=kept)
+        if cache.encoder_mask is not None:
+            encoder_mask = functional.attention_mask(cache.encoder_mask)
+    return SharedInputs(mask, distances, states, encoder_mask, start), cache
 
 
 def _attention_mask(attention_mask: Mask | None, length: int, *, config: BertConfig) -> Bool[Array, "#B 1 #T T"] | None:

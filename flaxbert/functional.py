@@ -160,6 +160,7 @@ def attention(
     value: Float[Array, "B H S K"],
     mask: Bool[Array, "#B 1 #T S"] | None,
     *,
+    bias: Float[Array, "#B #H T S"] | None = None,
     keep_mask: Bool[Array, "B H T S"] | None = None,
     rate: float = 0.0,
 ) -> tuple[Float[Array, "B H T K"], Float[Array, "B H T S"]]:
@@ -169,10 +170,12 @@ def attention(
     would be the largest array of a train step. Masked scores become the lowest finite float32, so a row with nothing to
     attend to is uniform instead of NaN, as in Hugging Face's eager attention.
 
-    `mask` is True where a query may attend to a key; None allows all. `keep_mask` holds the probabilities that dropout
-    keeps, and `rate` is the rate that it was drawn with.
+    `mask` is True where a query may attend to a key; None allows all. `bias` is added to the scores.
+    `keep_mask` holds the probabilities that dropout keeps, and `rate` is the rate that it was drawn with.
     """
     scores = jnp.einsum("BHTK,BHSK->BHTS", query, key).astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = scores + mask_bias(mask)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
@@ -184,6 +187,26 @@ def attention(
         scale = scale * dropout_scale(rate)
     context = jnp.einsum("BHTS,BHSK->BHTK", weights, value, preferred_element_type=jnp.float32)
     return (context * scale).astype(value.dtype), (weights * scale).astype(value.dtype)
+
+
+def distance_bias(
+    table: Float[Array, "distances K"],
+    query: Float[Array, "B H T K"],
+    key: Float[Array, "B H S K"] | None,
+    distances: Int[Array, "#B T S"],
+) -> Float[Array, "B H T S"]:
+    """Return the terms that relative positions add to the scores of attention, scaled like the scores, in float32.
+
+    Each query's product with the vector of its distance to the key (Shaw et al., 2018: "relative_key"), and with `key`
+    also each key's (Huang et al., 2020, method 4: "relative_key_query"), as transformers 4 computes them. The table
+    [2 * positions - 1, K] begins with the most negative distance; `distances` are query position - key position, and
+    those beyond the table get its ends.
+    """
+    vectors = jnp.take(table.astype(query.dtype), distances + table.shape[0] // 2, axis=0, mode="clip")
+    bias = jnp.einsum("BHTK,ATSK->BHTS" if len(vectors) == 1 else "BHTK,BTSK->BHTS", query, vectors)
+    if key is not None:
+        bias = bias + jnp.einsum("BHSK,ATSK->BHTS" if len(vectors) == 1 else "BHSK,BTSK->BHTS", key, vectors)
+    return bias.astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
 
 
 def at_positions(x: Shaped[Array, "B T *rest"], positions: Int[ArrayLike, "B P"]) -> Shaped[Array, "B P *rest"]:

@@ -23,7 +23,7 @@ from flaxbert.functional import LEARNED_ACTIVATIONS
 from flaxbert.sharding import AxisRules, LogicalAxes
 
 LAYERS = "layers"
-"""The logical name of a stack's leading axis."""
+"""The logical name of a stack's leading axis, and the name of the stack in the tree of parameters."""
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype)
 Params = Mapping[str, Any]
 """A tree of dicts of arrays."""
@@ -105,6 +105,23 @@ def stacked(declaration: Declaration, count: int) -> Declaration:
     return map_specs(stack_spec, declaration)
 
 
+def has_tree_for_each_layer(params: Params) -> bool:
+    """Return True for the parameters of a stack that are not stacked on a leading axis: {"0": tree, "1": tree, ...}."""
+    return "0" in params
+
+
+def unstack_layers(params: Params) -> dict[str, Any]:
+    """Return stacked layers as one tree for each, by number."""
+    count = len(jax.tree.leaves(params)[0])
+    return {str(number): jax.tree.map(lambda leaf: leaf[number], params) for number in range(count)}  # noqa: B023
+
+
+def stack_layers(params: Params) -> Params:
+    """Return layers of one shape, a tree for each, as one tree with a leading axis; the inverse of `unstack_layers`."""
+    trees = [params[str(number)] for number in range(len(params))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
 def _zero_padded(initializer: Initializer, axis: int, used: int | None) -> Initializer:
     """Initialise the first `used` entries of an axis as if there were no others; zeros after them."""
     if used is None:
@@ -135,21 +152,22 @@ def fresh_parameters(declaration: PyTree, key: jax.Array, *, path: str = "") -> 
     return {name: fresh_parameters(child, key, path=f"{path}/{name}") for name, child in declaration.items()}
 
 
-def prepare(params: Params, declaration: Declaration, *, dtype: DTypeLike, rules: AxisRules) -> Params:
+def prepare(params: Any, declaration: PyTree, *, dtype: DTypeLike, rules: AxisRules) -> Any:
     """Return the declared parameters ready for use: kernels cast to `dtype`, kernels and tables gathered over `fsdp`.
 
-    Biases and norms stay as they are: they are applied in float32. So do stacked layers: each is prepared inside the
-    loop over layers, so that the whole of one layer at a time is in memory.
+    Biases and norms stay as they are: they are applied in float32. So does everything below "layers": each layer is
+    prepared when it is run, so that the whole of one layer at a time is in memory.
     """
-
-    def ready(spec: ParameterSpec, value: jax.Array) -> jax.Array:
-        if spec.kind is ParameterKind.VECTOR or spec.axes[0] == LAYERS:
-            return value
-        if spec.kind is ParameterKind.TABLE:
-            return gather(value, rules, spec.axes, split_gradient=False)
-        return gather(value.astype(dtype), rules, spec.axes)
-
-    return map_specs(ready, declaration, params)
+    if not isinstance(declaration, ParameterSpec):
+        return {
+            name: params[name] if name == LAYERS else prepare(params[name], child, dtype=dtype, rules=rules)
+            for name, child in declaration.items()
+        }
+    if declaration.kind is ParameterKind.VECTOR:
+        return params
+    if declaration.kind is ParameterKind.TABLE:
+        return gather(params, rules, declaration.axes, split_gradient=False)
+    return gather(params.astype(dtype), rules, declaration.axes)
 
 
 def mismatches(params: PyTree, declaration: PyTree, path: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 Each takes the keyword arguments of `BertModel.__call__` and returns logits in float32.
 """
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from flaxbert.constraints import constrain
 from flaxbert.execution import Execution
 from flaxbert.functional import linear
 from flaxbert.layers import Declaration, Params, declare_activation, declare_layer_norm, declare_linear, declare_vector
-from flaxbert.models import ModelInputs, TaskModel
+from flaxbert.models import CrossAttentionInputs, DecoderInputs, TaskModel
 from flaxbert.outputs import CausalLMOutput, MaskedLMOutput
 
 
@@ -66,6 +66,9 @@ def masked_lm_logits(
 class MaskedLMModel(TaskModel):
     """Base of the classes with a masked-LM head."""
 
+    positions_argument: ClassVar[str] = "masked_lm_positions"
+    """The name of the argument that says which positions are scored."""
+
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the masked-LM head."""
@@ -82,8 +85,8 @@ class MaskedLMModel(TaskModel):
     ) -> Float[Array, "B R V"]:
         """Score the vocabulary at `positions` alone, which saves most of the decoder's work, or at every position."""
         if positions is not None:
-            functional.require_shape("masked_lm_positions", positions, (x.shape[0], "M"))
-            functional.require_range("masked_lm_positions", positions, 0, x.shape[1] - 1, why="the sequence's length")
+            functional.require_shape(self.positions_argument, positions, (x.shape[0], "M"))
+            functional.require_range(self.positions_argument, positions, 0, x.shape[1] - 1, why="the sequence's length")
             x = functional.at_positions(x, positions)
         table = params[self.base_model_prefix]["embeddings"]["word"]["embedding"]
         return masked_lm_logits(params["predictions"], x, table, config=self.head_config, execution=self.execution)
@@ -92,6 +95,8 @@ class MaskedLMModel(TaskModel):
 class BertForMaskedLM(MaskedLMModel):
     """Words at masked positions."""
 
+    call_arguments = CrossAttentionInputs
+
     @nn.compact
     def __call__(
         self,
@@ -99,28 +104,32 @@ class BertForMaskedLM(MaskedLMModel):
         *,
         masked_lm_positions: Int[ArrayLike, "B M"] | None = None,
         deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
+        **inputs: Unpack[CrossAttentionInputs],
     ) -> MaskedLMOutput:
         """Score the vocabulary at every position, or at `masked_lm_positions`: logits [B, M, V]."""
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, inputs)
         logits = self._masked_lm_logits(params, out.last_hidden_state, masked_lm_positions)
-        return MaskedLMOutput(logits, out.hidden_states, out.attentions)
+        return MaskedLMOutput(logits, out.hidden_states, out.attentions, out.cross_attentions)
 
 
 class BertLMHeadModel(MaskedLMModel):
     """The next word; attention is causal where `config.is_decoder` is true, as in the reference."""
+
+    call_arguments = DecoderInputs
+    positions_argument = "logit_positions"
 
     @nn.compact
     def __call__(
         self,
         input_ids: Int[ArrayLike, "B T"] | None = None,
         *,
+        logit_positions: Int[ArrayLike, "B M"] | None = None,
         deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
+        **inputs: Unpack[DecoderInputs],
     ) -> CausalLMOutput:
-        """Score the vocabulary for the word that follows every position."""
+        """Score the vocabulary for the word that follows every position, or `logit_positions`: logits [B, M, V]."""
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, inputs)
-        logits = self._masked_lm_logits(params, out.last_hidden_state)
-        return CausalLMOutput(logits, out.hidden_states, out.attentions)
+        logits = self._masked_lm_logits(params, out.last_hidden_state, logit_positions)
+        return CausalLMOutput(logits, out.hidden_states, out.attentions, out.cross_attentions, out.cache)

@@ -18,8 +18,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from flaxbert import layers
+from flaxbert.cache import KeyValueCache
 from flaxbert.config import BertConfig
-from flaxbert.encoder import EncoderInputs, Mask, declare_encoder, encode
+from flaxbert.encoder import CrossMask, EncoderInputs, Mask, declare_encoder, encode
 from flaxbert.execution import AttentionImplementation, Execution, Remat
 from flaxbert.layers import Declaration, Params
 from flaxbert.outputs import BaseModelOutput
@@ -40,6 +41,19 @@ class ModelInputs(TypedDict, total=False):
     output_hidden_states: bool
 
 
+class CrossAttentionInputs(ModelInputs, total=False):
+    """The arguments of models that can attend to the states of an encoder; see `BertModel.__call__`."""
+
+    encoder_hidden_states: Float[ArrayLike, "B X D"] | None
+    encoder_attention_mask: CrossMask | None
+
+
+class DecoderInputs(CrossAttentionInputs, total=False):
+    """The arguments of models that can also continue from cached tokens."""
+
+    cache: KeyValueCache | None
+
+
 class PreTrainedModel(nn.Module):
     """A stateless description of a model; `apply` is a pure function of the parameters.
 
@@ -47,6 +61,9 @@ class PreTrainedModel(nn.Module):
         config: the sizes.
         dtype: dtype of matrix products and activations; parameters, softmax, norms and logits stay float32.
         scan: compute the layers in one loop (short compile time) or unrolled; the same parameters either way.
+        stacked_layers: the parameters of all layers are one tree with a leading axis; False: a tree for each layer,
+            {"0": ..., "1": ...}, which a decoder's loop can update in place. Models with pruned heads always have the
+            latter.
         remat: activations saved for the backward pass.
         attn_implementation: see `AttentionImplementation`.
         vocab_multiple: the vocabulary axis is padded to a multiple of it. Rows beyond `config.vocab_size` are zero and
@@ -62,6 +79,7 @@ class PreTrainedModel(nn.Module):
     attn_implementation: AttentionImplementation = AttentionImplementation.EAGER
     vocab_multiple: int = 1
     rules: AxisRules = AxisRules()
+    stacked_layers: bool = True
     origin: Path | None = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     config_class: ClassVar[type[BertConfig]] = BertConfig
@@ -91,6 +109,11 @@ class PreTrainedModel(nn.Module):
     def padded_vocab_size(self) -> int:
         """Length of the vocabulary axis of parameters and logits."""
         return -(-self.config.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def layers_are_stacked(self) -> bool:
+        """True if the parameters of all layers are one tree with a leading axis of layers."""
+        return self.stacked_layers and not self.config.pruned_heads
 
     @property
     def execution(self) -> Execution:
@@ -135,7 +158,8 @@ class PreTrainedModel(nn.Module):
         if self.config.model_type != self.config_class.model_type:
             given, wanted = type(self.config).__name__, self.config_class.__name__
             raise TypeError(f"config is a {given}; {type(self).__name__} takes a {wanted}")
-        return declare_encoder(self.config, vocab_rows=self.padded_vocab_size, pooler=pooler)
+        rows, stack = self.padded_vocab_size, self.layers_are_stacked
+        return declare_encoder(self.config, vocab_rows=rows, pooler=pooler, stack=stack)
 
     @nn.nowrap
     def _run_encoder(self, params: Params, inputs: EncoderInputs, deterministic: bool) -> BaseModelOutput:
@@ -161,19 +185,25 @@ class BertModel(PreTrainedModel):
         first_positions: Int[ArrayLike, "B P"] | None = None,
         first_positions_only: bool = False,
         deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
+        **inputs: Unpack[DecoderInputs],
     ) -> BaseModelOutput:
         """Encode a batch.
 
         Args:
             input_ids: below `vocab_size`; give these or `inputs_embeds`.
             attention_mask: nonzero where a key may be attended to. [B, T] marks padding (a decoder adds its causal
-                mask); [B, T, T] gives each query its own row, and is used as it is.
+                mask); [B, T, T] gives each query its own row, and is used as it is. With a cache, [B, T] for the new
+                tokens alone.
             token_type_ids: 0 where None.
-            position_ids: 0 to T-1 where None.
+            position_ids: 0 to T-1 where None; with a cache, counted from its length. Relative positions do not depend
+                on them, as in the reference: they count all positions, and with a cache the tokens between two.
             head_mask: factor on each head's attention probabilities, for all layers or for each.
             inputs_embeds: vectors in place of word embeddings.
             output_attentions, output_hidden_states: return them, too.
+            encoder_hidden_states, encoder_attention_mask: states for cross-attention, and nonzero where they may be
+                attended to. Without states, layers have no cross-attention, or with a cache that of its states.
+            cache: tokens before these (`cache.init_cache`), for a decoder. The output has the cache with these tokens,
+                and attention probabilities have its slots as keys.
             first_positions: the first position of each sequence, for batch rows that hold several: `pooler_output` is
                 then [B, P, D]. Position 0 alone, and [B, D], where None.
             first_positions_only: `last_hidden_state` is [B, P, D], which is all that the pooler reads. The last
@@ -181,8 +211,9 @@ class BertModel(PreTrainedModel):
             deterministic: False applies dropout and needs `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: ids, types or positions out of range (unless they are being traced), a sequence longer than
-                `max_position_embeddings`, both or neither of ids and embeddings, parameters that do not fit.
+            ValueError: ids, types or positions out of range, or more tokens than the cache has room for (unless they
+                are being traced; the output is NaN then); a sequence longer than `max_position_embeddings`; both or
+                neither of ids and embeddings; arguments of a decoder for an encoder; parameters that do not fit.
         """
         given = EncoderInputs(
             input_ids, first_positions=first_positions, first_positions_only=first_positions_only, **inputs
@@ -193,6 +224,8 @@ class BertModel(PreTrainedModel):
 class TaskModel(PreTrainedModel):
     """An encoder with a head; subclasses declare the head and compute its logits."""
 
+    call_arguments: ClassVar[type] = ModelInputs
+    """The keyword arguments of a call, as a `TypedDict`."""
     has_pooler: ClassVar[bool] = False
     """True if the head reads the pooled vector."""
 
@@ -211,7 +244,7 @@ class TaskModel(PreTrainedModel):
         self, params: Params, input_ids: ArrayLike | None, deterministic: bool, inputs: Mapping[str, Any], **ours: Any
     ) -> BaseModelOutput:
         """Run the encoder on the `inputs` of a call and on `ours`, the first positions of a head."""
-        if unknown := sorted(inputs.keys() - ModelInputs.__annotations__.keys()):
+        if unknown := sorted(inputs.keys() - self.call_arguments.__annotations__.keys()):
             raise TypeError(f"{type(self).__name__} takes no argument {unknown[0]!r}")
         given = EncoderInputs(input_ids, **inputs, **ours)
         return self._run_encoder(params[self.base_model_prefix], given, deterministic)

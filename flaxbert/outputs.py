@@ -2,14 +2,18 @@
 
 Axis letters as in `encoder.py`. Logits are float32 for every compute dtype. `hidden_states` holds the output of the
 embeddings and then of every layer (L+1 arrays [B, T, D]); `attentions` the attention probabilities of every layer
-(L arrays [B, H, T, S], after dropout and head mask). Both are None unless asked for.
+(L arrays [B, H, T, S], after dropout and head mask), and `cross_attentions` those of cross-attention, [B, H, T, X]. All
+are None unless asked for. `cache` is that of the call, extended by its tokens.
 """
 
 from flax import struct
 from jaxtyping import Array, Float
 
+from flaxbert.cache import KeyValueCache
+
 HiddenStates = tuple[Float[Array, "B T D"], ...]
-Attentions = tuple[Float[Array, "B H T S"], ...]
+Attentions = tuple[Float[Array, "B _ T S"], ...]  # pruned layers have fewer heads
+CrossAttentions = tuple[Float[Array, "B H T X"], ...]
 
 
 @struct.dataclass
@@ -23,6 +27,8 @@ class BaseModelOutput:
     pooler_output: Float[Array, "B D"] | Float[Array, "B P D"] | None = None
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
+    cross_attentions: CrossAttentions | None = None
+    cache: KeyValueCache | None = None
 
     @property
     def pooled(self) -> Float[Array, "B *P D"]:
@@ -48,15 +54,18 @@ class MaskedLMOutput:
     logits: Float[Array, "B T V"] | Float[Array, "B M V"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
+    cross_attentions: CrossAttentions | None = None
 
 
 @struct.dataclass
 class CausalLMOutput:
     """Output of `BertLMHeadModel`."""
 
-    logits: Float[Array, "B T V"]
+    logits: Float[Array, "B T V"] | Float[Array, "B M V"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
+    cross_attentions: CrossAttentions | None = None
+    cache: KeyValueCache | None = None
 
 
 @struct.dataclass

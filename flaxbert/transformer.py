@@ -1,43 +1,66 @@
-"""The transformer as pure functions over a tree of parameters: attention, feed-forward, one layer, the stack.
+"""A layer of the transformer as pure functions over a tree of parameters: attention, feed-forward, the layer.
 
-Start reading here. `encoder.py` puts embeddings below this stack and has the glossary of axis letters; `functional.py`
-has the formulas. A layer's parameters are one tree of dicts (`declare_layer`), and those of a stack the same tree with
-a leading axis of layers. Every layer is post-norm (Devlin et al., 2018): each half adds its input and normalises.
+Start reading here. `stack.py` runs all layers, `encoder.py` puts embeddings below them and has the glossary of axis
+letters, and `functional.py` has the formulas. A layer's parameters are one tree of dicts (`declare_layer`). Every layer
+is post-norm (Devlin et al., 2018): each part adds its input and normalises.
 """
 
+import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jax.nn.initializers import normal
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from flaxbert import functional, kernels
+from flaxbert.cache import KeyValues, LayerCache
 from flaxbert.config import BertConfig
 from flaxbert.constraints import constrain
 from flaxbert.dropout import DropoutRates, KeepMasks, draw_keep_masks, dropout
-from flaxbert.execution import REMAT_POLICIES, AttentionImplementation, Execution, Remat
+from flaxbert.execution import AttentionImplementation, Execution
 from flaxbert.functional import linear
-from flaxbert.layers import Declaration, Params, declare_activation, declare_layer_norm, declare_linear, prepare
+from flaxbert.layers import (
+    Declaration,
+    ParameterKind,
+    ParameterSpec,
+    Params,
+    declare_activation,
+    declare_layer_norm,
+    declare_linear,
+    prepare,
+)
 from flaxbert.sharding import AxisRules
 
 
-def declare_layer(config: BertConfig) -> Declaration:
-    """Declare the parameters of one layer."""
+def declare_layer(config: BertConfig, *, heads: int | None = None) -> Declaration:
+    """Declare the parameters of one layer, whose self-attention has `heads` heads; None for all."""
     width, inner, stddev = config.hidden_size, config.intermediate_size, config.initializer_range
-    heads = (config.num_attention_heads, width // config.num_attention_heads)
-    projection = declare_linear((width, *heads), ("embed", "heads", "head"), stddev=stddev)
-    output = declare_linear((*heads, width), ("heads", "head", "embed"), stddev=stddev, inputs=2)
-    return {
-        "attention": {"query": projection, "key": projection, "value": projection, "output": output},
+    declaration: Declaration = {
+        "attention": declare_attention(config, heads=heads or config.num_attention_heads),
         "attention_norm": declare_layer_norm(width),
         "up": declare_linear((width, inner), ("embed", "mlp"), stddev=stddev),
         "down": declare_linear((inner, width), ("mlp", "embed"), stddev=stddev),
         "output_norm": declare_layer_norm(width),
         **declare_activation(config.hidden_act),
     }
+    if config.has_relative_positions:  # of self-attention alone, as in the reference
+        shape = (2 * config.max_position_embeddings - 1, config.head_size)
+        table = ParameterSpec(shape, ("position", "head"), normal(stddev), ParameterKind.TABLE)
+        declaration["attention"] |= {"distance": {"embedding": table}}
+    if config.add_cross_attention:
+        declaration["cross_attention"] = declare_attention(config, heads=config.num_attention_heads)
+        declaration["cross_attention_norm"] = declare_layer_norm(width)
+    return declaration
+
+
+def declare_attention(config: BertConfig, *, heads: int) -> Declaration:
+    """Declare the projections of one attention."""
+    width, stddev, split = config.hidden_size, config.initializer_range, (heads, config.head_size)
+    projection = declare_linear((width, *split), ("embed", "heads", "head"), stddev=stddev)
+    output = declare_linear((*split, width), ("heads", "head", "embed"), stddev=stddev, inputs=2)
+    return {"query": projection, "key": projection, "value": projection, "output": output}
 
 
 # -- one layer --------------------------------------------------------------------------------------------
@@ -47,18 +70,21 @@ def declare_layer(config: BertConfig) -> Declaration:
 def attend(
     params: Params,
     x: Float[Array, "B T D"],
-    source: Float[Array, "B S D"],
+    source: Float[Array, "B S D"] | KeyValues,
     mask: Bool[Array, "#B 1 #T S"] | None,
     *,
     rules: AxisRules,
     rate: float = 0.0,
     keep: Bool[Array, "B H T S"] | None = None,
     head_mask: Float[Array, "H"] | None = None,
+    distances: Int[Array, "#B T S"] | None = None,
+    keys_have_distances: bool = False,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
     """Multi-head attention: return (output projection of the context, attention probabilities).
 
     Queries come from `x`, keys and values from `source`: the same array in self-attention, unless fewer positions are
-    computed than are attended to. The probabilities are those after dropout and head mask.
+    computed than are attended to, or the keys and values are cached. The probabilities are those after dropout and head
+    mask.
 
     Args:
         params: "query", "key", "value" and "output" of a layer, ready for use (`layers.prepare`).
@@ -66,178 +92,223 @@ def attend(
         rules: layout of activations on the current mesh.
         rate, keep: dropout rate of the probabilities, and the mask that was drawn with it.
         head_mask: factor on each head.
+        distances: query position - key position, for relative positions (params "distance"); None adds no term.
+        keys_have_distances: add the term of the keys, too.
     """
-    inputs = {"query": x, "key": source, "value": source}
-    query, key, value = (
-        constrain(linear(params[name], y, "BTD,DHK->BHTK"), rules, "batch", "heads", None, None)
-        for name, y in inputs.items()
-    )
-    context, probabilities = functional.attention(query, key, value, mask, keep_mask=keep, rate=rate)
+    query = _by_heads(params["query"], x, rules)
+    key, value = source if isinstance(source, KeyValues) else keys_and_values(params, source, rules=rules)
+    bias = None
+    if distances is not None:
+        table = params["distance"]["embedding"]
+        bias = functional.distance_bias(table, query, key if keys_have_distances else None, distances)
+    context, probabilities = functional.attention(query, key, value, mask, bias=bias, keep_mask=keep, rate=rate)
     if head_mask is not None:
         factor = head_mask.astype(context.dtype)[None, :, None, None]
         context, probabilities = context * factor, probabilities * factor
     return linear(params["output"], context, "BHTK,HKD->BTD"), probabilities
 
 
+def keys_and_values(params: Params, source: Float[Array, "B S D"], *, rules: AxisRules) -> KeyValues:
+    """Return the keys and values of the states that are attended to."""
+    return KeyValues(_by_heads(params["key"], source, rules), _by_heads(params["value"], source, rules))
+
+
+def _by_heads(params: Params, x: Float[Array, "B T D"], rules: AxisRules) -> Float[Array, "B H T K"]:
+    return constrain(linear(params, x, "BTD,DHK->BHTK"), rules, "batch", "heads", None, None)
+
+
 @jax.named_scope("feed_forward")
 def feed_forward(
-    params: Params, x: Float[Array, "B T D"], *, activation: str, rules: AxisRules
+    params: Params, x: Float[Array, "B T D"], *, activation: str, rules: AxisRules, chunk: int = 0
 ) -> Float[Array, "B T D"]:
-    """Return `down(activation(up(x)))`, applied to each position by itself."""
+    """Return `down(activation(up(x)))` of each position by itself, for `chunk` positions at a time; 0 for all."""
+    if 0 < chunk < x.shape[1]:
+        parts = jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, x.shape[2]), 1, 0)
+        compute = functools.partial(feed_forward, params, activation=activation, rules=rules)
+        return jnp.moveaxis(jax.lax.map(compute, parts), 0, 1).reshape(x.shape)
     inner = functional.activate(params.get("activation", {}), linear(params["up"], x, "BTD,DF->BTF"), activation)
     return linear(params["down"], constrain(inner, rules, "batch", None, "mlp"), "BTF,FD->BTD")
 
 
-@jax.named_scope("layer")
-def layer(
-    params: Params,
-    x: Float[Array, "B T D"],
-    source: Float[Array, "B S D"] | None,
-    mask: Bool[Array, "#B 1 #T S"] | None,
-    *,
-    config: BertConfig,
-    execution: Execution,
-    head_mask: Float[Array, "H"] | None = None,
-    key: Key[Array, ""] | None = None,
-    output_attentions: bool = False,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"] | None]:
-    """One post-norm layer: return (output, attention probabilities or None).
+class SharedInputs(NamedTuple):
+    """Inputs of a layer that are the same for every layer.
 
-    `x` holds the positions to compute, and `source` those to attend to: None for x itself, self-attention over all
-    positions. `key` is for dropout; None applies none. The other arguments are those of `stack`.
+    Attributes:
+        mask: True where a query may attend to a key; None allows all.
+        distances: query position - key position, for relative positions.
+        encoder_states, encoder_mask: states to attend to in cross-attention; None where they are in the cache.
+        start: the first slot of the cache that this call fills; not read without a cache.
     """
-    params = prepare(params, declare_layer(config), dtype=execution.dtype, rules=execution.rules)
-    needs_probabilities = output_attentions or head_mask is not None
-    fused = execution.attention is not AttentionImplementation.EAGER and kernels.supports_fused_attention(
-        config, x.shape[1], self_attention=source is None, needs_probabilities=needs_probabilities
-    )
-    attended = x if source is None else source
-    rules, rate, keep = execution.rules, config.attention_probs_dropout_prob, KeepMasks()
-    if key is not None:
-        scores_shape = (x.shape[0], config.num_attention_heads, x.shape[1], attended.shape[1])
-        rates = DropoutRates(rate, config.hidden_dropout_prob)
-        keep = draw_keep_masks(key, x.shape, scores_shape, rates=rates, rules=rules, packed=fused)
-    attention, kept = params["attention"], keep.probabilities
-    if fused:
-        y, probabilities = kernels.attend_fused(attention, x, mask, rules=rules, rate=rate, keep=kept), None
-    else:
-        y, probabilities = attend(attention, x, attended, mask, rules=rules, rate=rate, keep=kept, head_mask=head_mask)
-    if keep.attention_output is not None:
-        y = dropout(y, keep.attention_output, rate=config.hidden_dropout_prob)
-    x = functional.layer_norm(y + x, **params["attention_norm"], epsilon=config.layer_norm_eps)
-    y = feed_forward(params, x, activation=config.hidden_act, rules=rules)
-    if keep.feed_forward_output is not None:
-        y = dropout(y, keep.feed_forward_output, rate=config.hidden_dropout_prob)
-    x = functional.layer_norm(y + x, **params["output_norm"], epsilon=config.layer_norm_eps)
-    return constrain(x, rules, "batch", None, None), probabilities if output_attentions else None
 
-
-# -- the stack --------------------------------------------------------------------------------------------
-
-
-class StackOutput(NamedTuple):
-    """Output of the last layer; hidden states and attention probabilities of every layer, or empty tuples."""
-
-    last: Float[Array, "B R D"]
-    hidden_states: tuple[Float[Array, "B T D"], ...] = ()
-    attentions: tuple[Float[Array, "B H T S"], ...] = ()
+    mask: Bool[Array, "#B 1 #T S"] | None
+    distances: Int[Array, "#B T S"] | None = None
+    encoder_states: Float[Array, "B X D"] | None = None
+    encoder_mask: Bool[Array, "#B 1 #T X"] | None = None
+    start: Int[Array, ""] | int = 0
 
 
 class PerLayer(NamedTuple):
-    """Inputs of each layer, with a leading axis of layers; room for what else differs by layer (a cache, a mask)."""
+    """Inputs of one layer, or of all with a leading axis of layers; the head mask and the cache can be None."""
 
     params: Params
-    head_mask: Float[Array, "L H"] | None = None
-    keys: Key[Array, "L"] | None = None
+    head_mask: Float[Array, "*L H"] | None = None
+    key: Key[Array, "*L"] | None = None
+    cache: LayerCache | None = None
 
 
-Step = Callable[[Array, PerLayer], tuple[Array, PyTree]]
+class LayerOutput(NamedTuple):
+    """Outputs of one layer beside x, or of all with a leading axis; None where not asked for."""
+
+    state: Float[Array, "*L B T D"] | None = None
+    attention: Float[Array, "*L B H T S"] | None = None
+    cross_attention: Float[Array, "*L B H T X"] | None = None
+    cache: LayerCache | None = None
 
 
-def stack(
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+    """Static settings of one layer: `kept_heads` are the heads of its self-attention that are not pruned."""
+
+    config: BertConfig
+    execution: Execution
+    kept_heads: tuple[int, ...]
+    output_attentions: bool = False
+
+
+@jax.named_scope("layer")
+def layer(
+    own: PerLayer,
+    x: Float[Array, "B T D"],
+    source: Float[Array, "B S D"] | None,
+    shared: SharedInputs,
+    *,
+    settings: LayerSettings,
+) -> tuple[Float[Array, "B T D"], LayerOutput]:
+    """One post-norm layer: self-attention, cross-attention where there are states for it, feed-forward.
+
+    `x` holds the positions to compute, and `source` those to attend to: None for x itself, after what is cached.
+    `own.key` is for dropout; None applies none.
+    """
+    config, rules, cache = settings.config, settings.execution.rules, own.cache
+    declaration = declare_layer(config, heads=len(settings.kept_heads))
+    params = prepare(own.params, declaration, dtype=settings.execution.dtype, rules=rules)
+    crosses = shared.encoder_states is not None or (cache is not None and cache.cross_attention is not None)
+    key, cross_key = own.key, None
+    if crosses and key is not None:
+        key, cross_key = jax.random.split(key)
+    own = PerLayer(params, own.head_mask, key, cache)
+    x, feed_forward_keep, output = _attend_to_self(own, x, source, shared, settings=settings)
+    if crosses:
+        x, output = _attend_to_encoder(own._replace(key=cross_key), x, shared, output, settings=settings)
+    y = feed_forward(params, x, activation=config.hidden_act, rules=rules, chunk=config.chunk_size_feed_forward)
+    x = _add_and_normalise(params["output_norm"], x, y, feed_forward_keep, config=config)
+    return constrain(x, rules, "batch", None, None), output
+
+
+def _attend_to_self(
+    own: PerLayer,
+    x: Float[Array, "B T D"],
+    source: Float[Array, "B S D"] | None,
+    shared: SharedInputs,
+    *,
+    settings: LayerSettings,
+) -> tuple[Float[Array, "B T D"], Bool[Array, "B T D"] | None, LayerOutput]:
+    """Return the normalised output of self-attention, the keep mask of the feed-forward half, and further outputs."""
+    config, execution, heads = settings.config, settings.execution, settings.kept_heads
+    params, rules, cache = own.params["attention"], execution.rules, own.cache
+    head_mask = None if own.head_mask is None else own.head_mask[jnp.array(heads)]
+    fused = execution.attention is not AttentionImplementation.EAGER and kernels.supports_fused_attention(
+        config,
+        x.shape[1],
+        self_attention=source is None and cache is None,
+        needs_scores=settings.output_attentions or head_mask is not None or shared.distances is not None,
+    )
+    attended = x if source is None else source
+    if cache is not None:
+        attended = cache.attention.write(keys_and_values(params, x, rules=rules), shared.start)
+        cache = cache._replace(attention=attended)
+    keep = _keep_masks(own.key, x, attended, heads=len(heads), settings=settings, outputs=2, packed=fused)
+    rate, kept, probabilities = config.attention_probs_dropout_prob, keep.probabilities, None
+    if fused:
+        y = kernels.attend_fused(params, x, shared.mask, rules=rules, rate=rate, keep=kept)
+    else:
+        y, probabilities = attend(
+            params,
+            x,
+            attended,
+            shared.mask,
+            rules=rules,
+            rate=rate,
+            keep=kept,
+            head_mask=head_mask,
+            distances=shared.distances,
+            keys_have_distances=config.position_embedding_type == "relative_key_query",
+        )
+    x = _add_and_normalise(own.params["attention_norm"], x, y, keep.outputs[0], config=config)
+    output = LayerOutput(attention=probabilities if settings.output_attentions else None, cache=cache)
+    return x, keep.outputs[1], output
+
+
+def _attend_to_encoder(
+    own: PerLayer, x: Float[Array, "B T D"], shared: SharedInputs, output: LayerOutput, *, settings: LayerSettings
+) -> tuple[Float[Array, "B T D"], LayerOutput]:
+    """Return the normalised output of cross-attention, and `output` with its probabilities and cached states."""
+    config, rules, params = settings.config, settings.execution.rules, own.params["cross_attention"]
+    cached = None if output.cache is None else output.cache.cross_attention
+    if shared.encoder_states is not None:
+        attended = keys_and_values(params, shared.encoder_states, rules=rules)
+    else:
+        assert cached is not None  # `layer` checked it
+        attended = cached
+    keep = _keep_masks(own.key, x, attended, heads=config.num_attention_heads, settings=settings, outputs=1)
+    y, probabilities = attend(
+        params,
+        x,
+        attended,
+        shared.encoder_mask,
+        rules=rules,
+        rate=config.attention_probs_dropout_prob,
+        keep=keep.probabilities,
+        head_mask=own.head_mask,
+    )
+    x = _add_and_normalise(own.params["cross_attention_norm"], x, y, keep.outputs[0], config=config)
+    cache = None if output.cache is None else output.cache._replace(cross_attention=attended)
+    return x, output._replace(cross_attention=probabilities if settings.output_attentions else None, cache=cache)
+
+
+def _keep_masks(
+    key: Key[Array, ""] | None,
+    x: Float[Array, "B T D"],
+    attended: Float[Array, "B S D"] | KeyValues,
+    *,
+    heads: int,
+    settings: LayerSettings,
+    outputs: int,
+    packed: bool = False,
+) -> KeepMasks:
+    if key is None:
+        return KeepMasks(outputs=(None,) * outputs)
+    config = settings.config
+    keys = attended.key.shape[2] if isinstance(attended, KeyValues) else attended.shape[1]
+    return draw_keep_masks(
+        key,
+        x.shape,
+        (x.shape[0], heads, x.shape[1], keys),
+        rates=DropoutRates(config.attention_probs_dropout_prob, config.hidden_dropout_prob),
+        rules=settings.execution.rules,
+        outputs=outputs,
+        packed=packed,
+    )
+
+
+def _add_and_normalise(
     params: Params,
     x: Float[Array, "B T D"],
-    mask: Bool[Array, "#B 1 #T T"] | None,
+    y: Float[Array, "B T D"],
+    keep: Bool[Array, "B T D"] | None,
     *,
     config: BertConfig,
-    execution: Execution,
-    head_mask: Float[Array, "L H"] | None = None,
-    key: Key[Array, ""] | None = None,
-    output_attentions: bool = False,
-    output_hidden_states: bool = False,
-    first_positions: Int[Array, "B P"] | None = None,
-    first_positions_only: bool = False,
-) -> StackOutput:
-    """Apply all layers: in one `lax.scan`, or in a Python loop where `execution.scan` is False, with the same results.
-
-    Args:
-        params: the parameters of a layer (`declare_layer`), each with a leading axis of layers.
-        x, mask: output of the embeddings, and True where a query may attend to a key; None allows all.
-        config, execution: sizes and dropout rates; dtype, loop, remat, attention and sharding rules.
-        head_mask: factor on each head of each layer.
-        key: for dropout; None applies none.
-        output_attentions, output_hidden_states: return those of every layer. Then all positions are computed.
-        first_positions: the first position of each sequence, for batch rows that hold several; 0 where None.
-        first_positions_only: return these positions alone, [B, P, D]; the last layer computes no others.
-    """
-    layers = PerLayer(params, head_mask, None if key is None else jax.random.split(key, config.num_hidden_layers))
-    in_loop = alone = functools.partial(layer, config=config, execution=execution, output_attentions=output_attentions)
-    if execution.remat is not Remat.NONE:
-        checkpoint = functools.partial(jax.checkpoint, alone, policy=REMAT_POLICIES[execution.remat])
-        # Inside a real loop nothing can be merged with the forward pass, so the barrier against it is not needed.
-        in_loop, alone = checkpoint(prevent_cse=not execution.scan), checkpoint(prevent_cse=True)
-
-    def step(x: Array, inputs: PerLayer) -> tuple[Array, tuple[Array | None, Array | None]]:
-        x, probabilities = in_loop(inputs.params, x, None, mask, head_mask=inputs.head_mask, key=inputs.keys)
-        return x, (x if output_hidden_states else None, probabilities)
-
-    if first_positions_only and not (output_attentions or output_hidden_states):
-        layers, last_layer = _split(layers, (config.num_hidden_layers - 1, 1))
-        x, _ = _loop(step, x, layers, config.num_hidden_layers - 1, scan=execution.scan)
-        queries, query_mask = functional.at_first_positions(x, first_positions), _first_rows(mask, first_positions)
-        last = jax.tree.map(lambda leaf: leaf[0], last_layer)
-        x, _ = alone(last.params, queries, x, query_mask, head_mask=last.head_mask, key=last.keys)
-        return StackOutput(x)
-    x, (states, attentions) = _loop(step, x, layers, config.num_hidden_layers, scan=execution.scan)
-    last = functional.at_first_positions(x, first_positions) if first_positions_only else x
-    states = tuple(states) if output_hidden_states else ()
-    return StackOutput(last, states, tuple(attentions) if output_attentions else ())
-
-
-def _loop(step: Step, x: Array, layers: PerLayer, count: int, *, scan: bool) -> tuple[Array, PyTree]:
-    """Run `lax.scan` or its Python loop: return the last x, and each output of `step` for all layers."""
-    if count == 0:
-        return x, (None, None)
-    if scan:
-        return jax.lax.scan(step, x, layers)
-    outputs = []
-    for number, inputs in enumerate(_split(layers, (1,) * count)):
-        with jax.named_scope(f"layer_{number}"):  # so that a profile shows each layer
-            x, output = step(x, jax.tree.map(lambda leaf: leaf[0], inputs))
-        outputs.append(output)
-    return x, tuple(zip(*outputs, strict=True))
-
-
-def _split(tree: PyTree, sizes: Sequence[int]) -> list[PyTree]:
-    """Split the leading axis of every leaf into parts of these sizes.
-
-    The gradient of one split is one concatenation; slices would each be padded with zeros to the full size and added.
-    """
-
-    def parts(leaf: Array) -> Sequence[Array]:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # `lax.split` takes no keys, and keys have no gradient
-            ends = list(itertools.accumulate(sizes))
-            return [leaf[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        return jax.lax.split(leaf, sizes)
-
-    leaves, structure = jax.tree.flatten(tree)
-    return [jax.tree.unflatten(structure, part) for part in zip(*map(parts, leaves), strict=True)]
-
-
-def _first_rows(
-    mask: Bool[Array, "#B 1 #T S"] | None, positions: Int[Array, "B P"] | None
-) -> Bool[Array, "#B 1 #P S"] | None:
-    """Return the mask of the queries at the first positions."""
-    if mask is None or mask.shape[2] == 1:
-        return mask
-    return functional.at_first_positions(mask[:, 0], positions)[:, None]
+) -> Float[Array, "B T D"]:
+    """Return the normalised sum of the input and the output, after dropout, of one part of a layer."""
+    y = dropout(y, keep, rate=config.hidden_dropout_prob)
+    return functional.layer_norm(y + x, **params, epsilon=config.layer_norm_eps)

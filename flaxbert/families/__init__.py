@@ -190,8 +190,6 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
     if fields.get("id2label") is not None:
         fields["id2label"] = _label_names(fields["id2label"])
         fields.pop("num_labels", None)  # in transformers, id2label wins
-    if not fields.get("pruned_heads"):
-        fields.pop("pruned_heads", None)  # an empty mapping means none
     unused = {key: value for key, value in values.items() if key not in known}
     unknown = sorted(set(unused) - family.kept_config_keys - FILE_KEYS)
     if unknown:
@@ -249,6 +247,8 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
         "id2label": {str(i): name for i, name in enumerate(config.id2label)},
         "label2id": {name: i for i, name in enumerate(config.id2label)},
     }
+    if config.pruned_heads:
+        values["pruned_heads"] = {str(layer): list(heads) for layer, heads in config.pruned_heads}
     if architecture is not None:
         values["architectures"] = [architecture]
     return dict(sorted(values.items()))

@@ -71,14 +71,16 @@ class RobertaConfig(BertConfig):
         return self.pad_token_id + 1
 
 
-def count_positions(input_ids: Int[ArrayLike, "B T"], *, position_offset: int) -> Int[Array, "B T"]:
+def count_positions(
+    input_ids: Int[ArrayLike, "B T"], *, position_offset: int, cached: Int[ArrayLike, ""] = 0
+) -> Int[Array, "B T"]:
     """Number the tokens that are not padding from `position_offset`; padding has the position before it.
 
-    The id of padding is `position_offset` - 1 too.
+    The id of padding is `position_offset` - 1 too. `cached` is the number of tokens before these.
     """
     padding = position_offset - 1
     is_token = jnp.asarray(input_ids) != padding
-    return jnp.where(is_token, jnp.cumsum(is_token, axis=1), 0) + padding
+    return jnp.where(is_token, jnp.cumsum(is_token, axis=1) + cached, 0) + padding
 
 
 def _with_positions(inputs: EncoderInputs, config: BertConfig) -> EncoderInputs:
@@ -91,10 +93,11 @@ def _with_positions(inputs: EncoderInputs, config: BertConfig) -> EncoderInputs:
     length, limit = jnp.shape(tokens)[1], config.max_sequence_length
     if length > limit:
         raise ValueError(f"the sequence has {length} tokens; the model takes {limit}: truncate it")
+    cached = 0 if inputs.cache is None else inputs.cache.length
     if inputs.input_ids is None:
-        positions = jnp.arange(length)[None] + config.position_offset
+        positions = (jnp.arange(length) + cached)[None] + config.position_offset
     else:
-        positions = count_positions(inputs.input_ids, position_offset=config.position_offset)
+        positions = count_positions(inputs.input_ids, position_offset=config.position_offset, cached=cached)
     return dataclasses.replace(inputs, position_ids=positions)
 
 

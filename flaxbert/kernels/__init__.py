@@ -1,5 +1,8 @@
 """Fused attention: one kernel per platform, behind one function that chooses by a stated rule."""
 
+import functools
+import logging
+
 import jax
 from jaxtyping import Array, Bool, Float, UInt32
 
@@ -9,6 +12,13 @@ from flaxbert.functional import linear
 from flaxbert.layers import Params
 from flaxbert.sharding import AxisRules
 
+_log = logging.getLogger("flaxbert")
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _log.info(message)
+
 
 def platform() -> str:
     """Return "cpu", "gpu" or "tpu": the devices of the current mesh, or JAX's default ones without a mesh."""
@@ -16,15 +26,20 @@ def platform() -> str:
     return jax.default_backend() if mesh is None or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
-def supports_fused_attention(
-    config: BertConfig, length: int, *, self_attention: bool, needs_probabilities: bool
-) -> bool:
+def supports_fused_attention(config: BertConfig, length: int, *, self_attention: bool, needs_scores: bool) -> bool:
     """Return True if there is a kernel for this call.
 
     The rule: on TPUs, for self-attention over all positions, for lengths that are multiples of 32 up to 512 and head
-    sizes that divide 128, and where no probabilities are needed: for a head mask, or because they are asked for.
+    sizes that divide 128, without a cache, and where neither scores nor probabilities are needed: for relative
+    positions, a head mask, or because they are asked for. The reason for another answer on a TPU is logged once.
     """
-    if platform() != "tpu" or not self_attention or needs_probabilities:
+    if platform() != "tpu":
+        return False
+    if not self_attention or needs_scores:
+        reason = (
+            "scores or probabilities are needed" if needs_scores else "not all positions are queries, or are cached"
+        )
+        _log_once(f"fused attention is not used where {reason}")
         return False
     from flaxbert.kernels import tpu_attention  # imports Pallas, which takes half a second
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from flaxbert.families import Family
-from flaxbert.families.family import ParameterPath
+from flaxbert.families.family import ParameterPath, TensorName
+from flaxbert.layers import LAYERS
 from flaxbert.sharding import fetch_global
 from flaxbert.weights.tensors import LazyTensor
 
@@ -24,7 +25,7 @@ class NameMapping:
     Attributes:
         name: with the family's prefix.
         shape: of the parameter, without the axis of layers.
-        layer: the index on the axis of layers; None where the parameter is not stacked.
+        layer: the index on the axis of layers; None where the parameter is not stacked, or each layer has its own.
         input_axes: as in `TensorName`.
         stored_rows: the number of the file's rows, where the parameter has more because its vocabulary is padded.
     """
@@ -109,11 +110,14 @@ def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int 
     leaves = {
         tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
     }
+    numbers = {path[path.index(LAYERS) + 1] for path in leaves if LAYERS in path}
+    numbers = sorted(int(number) for number in numbers if number.isdecimal())
     mappings = []
     rows = [row.inside(family.prefix) for row in (*family.encoder, *family.pooler)]
     if not any(path[0] == family.prefix for path in leaves):  # the base model
         rows = [dataclasses.replace(row, path=row.path[1:]) for row in rows]
-    for row in (*rows, *family.heads):
+    own_layers = [own for row in rows if "{layer}" in row.name for own in _rows_of_own_layers(row, numbers)]
+    for row in (*rows, *own_layers, *family.heads):
         shape = leaves.get(row.path)
         if shape is None:
             continue
@@ -129,6 +133,14 @@ def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int 
     if unnamed:
         raise ValueError(f"no Hugging Face name is known for the parameters {sorted('/'.join(p) for p in unnamed)}")
     return mappings
+
+
+def _rows_of_own_layers(row: TensorName, numbers: Sequence[int]) -> Iterator[TensorName]:
+    """Yield the rows of layers that have a tree of parameters each, below their number."""
+    after = row.path.index(LAYERS) + 1
+    for number in numbers:
+        path = (*row.path[:after], str(number), *row.path[after:])
+        yield dataclasses.replace(row, name=row.name.format(layer=number), path=path)
 
 
 def leaf_at(tree: Any, path: ParameterPath) -> Any:

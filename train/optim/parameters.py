@@ -14,7 +14,8 @@ import optax
 from jax.tree_util import KeyPath, tree_flatten_with_path, tree_map_with_path
 
 STACK = "layers"
-"""Parameters below this name are stacked: their first axis counts the layers of the encoder."""
+"""Parameters below this name are those of the layers: stacked, with a first axis that counts the layers, or, below the
+number of a layer, its own."""
 EMBEDDINGS = "embeddings"
 """Parameters below this name are the embedding tables and their LayerNorm."""
 KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
@@ -33,7 +34,14 @@ def path_names(path: KeyPath) -> tuple[str, ...]:
 
 def is_stacked(path: KeyPath) -> bool:
     """Return whether the first axis of the parameter at this path counts layers."""
-    return STACK in path_names(path)
+    return STACK in path_names(path) and layer_number(path) is None
+
+
+def layer_number(path: KeyPath) -> int | None:
+    """Return the number of the layer that a parameter belongs to, where each layer has a tree of its own."""
+    names = path_names(path)
+    follower = names[names.index(STACK) + 1] if STACK in names else ""
+    return int(follower) if follower.isdecimal() else None
 
 
 def decay_mask(params: optax.Params) -> optax.Params:
@@ -49,11 +57,14 @@ def scale_by_depth(decay: float) -> optax.GradientTransformation:
     2021); ELECTRA's released code has one more power of the decay everywhere below the heads.
 
     Raises:
-        ValueError: when an update is computed, if no parameters are stacked, or if stacks differ in depth.
+        ValueError: when an update is computed, if no parameters are those of layers, or if stacks differ in depth.
     """
 
     def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        depths = {leaf.shape[0] for path, leaf in tree_flatten_with_path(updates)[0] if is_stacked(path)}
+        leaves = tree_flatten_with_path(updates)[0]
+        depths = {leaf.shape[0] for path, leaf in leaves if is_stacked(path)}
+        if numbers := {number for path, _ in leaves if (number := layer_number(path)) is not None}:
+            depths.add(max(numbers) + 1)
         if len(depths) != 1:
             raise ValueError(f"layer_decay needs parameters stacked by layer, of one depth; found depths {depths}")
         depth = depths.pop()
@@ -62,6 +73,8 @@ def scale_by_depth(decay: float) -> optax.GradientTransformation:
             if is_stacked(path):
                 factors = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
                 return update * factors.reshape(-1, *(1,) * (update.ndim - 1))
+            if (number := layer_number(path)) is not None:
+                return update * decay ** (depth - number)
             return update * decay ** (depth + 1) if EMBEDDINGS in path_names(path) else update
 
         return tree_map_with_path(scaled, updates)
