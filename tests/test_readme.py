@@ -25,7 +25,7 @@ from train.benchmark.speed import main
 from train.benchmark.text import main as benchmark_text
 from train.command import load_config, parse_flags
 from train.command import main as train
-from train.data.corpus.preparation import Preparation, prepare_store
+from train.data.pretraining.preparation import Preparation, prepare_store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

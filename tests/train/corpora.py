@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
-from train.data.corpus.store import TokenStore
-from train.data.corpus.tokens import SentenceTokenizer, text_chunks
+from train.data.pretraining.store import TokenStore
+from train.data.pretraining.tokens import SentenceTokenizer, text_chunks
 
 WORDS = [f"w{i}" for i in range(200)]
 

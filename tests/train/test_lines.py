@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from train.data.corpus.reader import END, PYDOC, TextReader
+from train.data.pretraining.reader import END, PYDOC, TextReader
 
 
 def read(*sources, **how):

@@ -11,9 +11,9 @@ import pytest
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from tests.train import corpora
-from train.data.corpus.preparation import Preparation, main, prepare_store
-from train.data.corpus.store import TokenStore
 from train.data.pretraining.datasets import open_text
+from train.data.pretraining.preparation import Preparation, main, prepare_store
+from train.data.pretraining.store import TokenStore
 
 ARRAYS = ("tokens.npy", "sentences.npy", "documents.npy")
 
@@ -53,16 +53,17 @@ def test_the_number_of_workers_changes_nothing(text, capsys):
 
 
 def test_a_killed_preparation_goes_on(text, monkeypatch):
-    from train.data.corpus import preparation
+    from train.data.pretraining import preparation
 
     whole, killed = text.parent / "whole", text.parent / "killed"
     prepare_store(Preparation((str(text),), whole, tokenizer=text.parent / "words", workers=1))
     aside = text.parent / "killed.preparing"
     # The real command, noting every piece, killed as soon as it has noted some.
     code = (
-        "import sys\nfrom train.data.corpus import preparation\n"
+        "import sys\nfrom train.data.pretraining import preparation\n"
         "preparation._SAVE_INTERVAL = 1\npreparation._CHUNKS_AHEAD = 0\n"
-        "if __name__ == '__main__':\n    from train.data.corpus.preparation import main; sys.exit(main(sys.argv[1:]))"
+        "if __name__ == '__main__':\n"
+        "    from train.data.pretraining.preparation import main; sys.exit(main(sys.argv[1:]))"
     )
     script = text.parent / "slow.py"
     script.write_text(code)
@@ -96,7 +97,7 @@ def interrupted(text, folder, **how):
     """A preparation whose text turns out to be damaged in its last line."""
     good = text.read_bytes()
     text.write_bytes(good + b"\xff")
-    from train.data.corpus import preparation
+    from train.data.pretraining import preparation
 
     before = preparation._SAVE_INTERVAL, preparation._CHUNKS_AHEAD
     preparation._SAVE_INTERVAL, preparation._CHUNKS_AHEAD = 1, 0

@@ -6,10 +6,10 @@ import pytest
 
 from flaxbert.losses import IGNORE
 from tests.train import corpora
-from train.data.corpus.store import TokenStore
 from train.data.pretraining import segments, store_batches
 from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.segments import NextSentencePairs, StreamExamples, document_spans
+from train.data.pretraining.store import TokenStore
 from train.data.pretraining.store_batches import HeldOutBatches, PretrainingRowShape, RowBuilder, TrainBatches
 from train.distributed import HostShard
 
@@ -187,7 +187,7 @@ def test_the_order_never_changes():
 
 
 def test_wikipedia_packed(data_dir, tmp_path, monkeypatch):
-    from train.data.corpus.preparation import Preparation, prepare_store
+    from train.data.pretraining.preparation import Preparation, prepare_store
 
     monkeypatch.setattr(store_batches, "_BLOCK_TOKENS", 2**21)
     text = tmp_path / "text.txt"

@@ -1,6 +1,6 @@
 import pytest
 
-from train.data.corpus.tokens import split_sentences
+from train.data.pretraining.tokens import split_sentences
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from tests.train import corpora
-from train.data.corpus.preparation import Preparation, prepare_store
-from train.data.corpus.store import RECORD, StoreWriter, TokenStore
-from train.data.corpus.tokens import SentenceTokenizer, text_chunks
+from train.data.pretraining.preparation import Preparation, prepare_store
+from train.data.pretraining.store import RECORD, StoreWriter, TokenStore
+from train.data.pretraining.tokens import SentenceTokenizer, text_chunks
 
 TEXTS = corpora.documents(40)
 

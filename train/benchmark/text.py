@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.corpus.preparation import Preparation, prepare_store
-from train.data.corpus.reader import TextReader
-from train.data.corpus.store import TokenStore
-from train.data.corpus.tokens import split_sentences
 from train.data.pretraining.datasets import ExampleOptions
+from train.data.pretraining.preparation import Preparation, prepare_store
+from train.data.pretraining.reader import TextReader
+from train.data.pretraining.store import TokenStore
 from train.data.pretraining.store_batches import TrainBatches
+from train.data.pretraining.tokens import split_sentences
 
 _BATCH = 5000  # sentences of one call of the library
 

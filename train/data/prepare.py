@@ -4,6 +4,6 @@ import sys
 
 if __name__ == "__main__":
     # Imported here: every process that tokenises imports this file, and needs none of it.
-    from train.data.corpus.preparation import main
+    from train.data.pretraining.preparation import main
 
     sys.exit(main(sys.argv[1:]))

@@ -17,10 +17,10 @@ from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
-from train.data.corpus.store import TOKENIZER
 from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, open_text, store_data
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
+from train.data.pretraining.store import TOKENIZER
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard, Placement
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup

@@ -13,8 +13,8 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.test_loop import stop_after
 from train.config import Config, Model, Run
-from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.pretraining.datasets import Segments, Stage
+from train.data.pretraining.preparation import Preparation, prepare_store
 from train.evaluate import Evaluation
 from train.loop import run
 from train.optim import Optim

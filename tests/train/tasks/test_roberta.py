@@ -13,8 +13,8 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.tokenizer_files import TOKENIZER_FILES
 from tests.flaxbert.families.test_roberta import write_classifier
 from train.config import Config, Model, Run
-from train.data.corpus.preparation import Preparation, prepare_store
 from train.data.pretraining.datasets import Segments
+from train.data.pretraining.preparation import Preparation, prepare_store
 from train.loop import run
 from train.tasks.pretraining import Pretraining
 from train.tasks.sequence_classification import SequenceClassification

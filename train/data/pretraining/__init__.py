@@ -1,1 +1,1 @@
-"""Examples for masked-LM and next-sentence training, made while training from a store of tokens."""
+"""Data of pretraining: text to a store of tokens, and a store to examples and batches, made while training."""

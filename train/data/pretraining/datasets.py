@@ -10,11 +10,10 @@ import numpy as np
 import tyro
 
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.reader import TextReader
-from train.data.corpus.store import RECORD, TokenStore
-from train.data.corpus.tokens import SentenceTokenizer, note_lost_marks, text_chunks
 from train.data.pretraining.masking import Masking, MaskingRule
+from train.data.pretraining.reader import TextReader
 from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
+from train.data.pretraining.store import RECORD, TokenStore
 from train.data.pretraining.store_batches import (
     HeldOutBatches,
     PretrainingRowShape,
@@ -22,6 +21,7 @@ from train.data.pretraining.store_batches import (
     StagedBatches,
     TrainBatches,
 )
+from train.data.pretraining.tokens import SentenceTokenizer, note_lost_marks, text_chunks
 from train.distributed import HostBatch, HostShard, TrainSet
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from train.data.corpus.store import TokenStore
 from train.data.pretraining.masking import random_bits
+from train.data.pretraining.store import TokenStore
 
 # Longer documents are divided over several blocks: otherwise all examples of a book would be in one block.
 _SPAN_TOKENS = 2**14

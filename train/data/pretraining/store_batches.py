@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from train.data.corpus.store import TokenStore
 from train.data.packing import PackedShape, best_fit
 from train.data.pretraining.masking import Masking, MaskingRule, random_key
 from train.data.pretraining.segments import ExampleBuilder, PretrainingExamples, as_spans, document_spans
+from train.data.pretraining.store import TokenStore
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 # The examples of a block are built at once and shuffled; the documents of a block differ in every epoch.

@@ -24,9 +24,9 @@ import tyro
 
 from flaxbert.files import atomic_folder, atomic_write, read_json, require_absent
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.reader import TextReader
-from train.data.corpus.store import TOKENIZER, StoreWriter
-from train.data.corpus.tokens import (
+from train.data.pretraining.reader import TextReader
+from train.data.pretraining.store import TOKENIZER, StoreWriter
+from train.data.pretraining.tokens import (
     SentenceTokenizer,
     TokenChunk,
     id_dtype,

@@ -27,7 +27,7 @@ import numpy as np
 
 from flaxbert.files import atomic_write, file_sha256, read_json
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.corpus.tokens import TokenChunk
+from train.data.pretraining.tokens import TokenChunk
 
 FORMAT = "flaxbert tokens"
 VERSION = 1
