@@ -8,6 +8,9 @@ from flaxbert.cache import init_cache
 # sizes
 from flaxbert.config import BertConfig
 
+# an encoder and a decoder together
+from flaxbert.encoder_decoder import EncoderDecoderModel
+
 # settings of the computation
 from flaxbert.execution import AttentionImplementation, Remat
 
@@ -47,6 +50,7 @@ __all__ = [
     "BertForTokenClassification",
     "BertLMHeadModel",
     "BertModel",
+    "EncoderDecoderModel",
     "PreTrainedModel",
     "Remat",
     "RobertaConfig",

@@ -112,3 +112,16 @@ class QuestionAnsweringModelOutput:
     end_logits: Float[Array, "B T"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
+
+
+@struct.dataclass
+class Seq2SeqLMOutput:
+    """Output of `EncoderDecoderModel`; T positions of the decoder, X of the encoder."""
+
+    logits: Float[Array, "B T V"]
+    decoder_hidden_states: HiddenStates | None = None
+    decoder_attentions: Attentions | None = None
+    cross_attentions: CrossAttentions | None = None
+    encoder_last_hidden_state: Float[Array, "B X D"] | None = None
+    encoder_hidden_states: tuple[Float[Array, "B X E"], ...] | None = None
+    encoder_attentions: tuple[Float[Array, "B _ X X"], ...] | None = None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from flaxbert.encoder_decoder import EncoderDecoderModel
 from flaxbert.families import HeadKind, architecture_name, architecture_of, config_to_dict, family_of, read_keys
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums
@@ -56,7 +57,7 @@ class WriteOptions:
 
 def save_pretrained(
     path: str | Path,
-    model: PreTrainedModel,
+    model: PreTrainedModel | EncoderDecoderModel,
     params: Params,
     *,
     dtype: DTypeLike = jnp.float32,
@@ -80,25 +81,39 @@ def save_pretrained(
     Raises:
         ValueError: the parameters are not those of the model (lists each difference), or a dtype that is not allowed.
     """
+    if not isinstance(model, PreTrainedModel):
+        from flaxbert.weights.encoder_decoder import save_encoder_decoder  # which calls this module for its parts
+
+        save_encoder_decoder(path, model, params, dtype=dtype, max_shard_size=max_shard_size, checksums=checksums)
+        return
     differences = shape_differences(dict(params), model.parameter_shapes())
     if differences:
         raise ValueError("\n".join([f"these are not the parameters of {type(model).__name__}:", *differences]))
-    target = np.dtype(dtype)
-    if target.name not in DTYPES:
-        raise ValueError(f"dtype is {target.name}; allowed: {', '.join(DTYPES)}")
+    tensors = file_tensors(model, params, np.dtype(dtype))
+    only_gather = is_multihost(params) and jax.process_index() > 0
+    options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
+    write_folder(path, config_text(model, tensors), tensors, options)
+    if not only_gather and model.origin is not None and model.origin.is_dir():
+        copy_other_files(model.origin, Path(path), model)
+
+
+def file_tensors(model: PreTrainedModel, params: Params, dtype: np.dtype) -> dict[str, LazyTensor]:
+    """Return the parameters of a model as tensors of a safetensors file, by their names in it.
+
+    Raises:
+        ValueError: a dtype that is not allowed.
+    """
+    if dtype.name not in DTYPES:
+        raise ValueError(f"dtype is {dtype.name}; allowed: {', '.join(DTYPES)}")
 
     def parameter(path: ParameterPath) -> Callable[[], ArrayLike]:
         return lambda: leaf_at(params, path)
 
     tensors = {
-        mapping.name: ParameterTensor(mapping, target, parameter(mapping.path))
+        mapping.name: ParameterTensor(mapping, dtype, parameter(mapping.path))
         for mapping in name_mappings(family_of(model), params, vocab_size=model.config.vocab_size)
     }
-    only_gather = is_multihost(params) and jax.process_index() > 0
-    options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
-    write_model_folder(path, model, tensors, options)
-    if not only_gather and model.origin is not None and model.origin.is_dir():
-        copy_other_files(model.origin, Path(path), model)
+    return _with_file_names(model, tensors, SAFETENSORS)
 
 
 def copy_other_files(

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from flaxbert.families import architecture_name, architecture_of, family_of, read_config
+from flaxbert.families import architecture_name, architecture_of, family_of, read_config, read_keys
 from flaxbert.families.family import ParameterPath
 from flaxbert.models import Model, PreTrainedModel
 from flaxbert.sharding import AxisRules, check_divisible, tree_shardings
@@ -22,6 +22,9 @@ from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, tree_o
 from flaxbert.weights.tensors import LazyTensor
 
 _log = logging.getLogger("flaxbert")
+
+ENCODER_DECODER = "encoder-decoder"
+"""The "model_type" of a folder that holds two models."""
 
 
 def load_model(
@@ -98,8 +101,10 @@ def load_parameters(
     return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
 
 
-def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint with the class that config.json names under "architectures".
+
+    The folder of an encoder-decoder gives an `EncoderDecoderModel` (`weights.encoder_decoder.load_encoder_decoder`).
 
     Where it names none, as Google's, the class is the one that has these tensors. A base model (`BertModel`) has a
     pooler where the checkpoint has one; those of sentence-transformers often have none. The arguments, results and
@@ -109,6 +114,10 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[PreTrainedModel
         ValueError: config.json names no class of this library.
     """
     checkpoint = open_checkpoint(Path(path))
+    if read_keys(checkpoint.config_folder).get("model_type") == ENCODER_DECODER:
+        from flaxbert.weights.encoder_decoder import load_encoder_decoder  # which calls this module for its parts
+
+        return load_encoder_decoder(path, **arguments)
     config = arguments.pop("config", None) or read_config(checkpoint.config_folder)
     architecture = find_architecture(checkpoint, config)
     if architecture.is_base_model and "add_pooling_layer" not in arguments:
