@@ -1,6 +1,6 @@
 """BERT in JAX/Flax: every head, its losses, sharded training, and Hugging Face weights both ways."""
 
-from flaxbert import dropout, functional, losses, sharding, transformer, weights
+from flaxbert import dropout, functional, losses, sharding, surgery, transformer, weights
 
 # a decoder's keys and values
 from flaxbert.cache import init_cache
@@ -64,6 +64,7 @@ __all__ = [
     "losses",
     "save_pretrained",
     "sharding",
+    "surgery",
     "transformer",
     "weights",
 ]
