@@ -156,7 +156,11 @@ def place_on_devices(
     for name, tensor in matched.tensors.items():
         mapping = matched.mappings[name]
         sharding = leaf_at(shardings, mapping.path) if shardings else None
-        if isinstance(tensor, ParameterTensor) and mapping.stored_rows is tensor.mapping.stored_rows is None:
+        if (
+            isinstance(tensor, ParameterTensor)
+            and mapping.path == tensor.mapping.path
+            and mapping.stored_rows is tensor.mapping.stored_rows is None
+        ):
             # The parameter with all its layers is read at once, and once.
             if mapping.layer in (None, 0):
                 parameter = tensor.parameter()
