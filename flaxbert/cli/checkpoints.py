@@ -18,6 +18,7 @@ from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import Conversion, ReportProgress, convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import resolve_checkpoint_path
+from flaxbert.conversion.shape_changes import ShapeChanges, parse_heads, parse_layers
 from flaxbert.conversion.verify import Verification, verify
 from flaxbert.families import ARCHITECTURES
 
@@ -49,6 +50,14 @@ class Convert:
     """Maximum size of a weights file: 5GB, 200MB, or a number of bytes. Larger checkpoints are split into several."""
     hidden_act: str | None = None
     """Activation for config.json; "gelu" keeps the name in Google's config, whose code computes the tanh form."""
+    prune_heads: str | None = None
+    """Attention heads to remove, by layer: 0:1,2;3:0 removes heads 1 and 2 of layer 0 and head 0 of layer 3."""
+    keep_layers: str | None = None
+    """Layers to keep, in ascending order, like 0,2,4; the others are dropped. Numbers are those of SRC."""
+    resize_vocab: int | None = None
+    """Number of vocabulary entries; the last ones are cut, or new ones are drawn around the mean of the old ones."""
+    pad_to_multiple_of: int | None = None
+    """Round the number of vocabulary entries up to a multiple of this."""
     verify: bool = False
     """Read the written checkpoint and compare it with SRC before DST appears."""
     revision: str | None = None
@@ -58,6 +67,12 @@ class Convert:
 
     def run(self) -> int:
         """Convert and print a summary."""
+        changes = ShapeChanges(
+            prune_heads={} if self.prune_heads is None else parse_heads(self.prune_heads),
+            keep_layers=None if self.keep_layers is None else parse_layers(self.keep_layers),
+            vocab_size=self.resize_vocab,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
         with resolve_checkpoint_path(self.src, revision=self.revision) as path, _progress_bar() as progress:
             conversion = convert(
                 path,
@@ -67,6 +82,7 @@ class Convert:
                 dtype=self.dtype,
                 max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
                 hidden_act=self.hidden_act,
+                changes=changes,
                 verify=self.verify,
                 progress=progress,
             )

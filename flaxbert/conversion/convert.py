@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
+from flaxbert.conversion.shape_changes import ShapeChanges, require_room_for_tokenizer
 from flaxbert.families import FAMILIES, architecture_name, architecture_of, read_config, read_model_type
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import (
@@ -118,6 +119,7 @@ def convert(
     dtype: str | None = None,
     max_shard_size: int | None = None,
     hidden_act: str | None = None,
+    changes: ShapeChanges | None = None,
     verify: bool = False,
     key: jax.Array | None = None,
     progress: ReportProgress | None = None,
@@ -136,8 +138,9 @@ def convert(
         dtype: the type of the numbers: "float32", "float16" or "bfloat16"; the checkpoint's own where None.
         max_shard_size: bytes a file; more are written as several files. Not for orbax.
         hidden_act: replaces the activation of the checkpoint's config ("gelu" keeps what Google's config says).
+        changes: pruned heads, fewer layers, another vocabulary. All parameters are in memory then.
         verify: read the folder before it appears and compare it with the checkpoint.
-        key: for a new head; `jax.random.key(0)` where None.
+        key: for a new head and new vectors; `jax.random.key(0)` where None.
         progress: called with the number of bytes written.
 
     Raises:
@@ -148,19 +151,30 @@ def convert(
     checkpoint = open_checkpoint(Path(path))
     model_type = read_model_type(checkpoint.config_folder)
     if model_type not in FAMILIES:
-        _require_copyable(checkpoint, model_type, format, head=head, hidden_act=hidden_act)
+        requests = {"head": head, "hidden_act": hidden_act} | (changes.given if changes else {})
+        _require_copyable(checkpoint, model_type, format, requests)
         return _copy_unknown_model(checkpoint, model_type, output)
     config = read_config(checkpoint.config_folder)
     if hidden_act is not None:
         config = config.replace(hidden_act=hidden_act)
     model, matched = ModelCheckpoint(checkpoint, config).match(head)
-    return _convert_model(checkpoint, model, matched, key, output)
+    checkpoint.verify_checksums()
+    initialised = sorted(matched.missing)
+    if changes is not None and changes.given:
+        model, matched = changes.apply(model, matched, key)
+        if model.config.vocab_size < config.vocab_size:
+            require_room_for_tokenizer(checkpoint.model_folder, model.config.vocab_size)
+    if format == FLAX.name and (model.config.pruned_heads or model.config.has_relative_positions):
+        raise ValueError(
+            "format is 'flax'; the Flax classes of transformers 4 ignore pruned heads and relative positions, and "
+            "would fail or compute something else: write another format"
+        )
+    return dataclasses.replace(_convert_model(checkpoint, model, matched, key, output), newly_initialised=initialised)
 
 
 def _convert_model(
     checkpoint: Checkpoint, model: PreTrainedModel, matched: MatchedTensors, key: jax.Array | None, output: _Output
 ) -> Conversion:
-    checkpoint.verify_checksums()
     tensors = _all_tensors(model, matched, key)
     if output.dtype is not None:
         tensors = {name: cast(tensor, np.dtype(output.dtype), name=name) for name, tensor in tensors.items()}
@@ -264,12 +278,10 @@ def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output
     )
 
 
-def _require_copyable(
-    checkpoint: Checkpoint, model_type: str, format: str, *, head: str | None, hidden_act: str | None
-) -> None:
+def _require_copyable(checkpoint: Checkpoint, model_type: str, format: str, requests: Mapping[str, object]) -> None:
     """Raise ValueError for a request that needs a class of this library."""
     folder = checkpoint.config_folder
-    for name, value in {"head": head, "hidden_act": hidden_act}.items():
+    for name, value in requests.items():
         if value is not None:
             raise ValueError(
                 f"{folder}: {name} is {value!r}; model_type is {model_type!r}, which has no class here that takes it"

@@ -20,6 +20,7 @@ import flaxbert
 from flaxbert import cli
 from flaxbert.cli import checkpoints
 from flaxbert.conversion.origin import resolve_checkpoint_path
+from flaxbert.conversion.shape_changes import ShapeChanges
 from flaxbert.conversion.verify import Verification
 from flaxbert.weights import tensors
 from flaxbert.weights.checkpoint import open_checkpoint
@@ -72,6 +73,23 @@ def test_convert_prints_a_summary(folder, tmp_path, capsys):
     done = json.loads(out)
     assert (code, done["head"], done["newly_initialised"]) == (0, "BertModel", [])
     assert "cls.predictions.bias" in done["left_out"]
+
+
+def test_convert_changes_the_shape(folder, tmp_path, capsys):
+    changes = ("--prune-heads", "0:1", "--keep-layers", "0", "--resize-vocab", "30", "--pad-to-multiple-of", "8")
+    code, out, err = run(capsys, "convert", folder, tmp_path / "out", *changes, "--verify")
+    assert (code, err) == (0, "") and "26 tensors" in out
+    config = flaxbert.BertConfig.from_pretrained(tmp_path / "out")
+    assert (config.pruned_heads, config.vocab_size) == (((0, (1,)),), 32)
+    for flag, value, message in [
+        ("--prune-heads", "0:0,1", "pruned_heads has all heads of layer 0"),
+        ("--prune-heads", "0-1", "write layers and their heads like"),
+        ("--keep-layers", "0,1", "it must be numbers of layers from 0 to 0"),
+        ("--keep-layers", "all", "write the numbers of layers like 0,2,4"),
+        ("--resize-vocab", "0", "vocab_size is 0"),
+    ]:
+        code, _, err = run(capsys, "convert", folder, tmp_path / "other", flag, value)
+        assert code == 2 and message in err and not (tmp_path / "other").exists()
 
 
 def test_inspect_lists_everything_and_whether_it_would_load(folder, capsys):
@@ -172,13 +190,14 @@ def test_verify_reads_every_part_of_a_tensor(folder, tmp_path, capsys, monkeypat
         (
             "convert",
             ["FOLDER", "out", "--head", "BertModel", "--format", "flax", "--dtype", "float16", "--max-shard-size",
-             "2KB", "--hidden-act", "relu", "--verify"],
+             "2KB", "--hidden-act", "relu", "--prune-heads", "0:1,2;3:0", "--keep-layers", "0,3",
+             "--resize-vocab", "30", "--pad-to-multiple-of", "8", "--verify"],
             {"head": "BertModel", "format": "flax", "dtype": "float16", "max_shard_size": 2000, "hidden_act": "relu",
-             "verify": True},
+             "changes": ShapeChanges({0: [1, 2], 3: [0]}, [0, 3], 30, 8), "verify": True},
         ),
         ("convert", ["FOLDER", "out"],
          {"head": None, "format": "safetensors", "dtype": None, "max_shard_size": None, "hidden_act": None,
-          "verify": False}),
+          "changes": ShapeChanges(), "verify": False}),
         ("inspect", ["FOLDER", "--no-checksums"], {"checksums": False}),
         ("verify", ["FOLDER", "FOLDER", "--no-outputs"], {"outputs": False}),
         ("average", ["FOLDER", "--output", "out", "--last", "3"], {"last": 3}),
