@@ -22,6 +22,9 @@ from flaxbert.families.roberta import (
     RobertaForSequenceClassification,
     RobertaModel,
 )
+
+# text generation
+from flaxbert.generation import GenerationSettings, generate
 from flaxbert.heads import (
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -51,6 +54,7 @@ __all__ = [
     "BertLMHeadModel",
     "BertModel",
     "EncoderDecoderModel",
+    "GenerationSettings",
     "PreTrainedModel",
     "Remat",
     "RobertaConfig",
@@ -60,6 +64,7 @@ __all__ = [
     "dropout",
     "from_pretrained",
     "functional",
+    "generate",
     "init_cache",
     "losses",
     "save_pretrained",

@@ -93,7 +93,7 @@ def _add_token(state: SearchState, scores: Float[Array, "B V"], settings: Genera
     else:
         scores = restrict_to_likely(scores, settings)
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.length - prompt_length)
-        chosen = jax.vmap(jax.random.categorical)(keys, scores)
+        chosen = jax.vmap(lambda key, row: _draw(key, row, settings.top_k))(keys, scores)
     log_probs = jnp.take_along_axis(scores, chosen[:, None], axis=1)[:, 0] - jax.nn.logsumexp(scores, axis=1)
     chosen = jnp.where(state.ended, settings.padding, chosen).astype(state.tokens.dtype)
     return state._replace(
@@ -103,3 +103,11 @@ def _add_token(state: SearchState, scores: Float[Array, "B V"], settings: Genera
         lengths=state.lengths + ~state.ended,
         log_probs=state.log_probs + jnp.where(state.ended, 0.0, log_probs),
     )
+
+
+def _draw(key: Key[Array, ""], scores: Float[Array, "V"], candidates: int) -> Int[Array, ""]:
+    """Return a random token; where only some `candidates` are allowed, it costs as many random numbers."""
+    if not 0 < candidates < len(scores):
+        return jax.random.categorical(key, scores)
+    best, ids = jax.lax.top_k(scores, candidates)
+    return ids[jax.random.categorical(key, best)]

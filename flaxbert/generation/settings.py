@@ -1,42 +1,14 @@
 """`GenerationSettings`: the numbers and switches of text generation, checked when built."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from flaxbert.config import BertConfig
-from flaxbert.files import read_json
+from flaxbert.generation.settings_file import LENGTHS, read_settings
 
 _DEFAULT_NEW_TOKENS = 20  # as in transformers
-
-# Keys of a generation_config.json that change the tokens and are not built, with the values that change nothing.
-_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
-    "assistant_early_exit": (None,),
-    "begin_suppress_tokens": (None, []),
-    "constraints": (None,),
-    "diversity_penalty": (None, 0.0),
-    "dola_layers": (None,),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "exponential_decay_length_penalty": (None,),
-    "force_words_ids": (None,),
-    "guidance_scale": (None, 1.0),
-    "max_time": (None,),
-    "min_p": (None,),
-    "num_beam_groups": (None, 1),
-    "penalty_alpha": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "renormalize_logits": (None, False),
-    "sequence_bias": (None,),
-    "stop_strings": (None,),
-    "token_healing": (None, False),
-    "top_h": (None,),
-    "typical_p": (None, 1.0),
-    "watermarking_config": (None,),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,30 +100,8 @@ class GenerationSettings:
             FileNotFoundError: the folder has neither file.
             ValueError: the file sets something that is not built, or a value is impossible.
         """
-        folder = Path(path).expanduser()
-        files = [folder / name for name in ("generation_config.json", "config.json")]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            raise FileNotFoundError(f"{folder}: has no generation_config.json and no config.json")
-        values = read_json(file)
-        if not isinstance(values, dict):
-            raise ValueError(f"{file}: holds no JSON object")
-        for name, neutral in _NOT_BUILT.items():
-            if name in values and values[name] not in neutral:
-                raise ValueError(f"{file}: sets {name} to {values[name]!r:.60}, which is not built; delete that key")
         names = {field.name for field in dataclasses.fields(cls)}
-        found = {name: value for name, value in values.items() if name in names and value is not None}
-        for pair in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
-            kept = next((name for name in pair if changes.get(name) is not None or name in found), None)
-            given = [name for name in pair if changes.get(name) is not None]
-            for name in pair:
-                if name != (given[0] if given else kept):
-                    found.pop(name, None)
-        merged = found | changes
-        ignored: set[str] = set() if merged.get("do_sample") else {"temperature", "top_k", "top_p"}
-        if merged.get("num_beams", 1) == 1:
-            ignored |= {"length_penalty", "early_stopping"}
-        return cls(**{name: value for name, value in merged.items() if name in changes or name not in ignored})
+        return cls(**read_settings(Path(path).expanduser(), names, changes))
 
     def resolve(self, config: BertConfig, *, prompt_length: int, longest_prompt: int) -> Self:
         """Return these settings for prompts of `prompt_length` columns, of which `longest_prompt` are tokens.
@@ -219,7 +169,7 @@ class GenerationSettings:
             raise ValueError("bad_words_ids holds an empty sequence; each needs a token")
 
     def _check_combinations(self):
-        for first, second in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        for first, second in LENGTHS:
             if getattr(self, first) is not None and getattr(self, second) is not None:
                 raise ValueError(f"{first} and {second} are both given; give one of them")
         for name, neutral in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0)):
