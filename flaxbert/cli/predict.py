@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import io
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,12 +14,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxbert.cli.generation_flags import SETTINGS_FLAGS, GenerationFlags, settings_options
 from flaxbert.cli.prediction_tasks import TASKS, PredictionTask
 from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.files import atomic_write
-from flaxbert.pipelines import Aggregation, Pipeline, Pooling
+from flaxbert.pipelines import Aggregation, Pipeline, Pooling, TextGenerationPipeline
 from flaxbert.text.tables import without_blank_end
 
 _VECTORS = ".npy"
@@ -34,8 +36,8 @@ class _Prediction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Run a model on texts: fill masks, classify, judge the next sentence, choose, tag, answer, embed.
+class Predict(GenerationFlags):
+    """Run a model on texts: fill masks, classify, judge the next sentence, choose, tag, answer, embed, generate.
 
     Texts come from the arguments, from --file, or from standard input with one input per line. Tabs separate the texts
     of an input: a pair, a question and its context, a prompt and its choices. For next-sentence, answer and choose,
@@ -43,7 +45,9 @@ class Predict:
     split them into windows of this length instead.
     """
 
-    task: tyro.conf.Positional[Literal["fill-mask", "classify", "next-sentence", "choose", "tag", "answer", "embed"]]
+    task: tyro.conf.Positional[
+        Literal["fill-mask", "classify", "next-sentence", "choose", "tag", "answer", "embed", "generate"]
+    ]
     """Task to run; the model must have the head of this task."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts, if they come neither from --file nor from standard input."""
@@ -58,7 +62,7 @@ class Predict:
     json: bool = False
     """Print the results as JSON lines."""
     top_k: int | None = None
-    """fill-mask, classify, answer: number of results for each mask, text or question."""
+    """fill-mask, classify, answer: number of results; generate, with --do-sample: number of tokens to draw among."""
     targets: tuple[str, ...] = ()
     """fill-mask: words to choose from; by default the whole vocabulary."""
     pooling: Annotated[Pooling | None, tyro.conf.EnumChoicesFromValues] = None
@@ -97,6 +101,8 @@ class Predict:
         count = count_inputs(read_inputs()) if self.texts or (self.file and self.file.is_file()) else None
         with resolve_checkpoint_path(self.model, revision=self.revision) as folder:
             pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **options)
+            if self.stream:
+                return _print_streams(pipeline, usable_texts(read_inputs()))
             predictions = _predict(pipeline, task, usable_texts(read_inputs()))
             with self._progress_bar() as progress:
                 predictions = progress.track(predictions, total=count, description="predicting")
@@ -125,7 +131,12 @@ class Predict:
             self._check_output(self.output)
         if not self.texts and not self.file and sys.stdin is None:
             raise ValueError("no texts: give them as arguments, with --file, or on standard input")
+        if self.stream and (self.json or self.output is not None):
+            raise ValueError("--stream prints plain text; give it without --json and --output")
         options = {name: given[name] for name in (*own, "batch_size", "max_length") if name in given}
+        options.pop("stream", None)
+        if self.task == "generate":
+            options = settings_options(options)
         if self.texts:
             options["batch_size"] = min(self.batch_size, len(self.texts))
         elif self.file is None and sys.stdin.isatty():  # a person types the texts and waits for each result
@@ -182,6 +193,8 @@ def _task_flags(task: PredictionTask) -> list[str]:
     """Return the names of the flags that the task's pipeline has and others may lack."""
     names = {field.name for field in dataclasses.fields(task.pipeline)}
     shared = {field.name for field in dataclasses.fields(Pipeline)}
+    if task.pipeline is TextGenerationPipeline:
+        names |= {*SETTINGS_FLAGS, "stream"}
     return [field.name for field in dataclasses.fields(Predict) if field.name in names - shared]
 
 
@@ -199,6 +212,16 @@ def _predict(
 
     for result in pipeline.stream(items()):
         yield _Prediction(pending.popleft(), result)
+
+
+def _print_streams(pipeline: Pipeline[Any, Any], inputs: Iterable[tuple[str, ...]]) -> int:
+    """Print each text and its continuation while that is generated."""
+    assert isinstance(pipeline, TextGenerationPipeline)
+    for (text,) in inputs:
+        for piece in itertools.chain([text], pipeline.stream_text(text)):
+            print(escape_control_characters(piece), end="", flush=True)
+        print()
+    return 0
 
 
 def _write(output: Path, task: PredictionTask, predictions: Iterable[_Prediction]) -> int:

@@ -84,6 +84,10 @@ def _vector_json(result: np.ndarray) -> dict[str, Any]:
     return {"vector": result.tolist()}
 
 
+def _continuation_lines(texts: Sequence[str], result: pipelines.GeneratedText) -> list[str]:
+    return [texts[0], *(f"  {found.score:9.4f}  {texts[0]}{found.text}" for found in result.continuations)]
+
+
 _MASKED_TEXT = InputShape(1, 1, f"a text with {' or '.join(_MASKS)}", _require_mask)
 _TEXT = InputShape(1, 1, "a text")
 _TEXT_TO_TAG = InputShape(1, 1, "a text", may_be_words=True)
@@ -99,5 +103,6 @@ TASKS = {
     "choose": PredictionTask(pipelines.MultipleChoicePipeline, _CHOICES, _choice_lines),
     "tag": PredictionTask(pipelines.EntityRecognitionPipeline, _TEXT_TO_TAG, _entity_lines, _entity_json),
     "answer": PredictionTask(pipelines.QuestionAnsweringPipeline, _QUESTION, _answer_lines),
+    "generate": PredictionTask(pipelines.TextGenerationPipeline, _TEXT, _continuation_lines),
     "embed": PredictionTask(pipelines.SentenceEmbeddingPipeline, _TEXT, _vector_lines, _vector_json),
 }

@@ -22,6 +22,7 @@ from flaxbert.pipelines.text_classification import (
     NextSentencePrediction,
     TextClassificationPipeline,
 )
+from flaxbert.pipelines.text_generation import Continuation, GeneratedText, TextGenerationPipeline
 from flaxbert.text.aggregation import Aggregation, Entity
 from flaxbert.text.answers import Candidate
 
@@ -29,6 +30,7 @@ __all__ = [
     "Aggregation",
     "Candidate",
     "Choice",
+    "Continuation",
     "Classification",
     "Entity",
     "EntityRecognitionPipeline",
@@ -36,6 +38,7 @@ __all__ = [
     "FillMaskPipeline",
     "FilledText",
     "Filling",
+    "GeneratedText",
     "Label",
     "MultipleChoicePipeline",
     "NextSentencePipeline",
@@ -46,6 +49,7 @@ __all__ = [
     "SentenceEmbeddingPipeline",
     "TaggedText",
     "TextClassificationPipeline",
+    "TextGenerationPipeline",
 ]
 
 

@@ -30,6 +30,7 @@ _PREDICT_TASKS = {
     HeadKind.NONE: "embed",
     HeadKind.PRETRAINING: "fill-mask and next-sentence",
     HeadKind.MASKED_LM: "fill-mask",
+    HeadKind.CAUSAL_LM: "generate",
     HeadKind.NEXT_SENTENCE: "next-sentence",
     HeadKind.SEQUENCE_CLASSIFICATION: "classify",
     HeadKind.MULTIPLE_CHOICE: "choose",

@@ -21,6 +21,7 @@ from flaxbert.pipelines import (
     Pooling,
     QuestionAnsweringPipeline,
     SentenceEmbeddingPipeline,
+    TextGenerationPipeline,
 )
 from tests.flaxbert.reference_folders import saved
 
@@ -38,8 +39,11 @@ def folders(data_dir, tmp_path_factory):
         "tag": "BertForTokenClassification",
         "answer": "BertForQuestionAnswering",
         "embed": "BertModel",
+        "generate": "BertLMHeadModel",
     }
-    return {task: saved(name, root / task, tokenizer) for task, name in names.items()}
+    return {
+        task: saved(name, root / task, tokenizer, is_decoder=name == "BertLMHeadModel") for task, name in names.items()
+    }
 
 
 @pytest.fixture
@@ -55,6 +59,33 @@ def predict(folders, capsys, monkeypatch):
         return code, printed.out, printed.err
 
     return run
+
+
+def test_generated_texts(predict, folders):
+    flags = ("--max-new-tokens", 3, "--num-beams", 2, "--num-return-sequences", 2, "--early-stopping", "never")
+    settings = {"max_new_tokens": 3, "num_beams": 2, "num_return_sequences": 2, "early_stopping": "never"}
+    generate = TextGenerationPipeline.from_pretrained(folders["generate"], settings=settings)
+    (wanted,) = generate(["Paris is"])
+    code, out, err = predict("generate", "Paris is", *flags, "--json")
+    assert (code, err) == (0, "")
+    assert [found["text"] for found in json.loads(out)["continuations"]] == [c.text for c in wanted.continuations]
+    code, out, _ = predict("generate", "Paris is", *flags)
+    assert (
+        code == 0
+        and out.splitlines()[1] == f"  {wanted.continuations[0].score:9.4f}  Paris is{wanted.continuations[0].text}"
+    )
+
+
+def test_generated_texts_are_streamed(predict):
+    flags = ("--max-new-tokens", 3, "--do-sample", "--top-k", 4, "--seed", 3)
+    code, out, err = predict("generate", "Paris is", "A text", *flags, "--stream")
+    assert (code, err) == (0, "") and [line[:6] for line in out.splitlines()] == ["Paris ", "A text"]
+    code, _, err = predict("generate", "Paris is", "--stream", "--json")
+    assert code == 2 and "--stream prints plain text; give it without --json and --output" in err
+    code, _, err = predict("generate", "Paris is", "--temperature", 2)
+    assert code == 2 and "temperature is 2.0 without sampling" in err
+    code, _, err = predict("fill-mask", "a [MASK]", "--num-beams", 2)
+    assert code == 2 and "fill-mask has no --num-beams" in err
 
 
 def test_fill_mask_of_arguments(predict, folders):

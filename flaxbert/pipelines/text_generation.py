@@ -1,0 +1,172 @@
+"""Pipeline that continues texts."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from flaxbert import generation
+from flaxbert.conversion.model_checkpoint import ModelCheckpoint
+from flaxbert.families import HeadKind
+from flaxbert.generation import GenerationSettings
+from flaxbert.layers import Params
+from flaxbert.lm_heads import BertLMHeadModel
+from flaxbert.pipelines.batching import InputSequence, ModelBatch
+from flaxbert.pipelines.pipeline import Pipeline, require_text
+
+_DEFAULT_NEW_TOKENS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """New text after a prompt, its number of tokens (the end token included), and its score (`GenerationOutput`)."""
+
+    text: str
+    tokens: int
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedText:
+    """The continuations of a prompt: `num_return_sequences`, those of a beam search best first."""
+
+    continuations: tuple[Continuation, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextGenerationPipeline(Pipeline[str, GeneratedText]):
+    """Continuations of texts by a decoder. A prompt is `[CLS] text`, without the separator that would end it.
+
+    Attributes:
+        settings: those of the search. Without an end token, [SEP] ends a text.
+        seed: of the samples; a sample depends on the seed, the text and its number alone.
+    """
+
+    settings: GenerationSettings = GenerationSettings()
+    seed: int = 0
+
+    heads: ClassVar = (HeadKind.CAUSAL_LM,)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.settings.max_length is not None:
+            raise ValueError(
+                f"max_length of the settings is {self.settings.max_length}, which would count padding; give "
+                "max_new_tokens instead"
+            )
+        self._ready_settings.resolve(self.model.config, prompt_length=2, longest_prompt=1)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        settings: GenerationSettings | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a model folder with its tokenizer; see `Pipeline.from_pretrained`.
+
+        Args:
+            folder, dtype, options: as there.
+            settings: all settings, or a mapping of those that replace the folder's (generation_config.json).
+        """
+        if not isinstance(settings, GenerationSettings):
+            files = ModelCheckpoint.open(Path(folder).expanduser()).checkpoint.config_folder
+            settings = GenerationSettings.from_pretrained(files, **(settings or {}))
+        return super().from_pretrained(folder, dtype=dtype, settings=settings, **options)
+
+    def stream_text(self, text: str) -> Iterator[str]:
+        """Yield the continuation of one text in pieces, as they are generated; without beams."""
+        (prompt,) = self._encode([self._check(text, "text")], ["text"])[0]
+        arguments = self._arguments(prompt.extra["key"][None])
+        tokens = generation.stream(*self._ready_model, np.asarray(prompt.ids)[None], **arguments)
+        return self._pieces(prompt.ids, (int(row[0]) for row in tokens))
+
+    def _pieces(self, prompt: Sequence[int] | np.ndarray, tokens: Iterable[int]) -> Iterator[str]:
+        ids, shown = [], ""
+        for token in tokens:
+            ids.append(token)
+            new = self._new_text(prompt, ids)
+            if not new.endswith("\ufffd"):  # the first bytes of a character
+                yield new[len(shown) :]
+                shown = new
+
+    @functools.cached_property
+    def _ready_settings(self) -> GenerationSettings:
+        ends = self.settings.ends or (self.tokenizer.token_id(self.tokenizer.special_tokens.sep),)
+        new = self.settings.max_new_tokens or _DEFAULT_NEW_TOKENS
+        return dataclasses.replace(self.settings, max_new_tokens=new, eos_token_id=ends)
+
+    @functools.cached_property
+    def _ready_model(self) -> tuple[BertLMHeadModel, Params]:
+        assert isinstance(self.model, BertLMHeadModel)
+        return generation.prepare_for_generation(self.model, self.params)
+
+    @property
+    def _longest(self) -> int:
+        """The largest number of tokens of a prompt: the last new token needs no position."""
+        room = self.model.config.max_sequence_length - (self._ready_settings.max_new_tokens or 0) + 1
+        return room if self.max_length is None else min(room, self.max_length)
+
+    def _check(self, item: object, name: str) -> str:
+        return require_text(item, name)
+
+    def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
+        start = self.tokenizer.token_id(self.tokenizer.special_tokens.cls)
+        encoded = []
+        for name, pieces in zip(names, self.tokenizer.piece_ids(items), strict=True):
+            ids = [start, *pieces]
+            if len(ids) > self._longest:
+                new = self._ready_settings.max_new_tokens
+                raise ValueError(
+                    f"{name} has {len(ids)} tokens; before {new} new ones the model takes {self._longest}: shorten it, "
+                    "or lower max_new_tokens"
+                )
+            key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
+            extra = {"key": np.asarray(jax.random.key_data(key))}
+            encoded.append([InputSequence(ids, np.zeros(len(ids), np.int32), extra)])
+        return encoded
+
+    @functools.cached_property
+    def _compiled_forward(self) -> Callable[[ModelBatch], Any]:
+        return functools.partial(self._forward, self.params)  # compiled inside, for each length of prompts
+
+    def _forward(self, params: Params, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        # Rows that only fill the batch repeat the first one, so that they end with it.
+        mask = np.asarray(batch["attention_mask"])
+        rows = np.where(mask.any(axis=1), np.arange(mask.shape[0]), 0)
+        ids, arguments = batch["input_ids"][rows], self._arguments(batch["key"][rows])
+        out = generation.generate(*self._ready_model, ids, **arguments | {"attention_mask": mask[rows]})
+        arrays = {"tokens": out.sequences[:, ids.shape[1] :], "lengths": out.lengths, "scores": out.scores}
+        shape = (len(ids), self.settings.num_return_sequences)
+        return {name: np.asarray(array).reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+
+    def _arguments(self, key_data: np.ndarray) -> generation.GenerationArguments:
+        key = jax.random.wrap_key_data(jnp.asarray(key_data)) if self.settings.do_sample else None
+        return {"settings": self._ready_settings, "key": key}
+
+    def _decode(
+        self, item: str, sequences: Sequence[InputSequence], outputs: Iterable[Mapping[str, np.ndarray]]
+    ) -> GeneratedText:
+        (sequence,), (output,) = sequences, outputs
+        return GeneratedText(
+            tuple(
+                Continuation(self._new_text(sequence.ids, tokens[:length]), int(length), float(score))
+                for tokens, length, score in zip(output["tokens"], output["lengths"], output["scores"], strict=True)
+            )
+        )
+
+    def _new_text(self, prompt: Sequence[int] | np.ndarray, new: Sequence[int] | np.ndarray) -> str:
+        """Return the text of the new tokens, without special ones, as it follows the prompt: "##ing" joins its word."""
+        hidden = {*self.tokenizer.special_ids, *self._ready_settings.ends}
+        shown = [int(id) for id in new if int(id) not in hidden]
+        start = [int(id) for id in prompt]
+        return self.tokenizer.decode([*start, *shown])[len(self.tokenizer.decode(start)) :]
