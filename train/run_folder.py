@@ -16,6 +16,7 @@ import jax
 from flaxbert import PreTrainedModel
 from flaxbert.files import atomic_write, file_sha256
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
+from flaxbert.tokenizer_settings import read_object
 from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.sentence_transformers import transformer_folder
 from train.config import Config
@@ -48,14 +49,25 @@ def check_folder(config: Config) -> None:
             raise _unusable(folder, f"{used} is not writable")
     file = folder / RUN_FILE
     by_content = (folder / INPUTS_FILE).is_file()
-    differences = (
-        config.differences(file.read_text(encoding="utf-8"), inputs_by_content=by_content) if file.is_file() else []
-    )
+    differences = config.differences(_stored_json(file), inputs_by_content=by_content) if file.is_file() else []
     if differences:
         raise ValueError(
             f"{folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
             + "\n  ".join(differences)
         )
+
+
+def _stored_json(file: Path) -> str:
+    """Return the text of a file of the run's folder that holds a JSON object.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        read_object(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another --run.folder, or delete {file.parent}") from None
+    return file.read_text(encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:
@@ -142,7 +154,7 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     file = folder / INPUTS_FILE
     if not file.is_file():  # a new run, or one of a former version
         return
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored: dict[str, str] = json.loads(_stored_json(file))
     names = [name for name in sorted(stored.keys() | inputs.keys()) if stored.get(name) != inputs.get(name)]
     # The run has its own copy of the tokenizer, so the folder that it came from may be gone.
     differing = [name for name in names if name != "tokenizer" or (name in stored and name in inputs)]

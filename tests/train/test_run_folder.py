@@ -132,6 +132,16 @@ def test_a_run_of_a_former_version_is_compared_by_settings(classification, tmp_p
         prepared(with_task(classification, dev=str(tmp_path / "dev2.tsv")))
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize("name", ["run.json", "inputs.json"])
+def test_a_damaged_file_of_the_folder_is_named(classification, name, content):
+    folder = classification.run.folder
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=f"^{folder / name}: .*; choose another --run.folder, or delete {folder}$"):
+        run(classification)
+
+
 def test_evaluate_every_is_free_unless_it_decides_which_model_is_the_best(classification):
     prepared(classification)
     prepared(with_run(classification, evaluate_every=2))
