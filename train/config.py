@@ -166,7 +166,11 @@ _INPUTS = (
 )
 
 # Settings that former runs did not have, with the value that they stand for there.
-_ADDED: dict[str, Json] = {"model.new_head": False, "task.leave_out_incomplete": False}
+_ADDED: dict[str, Json] = {
+    "model.new_head": False,
+    "model.sizes.chunk_size_feed_forward": 0,
+    "task.leave_out_incomplete": False,
+}
 
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
