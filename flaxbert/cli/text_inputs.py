@@ -12,6 +12,7 @@ from flaxbert.text.tables import (
     TEXT_COLUMNS,
     ColumnNames,
     TableRow,
+    is_header,
     read_lines,
     read_table,
     table_format,
@@ -23,8 +24,6 @@ _LINES_EXPECTED = "an input a line, tabs between its texts"
 _WORDS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
 _TNEWS_SEPARATORS = 4  # "_!_" in each line of TNEWS, the .txt for training
 
-# Not for training: a file of multiple-choice questions (Cosmos QA) would pass for one of labelled pairs.
-_QUESTION_AND_CONTEXT = ("question", "context")
 _WORD_LISTS = ("tokens", "words")
 
 
@@ -82,7 +81,10 @@ def file_inputs(path: Path, shape: InputShape, columns: Sequence[str] = ()) -> I
         return
     extension = table_format(path)
     if extension is None:
-        raise ValueError(f"{path}: ending {path.suffix!r} is none of {', '.join(_INPUT_FORMATS)}; rename or convert it")
+        words = "; for a file with a word a line give --columns 0" if shape.may_be_words else ""
+        raise ValueError(
+            f"{path}: ending {path.suffix!r} is none of {', '.join(_INPUT_FORMATS)}; rename or convert it{words}"
+        )
     if extension == ".txt":
         lines = read_lines(path, expected=_LINES_EXPECTED)
         first = next(lines)
@@ -97,7 +99,12 @@ def file_inputs(path: Path, shape: InputShape, columns: Sequence[str] = ()) -> I
 def _table_inputs(path: Path, shape: InputShape, columns: Sequence[str]) -> Iterator[TextInput]:
     header = not any(re.fullmatch("[0-9]+", name) for name in columns)
     first = columns
-    for row in read_table(path, name=str(path), header=header):
+    for number, row in enumerate(read_table(path, name=str(path), header=header)):
+        if number == 0 and not header and is_header(row, columns):
+            raise ValueError(
+                f"{row.source}: a header, {quote_names(map(str, row.cells.values()))}; give --columns by "
+                "name instead of by number"
+            )
         if row.problem is not None:
             yield TextInput(row.source, (), row.problem)
         elif "paragraphs" in row.cells and shape.maximum == 2 and not columns:
@@ -198,8 +205,10 @@ def _usual_columns(path: Path, names: Sequence[str], shape: InputShape) -> Seque
         second = known.find_second_text(first) if first else None
         if first and second:
             return first, second
-        if {*_QUESTION_AND_CONTEXT} <= {*names}:
-            return _QUESTION_AND_CONTEXT
+        # Not for training: a file of multiple-choice questions (Cosmos QA) would pass for one of labelled pairs.
+        question, context = known.find(["question"]), known.find(["context"])
+        if question and context:
+            return question, context
         if first and shape.minimum == 1:
             return (first,)
     else:

@@ -37,6 +37,9 @@ TEXT_PAIR_COLUMNS = (
 # Without "question" alone: in multiple-choice files (COPA, Cosmos QA) it is only a part of the input.
 TEXT_COLUMNS = ("sentence", "text", "sentence1", "content", "review", "title")
 """Columns of a text that is the whole input, or the first of a pair."""
+_ALL_TEXT_COLUMNS = frozenset(
+    [*TEXT_COLUMNS, "question", "context", *(name for pair in TEXT_PAIR_COLUMNS for name in pair)]
+)
 LABEL_COLUMNS = (
     *("label", "labels", "gold_label", "class", "category", "target"),
     *("quality", "is_duplicate", "similarity", "similarity_score", "score"),
@@ -63,6 +66,12 @@ class TableRow:
         if self.problem is not None:
             raise ValueError(self.problem)
         return self.cells
+
+
+def is_header(row: TableRow, text_columns: Iterable[str]) -> bool:
+    """Return whether a row of a table without a header has names of text columns in these columns."""
+    cells = [row.cells.get(name) for name in text_columns]
+    return all(isinstance(cell, str) and cell.strip().casefold() in _ALL_TEXT_COLUMNS for cell in cells)
 
 
 class ColumnNames:

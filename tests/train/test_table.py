@@ -47,6 +47,14 @@ def test_a_test_set_with_a_header_beside_files_without_one(tmp_path):
     rows = read_labelled_texts(test, columns=COLA, train=train)
     assert [(row.text, row.label, row.source) for row in rows] == [("Three.", None, f"{test}:2")]
     assert rows.columns == {"text": "sentence"}
+    numbered = Columns(text="1", label="0")
+    short = read_labelled_texts(write(tmp_path, "short.tsv", "1\tOne.\n0\tTwo.\n"), columns=numbered)
+    assert [row.text for row in read_labelled_texts(test, columns=numbered, train=short)] == ["Three."]
+    with_header = write(tmp_path, "header.tsv", "label\tsentence\n1\tOne.\n")
+    assert [row.label for row in read_labelled_texts(with_header, columns=numbered, train=short)] == ["1"]
+    assert "header.tsv:1: a header, 'label', 'sentence'; give the columns by name" in refusal(
+        with_header, columns=numbered
+    )
     assert "'3' must be there" in refusal(write(tmp_path, "o.tsv", "a\tb\nc\td\n"), columns=COLA, train=train)
 
 

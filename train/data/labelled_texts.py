@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
-from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow
+from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow, is_header
 from train.data.labels import TABLE_MARKS, LabelledText, label_key, missing_keys, read_label, vector_length
 from train.data.sources import DATASET_PREFIX, LEAVE_OUT, ReadRows, SourceRows, is_blank, parse_rows, read_source
 
@@ -129,15 +129,28 @@ def _read_rows(
 ) -> tuple[SourceRows, Columns]:
     """Return the rows, and the columns to read.
 
-    Where columns have numbers, a set other than `train` that lacks them may have a header (CoLA's test set): its
-    columns are then those of usual names.
+    Where columns have numbers, a set other than `train` may have a header (CoLA's test set): its columns are then those
+    of usual names.
+
+    Raises:
+        ValueError: the training set has a header, and columns have numbers.
     """
     numbered = any(re.fullmatch("[0-9]+", name or "") for name in dataclasses.astuple(columns))
     found = read_source(source, split=split, header=not numbered, lists=lists)
-    if numbered and train is not None and columns.text not in found.columns:
+    if not numbered or columns.text is None:
+        return found, columns
+    first = found.rows[0]
+    has_header = is_header(first, [name for name in (columns.text, columns.text_pair) if name])
+    if has_header and train is None and str(first.cells.get(columns.label or "")).casefold() in LABEL_COLUMNS:
+        raise ValueError(
+            f"{first.source}: a header, {quote_names(map(str, first.cells.values()))}; give the "
+            "columns by name instead of by number: --task.columns.text NAME --task.columns.label NAME"
+        )
+    if train is not None and (has_header or columns.text not in found.columns):
         by_name = read_source(source, split=split, lists=lists)
-        if ColumnNames(by_name.columns).find_text() is not None:
-            return by_name, _USUAL_COLUMNS
+        known = ColumnNames(by_name.columns)
+        if known.find_text() is not None:
+            return by_name, Columns(label=known.find(LABEL_COLUMNS))
     return found, columns
 
 

@@ -244,3 +244,20 @@ def test_texts_in_columns_of_other_names_than_before_are_named(tmp_path):
         ValueError, match="a.jsonl:2: the texts are in 'sentence1', those before in 'sentence1', 'sentence2'"
     ):
         rows(file, EITHER)
+
+
+def test_a_header_beside_numbers_of_columns_is_no_input(tmp_path):
+    path = written(tmp_path / "a.tsv", "id\ttext\n1\tOne.\n")
+    with pytest.raises(ValueError, match=r"a\.tsv:1: a header, 'id', 'text'; give --columns by name instead of by"):
+        rows(path, SINGLE, ["1"])
+    assert rows(path, SINGLE, ["text"]) == [("One.",)]
+
+
+def test_names_of_question_and_context_in_any_case_and_the_flag_for_files_of_words(tmp_path):
+    path = written(tmp_path / "a.csv", "Context,Question\nIt is here.,Where?\n")
+    assert rows(path, PAIR) == [("Where?", "It is here.")]
+    words = InputShape(1, 1, "a text", may_be_words=True)
+    path = written(tmp_path / "a.conll", "Ann\nsleeps\n")
+    with pytest.raises(ValueError, match="for a file with a word a line give --columns 0"):
+        rows(path, words)
+    assert rows(path, words, ["0"]) == [("Ann sleeps",)]
