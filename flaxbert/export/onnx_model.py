@@ -43,11 +43,17 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
 
     Raises:
         FileExistsError, FileNotFoundError, ValueError: as `load_model_to_export`, for the extra [onnx]; or the model is
-            causal, the weights exceed the 2 GB of an ONNX file, or `torch.onnx` cannot export the model.
+            causal, or has pruned heads or relative positions; the weights exceed the 2 GB of an ONNX file, or
+            `torch.onnx` cannot export the model.
     """
     model, params, specs = load_model_to_export(source, target, length=length, packages=_PACKAGES, extra="onnx")
     if model.config.is_decoder:
         raise ValueError("is_decoder is true; causal attention can't be exported as ONNX. Use stablehlo")
+    if model.config.pruned_heads or model.config.has_relative_positions:
+        raise ValueError(
+            "the model has pruned heads or relative positions, and transformers 5, which makes the ONNX graph, has "
+            "neither. Use stablehlo"
+        )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > _MAX_BYTES:
         raise ValueError(f"the weights are {size:,} bytes; an ONNX file holds less than 2 GB. Use stablehlo")

@@ -13,6 +13,7 @@ from flaxbert import cli
 from flaxbert.export import export_onnx, export_stablehlo, exported_model, load_stablehlo, stablehlo
 from flaxbert.models import BertModel
 from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG, folder_of
+from tests.flaxbert.transformers4_fixtures import FOLDER
 
 # BertForPreTraining is both of its heads; these are slow to compile, nine times.
 OTHERS = sorted(set(BERT_CLASSES) - {"BertLMHeadModel", "BertForPreTraining"})
@@ -56,6 +57,14 @@ def test_stablehlo_takes_any_shape_and_needs_only_jax(name, tmp_path, unchecked)
     assert json.loads((target / "export.json").read_text())["outputs"].keys() == found.keys()
     with pytest.raises(ValueError, match="the inputs have 14 tokens; the program takes 13 at most"):
         program(*inputs_of(2, 14, choices))
+
+
+@pytest.mark.parametrize("name", ["classifier_pruned", "encoder_relative_key"])
+def test_onnx_refuses_what_transformers_5_lacks(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="pruned heads or relative positions.*Use stablehlo"):
+        export_onnx(FOLDER / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
