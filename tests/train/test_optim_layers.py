@@ -7,6 +7,7 @@ import pytest
 
 from flaxbert import BertConfig, BertModel
 from flaxbert.families import BERT
+from flaxbert.layers import unstack_layers
 from flaxbert.weights import names
 from tests.unstacked import MODEL, gradients, start, trained, unstacked
 from train.optim import Optim, make_optimizer
@@ -118,6 +119,21 @@ def test_layer_decay_without_layers():
     params = {"bias": np.ones(3, np.float32)}
     with pytest.raises(ValueError, match="layer_decay needs parameters stacked by layer"):
         one_update(Optim(layer_decay=0.5), params, params)
+
+
+@pytest.mark.parametrize("rule", [Lamb(), Adafactor(scale_parameter=True, beta1=0.9)])
+def test_a_tree_for_each_layer_trains_as_a_stack_does(rule):
+    settings = Optim(learning_rate=1e-2, warmup=0.2, algorithm=rule, layer_decay=0.9)
+    recorded = gradients()[:5]
+
+    def apart(tree):
+        return {**tree, "bert": {**tree["bert"], "layers": unstack_layers(tree["bert"]["layers"])}}
+
+    wanted = by_path(apart(trained(settings, recorded=recorded)))
+    found = by_path(trained(settings, apart(start()), [apart(gradient) for gradient in recorded]))
+    assert found.keys() == wanted.keys()
+    for path, leaf in found.items():
+        np.testing.assert_allclose(leaf, wanted[path], rtol=1e-6, atol=1e-7, err_msg="/".join(path))
 
 
 FROZEN = ("bert/embeddings", "bert/layers/attention/query", "predictions/bias")
