@@ -225,7 +225,8 @@ def _attend_to_self(
     )
     attended = x if source is None else source
     if cache is not None:
-        attended = cache.attention.write(keys_and_values(params, x, rules=rules), shared.start)
+        written = cache.attention.write(keys_and_values(params, x, rules=rules), shared.start)
+        attended = KeyValues(*(constrain(part, rules, "batch", "heads", None, None) for part in written))
         cache = cache._replace(attention=attended)
     keep = _keep_masks(own.key, x, attended, heads=len(heads), settings=settings, outputs=2, packed=fused)
     rate, kept, probabilities = config.attention_probs_dropout_prob, keep.probabilities, None

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import flaxbert
-from flaxbert import layers
+from flaxbert import layers, sharding
 from flaxbert.cache import init_cache
 from flaxbert.families import BERT
 from flaxbert.weights import names
@@ -16,7 +16,7 @@ from tests.flaxbert.test_parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, ran
 
 ROWS, LENGTH, SOURCE = 3, 9, 5
 SIZES = {
-    "vocab_size": 50,
+    "vocab_size": 52,
     "hidden_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -156,6 +156,26 @@ def test_roberta_counts_positions_on_from_the_cache():
     cache = model.apply({"params": params}, ids[:, :6], cache=cache).cache
     got = model.apply({"params": params}, ids[:, 6:], cache=cache).last_hidden_state
     np.testing.assert_allclose(got, wanted[:, 6:], atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["scan", "own"])
+def test_eight_devices_decode_the_same_with_a_cache_divided_by_rows_and_heads(layout):
+    model, params = LAYOUTS[layout](*random_model(CONFIG.replace(position_embedding_type="relative_key")))
+    ids, states = np.resize(IDS, (4, LENGTH)), np.resize(STATES, (4, *STATES.shape[1:]))
+    wanted = model.apply({"params": params}, ids, encoder_hidden_states=states).logits
+    mesh = sharding.make_mesh(data=2, tensor=4)
+    model = model.clone(rules=sharding.FSDP_TENSOR)
+    params = jax.device_put(params, sharding.tree_shardings(mesh, model.rules, model.logical_axes()))
+    with jax.set_mesh(mesh):
+        cache = init_cache(model, rows=4, length=LENGTH, encoder_length=SOURCE)
+        step = jax.jit(model.apply)
+        first = step({"params": params}, ids[:, :6], cache=cache, encoder_hidden_states=states)
+        second = step({"params": params}, ids[:, 6:], cache=first.cache)
+    got = np.concatenate([first.logits, second.logits], axis=1)
+    np.testing.assert_allclose(got, wanted, atol=2e-5, rtol=2e-5)
+    for leaf in jax.tree.leaves(second.cache.layers):
+        rows, heads = leaf.sharding.shard_shape(leaf.shape)[-4:-2]
+        assert (rows, heads) == (2, 1)
 
 
 def test_rows_of_a_cache_are_taken_in_any_order():
