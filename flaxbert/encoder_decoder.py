@@ -26,23 +26,25 @@ class EncoderDecoderModel:
     """A stateless description of the two models; `apply` is a pure function of the parameters.
 
     The parameters are {"encoder": ..., "decoder": ...}, those of the two models, and "enc_to_dec_proj" where their
-    widths differ.
+    widths differ. Of a tied model, "decoder" has only what the encoder lacks: the cross-attention and the head.
 
     Attributes:
         encoder: a model without head; its last hidden states are what the decoder attends to.
         decoder: a causal language model with cross-attention.
         decoder_start_token_id: the first token of the decoder's input; needed to generate and to shift labels.
         pad_token_id: padding of the decoder's input.
+        tied: the decoder's embeddings and layers are the encoder's (`tie_encoder_decoder` of transformers 4).
         unused: keys of config.json without a meaning here; they are written back.
 
     Raises:
-        ValueError: the decoder has no cross-attention.
+        ValueError: the decoder has no cross-attention, or the two cannot be tied: their sizes differ.
     """
 
     encoder: PreTrainedModel
     decoder: PreTrainedModel
     decoder_start_token_id: int | None = None
     pad_token_id: int | None = None
+    tied: bool = False
     unused: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
@@ -63,6 +65,10 @@ class EncoderDecoderModel:
     def declaration(self) -> Declaration:
         """Return the declaration of every parameter."""
         declaration: Declaration = {"encoder": self.encoder.declaration(), "decoder": self.decoder.declaration()}
+        if self.tied:
+            prefix = self.decoder.base_model_prefix
+            own = _without(declaration["decoder"][prefix], declaration["encoder"])
+            declaration["decoder"] = {**declaration["decoder"], prefix: own}
         width, target = self.encoder.config.hidden_size, self.decoder.config.hidden_size
         if width != target:
             stddev = self.decoder.config.initializer_range
@@ -76,6 +82,14 @@ class EncoderDecoderModel:
     def logical_axes(self) -> Params:
         """Return the tree of parameters as tuples of logical axis names, one `PartitionSpec` a parameter."""
         return layers.map_specs(lambda spec: PartitionSpec(*spec.axes), self.declaration())
+
+    def decoder_params(self, params: Params) -> Params:
+        """Return the parameters of the decoder, of a tied model with those that it shares with the encoder."""
+        if not self.tied:
+            return params["decoder"]
+        prefix = self.decoder.base_model_prefix
+        encoder = {name: tree for name, tree in params["encoder"].items() if name != "pooler"}
+        return {**params["decoder"], prefix: _merged(encoder, params["decoder"][prefix])}
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Return fresh float32 parameters."""
@@ -124,7 +138,7 @@ class EncoderDecoderModel:
             params, input_ids, attention_mask=attention_mask, deterministic=deterministic, rngs=encoder_rngs, **asked
         )
         out: Any = self.decoder.apply(
-            {"params": params["decoder"]},
+            {"params": self.decoder_params(params)},
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoded.last_hidden_state,
@@ -171,6 +185,36 @@ class EncoderDecoderModel:
         labels = jnp.asarray(labels)
         shifted = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=self.decoder_start_token_id)
         return jnp.where(shifted == -100, self.pad_token_id, shifted)
+
+
+def _without(tree: Declaration, other: Declaration) -> Declaration:
+    """Return what only the first of two declarations has.
+
+    Raises:
+        ValueError: a parameter of both differs in shape.
+    """
+    own: Declaration = {}
+    for name, child in tree.items():
+        shared = other.get(name)
+        if shared is None:
+            own[name] = child
+        elif isinstance(child, Mapping):
+            if below := _without(dict(child), dict(shared)):
+                own[name] = below
+        elif child.shape != shared.shape:
+            raise ValueError(
+                f"the encoder and the decoder cannot be tied: {name} has the shapes {list(shared.shape)} and "
+                f"{list(child.shape)}; their configurations must have the same sizes"
+            )
+    return own
+
+
+def _merged(tree: Params, other: Params) -> dict[str, Any]:
+    """Return the union of two trees that share no leaf."""
+    merged = {**tree, **other}
+    for name in tree.keys() & other.keys():
+        merged[name] = _merged(tree[name], other[name])
+    return merged
 
 
 def _split_keys(rngs: Mapping[str, Key[Array, ""]] | None) -> tuple[dict[str, Array] | None, dict[str, Array] | None]:

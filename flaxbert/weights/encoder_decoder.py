@@ -25,7 +25,7 @@ from flaxbert.families import (
     read_config,
     read_keys,
 )
-from flaxbert.layers import Params, fresh_parameters
+from flaxbert.layers import Declaration, Params, fresh_parameters, map_specs
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules, is_multihost, tree_shardings
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
@@ -35,7 +35,10 @@ from flaxbert.weights.match import has_pooler
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, shape_differences
 
 _HEADS = {"encoder": HeadKind.NONE, "decoder": HeadKind.CAUSAL_LM}
-_OWN_KEYS = frozenset([*_HEADS, "decoder_start_token_id", "pad_token_id", "is_encoder_decoder", "tie_word_embeddings"])
+_TIED = "tie_encoder_decoder"
+_OWN_KEYS = frozenset(
+    [*_HEADS, "decoder_start_token_id", "pad_token_id", "is_encoder_decoder", "tie_word_embeddings", _TIED]
+)
 
 
 def load_encoder_decoder(
@@ -57,7 +60,7 @@ def load_encoder_decoder(
     unknown = sorted(name for name in checkpoint.tensors if name.partition(".")[0] not in (*_HEADS, PROJECTION))
     if unknown:
         raise ValueError(f"{checkpoint.file}: tensors of neither encoder nor decoder: {', '.join(unknown[:5])}")
-    models, params = {}, {}
+    models, params, tied = {}, {}, keys.get(_TIED) is True
     for part in _HEADS:
         if not isinstance(keys.get(part), Mapping):
             raise ValueError(f"{path}: config.json has no {part!r}, the configuration of one of the two models")
@@ -66,8 +69,17 @@ def load_encoder_decoder(
             for name, tensor in checkpoint.tensors.items()
             if name.startswith(f"{part}.")
         }
+        config = config_from_dict(keys[part])
+        if tied and part == "decoder":  # transformers 4 stores what is shared once
+            prefix = family_of_config_class(type(config)).prefixed("")
+            shared = {
+                f"{prefix}{name.removeprefix('encoder.')}": tensor
+                for name, tensor in checkpoint.tensors.items()
+                if name.startswith("encoder.") and not name.startswith("encoder.pooler.")
+            }
+            tensors = shared | tensors
         own = dataclasses.replace(checkpoint, tensors=tensors)
-        models[part] = _model(own, config_from_dict(keys[part]), part, rules=rules, **attributes)
+        models[part] = _model(own, config, part, rules=rules, **attributes)
         params[part] = load_parameters(own, models[part], strict=True, key=None, mesh=mesh)
     unused = {key: value for key, value in keys.items() if key not in _OWN_KEYS}
     model = EncoderDecoderModel(
@@ -75,8 +87,11 @@ def load_encoder_decoder(
         decoder=models["decoder"],
         decoder_start_token_id=keys.get("decoder_start_token_id"),
         pad_token_id=keys.get("pad_token_id"),
+        tied=tied,
         unused=unused,
     )
+    if tied:
+        params["decoder"] = _common(params["decoder"], model.declaration()["decoder"])
     return model, params | _projection(checkpoint, model, mesh)
 
 
@@ -86,6 +101,7 @@ def join_checkpoints(
     *,
     decoder_start_token_id: int | None = None,
     pad_token_id: int | None = None,
+    tied: bool = False,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
@@ -100,6 +116,7 @@ def join_checkpoints(
         encoder, decoder: of any format and class; heads of the encoder's are left out.
         decoder_start_token_id, pad_token_id: None takes the decoder's [CLS] (`cls_token_id`), where its config.json
             names one, and its `pad_token_id`.
+        tied: use the encoder's embeddings and layers in the decoder, too.
         mesh, rules, **attributes: as in `load_encoder_decoder`.
 
     Raises:
@@ -117,7 +134,8 @@ def join_checkpoints(
     config = models["decoder"].config
     start = config.unused.get("cls_token_id") if decoder_start_token_id is None else decoder_start_token_id
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
-    model = EncoderDecoderModel(models["encoder"], models["decoder"], decoder_start_token_id=start, pad_token_id=pad)
+    model = EncoderDecoderModel(models["encoder"], models["decoder"], start, pad, tied=tied)
+    params["decoder"] = _common(params["decoder"], model.declaration()["decoder"])
     if PROJECTION in model.declaration():
         own_key = jax.random.fold_in(key, 2)
         params[PROJECTION] = fresh_parameters(model.declaration()[PROJECTION], own_key)
@@ -138,10 +156,11 @@ def save_encoder_decoder(
     if differences:
         raise ValueError("\n".join(["these are not the parameters of EncoderDecoderModel:", *differences]))
     target = np.dtype(dtype)
+    of_parts = {"encoder": params["encoder"], "decoder": model.decoder_params(params)}
     tensors = {
         f"{part}.{name}": tensor
-        for part in _HEADS
-        for name, tensor in file_tensors(getattr(model, part), params[part], target).items()
+        for part, own in of_parts.items()
+        for name, tensor in file_tensors(getattr(model, part), own, target).items()
     }
     for mapping in _projection_names(model):
         tensors[mapping.name] = ParameterTensor(mapping, target, lambda path=mapping.path: leaf_at(params, path))
@@ -151,6 +170,7 @@ def save_encoder_decoder(
         "is_encoder_decoder": True,
         "decoder_start_token_id": model.decoder_start_token_id,
         "pad_token_id": model.pad_token_id,
+        **({_TIED: True} if model.tied else {}),
         "tie_word_embeddings": model.decoder.config.tie_word_embeddings,
         "dtype": target.name,
     }
@@ -161,6 +181,11 @@ def save_encoder_decoder(
     only_gather = is_multihost(params) and jax.process_index() > 0
     options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
     write_folder(path, text, tensors, options)
+
+
+def _common(params: Params, declaration: Declaration) -> Params:
+    """Return the parameters that are declared."""
+    return map_specs(lambda _, leaf: leaf, declaration, params)
 
 
 def _model(

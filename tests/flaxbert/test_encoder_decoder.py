@@ -1,5 +1,6 @@
 """`EncoderDecoderModel` against PyTorch: outputs, loss and gradients, folders both ways, and joined checkpoints."""
 
+import functools
 import json
 import logging
 
@@ -99,11 +100,48 @@ def test_checkpoints_are_joined_with_a_new_cross_attention(tmp_path, caplog):
     transformers.EncoderDecoderModel.from_pretrained(tmp_path / "both")
 
 
+def test_tied_models_share_the_encoders_weights(tmp_path):
+    config = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
+    bert = flaxbert.BertModel(config)
+    flaxbert.save_pretrained(tmp_path / "bert", bert, bert.init(jax.random.key(0), IDS)["params"])
+    join = functools.partial(flaxbert.EncoderDecoderModel.from_two, tmp_path / "bert", tmp_path / "bert")
+    model, params = join(decoder_start_token_id=1, tied=True)
+    assert params["decoder"]["bert"].keys() == {"layers"}
+    assert params["decoder"]["bert"]["layers"].keys() == {"cross_attention", "cross_attention_norm"}
+    untied, all_params = join(decoder_start_token_id=1)
+    inputs = {"decoder_input_ids": np.maximum(LABELS, 1), "attention_mask": MASK}
+    wanted = untied.apply({"params": all_params}, IDS, **inputs).logits
+    np.testing.assert_allclose(model.apply({"params": params}, IDS, **inputs).logits, wanted, atol=1e-6)
+
+    flaxbert.save_pretrained(tmp_path / "tied", model, params)
+    again, params_again = flaxbert.from_pretrained(tmp_path / "tied")
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+    theirs = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "tied")
+    logits = theirs(
+        torch.tensor(IDS), attention_mask=torch.tensor(MASK), decoder_input_ids=torch.tensor(np.maximum(LABELS, 1))
+    ).logits
+    np.testing.assert_allclose(logits.detach().numpy(), wanted, atol=1e-5)
+
+    # transformers 4 stores shared tensors once.
+    import safetensors.numpy
+
+    file = tmp_path / "tied" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    names = {"decoder.bert." + name.removeprefix("encoder.") for name in tensors if name.startswith("encoder.")}
+    safetensors.numpy.save_file({name: value for name, value in tensors.items() if name not in names}, file)
+    jax.tree.map(np.testing.assert_array_equal, flaxbert.from_pretrained(tmp_path / "tied")[1], params)
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     encoder = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
     with pytest.raises(ValueError, match=r"config.replace\(is_decoder=True, add_cross_attention=True\)"):
         flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), flaxbert.BertLMHeadModel(encoder))
     decoder = flaxbert.BertLMHeadModel(encoder.replace(is_decoder=True, add_cross_attention=True))
+    with pytest.raises(ValueError, match=r"cannot be tied: embedding has the shapes \[40, 8\] and \[40, 16\]"):
+        flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder.replace(hidden_size=8)), decoder, tied=True).init(
+            jax.random.key(0)
+        )
     with pytest.raises(ValueError, match="decoder_start_token_id is 40; the decoder's vocabulary has 40 tokens"):
         flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), decoder, decoder_start_token_id=40)
     model = flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), decoder)
