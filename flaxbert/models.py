@@ -123,7 +123,8 @@ class PreTrainedModel(nn.Module):
     @property
     def example_ids(self) -> np.ndarray:
         """The smallest input, to initialise with."""
-        return np.zeros((1, 1, 1) if self.takes_choices else (1, 1), np.int32)
+        length = max(self.config.chunk_size_feed_forward, 1)
+        return np.zeros((1, 1, length) if self.takes_choices else (1, length), np.int32)
 
     @classmethod
     def from_pretrained(cls: type[Model], path: str | Path, **arguments: Any) -> tuple[Model, dict[str, Any]]:

@@ -121,8 +121,12 @@ def _by_heads(params: Params, x: Float[Array, "B T D"], rules: AxisRules) -> Flo
 def feed_forward(
     params: Params, x: Float[Array, "B T D"], *, activation: str, rules: AxisRules, chunk: int = 0
 ) -> Float[Array, "B T D"]:
-    """Return `down(activation(up(x)))` of each position by itself, for `chunk` positions at a time; 0 for all."""
-    if 0 < chunk < x.shape[1]:
+    """Return `down(activation(up(x)))` of each position by itself, for `chunk` positions at a time; 0 for all.
+
+    Positions that `chunk` does not divide, those of a step with a cache or first positions alone, are all computed at
+    once.
+    """
+    if 0 < chunk < x.shape[1] and x.shape[1] % chunk == 0:
         parts = jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, x.shape[2]), 1, 0)
         compute = functools.partial(feed_forward, params, activation=activation, rules=rules)
         return jnp.moveaxis(jax.lax.map(compute, parts), 0, 1).reshape(x.shape)

@@ -264,6 +264,16 @@ def test_chunks_of_the_feed_forward_half_change_nothing():
     np.testing.assert_allclose(got, whole.apply({"params": params}, IDS).logits, atol=1e-5)
 
 
+def test_steps_of_any_length_fit_a_chunked_feed_forward_half():
+    whole, params = random_model(CONFIG.replace(add_cross_attention=False))
+    model = whole.clone(config=whole.config.replace(chunk_size_feed_forward=3))
+    new = jax.eval_shape(model.init, jax.random.key(0), model.example_ids)["params"]
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    out = model.apply({"params": params}, IDS[:, :4], cache=init_cache(model, rows=ROWS, length=4))
+    wanted = model.apply({"params": params}, IDS).logits[:, :4]
+    np.testing.assert_allclose(out.logits, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["absolute", "relative_key_query"])
 @pytest.mark.parametrize("layout", ["loop", "own"])
 def test_layouts_give_the_same_outputs_gradients_and_dropout(kind, layout):
