@@ -4,9 +4,10 @@ One program reads the prompts and chooses the first new token (`_start`), the ot
 Each is compiled once for a model, settings and shapes of prompts; `stream` runs the same two, one token a call.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple, Unpack, cast
+from typing import NamedTuple, TypeVar, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from flaxbert import layers
 from flaxbert.cache import KeyValueCache, init_cache
+from flaxbert.encoder_decoder import EncoderDecoderModel
 from flaxbert.generation.arguments import EncoderStates, GenerationArguments, Request, check_arguments
 from flaxbert.generation.beams import BeamState, continue_beams, start_beams
+from flaxbert.generation.encoder_states import decoder_arguments
 from flaxbert.generation.search import SearchState, continue_search, start_search
 from flaxbert.generation.settings import GenerationSettings
 from flaxbert.layers import Params
 from flaxbert.lm_heads import BertLMHeadModel
 from flaxbert.outputs import CausalLMOutput
+
+Model = TypeVar("Model", BertLMHeadModel, EncoderDecoderModel)
 
 
 class GenerationOutput(NamedTuple):
@@ -41,7 +46,7 @@ class GenerationOutput(NamedTuple):
 
 
 def generate(
-    model: BertLMHeadModel,
+    model: BertLMHeadModel | EncoderDecoderModel,
     params: Params,
     input_ids: Int[ArrayLike, "B T"],
     **arguments: Unpack[GenerationArguments],
@@ -49,9 +54,10 @@ def generate(
     """Continue prompts with a decoder, as `transformers` does with the same settings.
 
     Args:
-        model, params: a decoder. `prepare_for_generation` once, if there are many calls: otherwise each call copies
-            the layers.
-        input_ids: the prompts, one a row.
+        model, params: a decoder, or an encoder-decoder. `prepare_for_generation` once, if there are many calls:
+            otherwise each call copies the layers.
+        input_ids: the prompts, one a row; of an encoder-decoder, the input of the encoder. Its decoder begins with
+            `decoder_start_token_id`, the first of the sequences returned.
         attention_mask: 0 for padding, on either side; None takes `pad_token_id` for padding if it is no end token.
         settings: None for the defaults: greedy search, 20 new tokens.
         key: for sampling: one for all prompts, or one for each; the result of a row depends on no other row.
@@ -60,8 +66,11 @@ def generate(
     Raises:
         ValueError: an argument is impossible, or contradicts another; before anything is compiled.
     """
+    if isinstance(model, EncoderDecoderModel):
+        start, arguments = decoder_arguments(model, params, input_ids, arguments)
+        return generate(cast(BertLMHeadModel, model.decoder), params["decoder"], start, **arguments)
     request = check_arguments(model, input_ids, **arguments)
-    model, params = prepare_for_generation(model, params)
+    model, params = _for_generation(model, params)
     settings, length = request.settings, request.prompts.shape[1]
     state = _start(model, settings, params, request.prompts, request.start, request.keys, request.encoder)
     state = _continue(model, settings, params, state, np.int32(length + settings.new_tokens))
@@ -72,7 +81,7 @@ def generate(
 
 
 def stream(
-    model: BertLMHeadModel,
+    model: BertLMHeadModel | EncoderDecoderModel,
     params: Params,
     input_ids: Int[ArrayLike, "B T"],
     **arguments: Unpack[GenerationArguments],
@@ -84,13 +93,16 @@ def stream(
     Raises:
         ValueError: as `generate`; or beams, whose tokens are not known before the end.
     """
+    if isinstance(model, EncoderDecoderModel):
+        start, arguments = decoder_arguments(model, params, input_ids, arguments)
+        return stream(cast(BertLMHeadModel, model.decoder), params["decoder"], start, **arguments)
     request = check_arguments(model, input_ids, **arguments)
     if request.settings.num_beams > 1:
         raise ValueError(
             f"num_beams is {request.settings.num_beams}; a stream takes 1, because the tokens of beams are known at "
             "the end alone"
         )
-    return _streamed(*prepare_for_generation(model, params), request)
+    return _streamed(*_for_generation(model, params), request)
 
 
 def _streamed(model: BertLMHeadModel, params: Params, request: Request) -> Iterator[Int[np.ndarray, "B"]]:
@@ -105,13 +117,20 @@ def _streamed(model: BertLMHeadModel, params: Params, request: Request) -> Itera
             return
 
 
-def prepare_for_generation(model: BertLMHeadModel, params: Params) -> tuple[BertLMHeadModel, Params]:
+def prepare_for_generation(model: Model, params: Params) -> tuple[Model, Params]:
     """Return a model and parameters with the same results that generate faster; nothing is copied if they are so.
 
     Each layer has a tree of its own, so that the loop updates the caches in place. On CPUs a tied decoder becomes
     a kernel of its own, at the price of its memory: each call would transpose the word table, which took three quarters
     of the time of a token in a stream (BERT-small).
     """
+    if not isinstance(model, EncoderDecoderModel):
+        return _for_generation(model, params)
+    decoder, own = _for_generation(cast(BertLMHeadModel, model.decoder), params["decoder"])
+    return dataclasses.replace(model, decoder=decoder), {**params, "decoder": own}
+
+
+def _for_generation(model: BertLMHeadModel, params: Params) -> tuple[BertLMHeadModel, Params]:
     prefix = model.base_model_prefix
     if model.layers_are_stacked:
         unstacked = layers.unstack_layers(params[prefix]["layers"])

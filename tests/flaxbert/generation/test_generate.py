@@ -73,7 +73,7 @@ BEAMS = ENDS | {"num_beams": 4}
 CASES = {
     "greedy": {"max_new_tokens": NEW, "eos_token_id": 9},
     "greedy, adjusted": ENDS | {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
-    "beams": BEAMS | {"num_return_sequences": 2},
+    "beams": BEAMS | {"length_penalty": -1.0, "num_return_sequences": 4},
     "beams, early": BEAMS | {"early_stopping": True, "length_penalty": 0.5, "no_repeat_ngram_size": 2},
     "beams, never early": BEAMS | {"early_stopping": "never", "length_penalty": 2.0, "bad_words_ids": [[5], [6, 7]]},
 }
@@ -86,7 +86,7 @@ def test_tokens_equal_the_reference(name, reference, decoder):
 
 MORE_CASES = {
     "beams without ends": {"num_beams": 4, "max_length": 20},
-    "beams, negative length penalty": BEAMS | {"length_penalty": -1.0, "num_return_sequences": 4},
+    "beams, two returned": BEAMS | {"num_return_sequences": 2},
     "beams, early, minimum": BEAMS | {"early_stopping": True, "min_length": 12, "num_beams": 2},
     "beams, repetition": BEAMS | {"repetition_penalty": 1.3, "length_penalty": 1.5},
     "beams, one-gram": BEAMS | {"no_repeat_ngram_size": 1},

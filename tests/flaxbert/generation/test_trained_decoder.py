@@ -90,4 +90,5 @@ def test_tokens_of_fifty_prompts_equal_the_reference(case, ids, trained):
     counted = np.arange(expected.shape[1]) < T + np.asarray(found.lengths)[:, None]
     np.testing.assert_array_equal(np.where(counted, found.sequences, 0), np.where(counted, expected, 0))
     assert len(np.unique(np.asarray(found.sequences), axis=0)) > 40  # the texts differ
-    assert 3 < found.lengths.mean() < NEW
+    # Texts end before the limit, unless the length penalty prefers the longest.
+    assert found.lengths.mean() > 3 and (found.lengths.mean() < NEW or case.get("length_penalty") == 2.0)
