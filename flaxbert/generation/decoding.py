@@ -68,7 +68,7 @@ def generate(
     """
     if isinstance(model, EncoderDecoderModel):
         start, arguments = decoder_arguments(model, params, input_ids, arguments)
-        return generate(cast(BertLMHeadModel, model.decoder), params["decoder"], start, **arguments)
+        return generate(cast(BertLMHeadModel, model.decoder), model.decoder_params(params), start, **arguments)
     request = check_arguments(model, input_ids, **arguments)
     model, params = _for_generation(model, params)
     settings, length = request.settings, request.prompts.shape[1]
@@ -95,7 +95,7 @@ def stream(
     """
     if isinstance(model, EncoderDecoderModel):
         start, arguments = decoder_arguments(model, params, input_ids, arguments)
-        return stream(cast(BertLMHeadModel, model.decoder), params["decoder"], start, **arguments)
+        return stream(cast(BertLMHeadModel, model.decoder), model.decoder_params(params), start, **arguments)
     request = check_arguments(model, input_ids, **arguments)
     if request.settings.num_beams > 1:
         raise ValueError(
@@ -126,8 +126,8 @@ def prepare_for_generation(model: Model, params: Params) -> tuple[Model, Params]
     """
     if not isinstance(model, EncoderDecoderModel):
         return _for_generation(model, params)
-    decoder, own = _for_generation(cast(BertLMHeadModel, model.decoder), params["decoder"])
-    return dataclasses.replace(model, decoder=decoder), {**params, "decoder": own}
+    decoder, own = _for_generation(cast(BertLMHeadModel, model.decoder), model.decoder_params(params))
+    return dataclasses.replace(model, decoder=decoder, tied=False), {**params, "decoder": own}
 
 
 def _for_generation(model: BertLMHeadModel, params: Params) -> tuple[BertLMHeadModel, Params]:

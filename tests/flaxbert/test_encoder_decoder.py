@@ -13,6 +13,7 @@ import transformers
 
 import flaxbert
 from flaxbert import losses
+from flaxbert.generation import prepare_for_generation
 from tests.flaxbert.test_parity import randomise
 
 B, X, T = 3, 7, 5
@@ -112,6 +113,14 @@ def test_tied_models_share_the_encoders_weights(tmp_path):
     inputs = {"decoder_input_ids": np.maximum(LABELS, 1), "attention_mask": MASK}
     wanted = untied.apply({"params": all_params}, IDS, **inputs).logits
     np.testing.assert_allclose(model.apply({"params": params}, IDS, **inputs).logits, wanted, atol=1e-6)
+    settings = flaxbert.GenerationSettings(max_new_tokens=4)
+    prepared = prepare_for_generation(model, params)
+    generated = [
+        flaxbert.generate(*pair, IDS, attention_mask=MASK, settings=settings).sequences
+        for pair in ((untied, all_params), (model, params), prepared)
+    ]
+    np.testing.assert_array_equal(generated[1], generated[0])
+    np.testing.assert_array_equal(generated[2], generated[0])
 
     flaxbert.save_pretrained(tmp_path / "tied", model, params)
     again, params_again = flaxbert.from_pretrained(tmp_path / "tied")
