@@ -42,7 +42,7 @@ class Predict(GenerationFlags):
     Texts come from the arguments, from --file, or from standard input with one input per line. Tabs separate the texts
     of an input: a pair, a question and its context, a prompt and its choices. For next-sentence, answer and choose,
     arguments without tabs are the texts of one input. Texts longer than --max-length are truncated; tag and answer
-    split them into windows of this length instead.
+    split them into windows of this length instead, and generate refuses them.
     """
 
     task: tyro.conf.Positional[
