@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -52,22 +51,6 @@ def test_a_stream_of_an_encoder_decoder(model):
     found = generate(*model, INPUT, settings=settings)
     np.testing.assert_array_equal(found.sequences[:, 1:], tokens)
     np.testing.assert_array_equal(found.sequences[:, 0], 1)
-
-
-def test_a_tied_decoder_reads_the_parameters_of_the_encoder(model):
-    built, _ = model
-    config = built.encoder.config.replace(hidden_size=16, num_hidden_layers=1)
-    decoder = flaxbert.BertLMHeadModel(config.replace(is_decoder=True, add_cross_attention=True))
-    encoder = flaxbert.BertModel(config, add_pooling_layer=False)
-    tied = flaxbert.EncoderDecoderModel(encoder, decoder, decoder_start_token_id=1, tied=True)
-    params = jax.tree.map(lambda leaf: 20 * leaf, tied.init(jax.random.key(0)))
-    settings = GenerationSettings(max_new_tokens=8)
-    found = generate(tied, params, INPUT, settings=settings)
-    whole = params | {"decoder": tied.decoder_params(params)}
-    expected = generate(dataclasses.replace(tied, tied=False), whole, INPUT, settings=settings)
-    np.testing.assert_array_equal(found.sequences, expected.sequences)
-    prepared = generate(*prepare_for_generation(tied, params), INPUT, settings=settings)
-    np.testing.assert_array_equal(prepared.sequences, expected.sequences)
 
 
 def test_wrong_arguments_are_refused(model):
