@@ -239,7 +239,7 @@ def test_stripped_marks_of_a_script_are_reported(tmp_path, capsys, text, script)
     shown = capsys.readouterr().err
     assert (f"strips marks from {script} letters" in shown) if script else ("strips marks" not in shown)
     tokenizer = WordPieceTokenizer.load(tmp_path / "uncased" / "tokenizer")
-    open_text(str(file), tokenizer, learn=None)  # text that a run reads without a store
+    open_text([str(file)], tokenizer, learn=None)  # text that a run reads without a store
     assert ("--task.no-lowercase" in capsys.readouterr().err) == bool(script)
     prepare_store(Preparation((str(file),), tmp_path / "cased", lowercase=False, **settings))
     assert "strips marks" not in capsys.readouterr().err

@@ -26,7 +26,7 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import write_prediction_table
 from train.tasks.pretrained_heads import choose_head
-from train.tasks.supervised import Supervised, rows_digests
+from train.tasks.supervised import Supervised, common_fields, rows_digests
 from train.tasks.task import Task, TokenCounts, apply_model, model_config
 
 
@@ -72,7 +72,9 @@ class MultipleChoice(Supervised):
         kind = HeadKind.MULTIPLE_CHOICE
         head = choose_head(config, kind, (), given=False)
         return MultipleChoiceTask(
-            **self.common_fields(examples, config, sizes, tokenizer, head=kind, host_shard=host_shard),
+            **common_fields(
+                examples, config, sizes, tokenizer, max_length=self.max_length, head=kind, host_shard=host_shard
+            ),
             new_head=head.new,
             facts={"choices": width, **head.facts, **facts, **reading_facts(sets)},
             digests=rows_digests(sets),

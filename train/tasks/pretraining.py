@@ -17,7 +17,7 @@ from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
-from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, open_text, store_data
+from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, store_data
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
 from train.data.pretraining.store import TOKENIZER
@@ -27,7 +27,6 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.task import (
     Task,
-    TaskSettings,
     TokenCounts,
     TrainSpec,
     apply_model,
@@ -35,24 +34,19 @@ from train.tasks.task import (
     model_config,
     model_config_without_data,
 )
+from train.tasks.text_corpus import TextCorpus, compare_with_unigrams
 
 _RECORDS_PREFIX = "tfrecords:"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining(ExampleOptions, TaskSettings):
+class Pretraining(ExampleOptions, TextCorpus):
     """Settings of pretraining."""
 
     text: str
     """A store made by `python -m train.data.prepare`. Or text, tokenized when the run starts: a file (a blank line
     ends a document), a folder of files, "datasets:NAME", or "pydoc:" for Python's own documentation. Or
     "tfrecords:PATH", pairs and masks written by Google's create_pretraining_data.py."""
-    tokenizer: Path | None = None
-    """For text: a folder or vocab.txt; by default the pretrained model's, or one learned from the text."""
-    vocab_size: int = 8192
-    """Vocabulary size of a learned tokenizer."""
-    lowercase: bool = True
-    """Fold case in a learned tokenizer."""
     prompts: tuple[str, ...] = ()
     """Texts with one mask token ([MASK] for BERT, <mask> for RoBERTa), which is filled at the end of the run."""
 
@@ -131,20 +125,7 @@ class Pretraining(ExampleOptions, TaskSettings):
             path = Path(self.text.removeprefix(_RECORDS_PREFIX)).expanduser()
             return record_data(path, tokenizer, self, plan)
 
-        def learn(lines: Sequence[str]) -> WordPieceTokenizer:
-            # One host learns for all: two hosts might come to vocabularies that differ in a few tokens.
-            vocabulary = host_group.share(
-                lambda: WordPieceTokenizer.train(lines, vocab_size=self.vocab_size, lowercase=self.lowercase).vocabulary
-            )
-            return WordPieceTokenizer.from_tokens(vocabulary, lowercase=self.lowercase)
-
-        store = open_text(self.text, tokenizer, learn)
-        if tokenizer is not None and tokenizer.vocabulary_digest != store.tokenizer.vocabulary_digest:
-            raise ValueError(
-                f"{self.text} was made with a vocabulary of {store.tokenizer.vocab_size} tokens, another than that of "
-                f"{self.tokenizer or config.model.pretrained or config.run.folder} ({tokenizer.vocab_size}); prepare "
-                "the text with this one"
-            )
+        store = self.open_corpus([self.text], config, tokenizer, host_group=host_group)
         return store_data(store, self, plan)
 
     def _check_model(self, config: Config, tokenizer: WordPieceTokenizer | None) -> None:
@@ -275,8 +256,7 @@ class PretrainingTask(Task):
         loss = results["dev"].means.get("masked_lm_loss")
         baseline = "no token of the held-out text is masked: raise --task.masking-rate or --task.heldout"
         if loss is not None:
-            gain = f"{self.unigram_entropy - loss:.3f} below" if loss < self.unigram_entropy else "not below"
-            baseline = f"held-out loss {loss:.3f} nat, {gain} the unigram entropy of {self.unigram_entropy:.3f}"
+            baseline = compare_with_unigrams(loss, self.unigram_entropy)
         return [baseline, *(f"{prompt}  ->  {self._fill(model, params, prompt)}" for prompt in self.prompts)]
 
     def _fill(self, model: PreTrainedModel, params: Params, prompt: str) -> str:

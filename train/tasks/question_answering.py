@@ -32,7 +32,7 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.answer_sets import AnswerSet, MatchingRule
-from train.tasks.supervised import Supervised, rows_digests
+from train.tasks.supervised import Supervised, common_fields, rows_digests
 from train.tasks.task import Facts, Task, apply_model, model_config
 
 # A position beyond the end of every sequence: no loss counts it.
@@ -112,7 +112,9 @@ class QuestionAnswering(Supervised):
         }
         head = HeadKind.QUESTION_ANSWERING
         return QuestionAnsweringTask(
-            **self.common_fields(spans, config, sizes, tokenizer, head=head, host_shard=host_shard),
+            **common_fields(
+                spans, config, sizes, tokenizer, max_length=self.max_length, head=head, host_shard=host_shard
+            ),
             facts=facts | {f"{name} windows": len(own) for name, own in spans.items()},
             digests=rows_digests(sets),
             sets=answer_sets,

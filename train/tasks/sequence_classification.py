@@ -31,7 +31,7 @@ from train.tasks import problems
 from train.tasks.prediction_files import write_classification
 from train.tasks.pretrained_heads import HeadChoice, choose_head
 from train.tasks.problems import Problem, ProblemType
-from train.tasks.supervised import Supervised, rows_digests
+from train.tasks.supervised import Supervised, common_fields, rows_digests
 from train.tasks.task import Task, TokenCounts, apply_model, model_config
 
 
@@ -89,11 +89,12 @@ class SequenceClassification(Supervised):
             # The rows must divide over devices and over accumulation steps.
             multiple = Placement.of(config.mesh).data_parallel_size * config.run.gradient_accumulation_steps
             train_batches = functools.partial(PackedBatches, row_multiple=multiple)
-        common = self.common_fields(
+        common = common_fields(
             examples,
             config,
             sizes,
             tokenizer,
+            max_length=self.max_length,
             head=self.head,
             host_shard=host_shard,
             train_batches=train_batches,

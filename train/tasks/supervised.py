@@ -100,58 +100,6 @@ class Supervised(TaskSettings):
             raise ValueError("without a pretrained model there must be a vocabulary: give --task.tokenizer")
         return tokenizer
 
-    def common_fields(
-        self,
-        examples: Mapping[str, E],
-        config: Config,
-        sizes: BertConfig,
-        tokenizer: WordPieceTokenizer,
-        *,
-        head: HeadKind,
-        host_shard: HostShard,
-        train_batches: Callable[..., PaddedBatches | PackedBatches] = PaddedBatches,
-    ) -> "CommonFields[E]":
-        """Return the fields of a `Task` that all tasks on labelled data make in the same way.
-
-        Args:
-            examples: of "train", and of each set to evaluate.
-            config: of the run.
-            sizes: of the model.
-            tokenizer: its padding token is used.
-            head: of the model.
-            host_shard: the rows of each batch that this host builds.
-            train_batches: makes the batches of training.
-        """
-        run, pad_id = config.run, tokenizer.special_ids[0]
-        train = train_batches(
-            examples["train"],
-            size=run.batch_size,
-            pad_id=pad_id,
-            max_length=self.max_length,
-            seed=run.seed,
-            total_steps=run.total_steps,
-            host_shard=host_shard,
-        )
-        evaluations = {
-            name: EvaluationBatches(
-                examples=evaluated,
-                size=run.evaluation_batch_size or run.batch_size,
-                pad_id=pad_id,
-                max_length=self.max_length,
-                host_shard=host_shard,
-            )
-            for name, evaluated in examples.items()
-            if name != "train"
-        }
-        return CommonFields(
-            config=sizes,
-            architecture=model_class(sizes, head),
-            tokenizer=tokenizer,
-            train=train,
-            steps_per_epoch=train.per_epoch,
-            evaluations=evaluations,
-        )
-
 
 class CommonFields(TypedDict, Generic[E]):
     """Fields of a `Task`, as keyword arguments."""
@@ -162,6 +110,60 @@ class CommonFields(TypedDict, Generic[E]):
     train: TrainSet
     steps_per_epoch: int
     evaluations: Mapping[str, EvaluationBatches[E]]
+
+
+def common_fields(
+    examples: Mapping[str, E],
+    config: Config,
+    sizes: BertConfig,
+    tokenizer: WordPieceTokenizer,
+    *,
+    max_length: int,
+    head: HeadKind,
+    host_shard: HostShard,
+    train_batches: Callable[..., PaddedBatches | PackedBatches] = PaddedBatches,
+) -> CommonFields[E]:
+    """Return the fields of a `Task` that all tasks on examples make in the same way.
+
+    Args:
+        examples: of "train", and of each set to evaluate.
+        config: of the run.
+        sizes: of the model.
+        tokenizer: its padding token is used.
+        max_length: the longest allowed length of a row.
+        head: of the model.
+        host_shard: the rows of each batch that this host builds.
+        train_batches: makes the batches of training.
+    """
+    run, pad_id = config.run, tokenizer.special_ids[0]
+    train = train_batches(
+        examples["train"],
+        size=run.batch_size,
+        pad_id=pad_id,
+        max_length=max_length,
+        seed=run.seed,
+        total_steps=run.total_steps,
+        host_shard=host_shard,
+    )
+    evaluations = {
+        name: EvaluationBatches(
+            examples=evaluated,
+            size=run.evaluation_batch_size or run.batch_size,
+            pad_id=pad_id,
+            max_length=max_length,
+            host_shard=host_shard,
+        )
+        for name, evaluated in examples.items()
+        if name != "train"
+    }
+    return CommonFields(
+        config=sizes,
+        architecture=model_class(sizes, head),
+        tokenizer=tokenizer,
+        train=train,
+        steps_per_epoch=train.per_epoch,
+        evaluations=evaluations,
+    )
 
 
 def rows_digests(sets: Mapping[str, Iterable[Any]]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.prediction_files import entity_report, escape_cell, write_text
 from train.tasks.pretrained_heads import choose_head
-from train.tasks.supervised import Supervised, rows_digests
+from train.tasks.supervised import Supervised, common_fields, rows_digests
 from train.tasks.task import Facts, Task, apply_model, model_config
 
 
@@ -86,7 +86,9 @@ class TokenClassification(Supervised):
         facts |= {f"{name} F1 of each word's most frequent tag": round(b.overall.f1, 4) for name, b in baseline.items()}
         kind = HeadKind.TOKEN_CLASSIFICATION
         return TokenClassificationTask(
-            **self.common_fields(examples, config, sizes, tokenizer, head=kind, host_shard=host_shard),
+            **common_fields(
+                examples, config, sizes, tokenizer, max_length=self.max_length, head=kind, host_shard=host_shard
+            ),
             new_head=head.new,
             facts={"labels": len(labels), "scheme": scheme.name, **head.facts, **facts},
             digests=rows_digests(sets),

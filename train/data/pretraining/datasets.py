@@ -165,28 +165,35 @@ class PretrainingData:
         """Entropy (nat) of the held-out tokens without special tokens: the lowest loss of any unigram model."""
         counts = self.held_out_counts.copy()
         counts[list(self.tokenizer.special_ids)] = 0
-        shares = counts[counts > 0] / max(counts.sum(), 1)
-        return float(-(shares * np.log(shares)).sum())
+        return entropy(counts)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Return the entropy (nat) of a distribution, given how often each value occurs; 0 if none does."""
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(shares * np.log(shares)).sum())
 
 
 def open_text(
-    text: str, tokenizer: WordPieceTokenizer | None, learn: Callable[[Sequence[str]], WordPieceTokenizer]
+    texts: Sequence[str], tokenizer: WordPieceTokenizer | None, learn: Callable[[Sequence[str]], WordPieceTokenizer]
 ) -> TokenStore:
-    """Open the folder of a token store, or tokenize text that `TextReader` reads into one in memory.
+    """Open the folder of one token store, or tokenize texts that `TextReader` reads into one in memory.
 
-    Without a tokenizer for the text, `learn` makes one from its lines.
+    Without a tokenizer for the texts, `learn` makes one from their lines.
     """
-    folder = Path(text).expanduser()
-    if (folder / RECORD).is_file():
-        store = TokenStore.open(folder)
+    stores = [folder for folder in (Path(text).expanduser() for text in texts) if (folder / RECORD).is_file()]
+    if stores and len(texts) > 1:
+        raise ValueError(f"{stores[0]} is a token store beside other texts; give one store, or the texts themselves")
+    if stores:
+        store = TokenStore.open(stores[0])
     else:
-        lines = list(TextReader([text]))
+        lines = list(TextReader(texts))
         tokenizer = tokenizer or learn(lines)
         tokenize = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
         chunks = note_lost_marks(text_chunks(iter(lines)), tokenizer.backend, flags="--task.")
         store = TokenStore.of(map(tokenize, chunks), tokenizer)
     if not len(store.tokens):
-        raise ValueError(f"{text}: holds no text; give a file or folder with lines that are not blank")
+        raise ValueError(f"{', '.join(texts)}: holds no text; give a file or folder with lines that are not blank")
     return store
 
 
