@@ -132,7 +132,7 @@ class BertConfig:
 
         return cast(Self, config_from_dict(values, family_of_config_class(cls)))
 
-    def to_dict(self, *, architecture: str | None = None) -> dict[str, Any]:
+    def to_dict(self, *, architecture: str | None = None) -> dict[str, object]:
         """Return the content of a config.json that `transformers` reads; see `families.config_to_dict`."""
         from flaxbert.families import config_to_dict
 
@@ -251,13 +251,13 @@ _SIZES = (
 )
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
+def _whole(name: str, value: object, low: int, high: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
     return int(value)
 
 
-def _real(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+def _real(name: str, value: object, allowed: str, holds: Callable[[float], bool]) -> None:
     # `holds` is false for NaN too, whatever it compares.
     if (
         not isinstance(value, float | int | np.number)
@@ -268,6 +268,6 @@ def _real(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -
         raise ValueError(f"{name} is {value!r}; it must be a number {allowed}")
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")

@@ -91,12 +91,12 @@ class EncoderDecoderModel:
         encoder = {name: tree for name, tree in params["encoder"].items() if name != "pooler"}
         return {**params["decoder"], prefix: _merged(encoder, params["decoder"][prefix])}
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+    def init(self, key: Key[Array, ""]) -> layers.ParamsDict:
         """Return fresh float32 parameters."""
         return layers.fresh_parameters(self.declaration(), key)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **arguments: Any) -> tuple["EncoderDecoderModel", dict[str, Any]]:
+    def from_pretrained(cls, path: str | Path, **arguments: Any) -> tuple["EncoderDecoderModel", layers.ParamsDict]:
         """Load a folder of an encoder-decoder; see `weights.encoder_decoder.load_encoder_decoder`."""
         from flaxbert.weights.encoder_decoder import load_encoder_decoder  # readers of files
 
@@ -105,7 +105,7 @@ class EncoderDecoderModel:
     @classmethod
     def from_two(
         cls, encoder: str | Path, decoder: str | Path, **arguments: Any
-    ) -> tuple["EncoderDecoderModel", dict[str, Any]]:
+    ) -> tuple["EncoderDecoderModel", layers.ParamsDict]:
         """Join two checkpoints, or one given twice; see `weights.encoder_decoder.join_checkpoints`."""
         from flaxbert.weights.encoder_decoder import join_checkpoints  # readers of files
 
@@ -209,7 +209,7 @@ def _without(tree: Declaration, other: Declaration) -> Declaration:
     return own
 
 
-def _merged(tree: Params, other: Params) -> dict[str, Any]:
+def _merged(tree: Params, other: Params) -> layers.ParamsDict:
     """Return the union of two trees that share no leaf."""
     merged = {**tree, **other}
     for name in tree.keys() & other.keys():

@@ -47,6 +47,10 @@ def _resolves_into(folder: Path, file: Path) -> bool:
         return False
 
 
+JsonObject = dict[str, Any]
+"""The content of a JSON file whose outermost value is an object."""
+
+
 def read_json(file: Path) -> Any:
     """Return the content of a JSON file.
 

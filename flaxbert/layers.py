@@ -27,6 +27,8 @@ LAYERS = "layers"
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype)
 Params = Mapping[str, Any]
 """A tree of dicts of arrays."""
+ParamsDict = dict[str, Any]
+"""The same tree, as its owner has it, who may change it."""
 
 
 class ParameterKind(enum.Enum):
@@ -110,7 +112,7 @@ def has_tree_for_each_layer(params: Params) -> bool:
     return "0" in params
 
 
-def unstack_layers(params: Params) -> dict[str, Any]:
+def unstack_layers(params: Params) -> ParamsDict:
     """Return stacked layers as one tree for each, by number."""
     count = len(jax.tree.leaves(params)[0])
     return {str(number): jax.tree.map(lambda leaf: leaf[number], params) for number in range(count)}  # noqa: B023
@@ -152,7 +154,7 @@ def fresh_parameters(declaration: PyTree, key: jax.Array, *, path: str = "") -> 
     return {name: fresh_parameters(child, key, path=f"{path}/{name}") for name, child in declaration.items()}
 
 
-def prepare(params: Any, declaration: PyTree, *, dtype: DTypeLike, rules: AxisRules) -> Any:
+def prepare(params: PyTree, declaration: PyTree, *, dtype: DTypeLike, rules: AxisRules) -> PyTree:
     """Return the declared parameters ready for use: kernels cast to `dtype`, kernels and tables gathered over `fsdp`.
 
     Biases and norms stay as they are: they are applied in float32. So does everything below "layers": each layer is

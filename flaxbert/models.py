@@ -22,7 +22,7 @@ from flaxbert.cache import KeyValueCache
 from flaxbert.config import BertConfig
 from flaxbert.encoder import CrossMask, EncoderInputs, Mask, declare_encoder, encode
 from flaxbert.execution import AttentionImplementation, Execution, Remat
-from flaxbert.layers import Declaration, Params
+from flaxbert.layers import Declaration, Params, ParamsDict
 from flaxbert.outputs import BaseModelOutput
 from flaxbert.sharding import AxisRules
 
@@ -127,7 +127,7 @@ class PreTrainedModel(nn.Module):
         return np.zeros((1, 1, length) if self.takes_choices else (1, length), np.int32)
 
     @classmethod
-    def from_pretrained(cls: type[Model], path: str | Path, **arguments: Any) -> tuple[Model, dict[str, Any]]:
+    def from_pretrained(cls: type[Model], path: str | Path, **arguments: Any) -> tuple[Model, ParamsDict]:
         """Load a checkpoint: return the model and its float32 parameters; see `weights.load.load_model`."""
         from flaxbert.weights.load import load_model  # readers of files, which the model itself does not need
 

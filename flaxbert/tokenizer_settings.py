@@ -1,19 +1,17 @@
 """The tokenizer files of a folder: their settings, and the tokens that they declare beside the vocabulary."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import AddedToken
 
-from flaxbert.files import read_json
+from flaxbert.files import JsonObject, read_json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TOKEN_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _MAX_LENGTH = 10**9  # transformers writes 1e30 for "no limit"
 
 Token = str | AddedToken
-JsonObject = Mapping[str, Any]
 
 
 class TokenizerFiles(NamedTuple):
@@ -107,7 +105,7 @@ class DeclaredTokens(NamedTuple):
     added: dict[int, AddedToken]
 
 
-def read_object(file: Path, *, optional: bool = False) -> dict[str, Any]:
+def read_object(file: Path, *, optional: bool = False) -> JsonObject:
     """Return the JSON object in a file; an empty one for an `optional` file that is missing.
 
     Raises:
@@ -191,7 +189,7 @@ def _token_list(value: object, file: Path) -> list[Token]:
 
 def _added_token(value: object, file: Path, key: object) -> AddedToken:
     try:
-        entries: dict[str, Any] = dict(value)  # type: ignore[call-overload]
+        entries: JsonObject = dict(value)  # type: ignore[call-overload]
         return AddedToken(**{name: entry for name, entry in entries.items() if name in _TOKEN_KEYS})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: the token {key!r:.60} is {value!r:.80}; expected an added token ({error})") from None

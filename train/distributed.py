@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PyTree
 
 from flaxbert import sharding
 from flaxbert.models import PreTrainedModel
@@ -153,7 +154,7 @@ class Placement:
         """Sharding of an array that is whole on every device."""
         return sharding.replicated(self.mesh)
 
-    def parameters(self, model: PreTrainedModel) -> Any:
+    def parameters(self, model: PreTrainedModel) -> PyTree:
         """Return a sharding for every parameter of the model."""
         return sharding.tree_shardings(self.mesh, self.rules, model.logical_axes())
 

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from flax import struct
+from jaxtyping import PyTree
 
 from flaxbert import PreTrainedModel
 from flaxbert.layers import Params
@@ -26,7 +27,7 @@ class EvalStepOutput:
     """Result of one batch: metrics as sums and weights by name, and model outputs [B, ...] that later metrics need."""
 
     metrics: dict[str, Loss]
-    outputs: Any = None
+    outputs: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Evaluation:
     """Result of a whole set: the mean of each metric, and the outputs of each batch."""
 
     means: dict[str, float]
-    outputs: list[Any]
+    outputs: list[PyTree]
 
 
 EvalStep = Callable[[Params, Batch], EvalStepOutput]

@@ -113,7 +113,7 @@ class Predict(GenerationFlags):
                     print(self._format(task, prediction), flush=True)
         return 0
 
-    def _pipeline_options(self, task: PredictionTask) -> dict[str, Any]:
+    def _pipeline_options(self, task: PredictionTask) -> dict[str, object]:
         """Return the attributes of the pipeline that were given; raise a ValueError for flags that contradict."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         own = _task_flags(task)
@@ -256,5 +256,5 @@ def _write_vectors(file: Path, vectors: Iterable[np.ndarray]) -> int:
     return count
 
 
-def _vectors_header(count: int, width: int) -> dict[str, Any]:
+def _vectors_header(count: int, width: int) -> dict[str, object]:
     return {"descr": "<f4", "fortran_order": False, "shape": (count, width)}

@@ -25,7 +25,7 @@ class PredictionTask:
     pipeline: type[pipelines.Pipeline[Any, Any]]
     shape: InputShape
     result_lines: Callable[[Sequence[str], Any], Sequence[str]]
-    result_json: Callable[[Any], dict[str, Any]] = dataclasses.asdict
+    result_json: Callable[[Any], dict[str, object]] = dataclasses.asdict
 
     def pipeline_input(self, texts: tuple[str, ...]) -> object:
         """Return the texts of an input as an item of the pipeline."""
@@ -66,7 +66,7 @@ def _entity_lines(texts: Sequence[str], result: pipelines.TaggedText) -> list[st
     return [texts[0], *entities]
 
 
-def _entity_json(result: pipelines.TaggedText) -> dict[str, Any]:
+def _entity_json(result: pipelines.TaggedText) -> dict[str, object]:
     return {"entities": [dataclasses.asdict(entity) for entity in result.entities]}
 
 
@@ -80,7 +80,7 @@ def _vector_lines(texts: Sequence[str], result: np.ndarray) -> list[str]:
     return [f"[{', '.join(f'{number:.4f}' for number in result[:4])}, ...]  {texts[0]}"]
 
 
-def _vector_json(result: np.ndarray) -> dict[str, Any]:
+def _vector_json(result: np.ndarray) -> dict[str, object]:
     return {"vector": result.tolist()}
 
 

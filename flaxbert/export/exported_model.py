@@ -98,7 +98,7 @@ def load_model_to_export(
     return model, params, {name: jax.ShapeDtypeStruct(shape, np.int32) for name in type(model).input_names}
 
 
-def model_outputs(model: PreTrainedModel, params: Params, *inputs: Any) -> dict[str, Any]:
+def model_outputs(model: PreTrainedModel, params: Params, *inputs: Any) -> dict[str, jax.Array]:
     """Return the model's outputs for the input arrays, by name; outputs that are None are left out."""
     outputs: Any = model.apply({"params": params}, **dict(zip(type(model).input_names, inputs, strict=True)))
     fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
@@ -164,7 +164,9 @@ def largest_difference(model: PreTrainedModel, params: Params, program: LoadedPr
     return float(max(differences))
 
 
-def array_specs(arrays: Mapping[str, Any], *, dtype: str | None = None) -> dict[str, ArraySpec]:
+def array_specs(
+    arrays: Mapping[str, jax.Array | jax.ShapeDtypeStruct], *, dtype: str | None = None
+) -> dict[str, ArraySpec]:
     """Return the specs of arrays or shapes by name; `dtype` replaces their own."""
     return {
         name: ArraySpec(dtype or str(array.dtype), tuple(a if isinstance(a, int) else str(a) for a in array.shape))

@@ -15,7 +15,7 @@ from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.family import Architecture, Family, HeadKind
 from flaxbert.families.roberta import ROBERTA
-from flaxbert.files import path_inside, read_json
+from flaxbert.files import JsonObject, path_inside, read_json
 from flaxbert.models import PreTrainedModel
 
 _log = logging.getLogger("flaxbert")
@@ -149,7 +149,7 @@ def read_model_type(path: str | Path) -> str:
     return model_type
 
 
-def read_keys(path: str | Path) -> dict[str, Any]:
+def read_keys(path: str | Path) -> JsonObject:
     """Return the keys of a folder's config.json as they are; the path and the errors are those of `read_config`."""
     file = _config_file(path)
     if not file.is_file():
@@ -226,12 +226,12 @@ def _label_names(labels: object) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" if name is None else str(name) for i, name in enumerate(names))
 
 
-def carried_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+def carried_keys(values: Mapping[str, object]) -> JsonObject:
     """Return the keys of a config.json but those that name the file, code to run, or begin with "_"."""
     return {key: value for key, value in values.items() if key not in FILE_KEYS | CODE_KEYS and not key.startswith("_")}
 
 
-def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> dict[str, Any]:
+def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype: str = "float32") -> JsonObject:
     """Return the content of a config.json that `transformers` reads.
 
     `architecture` is the class to name, `dtype` the type of the numbers in the weights. Keys without a meaning here are

@@ -90,7 +90,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         self._windowing_options()  # raises an error for numbers out of range
 
     @classmethod
-    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> dict[str, Any]:
         """Return the windows and limits of the run that trained the model."""
         saved = saved_answer_settings(config.unused)
         if "max_length" in saved:

@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 ModelBatch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -44,12 +45,12 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def run_in_batches(
     sequences: Sequence[InputSequence],
-    compute: Callable[[ModelBatch], Any],
+    compute: Callable[[ModelBatch], PyTree],
     *,
     batch_size: int,
     lengths: Sequence[int],
     pad_id: int,
-) -> list[Any]:
+) -> list[PyTree]:
     """Return for each sequence, in order, its tree of the arrays that `compute` returns, without the batch axis.
 
     Sequences of similar length share a batch. Every batch has `batch_size` rows, filled up with padding, and one of the
@@ -60,8 +61,8 @@ def run_in_batches(
     # A batch is dispatched before the results of the one before are fetched, so that the device does not wait for the
     # host. A CPU would compute both at once, which takes the memory of both.
     ahead = 0 if jax.default_backend() == "cpu" else 1
-    results: list[Any] = [None] * len(sequences)
-    dispatched: collections.deque[Any] = collections.deque()
+    results: list[PyTree] = [None] * len(sequences)
+    dispatched: collections.deque[PyTree] = collections.deque()
 
     def fetch(batch: Sequence[int]) -> None:
         outputs = jax.device_get(dispatched.popleft())

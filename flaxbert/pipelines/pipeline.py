@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from flaxbert.config import BertConfig
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
@@ -117,7 +118,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         return cls(model, params, tokenizer, **(saved | given))
 
     @classmethod
-    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> dict[str, Any]:
         """Return attributes that the folder specifies, as defaults of those that are given (`options`)."""
         return {}
 
@@ -180,7 +181,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         if chunk:
             yield chunk
 
-    def _outputs(self, sequences: Iterable[InputSequence]) -> Iterator[Any]:
+    def _outputs(self, sequences: Iterable[InputSequence]) -> Iterator[PyTree]:
         """Yield the output of each sequence; a long text has more sequences than outputs fit into memory."""
         for block in chunked(sequences, max(self.read_ahead, self.batch_size)):
             yield from run_in_batches(
@@ -200,7 +201,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Return one or several sequences for each input."""
 
     @abc.abstractmethod
-    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> PyTree:
         """Return a tree of arrays [B, ...] for a batch; compiled once per length."""
 
     @abc.abstractmethod
@@ -229,7 +230,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         return max(_MIN_MAX_LENGTH, min(positions, self.tokenizer.max_length or positions))
 
     @functools.cached_property
-    def _compiled_forward(self) -> Callable[[ModelBatch], Any]:
+    def _compiled_forward(self) -> Callable[[ModelBatch], PyTree]:
         return functools.partial(jax.jit(self._forward), self.params)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flaxbert.families import HeadKind, read_config
-from flaxbert.files import path_inside, read_json
+from flaxbert.files import JsonObject, path_inside, read_json
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_text
@@ -220,7 +220,7 @@ def _read_prompt(folder: Path) -> str:
     return prompts[name]
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> JsonObject:
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: holds a JSON {type(values).__name__}, expected an object")

@@ -85,7 +85,7 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
             )
 
     @classmethod
-    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> dict[str, Any]:
         """Return the activation of a CrossEncoder, from the keys that sentence-transformers writes or wrote."""
         file = path_inside(folder, "config_sentence_transformers.json")
         settings = read_json(file) if file.is_file() else None

@@ -25,7 +25,7 @@ from flaxbert.families import (
     read_config,
     read_keys,
 )
-from flaxbert.layers import Declaration, Params, fresh_parameters, map_specs
+from flaxbert.layers import Declaration, Params, ParamsDict, fresh_parameters, map_specs
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules, is_multihost, tree_shardings
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
@@ -43,7 +43,7 @@ _OWN_KEYS = frozenset(
 
 def load_encoder_decoder(
     path: str | Path, *, mesh: Mesh | None = None, rules: AxisRules | None = None, **attributes: Any
-) -> tuple[EncoderDecoderModel, dict[str, Any]]:
+) -> tuple[EncoderDecoderModel, ParamsDict]:
     """Load a folder with config.json of the type "encoder-decoder" and weights in any format of a model folder.
 
     Args:
@@ -106,7 +106,7 @@ def join_checkpoints(
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
     **attributes: Any,
-) -> tuple[EncoderDecoderModel, dict[str, Any]]:
+) -> tuple[EncoderDecoderModel, ParamsDict]:
     """Join an encoder and a decoder from two checkpoints, or from one given twice.
 
     As in transformers, the decoder gets is_decoder and add_cross_attention, and what its checkpoint lacks is newly
@@ -208,7 +208,7 @@ def _projection_names(model: EncoderDecoderModel) -> list[NameMapping]:
     ]
 
 
-def _projection(checkpoint: Checkpoint, model: EncoderDecoderModel, mesh: Mesh | None) -> dict[str, Any]:
+def _projection(checkpoint: Checkpoint, model: EncoderDecoderModel, mesh: Mesh | None) -> ParamsDict:
     """Read the layer between two widths, where the model has one."""
     leaves: dict[str, jax.Array] = {}
     mappings = _projection_names(model)

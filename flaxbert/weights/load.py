@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from flaxbert.families import architecture_name, architecture_of, family_of, read_config, read_keys
 from flaxbert.families.family import ParameterPath
+from flaxbert.layers import ParamsDict
 from flaxbert.models import Model, PreTrainedModel
 from flaxbert.sharding import AxisRules, check_divisible, tree_shardings
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
@@ -37,7 +39,7 @@ def load_model(
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
     **attributes: Any,
-) -> tuple[Model, dict[str, Any]]:
+) -> tuple[Model, ParamsDict]:
     """Load a checkpoint for a model class: return the model and its float32 parameters.
 
     The host holds one layer, or one other tensor, at a time; with a mesh, each process reads only the parts of its own
@@ -80,7 +82,7 @@ def load_parameters(
     new_head: bool = False,
     key: jax.Array | None,
     mesh: Mesh | None,
-) -> dict[str, Any]:
+) -> ParamsDict:
     """Load the parameters of a model from a checkpoint; arguments and errors are those of `load_model`.
 
     With `new_head` the head is newly initialised even where the file has one of this name.
@@ -101,7 +103,7 @@ def load_parameters(
     return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
 
 
-def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, ParamsDict]:
     """Load a checkpoint with the class that config.json names under "architectures".
 
     The folder of an encoder-decoder gives an `EncoderDecoderModel` (`weights.encoder_decoder.load_encoder_decoder`).
@@ -131,7 +133,7 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, dict[str, 
 
 
 def initialise(
-    matched: MatchedTensors, model: PreTrainedModel, key: jax.Array | None = None, shardings: Any = None
+    matched: MatchedTensors, model: PreTrainedModel, key: jax.Array | None = None, shardings: PyTree = None
 ) -> dict[ParameterPath, jax.Array]:
     """Draw the parameters that the checkpoint lacks, and compute no other; `shardings` is a tree of all parameters."""
     paths = sorted({matched.mappings[name].path for name in matched.missing})
@@ -148,8 +150,8 @@ def initialise(
 
 
 def place_on_devices(
-    matched: MatchedTensors, initialised: Mapping[ParameterPath, jax.Array] | None = None, shardings: Any = None
-) -> dict[str, Any]:
+    matched: MatchedTensors, initialised: Mapping[ParameterPath, jax.Array] | None = None, shardings: PyTree = None
+) -> ParamsDict:
     """Build the params dict: the initialised parameters and the checkpoint's tensors, in float32 on their devices."""
     leaves: dict[ParameterPath, jax.Array] = dict(initialised or {})
     by_layer: dict[int, list[tuple[NameMapping, LazyTensor]]] = {}
@@ -181,7 +183,7 @@ def _place_layer(
     tensors: list[tuple[NameMapping, LazyTensor]],
     leaves: Mapping[ParameterPath, jax.Array],
     num_layers: int,
-    shardings: Any,
+    shardings: PyTree,
 ) -> dict[ParameterPath, jax.Array]:
     """Read one layer's tensors and return the stacked parameters with that layer set."""
     stacks, parts = {}, {}

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from flaxbert.families import Family
 from flaxbert.families.family import ParameterPath, TensorName
-from flaxbert.layers import LAYERS
+from flaxbert.layers import LAYERS, Params, ParamsDict
 from flaxbert.sharding import fetch_global
 from flaxbert.weights.tensors import LazyTensor
 
@@ -98,7 +99,7 @@ class ParameterTensor:
         return self.mapping.to_file_layout(part.astype(self.dtype, copy=False))[rows]
 
 
-def name_mappings(family: Family, shapes: Mapping[str, Any], *, vocab_size: int | None = None) -> list[NameMapping]:
+def name_mappings(family: Family, shapes: Params, *, vocab_size: int | None = None) -> list[NameMapping]:
     """Return the mapping of every parameter of a model, given its params dict or shapes, in the order of the table.
 
     Names have the family's prefix, for the base model too, whose files have none. Files hold `vocab_size` rows of
@@ -143,16 +144,16 @@ def _rows_of_own_layers(row: TensorName, numbers: Sequence[int]) -> Iterator[Ten
         yield dataclasses.replace(row, name=row.name.format(layer=number), path=path)
 
 
-def leaf_at(tree: Any, path: ParameterPath) -> Any:
+def leaf_at(tree: PyTree, path: ParameterPath) -> Any:
     """Return the leaf of a tree of dicts at a path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def tree_of(leaves: Mapping[ParameterPath, Any]) -> dict[str, Any]:
+def tree_of(leaves: Mapping[ParameterPath, object]) -> ParamsDict:
     """Build the tree of dicts from its leaves by path."""
-    tree: dict[str, Any] = {}
+    tree: ParamsDict = {}
     for path, value in sorted(leaves.items()):
         node = tree
         for key in path[:-1]:
@@ -161,7 +162,7 @@ def tree_of(leaves: Mapping[ParameterPath, Any]) -> dict[str, Any]:
     return tree
 
 
-def shape_differences(given: Any, expected: Any) -> list[str]:
+def shape_differences(given: PyTree, expected: PyTree) -> list[str]:
     """Return one line for each leaf of two trees of arrays (or shapes) that only one has, or that differs in shape."""
     given, expected = _shapes_by_path(given), _shapes_by_path(expected)
     return [
@@ -171,6 +172,6 @@ def shape_differences(given: Any, expected: Any) -> list[str]:
     ]
 
 
-def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

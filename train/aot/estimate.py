@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.errors import JaxRuntimeError
+from jaxtyping import PyTree
 
 from train.aot.collectives import TpuSlice
 from train.aot.cost import Cost, estimate_cost
@@ -215,7 +216,7 @@ def _memory(compiled: CompiledStep, capacity: int) -> MemoryEstimate:
     )
 
 
-def _device_bytes(shapes: Any, shardings: Any) -> int:
+def _device_bytes(shapes: PyTree, shardings: PyTree) -> int:
     """Return the bytes of a tree of global shapes on the device that holds most of it."""
     sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, shardings)
     return sum(jax.tree.leaves(sizes))

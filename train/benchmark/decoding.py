@@ -22,6 +22,7 @@ import tyro
 
 import flaxbert
 from flaxbert.generation import GenerationSettings, generate, prepare_for_generation, stream
+from flaxbert.layers import Params
 from train.environment import restart_with_malloc_settings
 
 _ROUNDING = 32  # columns; each length is a program of its own
@@ -96,13 +97,13 @@ def _measure(size: str, rows: int, settings: DecodingBenchmark) -> bool:
     return True
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
 
 
-def _random_parameters(model: flaxbert.BertLMHeadModel) -> dict[str, Any]:
+def _random_parameters(model: flaxbert.BertLMHeadModel) -> Params:
     """Return parameters that are large enough for the tokens not to be nearly equal in score."""
     rng = np.random.default_rng(0)
 
@@ -113,7 +114,9 @@ def _random_parameters(model: flaxbert.BertLMHeadModel) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(leaf, model.parameter_shapes())
 
 
-def _generate_without_cache(model: flaxbert.BertLMHeadModel, params: Any, ids: np.ndarray, length: int) -> np.ndarray:
+def _generate_without_cache(
+    model: flaxbert.BertLMHeadModel, params: Params, ids: np.ndarray, length: int
+) -> np.ndarray:
     """Return greedy continuations, computing the whole sequence for each token."""
     tokens = np.zeros((len(ids), length), np.int32)
     tokens[:, : ids.shape[1]] = ids
@@ -124,14 +127,14 @@ def _generate_without_cache(model: flaxbert.BertLMHeadModel, params: Any, ids: n
 
 
 @jax.jit(static_argnums=0)
-def _next_token(model: flaxbert.BertLMHeadModel, params: Any, tokens: jax.Array, last: jax.Array) -> jax.Array:
+def _next_token(model: flaxbert.BertLMHeadModel, params: Params, tokens: jax.Array, last: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(last, (len(tokens), 1))
     output: Any = model.apply({"params": params}, tokens, logit_positions=positions)
     return jnp.argmax(output.logits[:, 0], axis=1)
 
 
 def _torch_generate(
-    model: flaxbert.BertLMHeadModel, params: Any, ids: np.ndarray, options: GenerationSettings
+    model: flaxbert.BertLMHeadModel, params: Params, ids: np.ndarray, options: GenerationSettings
 ) -> Tokens:
     """Return the function that generates with the same parameters by transformers."""
     import torch

@@ -13,6 +13,7 @@ import transformers
 
 from flaxbert import AttentionImplementation, BertForPreTraining, Remat, save_pretrained
 from flaxbert.layers import Params
+from flaxbert.losses import Loss
 from flaxbert.models import BertModel
 from train.benchmark.workload import Pass, Workload, labels_of_all_positions
 from train.distributed import MeshShape, Placement
@@ -47,7 +48,7 @@ class JaxImplementation:
         self._batch = placement.batch(work.batch(_SEED))
         self._seed = np.uint32(_SEED)
 
-        def loss(params: Params, batch: Batch, key: jax.Array | None) -> Any:
+        def loss(params: Params, batch: Batch, key: jax.Array | None) -> Loss:
             return pretraining_loss(self._model, params, batch, key)
 
         def eval_step(params: Params, batch: Batch) -> Any:
@@ -159,7 +160,7 @@ class TorchImplementation:
         self._synchronize()
         return time.perf_counter() - start
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self._device, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
 
     def _synchronize(self) -> None:
@@ -167,7 +168,7 @@ class TorchImplementation:
             torch.cuda.synchronize()
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Return PyTorch's parameter groups: weight decay for all parameters except biases and LayerNorms."""
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> None:
     print("  ".join(f"{name} accuracy {value:.4f}" for name, value in found.items()))
 
 
-def train_torch(model: Any, config: Config[Any], task: SequenceClassificationTask, total_steps: int) -> list[float]:
+def train_torch(
+    model: torch.nn.Module, config: Config[Any], task: SequenceClassificationTask, total_steps: int
+) -> list[float]:
     """Train all steps and print a line every 100; return the loss of each step."""
     optim = config.optim
     algorithm = optim.algorithm
@@ -76,13 +78,13 @@ def train_torch(model: Any, config: Config[Any], task: SequenceClassificationTas
     return losses
 
 
-def accuracy(model: Any, task: SequenceClassificationTask, name: str) -> float:
+def accuracy(model: torch.nn.Module, task: SequenceClassificationTask, name: str) -> float:
     """Return the accuracy on one of the task's evaluation sets."""
     labels = task.evaluations[name].examples.labels
     return float(np.mean(predictions(model, task, name) == labels))
 
 
-def predictions(model: Any, task: SequenceClassificationTask, name: str) -> np.ndarray:
+def predictions(model: torch.nn.Module, task: SequenceClassificationTask, name: str) -> np.ndarray:
     """Return the label with the highest score of each example of an evaluation set [N]."""
     model.eval()
     batches, found = task.evaluations[name], []

@@ -18,6 +18,7 @@ import numpy as np
 from flaxbert.families import BERT, FAMILIES, Family
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import file_sha256, read_json
+from flaxbert.layers import Params
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, name_mappings, tree_of
 from flaxbert.weights.tensors import LazyTensor
 
@@ -118,7 +119,7 @@ def _read_metadata(item: Path) -> dict[ParameterPath, _Leaf]:
         return {leaf.path: leaf for leaf in _leaves(tree["params"] if prefix else tree, prefix, ())}
 
 
-def _leaves(node: Mapping[str, Any], prefix: ParameterPath, path: ParameterPath) -> Iterator[_Leaf]:
+def _leaves(node: Params, prefix: ParameterPath, path: ParameterPath) -> Iterator[_Leaf]:
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, prefix, (*path, key))
