@@ -54,7 +54,7 @@ def config_in(folder):
         heldout=HELDOUT,
     )
     settings = Run(folder=folder / "run", batch_size=16, steps=4, log_every=1, checkpoint_every=2)
-    settings = dataclasses.replace(settings, gradient_accumulation_steps=2)
+    settings = dataclasses.replace(settings, evaluation_batch_size=8, gradient_accumulation_steps=2)
     return Config(task, settings, Model(sizes=SIZES, dropout=0.0), Optim(learning_rate=1e-2))
 
 
