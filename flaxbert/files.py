@@ -64,7 +64,21 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
+        require_downloaded(file)
         raise ValueError(f"{file}: not a JSON file ({error})") from None
+
+
+def require_downloaded(file: Path) -> None:
+    """Raise ValueError if a download left a pointer of git-lfs or a web page in the place of a file."""
+    with file.open("rb") as opened:
+        start = opened.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise ValueError(
+            f"{file}: a pointer of git-lfs in the place of the file; run `git lfs pull` in its folder, or download it "
+            "again"
+        )
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise ValueError(f"{file}: a web page in the place of the file; download it again")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from flaxbert.families import BERT
+from flaxbert.files import require_downloaded
 from flaxbert.tokenizer_settings import DeclaredTokens, JsonObject, Token, TokenizerFiles
 
 ROLES = {"pad": "pad_token", "unknown": "unk_token", "cls": "cls_token", "sep": "sep_token", "mask": "mask_token"}
@@ -130,6 +131,7 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     Raises:
         ValueError: not UTF-8 text, or it begins with a byte-order mark, which would be a part of the first token.
     """
+    require_downloaded(file)
     try:
         vocabulary = models.WordPiece.read_file(str(file))
     except Exception as error:  # the library raises bare Exception

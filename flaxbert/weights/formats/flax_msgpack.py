@@ -18,6 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from flaxbert.files import require_downloaded
 from flaxbert.weights.formats.msgpack_tokens import MAX_STRING_BYTES, TRUE, MsgpackReader, pack_head, pack_string
 from flaxbert.weights.tensors import ChunkedTensor, FileTensor, LazyTensor, TensorSpec, transposed
 
@@ -85,6 +86,7 @@ def open_flax_msgpack(file: Path) -> dict[str, LazyTensor]:
             if reader.bytes_left:
                 raise ValueError(f"{reader.bytes_left} bytes follow the content")
     except ValueError as error:  # includes bad UTF-8
+        require_downloaded(file)
         raise ValueError(f"{file}: not a readable flax_model.msgpack: {error}") from None
     return tensors
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from flaxbert.files import require_downloaded
 from flaxbert.weights.tensors import FileTensor, LazyTensor, TensorSpec, tensor_bytes
 
 _MAX_HEADER_BYTES = 100_000_000  # the library's limit
@@ -65,6 +66,7 @@ def open_safetensors(file: Path) -> dict[str, FileTensor]:
         if end != size:
             raise ValueError(f"the tensors end at byte {end}, the file at {size}")
     except (ValueError, RecursionError) as error:  # ValueError includes bad JSON and bad UTF-8
+        require_downloaded(file)
         raise ValueError(f"{file}: not a readable safetensors file: {error}") from None
     return {tensor.name: tensor for tensor in tensors}
 

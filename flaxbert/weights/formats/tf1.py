@@ -17,13 +17,14 @@ tensor against its CRC.
 """
 
 import dataclasses
+import glob
 import re
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from flaxbert.files import path_inside
+from flaxbert.files import path_inside, require_downloaded
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_table
 from flaxbert.weights.tensors import FileTensor, LazyTensor, transposed
 
@@ -141,6 +142,8 @@ def read_bundle_index(prefix: Path) -> dict[str, BundleTensor]:
     try:
         return _variables(prefix, read_table(index.read_bytes()))
     except ValueError as error:
+        for file in (index, *index.parent.glob(f"{glob.escape(prefix.name)}.data-*")):
+            require_downloaded(file)
         raise ValueError(f"{index}: not a readable TensorFlow checkpoint index ({error})") from None
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
+from flaxbert.files import require_downloaded
 from flaxbert.weights.formats.torch_pickle import STORAGES, scan_pickle
 from flaxbert.weights.tensors import LazyTensor, TensorSpec, tensor_bytes
 
@@ -71,6 +72,7 @@ def open_torch_bin(file: Path) -> dict[str, TorchTensor]:
         ValueError: the file is not a state dict of dense tensors, or torch is missing or too old to be safe.
     """
     size = file.stat().st_size
+    require_downloaded(file)
     torch = _import_torch(file)
     try:
         with file.open("rb") as opened, warnings.catch_warnings():
