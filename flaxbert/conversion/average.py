@@ -13,7 +13,7 @@ from flaxbert.weights.checkpoint import ORBAX, Checkpoint
 from flaxbert.weights.folder import WriteOptions, copy_other_files, write_model_folder
 from flaxbert.weights.formats.orbax_params import orbax_steps
 from flaxbert.weights.sentence_transformers import module_files
-from flaxbert.weights.tensors import mean
+from flaxbert.weights.tensors import FiniteCheck, mean
 
 
 def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None = None) -> list[Path]:
@@ -53,7 +53,11 @@ def average(paths: Sequence[str | Path], target: str | Path, *, last: int | None
             )
     for checkpoint in checkpoints:
         checkpoint.checkpoint.verify_checksums()
-    tensors = {name: mean([one.tensors[name] for one in matched]) for name in first.tensors}
+    checked = [
+        FiniteCheck(checkpoint.checkpoint.file).tensors(one.tensors)
+        for checkpoint, one in zip(checkpoints, matched, strict=True)
+    ]
+    tensors = {name: mean([one[name] for one in checked]) for name in first.tensors}
     options = WriteOptions(in_given_order=any(checkpoint.checkpoint.format == ORBAX for checkpoint in checkpoints))
     with atomic_folder(target) as folder:
         write_model_folder(folder, model, tensors, options)

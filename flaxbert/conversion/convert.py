@@ -38,7 +38,7 @@ from flaxbert.weights.load import initialise
 from flaxbert.weights.match import MatchedTensors, match
 from flaxbert.weights.names import ParameterTensor
 from flaxbert.weights.sentence_transformers import copy_files_of_other_tokenizers, copy_sentence_transformers_files
-from flaxbert.weights.tensors import LazyTensor, cast, observed, tensors_equal
+from flaxbert.weights.tensors import FiniteCheck, LazyTensor, cast, observed, tensors_equal
 
 FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
 
@@ -175,7 +175,7 @@ def convert(
 def _convert_model(
     checkpoint: Checkpoint, model: PreTrainedModel, matched: MatchedTensors, key: jax.Array | None, output: _Output
 ) -> Conversion:
-    tensors = _all_tensors(model, matched, key)
+    tensors = FiniteCheck(checkpoint.file).tensors(_all_tensors(model, matched, key))
     if output.dtype is not None:
         tensors = {name: cast(tensor, np.dtype(output.dtype), name=name) for name, tensor in tensors.items()}
     architecture = architecture_of(model)
@@ -256,7 +256,7 @@ def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
 
 def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output) -> Conversion:
     checkpoint.verify_checksums()
-    tensors = copied_tensors(checkpoint, output.dtype)
+    tensors = FiniteCheck(checkpoint.file).tensors(copied_tensors(checkpoint, output.dtype))
     with atomic_folder(output.target) as folder:
         config = _copied_config(checkpoint.config_folder, output.dtype)
         options = WriteOptions(_file_format(output.format), output.max_shard_size)

@@ -21,7 +21,7 @@ from flaxbert.sharding import AxisRules, check_divisible, tree_shardings
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
 from flaxbert.weights.match import MatchedTensors, find_architecture, has_pooler, match, with_label_count, without_head
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, tree_of
-from flaxbert.weights.tensors import LazyTensor
+from flaxbert.weights.tensors import FiniteCheck, LazyTensor
 
 _log = logging.getLogger("flaxbert")
 
@@ -100,7 +100,9 @@ def load_parameters(
     )
     checkpoint.verify_checksums()
     shardings = None if mesh is None else tree_shardings(mesh, model.rules, model.logical_axes())
-    return place_on_devices(matched, initialise(matched, model, key, shardings), shardings)
+    return place_on_devices(
+        matched, initialise(matched, model, key, shardings), shardings, check=FiniteCheck(checkpoint.file)
+    )
 
 
 def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, ParamsDict]:
@@ -150,11 +152,16 @@ def initialise(
 
 
 def place_on_devices(
-    matched: MatchedTensors, initialised: Mapping[ParameterPath, jax.Array] | None = None, shardings: PyTree = None
+    matched: MatchedTensors,
+    initialised: Mapping[ParameterPath, jax.Array] | None = None,
+    shardings: PyTree = None,
+    *,
+    check: FiniteCheck | None = None,
 ) -> ParamsDict:
     """Build the params dict: the initialised parameters and the checkpoint's tensors, in float32 on their devices."""
     leaves: dict[ParameterPath, jax.Array] = dict(initialised or {})
     by_layer: dict[int, list[tuple[NameMapping, LazyTensor]]] = {}
+    checked = matched.tensors if check is None else check.tensors(matched.tensors)
     for name, tensor in matched.tensors.items():
         mapping = matched.mappings[name]
         sharding = leaf_at(shardings, mapping.path) if shardings else None
@@ -166,11 +173,12 @@ def place_on_devices(
             # The parameter with all its layers is read at once, and once.
             if mapping.layer in (None, 0):
                 parameter = tensor.parameter()
-                leaves[mapping.path] = _place(parameter.shape, sharding, parameter.__getitem__)
+                read = parameter.__getitem__ if check is None else check.reader(name, parameter.__getitem__)
+                leaves[mapping.path] = _place(parameter.shape, sharding, read)
         elif mapping.layer is None:
-            leaves[mapping.path] = _place(mapping.shape, sharding, functools.partial(mapping.read, tensor))
+            leaves[mapping.path] = _place(mapping.shape, sharding, functools.partial(mapping.read, checked[name]))
         else:
-            by_layer.setdefault(mapping.layer, []).append((mapping, tensor))
+            by_layer.setdefault(mapping.layer, []).append((mapping, checked[name]))
     num_layers = 1 + max((m.layer for m in matched.mappings.values() if m.layer is not None), default=-1)
     for layer, tensors in by_layer.items():
         # One call for each layer, so that its tensors are freed before the next layer is read.

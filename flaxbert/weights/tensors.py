@@ -1,12 +1,17 @@
 """Lazy tensors: the common interface to tensors in files of every format, and wrappers around them."""
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+
+_log = logging.getLogger("flaxbert")
+
+Index = TypeVar("Index")
 
 _PART_BYTES = 2**22  # larger buffers are requested from and returned to the operating system each time
 
@@ -151,6 +156,42 @@ def mean(tensors: Sequence[LazyTensor]) -> DerivedTensor:
         return (total / len(tensors)).astype(first.dtype)
 
     return DerivedTensor(first.dtype, first.shape, read, all(tensor.supports_row_reads for tensor in tensors))
+
+
+class FiniteCheck:
+    """A check of numbers as they are read, for one warning of the first tensor with NaN or infinite numbers.
+
+    It takes 0.03 s for the float32 numbers of BERT-base, 0.2 s for bfloat16.
+    """
+
+    def __init__(self, source: Path):
+        """`source` names the checkpoint in the warning."""
+        self._source, self._has_warned = source, False
+
+    def reader(self, name: str, read: Callable[[Index], np.ndarray]) -> Callable[[Index], np.ndarray]:
+        """Return a function that reads as `read` does, and checks the numbers."""
+
+        def read_and_check(index: Index) -> np.ndarray:
+            values = read(index)
+            is_integer = np.issubdtype(values.dtype, np.integer) or values.dtype == bool
+            if not (self._has_warned or is_integer or np.isfinite(values).all()):
+                self._has_warned = True
+                _log.warning(
+                    "%s: %s holds NaN or infinite numbers, which are kept; if training diverged, take an earlier "
+                    "checkpoint",
+                    self._source,
+                    name,
+                )
+            return values
+
+        return read_and_check
+
+    def tensors(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Return tensors that are checked when they are read."""
+        return {
+            name: DerivedTensor(tensor.dtype, tensor.shape, self.reader(name, tensor.read), tensor.supports_row_reads)
+            for name, tensor in tensors.items()
+        }
 
 
 def observed(tensor: LazyTensor, on_read: Callable[[int], None]) -> DerivedTensor:
