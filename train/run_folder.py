@@ -53,8 +53,23 @@ def check_folder(config: Config) -> None:
     if differences:
         raise ValueError(
             f"{folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join([*differences, *_ways_to_go_on(folder, differences)])
         )
+
+
+def _ways_to_go_on(folder: Path, differences: Sequence[str]) -> list[str]:
+    """Return what to do where the number of steps is all that differs, which the schedule of the rate depends on."""
+    if not all(difference.startswith(("run.steps: ", "run.epochs: ")) for difference in differences):
+        return []
+    model = folder / MODEL_FOLDER
+    if (model / "config.json").is_file():
+        return [
+            "the schedule depends on the number of steps, and the run is finished: to train its model further, give "
+            f"--run.folder NEW --model.pretrained {model}"
+        ]
+    former = dict(difference.split(" -> ")[0].split(": ") for difference in differences)
+    flags = " ".join(f"--{name} {value}" for name, value in former.items() if value != "None")
+    return [f"the schedule depends on the number of steps, and the run is not finished: to finish it, give {flags}"]
 
 
 def _stored_json(file: Path) -> str:

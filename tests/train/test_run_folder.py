@@ -149,3 +149,21 @@ def test_evaluate_every_is_free_unless_it_decides_which_model_is_the_best(classi
     prepared(best)
     with pytest.raises(ValueError, match="run.evaluate_every: 2 -> 3"):
         prepared(with_run(best, evaluate_every=3))
+
+
+def test_more_steps_than_a_run_had_are_refused_with_the_way_to_go_on(classification, tmp_path):
+    steps = with_run(classification, epochs=None, steps=3)
+    prepared(steps)
+    with pytest.raises(ValueError, match=r"run.steps: 3 -> 5\n.*schedule.*is not finished: .*give --run.steps 3"):
+        run_folder.check_folder(with_run(steps, steps=5))
+    folder = steps.run.folder / run_folder.MODEL_FOLDER
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    goes_on = rf"run.steps: 3 -> 5\n.*schedule.*is finished: .*--run.folder NEW --model.pretrained {folder}"
+    with pytest.raises(ValueError, match=goes_on):
+        run_folder.check_folder(with_run(steps, steps=5))
+    with pytest.raises(ValueError, match=r"run.epochs: None -> 2.0\n *run.steps: 3 -> None\n.*schedule"):
+        run_folder.check_folder(with_run(steps, steps=None, epochs=2.0))
+    with pytest.raises(ValueError, match=r"run.seed: .*") as error:
+        run_folder.check_folder(with_run(steps, seed=7))
+    assert "schedule" not in str(error.value)
