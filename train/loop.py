@@ -1,10 +1,12 @@
 """A training run, from the settings to the summary. Read it from top to bottom."""
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -132,7 +134,8 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
 
     # Model
     model, pretrained = make_model(config, task, placement)
-    with tempfile.TemporaryDirectory() as folder:  # an error now, and not at the export
+    # An error now, and not at the export, whose warnings are enough.
+    with tempfile.TemporaryDirectory() as folder, _without_warnings():
         copy_pretrained_files(model, Path(folder))
 
     # Optimizer
@@ -277,6 +280,16 @@ def summarise(
     }
     title = f"{folder.name}: {type(setup.config.task).__name__}"
     reporter.message(f"summary: {write_summary(folder, title=title, facts=facts)}")
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    logger = logging.getLogger("flaxbert")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _check_best(config: Config, task: Task) -> None:

@@ -45,6 +45,12 @@ def test_a_transformer_in_a_folder_below_is_trained_and_its_modules_are_exported
     assert {"vocab.txt", "model.safetensors"} <= {file.name for file in exported.iterdir()}
 
 
+def test_what_becomes_of_the_modules_is_said_once(sentence_model, caplog):
+    run(sentence_model)
+    moved = [record for record in caplog.records if "move from 0_Transformer" in record.getMessage()]
+    assert len(moved) == 1
+
+
 def test_a_tokenizer_that_is_a_link_out_of_the_folder_does_not_end_a_run(sentence_model, tmp_path):
     vocabulary = sentence_model.model.pretrained / "0_Transformer" / "vocab.txt"
     vocabulary.rename(tmp_path / "shared.txt")
