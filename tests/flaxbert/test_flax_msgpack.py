@@ -233,7 +233,7 @@ NESTED = b"\x81\xa1a" * 100_000 + b"\x80"
     ("content", "message"),
     [
         (b"", "1 bytes are expected at byte 0, 0 are there"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "the content is number, not map"),
+        (b"version 1 of a text\n", "the content is number, not map"),
         (b"\xc1", "the content is a token 0xc1, not map"),
         (packed([1]), "the content is array"),
         (b"\xdf\xff", "4 bytes are expected at byte 1, 1 are there"),
