@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 
 from flaxbert.cli.checkpoints import Average, Convert, Export, Inspect, Verify
+from flaxbert.cli.flag_names import name_flags
 from flaxbert.cli.predict import Predict
 from flaxbert.cli.printed_text import EscapingFormatter, escape_control_characters
 
@@ -64,7 +65,11 @@ def _run(arguments: list[str] | None) -> int:
             _SUBCOMMANDS, prog="flaxbert", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
         )
         paths = {name: _expand_home(value) for name, value in vars(subcommand).items() if name in _PATHS}
-        return dataclasses.replace(subcommand, **paths).run()
+        subcommand = dataclasses.replace(subcommand, **paths)
+        try:
+            return subcommand.run()
+        except ValueError as error:
+            raise ValueError(name_flags(str(error), subcommand)) from error
     finally:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, because a closed pipe is reported by it
