@@ -253,6 +253,8 @@ def _print_json(values: Mapping[str, object]) -> None:
 def _print_conversion(target: str, conversion: Conversion) -> None:
     print(f"{target}: {conversion.head}, {conversion.written} from {conversion.read}")
     print(f"  {conversion.tensors} tensors, {conversion.bytes:,} bytes; with {', '.join(conversion.files)}")
+    if conversion.vocab_size is not None:
+        print(f"  the vocabulary has {conversion.vocab_size:,} entries")
     _print_names("newly initialised", conversion.newly_initialised)
     _print_names("left out", conversion.left_out)
 

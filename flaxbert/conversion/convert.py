@@ -9,9 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from flaxbert.config import BertConfig
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.conversion.shape_changes import ShapeChanges, require_room_for_tokenizer
-from flaxbert.families import FAMILIES, architecture_name, architecture_of, read_config, read_model_type
+from flaxbert.families import (
+    ARCHITECTURES,
+    FAMILIES,
+    HeadKind,
+    architecture_name,
+    architecture_of,
+    read_config,
+    read_model_type,
+)
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import (
     CHECKSUMS_FILE,
@@ -34,7 +43,7 @@ from flaxbert.weights.folder import (
     write_model_folder,
 )
 from flaxbert.weights.formats.orbax_params import write_orbax_params
-from flaxbert.weights.load import initialise
+from flaxbert.weights.load import ENCODER_DECODER, initialise
 from flaxbert.weights.match import MatchedTensors, match
 from flaxbert.weights.names import ParameterTensor
 from flaxbert.weights.sentence_transformers import copy_files_of_other_tokenizers, copy_sentence_transformers_files
@@ -63,6 +72,7 @@ class Conversion:
         left_out: names in the checkpoint that the class does not take: buffers, aliases of tied weights, another
             head's, an optimizer's.
         files: all files written but the weights.
+        vocab_size: the new number of vocabulary entries; None where no other one was asked for.
     """
 
     read: str
@@ -73,6 +83,7 @@ class Conversion:
     newly_initialised: list[str]
     left_out: list[str]
     files: list[str]
+    vocab_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +144,8 @@ def convert(
         target: the folder to write; it must not exist.
         head: the class of the result. Tensors that the checkpoint lacks of its head are initialised from `key`, and
             another head is left out, both with a warning. By default nothing is initialised or left out: the class is
-            the one that config.json names, or else the one that has these tensors.
+            the one that config.json names, or else the one that has these tensors. A causal language model gets
+            `is_decoder`.
         format: "safetensors", "pytorch", "flax" (the layout of transformers 4's Flax classes) or "orbax" (parameters).
         dtype: the type of the numbers: "float32", "float16" or "bfloat16"; the checkpoint's own where None.
         max_shard_size: bytes a file; more are written as several files. Not for orbax.
@@ -157,10 +169,13 @@ def convert(
     config = read_config(checkpoint.config_folder)
     if hidden_act is not None:
         config = config.replace(hidden_act=hidden_act)
+    config = _with_attention(config, head)
     model, matched = ModelCheckpoint(checkpoint, config).match(head)
     checkpoint.verify_checksums()
     initialised = sorted(matched.missing)
     if changes is not None and changes.given:
+        if changes.vocab_size is not None and changes.vocab_size < 1:
+            require_room_for_tokenizer(checkpoint.model_folder, changes.vocab_size)
         model, matched = changes.apply(model, matched, key)
         if model.config.vocab_size < config.vocab_size:
             require_room_for_tokenizer(checkpoint.model_folder, model.config.vocab_size)
@@ -169,7 +184,23 @@ def convert(
             "format is 'flax'; the Flax classes of transformers 4 ignore pruned heads and relative positions, and "
             "would fail or compute something else: write another format"
         )
-    return dataclasses.replace(_convert_model(checkpoint, model, matched, key, output), newly_initialised=initialised)
+    conversion = _convert_model(checkpoint, model, matched, key, output)
+    sized = changes is not None and changes.given.keys() & {"vocab_size", "pad_to_multiple_of"}
+    return dataclasses.replace(
+        conversion, newly_initialised=initialised, vocab_size=model.config.vocab_size if sized else None
+    )
+
+
+def _with_attention(config: BertConfig, head: str | None) -> BertConfig:
+    """Return the configuration with `is_decoder` where the class given needs it; say so, and where it stays."""
+    model_class = None if head is None else ARCHITECTURES.get(head)
+    if model_class is not None and architecture_of(model_class).head is HeadKind.CAUSAL_LM:
+        if not config.is_decoder:
+            _log.warning("is_decoder is set to true: attention becomes causal; train the %s before it generates", head)
+        return config.replace(is_decoder=True)
+    if model_class is not None and config.is_decoder:
+        _log.warning("is_decoder stays true: the attention of the %s is causal, each token sees those before it", head)
+    return config
 
 
 def _convert_model(
@@ -284,14 +315,21 @@ def _require_copyable(checkpoint: Checkpoint, model_type: str, format: str, requ
     for name, value in requests.items():
         if value is not None:
             raise ValueError(
-                f"{folder}: {name} is {value!r}; model_type is {model_type!r}, which has no class here that takes it"
+                f"{folder}: {name} is {value!r}; {_no_single_class(model_type)}, only copied as it is: leave it out"
             )
     to_or_from_flax = FLAX.name in (format, checkpoint.format) and format != checkpoint.format
     if format == ORBAX or (to_or_from_flax and model_type not in _FLAX_MODEL_TYPES):
         raise ValueError(
-            f"{folder}: {model_type!r} has no class here; it cannot be converted from {checkpoint.format} to {format}"
+            f"{folder}: {_no_single_class(model_type)}; it cannot be converted from {checkpoint.format} to {format}"
         )
-    _log.warning("%s: model_type is %r, which has no class here; its tensors are copied unchanged", folder, model_type)
+    _log.warning("%s: %s; its tensors are copied unchanged", folder, _no_single_class(model_type))
+
+
+def _no_single_class(model_type: str) -> str:
+    """Return the reason why a checkpoint cannot be changed."""
+    if model_type == ENCODER_DECODER:
+        return f"model_type is {model_type!r}, two models (in Python: flaxbert.EncoderDecoderModel)"
+    return f"model_type is {model_type!r}, which has no class here"
 
 
 def copied_tensors(checkpoint: Checkpoint, dtype: str | None = None) -> dict[str, LazyTensor]:

@@ -1,14 +1,19 @@
-"""Inspect a checkpoint: its tensors, its class and the report of loading it, without reading a tensor."""
+"""Inspect a checkpoint: its tensors, its class and the report of loading it.
+
+No tensor is read, but those of an encoder-decoder, which is loaded.
+"""
 
 import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
 
-from flaxbert.config import BertConfig
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
-from flaxbert.families import BERT, config_to_dict, read_config
-from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.encoder_decoder import EncoderDecoderModel
+from flaxbert.families import BERT, config_to_dict, read_config, read_keys
+from flaxbert.files import JsonObject
+from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
+from flaxbert.weights.load import ENCODER_DECODER
 from flaxbert.weights.match import infer_architecture, match
 
 
@@ -52,23 +57,19 @@ def inspect(path: str | Path, *, checksums: bool = True) -> Inspection:
         FileNotFoundError, ValueError: no weights are there, or a file cannot be read.
     """
     checkpoint = open_checkpoint(Path(path))
-    config, report = _read_config(checkpoint.config_folder)
-    if config is None:
-        head = infer_architecture(BERT, checkpoint.tensors).name
-    else:
-        found = ModelCheckpoint(checkpoint, config)
-        head, report = found.class_name, _loading_error(found)
+    head, config, report = _inspect_model(Path(path), checkpoint)
     matching = None
     if checksums:
         try:
             matching = checkpoint.verify_checksums() or None
         except ValueError as error:
-            matching, report = False, f"{report}\n{error}" if report else str(error)
+            known = "" if report in (None, str(error)) else f"{report}\n"
+            matching, report = False, f"{known}{error}"
     return Inspection(
         path=str(checkpoint.file),
         format=checkpoint.format,
         head=head,
-        config=None if config is None else config_to_dict(config),
+        config=config,
         tensors={name: (tensor.dtype.name, list(tensor.shape)) for name, tensor in sorted(checkpoint.tensors.items())},
         parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
         dtypes=dict(Counter(tensor.dtype.name for tensor in checkpoint.tensors.values())),
@@ -78,12 +79,25 @@ def inspect(path: str | Path, *, checksums: bool = True) -> Inspection:
     )
 
 
-def _read_config(folder: Path) -> tuple[BertConfig | None, str | None]:
-    """Return the configuration, or None and the error."""
+def _inspect_model(path: Path, checkpoint: Checkpoint) -> tuple[str, JsonObject | None, str | None]:
+    """Return `head`, `config` and `report`."""
     try:
-        return read_config(folder), None
+        keys = read_keys(checkpoint.config_folder)
+        if keys.get("model_type") == ENCODER_DECODER:
+            return EncoderDecoderModel.__name__, keys, _encoder_decoder_error(path)
+        config = read_config(checkpoint.config_folder)
     except (FileNotFoundError, ValueError) as error:
-        return None, str(error)
+        return infer_architecture(BERT, checkpoint.tensors).name, None, str(error)
+    found = ModelCheckpoint(checkpoint, config)
+    return found.class_name, config_to_dict(config), _loading_error(found)
+
+
+def _encoder_decoder_error(path: Path) -> str | None:
+    try:
+        EncoderDecoderModel.from_pretrained(path)  # which has no check that reads no tensor
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _loading_error(checkpoint: ModelCheckpoint) -> str | None:

@@ -1,6 +1,7 @@
 """Changes of a model's shape during a conversion: pruned heads, fewer layers, another vocabulary."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from flaxbert.weights.load import initialise, place_on_devices
 from flaxbert.weights.match import MatchedTensors
 from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings
 from flaxbert.weights.sentence_transformers import transformer_folder
+
+_log = logging.getLogger("flaxbert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +54,17 @@ class ShapeChanges:
         Raises:
             ValueError: a change that the model does not allow.
         """
+        if self.vocab_size is not None and self.vocab_size < 1:
+            least = (model.config.pad_token_id or 0) + 1
+            raise ValueError(f"vocab_size is {self.vocab_size}; it must be at least {least}, with the padding token")
         head_key, rows_key = jax.random.split(jax.random.key(0) if key is None else key)
         params = place_on_devices(matched, initialise(matched, model, head_key))
         config: BertConfig = model.config
         if self.prune_heads:
+            pruned = dict(config.pruned_heads)
+            again = {layer: set(heads) & set(pruned.get(layer, ())) for layer, heads in self.prune_heads.items()}
+            for layer in sorted(layer for layer, heads in again.items() if heads):
+                _log.warning("layer %d: heads pruned before, nothing to do: %s", layer, sorted(again[layer]))
             config, params = surgery.prune_heads(config, params, self.prune_heads)
         if self.keep_layers is not None:
             config, params = surgery.drop_layers(config, params, keep=self.keep_layers)

@@ -137,7 +137,9 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
             raise ValueError(f"{source}: names no architecture, or several; {cls.__name__} needs a {wanted}. {remedy}")
         task = None if architecture is None else _PREDICT_TASKS.get(architecture.head)
         use = "which no pipeline here takes" if task is None else f"good for {task}"
-        raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}")
+        decoder = HeadKind.CAUSAL_LM in cls.heads and allowed
+        remedy = f". Write one and train it: flaxbert convert {source} NEW --head {allowed[0]}" if decoder else ""
+        raise ValueError(f"{source}: holds a {name}, {use}; {cls.__name__} needs a {wanted}{remedy}")
 
     def __call__(self, items: Iterable[Item]) -> list[Result]:
         """Return the result of each input.

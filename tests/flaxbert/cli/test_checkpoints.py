@@ -75,18 +75,20 @@ def test_convert_prints_a_summary(folder, tmp_path, capsys):
     assert "cls.predictions.bias" in done["left_out"]
 
 
-def test_convert_changes_the_shape(folder, tmp_path, capsys):
+def test_convert_changes_the_shape(folder, tmp_path, capsys, caplog):
     changes = ("--prune-heads", "0:1", "--keep-layers", "0", "--resize-vocab", "30", "--pad-to-multiple-of", "8")
     code, out, err = run(capsys, "convert", folder, tmp_path / "out", *changes, "--verify")
-    assert (code, err) == (0, "") and "26 tensors" in out
+    assert (code, err) == (0, "") and "26 tensors" in out and "the vocabulary has 32 entries" in out
+    assert run(capsys, "convert", tmp_path / "out", tmp_path / "again", "--prune-heads", "0:1")[0] == 0
+    assert "layer 0: heads pruned before, nothing to do: [1]" in caplog.text
     config = flaxbert.BertConfig.from_pretrained(tmp_path / "out")
     assert (config.pruned_heads, config.vocab_size) == (((0, (1,)),), 32)
     for flag, value, message in [
         ("--prune-heads", "0:0,1", "pruned_heads has all heads of layer 0"),
         ("--prune-heads", "0-1", "write layers and their heads like"),
-        ("--keep-layers", "0,1", "it must be numbers of layers from 0 to 0"),
+        ("--keep-layers", "0,1", "--keep-layers is [0, 1]; it must be numbers of layers from 0 to 0"),
         ("--keep-layers", "all", "write the numbers of layers like 0,2,4"),
-        ("--resize-vocab", "0", "vocab_size is 0"),
+        ("--resize-vocab", "-5", "--resize-vocab is -5; it must be at least 1"),
     ]:
         code, _, err = run(capsys, "convert", folder, tmp_path / "other", flag, value)
         assert code == 2 and message in err and not (tmp_path / "other").exists()
@@ -124,6 +126,23 @@ def test_inspect_takes_the_class_from_the_config_and_lists_optimizer_variables(f
     assert code == 0 and "TensorFlow 1, BertForPreTraining\n" in out
     (line,) = (line for line in out.splitlines() if "no weights, left out" in line)
     assert line.startswith("  93 ") and line.count(", ") == 21 and line.endswith(", ...")
+
+
+def test_an_encoder_decoder_is_inspected_and_copied(folder, tmp_path, capsys, caplog):
+    both = tmp_path / "both"
+    flaxbert.save_pretrained(both, *flaxbert.EncoderDecoderModel.from_two(folder, folder, decoder_start_token_id=1))
+    code, out, _ = run(capsys, "inspect", both)
+    assert code == 0 and "EncoderDecoderModel" in out and "loading: ok" in out
+    assert run(capsys, "convert", both, tmp_path / "copy")[0] == 0
+    assert "two models (in Python: flaxbert.EncoderDecoderModel); its tensors are copied unchanged" in caplog.text
+    code, _, err = run(capsys, "convert", both, tmp_path / "base", "--head", "BertModel")
+    assert code == 2 and "--head is 'BertModel'; model_type is 'encoder-decoder', two models" in err
+    for command in (
+        ["average", both, both, "--output", tmp_path / "mean"],
+        ["predict", "generate", "--model", both, "a"],
+    ):
+        code, _, err = run(capsys, *command)
+        assert code == 2 and "flaxbert.from_pretrained reads it and flaxbert.generate runs it" in err
 
 
 def test_verify_reports_differences(folder, tmp_path, capsys):
@@ -245,7 +264,7 @@ def test_average_is_the_mean(folder, tmp_path, capsys):
         (["convert", "FOLDER", "out", "--revision", "main"], "only models on the hub have a revision"),
         (["convert", "FOLDER", "out", "--max-shard-size", "5 apples"], "write it like 5GB"),
         (["convert", "FOLDER", "out", "--max-shard-size", "0"], "write it like 5GB"),
-        (["convert", "FOLDER", "out", "--hidden-act", "glu"], "hidden_act"),
+        (["convert", "FOLDER", "out", "--hidden-act", "glu"], "--hidden-act is 'glu'"),
         (["convert", "FOLDER", "out", "--head", "BertForMaskedLm"], "BertForMaskedLM"),
         (["convert", "FOLDER", "out", "--dtyp", "float16"], "--dtype"),
         (["verify", "FOLDER", "FOLDER", "--tolerance", "-1"], "tolerance is -1"),
