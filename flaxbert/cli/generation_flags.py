@@ -30,8 +30,8 @@ class GenerationFlags:
     """generate: factor against tokens that occurred; above 1 they are less probable."""
     no_repeat_ngram_size: int | None = None
     """generate: no sequence of this many tokens occurs twice."""
-    seed: int = 0
-    """generate, with --do-sample: seed of the samples."""
+    seed: int | None = None
+    """generate, with --do-sample: seed of the samples; by default 0."""
     stream: bool = False
     """generate: print each text while it is generated."""
 

@@ -46,16 +46,28 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
 
     Attributes:
         settings: those of the search. Without an end token, [SEP] ends a text.
-        seed: of the samples; a sample depends on the seed, the text and its number alone.
+        seed: of the samples, 0 where None; a sample depends on the seed, the text and its number alone.
     """
 
     settings: GenerationSettings = GenerationSettings()
-    seed: int = 0
+    seed: int | None = None
 
     heads: ClassVar = (HeadKind.CAUSAL_LM,)
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.model.config.is_decoder:
+            raise ValueError(
+                "is_decoder of the model is false: its attention is not causal, and cannot continue a text. Write a "
+                f"decoder and train it: flaxbert convert FOLDER NEW --head {type(self.model).__name__}"
+            )
+        if self.model.config.add_cross_attention:
+            raise ValueError(
+                "add_cross_attention of the model is true: it needs the states of an encoder, which no text gives; in "
+                "Python, flaxbert.generate takes them as encoder_hidden_states"
+            )
+        if self.seed is not None and not self.settings.do_sample:
+            raise ValueError(f"seed is {self.seed} without sampling; give do_sample=True, or leave it out")
         if self.settings.max_length is not None:
             raise ValueError(
                 f"max_length of the settings is {self.settings.max_length}, which would count padding; give "
@@ -130,7 +142,7 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
                     f"{name} has {len(ids)} tokens; before {new} new ones the model takes {self._longest}: shorten it, "
                     "or lower max_new_tokens"
                 )
-            key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
+            key = jax.random.fold_in(jax.random.key(self.seed or 0), zlib.crc32(name.encode()))
             extra = {"key": np.asarray(jax.random.key_data(key))}
             encoded.append([InputSequence(ids, np.zeros(len(ids), np.int32), extra)])
         return encoded

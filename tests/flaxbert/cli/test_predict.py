@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
+import flaxbert
 from flaxbert import cli
 from flaxbert.cli.printed_text import json_text
 from flaxbert.pipelines import (
@@ -83,7 +84,9 @@ def test_generated_texts_are_streamed(predict):
     code, _, err = predict("generate", "Paris is", "--stream", "--json")
     assert code == 2 and "--stream prints plain text; give it without --json and --output" in err
     code, _, err = predict("generate", "Paris is", "--temperature", 2)
-    assert code == 2 and "temperature is 2.0 without sampling" in err
+    assert code == 2 and "--temperature is 2.0 without sampling; give --do-sample, or leave it out" in err
+    code, _, err = predict("generate", "Paris is", "--seed", 0)
+    assert code == 2 and "--seed is 0 without sampling; give --do-sample" in err
     code, _, err = predict("fill-mask", "a [MASK]", "--num-beams", 2)
     assert code == 2 and "fill-mask has no --num-beams" in err
 
@@ -238,7 +241,7 @@ def test_no_output_if_an_input_is_invalid(predict, tmp_path):
         ("embed", ["--file", "none.txt"], "none.txt: no such file"),
         ("next-sentence", ["a"], "1 texts; expected a pair of texts"),
         ("embed", [" "], "argument:1: empty"),
-        ("embed", ["a", "--max-length", "25"], "max_length is 25; allowed: 5 to 24"),
+        ("embed", ["a", "--max-length", "25"], "--max-length is 25; allowed: 5 to 24"),
     ],
 )
 def test_errors_have_exit_code_2_and_one_line(predict, task, arguments, said):
@@ -246,9 +249,25 @@ def test_errors_have_exit_code_2_and_one_line(predict, task, arguments, said):
     assert (code, out) == (2, "") and said in err and err.startswith("error: ")
 
 
+def test_a_decoder_comes_from_convert(folders, tmp_path, capsys, caplog):
+    masked, decoder = folders["fill-mask"], str(tmp_path / "decoder")
+    assert cli.main(["predict", "generate", "--model", str(masked), "a"]) == 2
+    err = capsys.readouterr().err
+    assert f"generate needs a BertLMHeadModel. Write one and train it: flaxbert convert {masked} NEW --head" in err
+    assert cli.main(["convert", str(masked), decoder, "--head", "BertLMHeadModel"]) == 0
+    assert "is_decoder is set to true: attention becomes causal" in caplog.text
+    assert cli.main(["predict", "generate", "--model", decoder, "a", "--max-new-tokens", "1"]) == 0
+    assert cli.main(["convert", decoder, str(tmp_path / "masked"), "--head", "BertForMaskedLM"]) == 0
+    assert "is_decoder stays true: the attention of the BertForMaskedLM is causal" in caplog.text
+    config = flaxbert.BertConfig.from_pretrained(tmp_path / "masked").replace(is_decoder=False)
+    flaxbert.save_pretrained(decoder, *flaxbert.BertLMHeadModel.from_pretrained(decoder, config=config))
+    assert cli.main(["predict", "generate", "--model", decoder, "a"]) == 2
+    assert "train it: flaxbert convert FOLDER NEW --head BertLMHeadModel" in capsys.readouterr().err
+
+
 def test_a_model_with_another_head(folders, capsys):
     assert cli.main(["predict", "classify", "--model", str(folders["embed"]), "a"]) == 2
-    assert "holds a BertModel, good for embed; TextClassificationPipeline needs" in capsys.readouterr().err
+    assert "holds a BertModel, good for embed; classify needs" in capsys.readouterr().err
     assert cli.main(["predict", "embed", "--model", "./nowhere", "a"]) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
