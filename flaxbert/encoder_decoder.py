@@ -34,6 +34,7 @@ class EncoderDecoderModel:
         decoder_start_token_id: the first token of the decoder's input; needed to generate and to shift labels.
         pad_token_id: padding of the decoder's input.
         tied: the decoder's embeddings and layers are the encoder's (`tie_encoder_decoder` of transformers 4).
+        origin: the folder that the model, or its encoder, was loaded from; `save_pretrained` copies its tokenizer.
         unused: keys of config.json without a meaning here; they are written back.
 
     Raises:
@@ -45,6 +46,7 @@ class EncoderDecoderModel:
     decoder_start_token_id: int | None = None
     pad_token_id: int | None = None
     tied: bool = False
+    origin: Path | None = dataclasses.field(default=None, compare=False, repr=False)
     unused: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):

@@ -38,6 +38,8 @@ def prune_heads(
     Raises:
         ValueError: a layer or a head that the model does not have, or all heads of a layer.
     """
+    if not isinstance(heads, Mapping) or not all(isinstance(given, Iterable) for given in heads.values()):
+        raise ValueError(f"heads is {heads!r:.80}; it must be a mapping from layers to lists of heads: {{0: [1, 2]}}")
     pruned = dict(config.pruned_heads)
     merged = pruned | {layer: {*pruned.get(layer, ()), *given} for layer, given in heads.items()}
     new_config = config.replace(pruned_heads=merged)

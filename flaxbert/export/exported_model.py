@@ -87,6 +87,11 @@ def load_model_to_export(
     require_packages(packages, extra=extra)
     require_absent(Path(target))
     model, params = from_pretrained(source, dtype=dtype)
+    if not isinstance(model, PreTrainedModel) or model.config.add_cross_attention:
+        raise ValueError(
+            f"{source}: a {type(model).__name__} with cross-attention can't be exported, because its inputs include "
+            "the states of an encoder; export an encoder, or a decoder without cross-attention"
+        )
     limit = model.config.max_sequence_length
     if length is not None and not 1 <= length <= limit:
         raise ValueError(f"length is {length}; allowed: 1 to {limit}, the model's number of positions")

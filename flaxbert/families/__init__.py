@@ -183,7 +183,8 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
     allowed = FAMILIES if family is None else {family.model_type: family}
     model_type = values.get("model_type", (family or BERT).model_type)  # Google's bert_config.json names none
     if model_type not in allowed:
-        raise ValueError(f"model_type is {model_type!r}; only {' or '.join(map(repr, allowed))} is read")
+        pair = " here; in Python, flaxbert.from_pretrained loads both models" if model_type == "encoder-decoder" else ""
+        raise ValueError(f"model_type is {model_type!r}; only {' or '.join(map(repr, allowed))} is read{pair}")
     family = allowed[model_type]
     known = {field.name for field in dataclasses.fields(family.config_class)} - {"unused"}
     fields = {key: value for key, value in values.items() if key in known}

@@ -1,5 +1,7 @@
 """Arguments of `generate`: what they are, and their checks on the host, before anything is compiled."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict, cast
 
 import jax
@@ -49,6 +51,14 @@ class Request(NamedTuple):
     encoder: EncoderStates | None
 
 
+def require_known(arguments: Mapping[str, object]) -> None:
+    """Raise TypeError for an argument that `generate` does not have; those of transformers' are settings here."""
+    for name in arguments.keys() - GenerationArguments.__annotations__.keys():
+        settings = {field.name for field in dataclasses.fields(GenerationSettings)}
+        remedy = f": give settings=flaxbert.GenerationSettings({name}=...)" if name in settings else ""
+        raise TypeError(f"generate takes no argument {name!r}{remedy}")
+
+
 def check_arguments(
     model: BertLMHeadModel,
     input_ids: Int[ArrayLike, "B T"],
@@ -62,8 +72,11 @@ def check_arguments(
     """Check the arguments of `generate`.
 
     Raises:
+        TypeError: settings or a key of another type, or an argument that is a field of the settings.
         ValueError: names the argument, what was given and what is allowed.
     """
+    if settings is not None and not isinstance(settings, GenerationSettings):
+        raise TypeError(f"settings is a {type(settings).__name__}; give flaxbert.GenerationSettings(...)")
     settings = settings or GenerationSettings()
     if not isinstance(model, BertLMHeadModel) or not model.config.is_decoder:
         raise ValueError(
@@ -109,6 +122,8 @@ def _row_keys(settings: GenerationSettings, key: Array | None, batch: int) -> Ke
         return None
     if key is None:
         raise ValueError("do_sample is true and key None; give a key, such as jax.random.key(0)")
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key is a {type(key).__name__}; give a key, such as jax.random.key(0)")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = cast(Array, jax.random.wrap_key_data(key))
     if key.shape not in ((), (batch,)):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from flaxbert import layers
 from flaxbert.cache import KeyValueCache, init_cache
 from flaxbert.encoder_decoder import EncoderDecoderModel
-from flaxbert.generation.arguments import EncoderStates, GenerationArguments, Request, check_arguments
+from flaxbert.generation.arguments import EncoderStates, GenerationArguments, Request, check_arguments, require_known
 from flaxbert.generation.beams import BeamState, continue_beams, start_beams
 from flaxbert.generation.encoder_states import decoder_arguments
 from flaxbert.generation.search import SearchState, continue_search, start_search
@@ -66,6 +66,7 @@ def generate(
     Raises:
         ValueError: an argument is impossible, or contradicts another; before anything is compiled.
     """
+    require_known(arguments)
     if isinstance(model, EncoderDecoderModel):
         start, arguments = decoder_arguments(model, params, input_ids, arguments)
         return generate(cast(BertLMHeadModel, model.decoder), model.decoder_params(params), start, **arguments)
@@ -93,6 +94,7 @@ def stream(
     Raises:
         ValueError: as `generate`; or beams, whose tokens are not known before the end.
     """
+    require_known(arguments)
     if isinstance(model, EncoderDecoderModel):
         start, arguments = decoder_arguments(model, params, input_ids, arguments)
         return stream(cast(BertLMHeadModel, model.decoder), model.decoder_params(params), start, **arguments)

@@ -128,7 +128,8 @@ class GenerationSettings:
         if new > room:
             raise ValueError(
                 f"{new} new tokens after a prompt of {longest_prompt} need {longest_prompt + new - 1} positions; the "
-                f"model has {positions}: give max_new_tokens of at most {max(room, 0)}, or a shorter prompt"
+                f"model has {positions}: give "
+                + (f"max_new_tokens of at most {room}, or a shorter prompt" if room > 0 else "a shorter prompt")
             )
         least = self.min_new_tokens or max(0, (self.min_length or 0) - prompt_length)
         if least > new:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,15 @@ from flaxbert.families import (
 from flaxbert.layers import Declaration, Params, ParamsDict, fresh_parameters, map_specs
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules, is_multihost, tree_shardings
+from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.folder import WriteOptions, file_tensors, write_folder
+from flaxbert.weights.folder import WriteOptions, copy_generation_settings, file_tensors, write_folder
 from flaxbert.weights.load import ENCODER_DECODER, load_parameters
 from flaxbert.weights.match import has_pooler
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, shape_differences
+from flaxbert.weights.tensors import tensors_equal as equal
+
+_log = logging.getLogger("flaxbert")
 
 _HEADS = {"encoder": HeadKind.NONE, "decoder": HeadKind.CAUSAL_LM}
 _TIED = "tie_encoder_decoder"
@@ -77,6 +82,16 @@ def load_encoder_decoder(
                 for name, tensor in checkpoint.tensors.items()
                 if name.startswith("encoder.") and not name.startswith("encoder.pooler.")
             }
+            if other := [name for name in sorted(shared.keys() & tensors) if not equal(shared[name], tensors[name])]:
+                tied = False
+                _log.warning(
+                    "%s: config.json has %s, but %d tensors of the decoder, among them %s, differ from the encoder's; "
+                    "both are kept, as in transformers 5",
+                    checkpoint.file,
+                    _TIED,
+                    len(other),
+                    other[0],
+                )
             tensors = shared | tensors
         own = dataclasses.replace(checkpoint, tensors=tensors)
         models[part] = _model(own, config, part, rules=rules, **attributes)
@@ -88,6 +103,7 @@ def load_encoder_decoder(
         decoder_start_token_id=keys.get("decoder_start_token_id"),
         pad_token_id=keys.get("pad_token_id"),
         tied=tied,
+        origin=checkpoint.model_folder,
         unused=unused,
     )
     if tied:
@@ -120,7 +136,7 @@ def join_checkpoints(
         mesh, rules, **attributes: as in `load_encoder_decoder`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`.
+        FileNotFoundError, ValueError: as `load_model`; or the two are to be tied and differ.
     """
     key = jax.random.key(0) if key is None else key
     models, params = {}, {}
@@ -134,7 +150,10 @@ def join_checkpoints(
     config = models["decoder"].config
     start = config.unused.get("cls_token_id") if decoder_start_token_id is None else decoder_start_token_id
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
-    model = EncoderDecoderModel(models["encoder"], models["decoder"], start, pad, tied=tied)
+    folder = open_checkpoint(Path(encoder)).model_folder
+    model = EncoderDecoderModel(models["encoder"], models["decoder"], start, pad, tied=tied, origin=folder)
+    if tied:
+        _require_equal(model, params, encoder=encoder, decoder=decoder)
     params["decoder"] = _common(params["decoder"], model.declaration()["decoder"])
     if PROJECTION in model.declaration():
         own_key = jax.random.fold_in(key, 2)
@@ -181,6 +200,21 @@ def save_encoder_decoder(
     only_gather = is_multihost(params) and jax.process_index() > 0
     options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
     write_folder(path, text, tensors, options)
+    if not only_gather and model.origin is not None and model.origin.is_dir():
+        copy_tokenizer_files(model.origin, Path(path))
+        copy_generation_settings(model.origin, Path(path))
+
+
+def _require_equal(model: EncoderDecoderModel, params: ParamsDict, *, encoder: str | Path, decoder: str | Path) -> None:
+    """Raise ValueError if the decoder's checkpoint has other weights than the encoder's where they would be shared."""
+    declared = model.declaration()["decoder"]  # raises where the shapes differ
+    alone = {**params, "decoder": _common(params["decoder"], declared)}
+    joined, given = model.decoder_params(alone), params["decoder"]
+    if not all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(given), strict=True)):
+        raise ValueError(
+            f"tied is true, but the weights of {decoder} differ from those of {encoder}, which would replace them; "
+            "give the same checkpoint twice, or tied=False"
+        )
 
 
 def _common(params: Params, declaration: Declaration) -> Params:

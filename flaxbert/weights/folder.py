@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from flaxbert.encoder_decoder import EncoderDecoderModel
 from flaxbert.families import HeadKind, architecture_name, architecture_of, config_to_dict, family_of, read_keys
 from flaxbert.families.family import ParameterPath
-from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums
+from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums, path_inside
 from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import is_multihost
@@ -132,6 +132,7 @@ def copy_other_files(
     transformer = transformer_folder(source)
     copied = copy_tokenizer_files(transformer, target, max_length=max_length) if tokenizer else []
     copied += copy_files_of_other_tokenizers(transformer, target)
+    copied += copy_generation_settings(transformer, target)
     head, name = architecture_of(model).head, architecture_of(model).name
     named = architecture_name(read_keys(transformer)) if (transformer / "config.json").is_file() else None
     if head in _ENCODER_AND_LANGUAGE_MODELS or name == named:
@@ -139,6 +140,16 @@ def copy_other_files(
     elif (source / MODULES_FILE).is_file():
         _log.warning("%s: %s is left out: it is of no use to %s", source, MODULES_FILE, name)
     return copied
+
+
+def copy_generation_settings(source: Path, target: Path) -> list[str]:
+    """Copy generation_config.json, which says how a language model generates; an existing one stays."""
+    file = path_inside(source, "generation_config.json")
+    if not file.is_file() or (target / file.name).exists():
+        return []
+    with atomic_write(target / file.name) as temporary:
+        temporary.write_bytes(file.read_bytes())
+    return [file.name]
 
 
 def write_model_folder(

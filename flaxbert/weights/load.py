@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from flaxbert.families import architecture_name, architecture_of, family_of, read_config, read_keys
+from flaxbert.families import HeadKind, architecture_name, architecture_of, family_of, read_config, read_keys
 from flaxbert.families.family import ParameterPath
 from flaxbert.layers import ParamsDict
 from flaxbert.models import Model, PreTrainedModel
@@ -89,6 +89,13 @@ def load_parameters(
     """
     if mesh is not None:
         check_divisible(mesh, model.rules, model.parameter_shapes(), model.logical_axes())
+    if model.config.is_decoder and architecture_of(model).head not in (HeadKind.NONE, HeadKind.CAUSAL_LM):
+        _log.warning(
+            "%s: is_decoder is true in the config, so the attention of %s is causal; config.replace(is_decoder=False), "
+            "or false in config.json, makes it an encoder",
+            checkpoint.file,
+            type(model).__name__,
+        )
     if new_head:
         checkpoint = without_head(checkpoint, family_of(model))
     matched = match(

@@ -213,8 +213,14 @@ def _report_differences(
     hint = (
         "Embeddings and layers must match; heads may differ. In Python, strict=False initialises missing tensors of a "
         "head and leaves out unexpected ones, and ignore_mismatched_sizes=True initialises tensors of another shape. "
-        f"On the command line, remove the head first: flaxbert convert SRC NEW --head {base}"
     )
+    if all(belongs_to_head(family, name) for name in [*missing, *unexpected, *mis_shaped]):
+        hint += f"On the command line, remove the head first: flaxbert convert SRC NEW --head {base}"
+    else:
+        hint += (
+            "Or config.json is not that of these weights: compare its sizes, vocab_size, tie_word_embeddings, "
+            "pruned_heads, position_embedding_type and add_cross_attention"
+        )
     raise ValueError("\n".join([f"{file}: the weights do not fit {class_name}:", *lines, hint]))
 
 

@@ -305,3 +305,13 @@ def test_first_positions_alone_equal_those_of_all(kind):
     every = model.apply({"params": params}, IDS, **call)
     few = model.apply({"params": params}, IDS, **call, first_positions_only=True)
     np.testing.assert_allclose(few.pooler_output, every.pooler_output, atol=1e-6)
+
+
+def test_a_causal_encoder_is_loaded_with_a_warning(tmp_path, caplog):
+    config = ENCODER.replace(is_decoder=True)
+    model = flaxbert.BertForMaskedLM(config)
+    flaxbert.save_pretrained(tmp_path, model, model.init(jax.random.key(0), IDS)["params"])
+    flaxbert.BertLMHeadModel.from_pretrained(tmp_path)
+    assert "is_decoder" not in caplog.text
+    flaxbert.from_pretrained(tmp_path)
+    assert "the attention of BertForMaskedLM is causal" in caplog.text

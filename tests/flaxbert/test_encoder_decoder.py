@@ -142,6 +142,41 @@ def test_tied_models_share_the_encoders_weights(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, flaxbert.from_pretrained(tmp_path / "tied")[1], params)
 
 
+def test_a_tied_folder_with_two_sets_of_weights_keeps_both(tmp_path, caplog):
+    reference = reference_model()
+    reference.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_encoder_decoder": True}
+    wanted = flaxbert.from_pretrained(tmp_path)[1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, params = flaxbert.from_pretrained(tmp_path)
+    assert not model.tied and "differ from the encoder's; both are kept" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+
+
+def test_two_checkpoints_that_differ_are_not_tied(tmp_path):
+    config = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
+    model = flaxbert.BertModel(config)
+    for seed in range(2):
+        params = model.init(jax.random.key(seed), IDS)["params"]
+        flaxbert.save_pretrained(tmp_path / str(seed), model, params)
+    with pytest.raises(ValueError, match="tied is true, but the weights of .*1 differ from those of .*0"):
+        flaxbert.EncoderDecoderModel.from_two(tmp_path / "0", tmp_path / "1", tied=True)
+
+
+def test_the_tokenizer_and_the_settings_of_generation_are_saved_with_the_model(tmp_path):
+    reference_model().save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefg"]))
+    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    (tmp_path / "hf" / "generation_config.json").write_text('{"num_beams": 3}')
+    model, params = flaxbert.from_pretrained(tmp_path / "hf")
+    flaxbert.save_pretrained(tmp_path / "copy", model, params)
+    for name in ("vocab.txt", "generation_config.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    decoder = model.decoder.clone(origin=tmp_path / "hf")
+    flaxbert.save_pretrained(tmp_path / "decoder", decoder, params["decoder"])
+    assert flaxbert.GenerationSettings.from_pretrained(tmp_path / "decoder").num_beams == 3
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     encoder = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
     with pytest.raises(ValueError, match=r"config.replace\(is_decoder=True, add_cross_attention=True\)"):

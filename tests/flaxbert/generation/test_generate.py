@@ -231,6 +231,20 @@ def test_wrong_arguments_are_refused(arguments, message, decoder):
         generate(*decoder, **({"input_ids": IDS} | arguments))
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"max_new_tokens": 5}, r"'max_new_tokens': give settings=flaxbert.GenerationSettings\(max_new_tokens=...\)"),
+        ({"beams": 5}, "generate takes no argument 'beams'"),
+        ({"settings": {"max_new_tokens": 5}}, r"settings is a dict; give flaxbert.GenerationSettings"),
+        ({"settings": SAMPLED, "key": 3}, r"key is a int; give a key, such as jax.random.key\(0\)"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, message, decoder):
+    with pytest.raises(TypeError, match=message):
+        generate(*decoder, IDS, **arguments)
+
+
 def test_encoders_and_beams_in_a_stream_are_refused(decoder):
     model, params = decoder
     with pytest.raises(ValueError, match="is_decoder=False; generation needs a BertLMHeadModel"):
