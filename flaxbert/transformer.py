@@ -315,5 +315,6 @@ def _add_and_normalise(
     config: BertConfig,
 ) -> Float[Array, "B T D"]:
     """Return the normalised sum of the input and the output, after dropout, of one part of a layer."""
-    y = dropout(y, keep, rate=config.hidden_dropout_prob)
+    if keep is not None:
+        y = dropout(y, keep, rate=config.hidden_dropout_prob)
     return functional.layer_norm(y + x, **params, epsilon=config.layer_norm_eps)
