@@ -1,5 +1,7 @@
 """Decoders: cross-attention against PyTorch, and the cache against the same tokens without one."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,13 @@ def as_own_trees(model, params):
     return model.clone(stacked_layers=False), own
 
 
+def some_in_ci(cases, chosen):
+    """Mark all cases but those with these numbers as slow."""
+    return [
+        pytest.param(*case, marks=() if number in chosen else pytest.mark.slow) for number, case in enumerate(cases)
+    ]
+
+
 LAYOUTS = {
     "scan": lambda model, params: (model, params),
     "loop": lambda model, params: (model.clone(scan=False), params),
@@ -119,8 +128,10 @@ def decode(model, params, mask, *, parts, positions=None, states=None, state_mas
 PARTS = {"one token a step": [(0, 5), (5, 6), (6, 7), (7, 8), (8, 9)], "several": [(0, 5), (5, 7), (7, 9)]}
 
 
-@pytest.mark.parametrize("kind", ["absolute", "relative_key", "relative_key_query"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    some_in_ci(itertools.product(["absolute", "relative_key", "relative_key_query"], LAYOUTS), [0, 4, 8]),
+)
 def test_cached_tokens_equal_uncached_ones(kind, layout):
     config = CONFIG.replace(position_embedding_type=kind)
     model, params = random_model(config)
@@ -133,8 +144,10 @@ def test_cached_tokens_equal_uncached_ones(kind, layout):
         np.testing.assert_allclose(got[LEFT == 1], np.asarray(wanted)[LEFT == 1], atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["absolute", "relative_key", "relative_key_query"])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    some_in_ci(itertools.product(["absolute", "relative_key", "relative_key_query"], ["left", "right"]), [1, 4]),
+)
 def test_padding_on_either_side_changes_nothing_with_positions_of_tokens(kind, side):
     mask = {"left": LEFT, "right": RIGHT}[side]
     model, params = random_model(CONFIG.replace(position_embedding_type=kind, add_cross_attention=False))
@@ -158,7 +171,7 @@ def test_roberta_counts_positions_on_from_the_cache():
     np.testing.assert_allclose(got, wanted[:, 6:], atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["scan", "own"])
+@pytest.mark.parametrize(("layout",), some_in_ci([("scan",), ("own",)], [1]))
 def test_eight_devices_decode_the_same_with_a_cache_divided_by_rows_and_heads(layout):
     model, params = LAYOUTS[layout](*random_model(CONFIG.replace(position_embedding_type="relative_key")))
     ids, states = np.resize(IDS, (4, LENGTH)), np.resize(STATES, (4, *STATES.shape[1:]))
@@ -274,8 +287,10 @@ def test_steps_of_any_length_fit_a_chunked_feed_forward_half():
     np.testing.assert_allclose(out.logits, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["absolute", "relative_key_query"])
-@pytest.mark.parametrize("layout", ["loop", "own"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    some_in_ci(itertools.product(["absolute", "relative_key_query"], ["loop", "own"]), [3]),
+)
 def test_layouts_give_the_same_outputs_gradients_and_dropout(kind, layout):
     model, params = random_model(CONFIG.replace(position_embedding_type=kind))
     other, other_params = LAYOUTS[layout](model, params)
