@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from flaxbert.config import BertConfig
 from flaxbert.generation.settings_file import LENGTHS, read_settings
 
-_DEFAULT_NEW_TOKENS = 20  # as in transformers
+DEFAULT_NEW_TOKENS = 20  # as in transformers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class GenerationSettings:
         elif self.max_length is not None:
             new = self.max_length - prompt_length
         else:
-            new = min(_DEFAULT_NEW_TOKENS, max(1, positions - prompt_length))
+            new = min(DEFAULT_NEW_TOKENS, max(1, positions - prompt_length))
         if new < 1:
             raise ValueError(
                 f"max_length is {self.max_length} and the prompt has {prompt_length} tokens; raise max_length, or give "

@@ -16,12 +16,11 @@ from flaxbert import generation
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import HeadKind
 from flaxbert.generation import GenerationSettings
+from flaxbert.generation.settings import DEFAULT_NEW_TOKENS
 from flaxbert.layers import Params
 from flaxbert.lm_heads import BertLMHeadModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch
 from flaxbert.pipelines.pipeline import Pipeline, require_text
-
-_DEFAULT_NEW_TOKENS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +113,7 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
     @functools.cached_property
     def _ready_settings(self) -> GenerationSettings:
         ends = self.settings.ends or (self.tokenizer.token_id(self.tokenizer.special_tokens.sep),)
-        new = self.settings.max_new_tokens or _DEFAULT_NEW_TOKENS
+        new = self.settings.max_new_tokens or DEFAULT_NEW_TOKENS
         return dataclasses.replace(self.settings, max_new_tokens=new, eos_token_id=ends)
 
     @functools.cached_property

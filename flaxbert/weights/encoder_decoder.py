@@ -35,7 +35,7 @@ from flaxbert.weights.folder import WriteOptions, copy_generation_settings, file
 from flaxbert.weights.load import ENCODER_DECODER, load_parameters
 from flaxbert.weights.match import has_pooler
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, shape_differences
-from flaxbert.weights.tensors import tensors_equal as equal
+from flaxbert.weights.tensors import tensors_equal
 
 _log = logging.getLogger("flaxbert")
 
@@ -82,7 +82,8 @@ def load_encoder_decoder(
                 for name, tensor in checkpoint.tensors.items()
                 if name.startswith("encoder.") and not name.startswith("encoder.pooler.")
             }
-            if other := [name for name in sorted(shared.keys() & tensors) if not equal(shared[name], tensors[name])]:
+            both = sorted(shared.keys() & tensors)
+            if other := [name for name in both if not tensors_equal(shared[name], tensors[name])]:
                 tied = False
                 _log.warning(
                     "%s: config.json has %s, but %d tensors of the decoder, among them %s, differ from the encoder's; "
@@ -139,9 +140,10 @@ def join_checkpoints(
         FileNotFoundError, ValueError: as `load_model`; or the two are to be tied and differ.
     """
     key = jax.random.key(0) if key is None else key
-    models, params = {}, {}
+    models, params, folders = {}, {}, {}
     for part, path in {"encoder": encoder, "decoder": decoder}.items():
         checkpoint = open_checkpoint(Path(path))
+        folders[part] = checkpoint.model_folder
         is_decoder = part == "decoder"
         config = read_config(checkpoint.config_folder).replace(is_decoder=is_decoder, add_cross_attention=is_decoder)
         models[part] = _model(checkpoint, config, part, rules=rules, **attributes)
@@ -150,14 +152,13 @@ def join_checkpoints(
     config = models["decoder"].config
     start = config.unused.get("cls_token_id") if decoder_start_token_id is None else decoder_start_token_id
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
-    folder = open_checkpoint(Path(encoder)).model_folder
-    model = EncoderDecoderModel(models["encoder"], models["decoder"], start, pad, tied=tied, origin=folder)
+    model = EncoderDecoderModel(models["encoder"], models["decoder"], start, pad, tied=tied, origin=folders["encoder"])
+    declaration = model.declaration()
     if tied:
         _require_equal(model, params, encoder=encoder, decoder=decoder)
-    params["decoder"] = _common(params["decoder"], model.declaration()["decoder"])
-    if PROJECTION in model.declaration():
-        own_key = jax.random.fold_in(key, 2)
-        params[PROJECTION] = fresh_parameters(model.declaration()[PROJECTION], own_key)
+        params["decoder"] = _common(params["decoder"], declaration["decoder"])
+    if PROJECTION in declaration:
+        params[PROJECTION] = fresh_parameters(declaration[PROJECTION], jax.random.fold_in(key, 2))
     return model, params
 
 
