@@ -22,6 +22,9 @@ _MAX_NAME_BYTES = 255  # limit of common file systems
 # As sha256sum writes a line (DIGEST  FILE), and as BSD's sha256 and `sha256sum --tag` do.
 _CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\0\n]+)|SHA256 \(([^\0\n]+)\) = ([0-9a-fA-F]{64})")
 _MAX_CHECKSUMS_BYTES = 2**20
+# Tags alone in the first line, <Error> being that of object stores: a text may begin with a word about <html>.
+_WEB_PAGE = re.compile(rb"(<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b[^>]*>[ \t]*([<\r\n]|$)", re.IGNORECASE)
+_WEB_PAGE_BYTES = 1024  # of the start of a file
 
 
 def path_inside(folder: Path, name: str) -> Path:
@@ -68,16 +71,21 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"{file}: not a JSON file ({error})") from None
 
 
-def require_downloaded(file: Path) -> None:
-    """Raise ValueError if a download left a pointer of git-lfs or a web page in the place of a file."""
-    with file.open("rb") as opened:
-        start = opened.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+def require_downloaded(file: Path, start: bytes | None = None) -> None:
+    """Raise ValueError if a download left a pointer of git-lfs or a web page in the place of a file.
+
+    `start` is the beginning of a file that the caller has opened: a pipe cannot be opened twice.
+    """
+    if start is None:
+        with file.open("rb") as opened:
+            start = opened.read(_WEB_PAGE_BYTES)
+    start = start[:_WEB_PAGE_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise ValueError(
             f"{file}: a pointer of git-lfs in the place of the file; run `git lfs pull` in its folder, or download it "
             "again"
         )
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if _WEB_PAGE.match(start):
         raise ValueError(f"{file}: a web page in the place of the file; download it again")
 
 

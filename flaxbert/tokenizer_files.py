@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from flaxbert.files import atomic_write, path_inside, read_json
+from flaxbert.files import atomic_write, path_inside, read_json, require_downloaded
 
 _log = logging.getLogger("flaxbert")
 
@@ -36,13 +36,14 @@ def copy_tokenizer_files(source: Path, target: Path, *, max_length: int | None =
         the names of the files that were copied or written.
 
     Raises:
-        ValueError: a file is a link out of its folder.
+        ValueError: a file is a link out of its folder, a pointer of git-lfs or a web page.
     """
     copied = []
     folder = tokenizer_folder(source)
     for name in TOKENIZER_FILES:
         file, copy = path_inside(folder, name), target / name
         if file.is_file() and not copy.exists():
+            require_downloaded(file)
             with atomic_write(copy) as temporary:
                 shutil.copyfile(file, temporary)
             copied.append(name)

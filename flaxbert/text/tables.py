@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from flaxbert.files import require_downloaded
 from flaxbert.text.messages import encoding_problem, quote_names
 
 TABLE_FORMATS = {
@@ -158,10 +159,11 @@ def read_lines(path: Path, *, expected: str) -> Iterator[str]:
         expected: a description of the format, for the error about an empty file.
 
     Raises:
-        ValueError: no line holds anything but blanks.
+        ValueError: no line holds anything but blanks, or the file is a pointer of git-lfs or a web page.
     """
     with io.BufferedReader(io.FileIO(path), _LINE_END_BYTES) as raw:
         opening = raw.peek(_LINE_END_BYTES)  # without reading it, because a pipe cannot be read twice
+        require_downloaded(path, opening)
         line_end = "\r" if b"\r" in opening and b"\n" not in opening else "\n"
         empty = True
         with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=line_end) as lines:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from flaxbert.files import atomic_write, path_inside, read_json
+from flaxbert.files import atomic_write, path_inside, read_json, require_downloaded
 from flaxbert.tokenizer_files import tokenizer_folder
 from flaxbert.weights.formats.safetensors import safetensors_order, write_safetensors
 from flaxbert.weights.formats.torch_bin import open_torch_bin
@@ -109,6 +109,7 @@ def copy_sentence_transformers_files(source: Path, target: Path) -> list[str]:
 
 
 def _copy(file: Path, copy: Path) -> None:
+    require_downloaded(file)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(copy) as temporary:
         if file.name != _PICKLE:

@@ -1,4 +1,4 @@
-"""Pointers of git-lfs and HTML pages in the place of a model's files, for every format."""
+"""Pointers of git-lfs and HTML pages in the place of a model's files and of texts to predict."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import flaxbert
+from flaxbert.cli.text_inputs import InputShape, file_inputs
 from flaxbert.conversion.convert import convert
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.checkpoint import open_checkpoint
@@ -70,3 +71,30 @@ def test_a_file_of_the_tokenizer_that_was_not_downloaded_is_named(tmp_path, name
 def test_a_vocabulary_may_begin_with_any_token(tmp_path):
     (tmp_path / "vocab.txt").write_text(f"version\n{VOCABULARY}")
     assert WordPieceTokenizer.load(tmp_path).vocab_size == 8
+
+
+@CONTENTS
+@pytest.mark.parametrize("name", ["merges.txt", "sentencepiece.bpe.model"])
+def test_a_file_of_another_tokenizer_that_was_not_downloaded_is_not_carried(tmp_path, name, content, message):
+    folder = folder_of("BertModel", tmp_path / "model")
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        convert(folder, tmp_path / "converted")
+
+
+@CONTENTS
+@pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl", "a.json", "a.conll"])
+def test_texts_to_predict_that_were_not_downloaded_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        list(file_inputs(tmp_path / name, InputShape(1, 1, "a text", may_be_words=True), columns=["0"]))
+
+
+@pytest.mark.parametrize(
+    "text", ["<html> is the first tag", "<!DOCTYPE html> begins a page", "<?xml is XML", "a <html>\n<p>"]
+)
+def test_a_text_about_web_pages_is_read(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert [item.texts for item in file_inputs(tmp_path / "a.txt", InputShape(1, 1, "a text"))] == [
+        (t,) for t in text.split("\n")
+    ]

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from flaxbert.files import require_downloaded
 from flaxbert.text.messages import quote_names, raise_problems, text_cell
 from flaxbert.text.tables import TableRow, read_table
 from train.data.sources import LEAVE_OUT, dataset_structures, is_blank, is_dataset, parse_rows, reject_split
@@ -164,6 +165,7 @@ def _read_file(path: Path) -> tuple[str, list[TableRow]]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
+        require_downloaded(path)
         if path.suffix.lower() in (".jsonl", ".json") and _begins_with_object(path):
             return "", list(read_table(path, name=str(path)))
         raise ValueError(f"{path}: not a JSON file ({error}). {_EXPECTED}") from None

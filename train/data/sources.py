@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from flaxbert.files import require_downloaded
 from flaxbert.text.messages import quote_names, raise_problems
 from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table, table_format
 
@@ -219,6 +220,9 @@ def _load_dataset(name: str, split: str | None) -> Any:  # datasets.Dataset, who
             if isinstance(data, datasets.Dataset):
                 data = datasets.DatasetDict({str(data.split or "train"): data})
         else:
+            for file in path.rglob("*.*"):  # none for the name of a data set
+                if file.suffix.lower() in (*TABLE_FORMATS, ".parquet") and file.is_file():
+                    require_downloaded(file)
             repository, _, config = (str(path), "", "") if path.exists() else name.partition(":")
             data = datasets.load_dataset(repository, config or None, split=split)
     except (OSError, ValueError, DatasetsError) as error:

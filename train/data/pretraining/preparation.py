@@ -22,7 +22,7 @@ import rich.console
 import rich.progress
 import tyro
 
-from flaxbert.files import atomic_folder, atomic_write, read_json, require_absent
+from flaxbert.files import atomic_folder, atomic_write, read_json, require_absent, require_downloaded
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.data.pretraining.reader import TextReader
 from train.data.pretraining.store import TOKENIZER, StoreWriter
@@ -143,6 +143,7 @@ def prepare_store(settings: Preparation) -> dict[str, int]:
 def _read_words(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
+    require_downloaded(file)
     # Word lists for segmentation often have a frequency after each word.
     lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     words = tuple(sorted({line[0] for line in lines if line and len(line[0]) > 1}))

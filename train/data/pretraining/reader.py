@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from flaxbert.files import require_downloaded
 from flaxbert.text.messages import encoding_problem, quote_names
 from train.data.sources import DATASET_PREFIX, dataset_texts
 
@@ -131,6 +132,7 @@ def _content_extension(file: Path) -> str:
 
 
 def _file_lines(file: Path, raw: BinaryIO, column: str) -> Iterator[str]:
+    require_downloaded(file)
     extension = _content_extension(file)
     try:
         stream = _decompress(file, raw)

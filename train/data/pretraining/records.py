@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from flaxbert.files import require_downloaded
 from flaxbert.losses import IGNORE
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
@@ -227,6 +228,7 @@ def _read_length(file: Path, stream: BinaryIO, position: int) -> int:
         length, crc = _HEADER.unpack(header)
         if crc == masked_crc32c(header[:8]) and length <= _MAX_RECORD_BYTES:
             return length
+    require_downloaded(file)
     raise ValueError(f"{file}: no record at byte {position}; not an (uncompressed) TFRecord file, or a damaged one")
 
 
