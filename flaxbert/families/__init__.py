@@ -13,14 +13,16 @@ import numpy as np
 
 from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
+from flaxbert.families.camembert import CAMEMBERT
 from flaxbert.families.family import Architecture, Family, HeadKind
 from flaxbert.families.roberta import ROBERTA
+from flaxbert.families.xlm_roberta import XLM_ROBERTA
 from flaxbert.files import JsonObject, path_inside, read_json
 from flaxbert.models import PreTrainedModel
 
 _log = logging.getLogger("flaxbert")
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, ROBERTA)}
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT)}
 """The families by the "model_type" of config.json."""
 
 _BY_CLASS = {

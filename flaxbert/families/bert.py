@@ -116,7 +116,7 @@ BERT = Family(
         bias="cls.predictions.bias",
         untied_bias="cls.predictions.decoder.bias",
     ),
-    label_weight="classifier.weight",
+    label_weights=("classifier.weight",),
     # A classifier with a pooler may be one of sequences or of choices, which have the same names: sequences are more
     # frequent.
     architectures=(

@@ -142,8 +142,8 @@ class Family:
         prefix: the encoder's name within a task class: the first part of tensor names, and the first key in params.
         encoder, pooler, heads: name tables; those of the encoder and the pooler are without the prefix.
         buffers: tensors in files that hold no parameter, without the prefix.
-        label_weight: the matrix with one row for each label, from which the number of labels is read where
-            config.json names no class.
+        label_weights: matrices with one row for each label; from the one that a file has, the number of labels is read
+            where config.json names no class.
     """
 
     model_type: str
@@ -155,7 +155,7 @@ class Family:
     heads: tuple[TensorName, ...]
     buffers: tuple[str, ...]
     decoder: TokenDecoder
-    label_weight: str
+    label_weights: tuple[str, ...]
     architectures: tuple[Architecture, ...]
     special_tokens: SpecialTokens
 

@@ -1,5 +1,8 @@
 """RoBERTa (Liu et al., 2019): BERT's encoder with other positions, and heads of its own.
 
+XLM-RoBERTa (Conneau et al., 2020) and CamemBERT (Martin et al., 2020) are the same models, with the same tensor names,
+under other names; their files are `xlm_roberta.py` and `camembert.py`.
+
 Differences from BERT:
     - positions are counted from `pad_token_id` + 1 and skip padding, whose position is `pad_token_id`;
     - published models have one token type, and their tokenizer makes no `token_type_ids`;
@@ -8,6 +11,7 @@ Differences from BERT:
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Unpack
 
 import flax.linen as nn
@@ -31,9 +35,14 @@ from flaxbert.families.family import (
     layer_norm_names,
     linear_names,
 )
-from flaxbert.heads import declare_label_layer
+from flaxbert.heads import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    declare_label_layer,
+)
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
-from flaxbert.lm_heads import BertForMaskedLM
+from flaxbert.lm_heads import BertForMaskedLM, BertLMHeadModel
 from flaxbert.models import BertModel, ModelInputs, PreTrainedModel, TaskModel
 from flaxbert.outputs import BaseModelOutput, SequenceClassifierOutput
 
@@ -133,13 +142,21 @@ class RobertaModel(RobertaEncoder, BertModel):
     """The encoder. Without `position_ids`, tokens that are not padding are counted from `pad_token_id` + 1."""
 
 
-class RobertaForMaskedLM(RobertaEncoder, BertForMaskedLM):
-    """Tokens at masked positions."""
+class RobertaLMHead(RobertaEncoder):
+    """The head of the two language models."""
 
     @property
     def head_config(self) -> BertConfig:
         """GELU for every `hidden_act`, as in the reference, whose head ignores it."""
         return self.config.replace(hidden_act="gelu")
+
+
+class RobertaForMaskedLM(RobertaLMHead, BertForMaskedLM):
+    """Tokens at masked positions."""
+
+
+class RobertaForCausalLM(RobertaLMHead, BertLMHeadModel):
+    """The next token; attention is causal where `config.is_decoder` is true."""
 
 
 class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
@@ -176,6 +193,18 @@ class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
 
+class RobertaForMultipleChoice(RobertaEncoder, BertForMultipleChoice):
+    """One of C continuations, by the pooled vector."""
+
+
+class RobertaForTokenClassification(RobertaEncoder, BertForTokenClassification):
+    """A label for every position."""
+
+
+class RobertaForQuestionAnswering(RobertaEncoder, BertForQuestionAnswering):
+    """The first and the last position of an answer."""
+
+
 _HEADS: tuple[TensorName, ...] = (
     *layer_norm_names("lm_head.layer_norm", "predictions/norm"),
     TensorName("lm_head.bias", ("predictions", "bias"), per_token=True),
@@ -183,30 +212,51 @@ _HEADS: tuple[TensorName, ...] = (
     *linear_names("lm_head.decoder", "predictions/decoder", per_token=True),
     *linear_names("classifier.dense", "classifier/dense"),
     *linear_names("classifier.out_proj", "classifier/output"),
+    *linear_names("classifier", "classifier"),
+    *linear_names("qa_outputs", "qa_outputs"),
 )
+_MARKS = {
+    HeadKind.MASKED_LM: ("lm_head.",),
+    HeadKind.SEQUENCE_CLASSIFICATION: ("classifier.out_proj.weight",),
+    HeadKind.TOKEN_CLASSIFICATION: ("classifier.weight",),
+    HeadKind.QUESTION_ANSWERING: ("qa_outputs.weight",),
+}
 
-ROBERTA = Family(
-    model_type=RobertaConfig.model_type,
-    config_class=RobertaConfig,
-    kept_config_keys=KEPT_CONFIG_KEYS,
-    prefix=RobertaEncoder.base_model_prefix,
-    encoder=ENCODER,
-    pooler=POOLER,
-    heads=_HEADS,
-    buffers=BUFFERS,
-    decoder=TokenDecoder(
-        embeddings="roberta.embeddings.word_embeddings.weight",
-        weight="lm_head.decoder.weight",
-        bias="lm_head.bias",
-        untied_bias="lm_head.decoder.bias",
-    ),
-    label_weight="classifier.out_proj.weight",
-    architectures=(
-        Architecture(RobertaModel, HeadKind.NONE),
-        Architecture(RobertaForMaskedLM, HeadKind.MASKED_LM, ("lm_head.",)),
-        Architecture(
-            RobertaForSequenceClassification, HeadKind.SEQUENCE_CLASSIFICATION, ("classifier.out_proj.weight",)
+
+def roberta_family(config_class: type[RobertaConfig], classes: Mapping[HeadKind, type[PreTrainedModel]]) -> Family:
+    """Describe RoBERTa, or a family that differs from it in its names and sizes alone."""
+    return Family(
+        model_type=config_class.model_type,
+        config_class=config_class,
+        kept_config_keys=KEPT_CONFIG_KEYS,
+        prefix=RobertaEncoder.base_model_prefix,
+        encoder=ENCODER,
+        pooler=POOLER,
+        heads=_HEADS,
+        buffers=BUFFERS,
+        decoder=TokenDecoder(
+            embeddings="roberta.embeddings.word_embeddings.weight",
+            weight="lm_head.decoder.weight",
+            bias="lm_head.bias",
+            untied_bias="lm_head.decoder.bias",
         ),
-    ),
-    special_tokens=SpecialTokens(pad="<pad>", unknown="<unk>", cls="<s>", sep="</s>", mask="<mask>"),
+        label_weights=("classifier.out_proj.weight", "classifier.weight"),
+        architectures=tuple(
+            Architecture(model_class, head, _MARKS.get(head, ())) for head, model_class in classes.items()
+        ),
+        special_tokens=SpecialTokens(pad="<pad>", unknown="<unk>", cls="<s>", sep="</s>", mask="<mask>"),
+    )
+
+
+ROBERTA = roberta_family(
+    RobertaConfig,
+    {
+        HeadKind.NONE: RobertaModel,
+        HeadKind.MASKED_LM: RobertaForMaskedLM,
+        HeadKind.CAUSAL_LM: RobertaForCausalLM,
+        HeadKind.SEQUENCE_CLASSIFICATION: RobertaForSequenceClassification,
+        HeadKind.MULTIPLE_CHOICE: RobertaForMultipleChoice,
+        HeadKind.TOKEN_CLASSIFICATION: RobertaForTokenClassification,
+        HeadKind.QUESTION_ANSWERING: RobertaForQuestionAnswering,
+    },
 )

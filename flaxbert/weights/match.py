@@ -52,7 +52,8 @@ def infer_architecture(family: Family, tensor_names: Iterable[str]) -> Architect
 
 def with_label_count(checkpoint: Checkpoint, config: BertConfig) -> BertConfig:
     """Take the number of labels from the classifier where the config names no class: Google's does not state it."""
-    weight = checkpoint.tensors.get(family_of_config_class(type(config)).label_weight)
+    names = family_of_config_class(type(config)).label_weights
+    weight = next((checkpoint.tensors[name] for name in names if name in checkpoint.tensors), None)
     if config.unused.get("architectures") or weight is None or not weight.shape:
         return config
     return config.replace(num_labels=weight.shape[0]) if 0 < weight.shape[0] != config.num_labels else config
