@@ -1,4 +1,4 @@
-"""Build the tokenizers of the classes BertTokenizer, RobertaTokenizer and XLMRobertaTokenizer of transformers 5."""
+"""Build the tokenizers of transformers 5's classes for BERT, MPNet, RoBERTa, XLM-RoBERTa and CamemBERT."""
 
 import base64
 import json
@@ -24,17 +24,35 @@ _ROBERTA_TOKENS = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+_MPNET_TOKENS = {**_ROBERTA_TOKENS, "unk_token": "[UNK]"}
+_CAMEMBERT_UNUSED = ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")
 _NORMALISER_DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 
 
 def build_bert(files: TokenizerFiles, declared: DeclaredTokens, lowercase: bool | None) -> Tokenizer:
     """Return BERT's tokenizer for a vocab.txt, or for the vocabulary in a tokenizer.json."""
+    _set_defaults(files, declared.named, _BERT_TOKENS)
+    return _word_piece_backend(files, declared, lowercase, class_name="BertTokenizer")
+
+
+def build_mpnet(files: TokenizerFiles, declared: DeclaredTokens, lowercase: bool | None) -> Tokenizer:
+    """Return MPNet's tokenizer: BERT's pieces with RoBERTa's special tokens."""
     named = declared.named
-    _set_defaults(files, named, _BERT_TOKENS)
+    _set_defaults(files, named, _MPNET_TOKENS)
+    _strip_before_mask(named)
+    backend = _word_piece_backend(files, declared, lowercase, class_name="MPNetTokenizer")
+    sep, cls = _with_id(backend, named["sep_token"]), _with_id(backend, named["cls_token"])
+    backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
+    return backend
+
+
+def _word_piece_backend(
+    files: TokenizerFiles, declared: DeclaredTokens, lowercase: bool | None, *, class_name: str
+) -> Tokenizer:
     if files.stored is None:
         vocabulary = _read_vocabulary(files.vocabulary)
     else:
-        vocabulary = _stored_model(files, "WordPiece", "BertTokenizer")["vocab"]
+        vocabulary = _stored_model(files, "WordPiece", class_name)["vocab"]
         _refuse_other_normaliser(files)
     settings = {key: files.flag(key, default) for key, default in _NORMALISER_DEFAULTS.items()}
     if files.stored is None:
@@ -172,10 +190,40 @@ def build_roberta(files: TokenizerFiles, declared: DeclaredTokens) -> Tokenizer:
 
 def build_xlm_roberta(files: TokenizerFiles, declared: DeclaredTokens) -> Tokenizer:
     """Return XLM-R's tokenizer for the vocabulary and the character map in a tokenizer.json."""
+    _set_defaults(files, declared.named, _ROBERTA_TOKENS)
+    vocabulary = _unigram_vocabulary(files, "XLMRobertaTokenizer")
+    return _unigram_backend(files, declared, vocabulary, unknown_id=3)
+
+
+def build_camembert(files: TokenizerFiles, declared: DeclaredTokens) -> Tokenizer:
+    """Return CamemBERT's tokenizer for the vocabulary and the character map in a tokenizer.json."""
     named = declared.named
     _set_defaults(files, named, _ROBERTA_TOKENS)
-    model = _stored_model(files, "Unigram", "XLMRobertaTokenizer")
-    backend = Tokenizer(models.Unigram([tuple(entry) for entry in model["vocab"]], unk_id=3, byte_fallback=False))
+    _strip_before_mask(named)
+    if "additional_special_tokens" not in files.config:
+        declared = declared._replace(extra=[*declared.extra, *_CAMEMBERT_UNUSED])
+    vocabulary = _unigram_vocabulary(files, "CamembertTokenizer")
+    unknown = str(named["unk_token"])
+    unknown_id = next((i for i, (token, _) in enumerate(vocabulary) if token == unknown), 0)
+    return _unigram_backend(files, declared, vocabulary, unknown_id=unknown_id)
+
+
+def _strip_before_mask(named: dict[str, Token | None]) -> None:
+    """Let a mask token that is given as text take the space before it."""
+    mask = named["mask_token"]
+    if isinstance(mask, str):
+        named["mask_token"] = AddedToken(mask, lstrip=True, special=True)
+
+
+def _unigram_vocabulary(files: TokenizerFiles, class_name: str) -> list[tuple[str, float]]:
+    return [(str(token), score) for token, score in _stored_model(files, "Unigram", class_name)["vocab"]]
+
+
+def _unigram_backend(
+    files: TokenizerFiles, declared: DeclaredTokens, vocabulary: list[tuple[str, float]], *, unknown_id: int
+) -> Tokenizer:
+    named = declared.named
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=unknown_id, byte_fallback=False))
     normaliser = (files.stored or {}).get("normalizer") or {}
     for entry in normaliser.get("normalizers", [normaliser]):
         if entry.get("type") == "Precompiled" and "precompiled_charsmap" in entry:

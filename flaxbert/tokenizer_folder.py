@@ -13,10 +13,19 @@ from tokenizers import Tokenizer
 
 from flaxbert.families import FAMILIES
 from flaxbert.families.family import SpecialTokens
-from flaxbert.tokenizer_classes import ROLES, build_as_stored, build_bert, build_roberta, build_xlm_roberta
+from flaxbert.tokenizer_classes import (
+    ROLES,
+    build_as_stored,
+    build_bert,
+    build_camembert,
+    build_mpnet,
+    build_roberta,
+    build_xlm_roberta,
+)
 from flaxbert.tokenizer_settings import DeclaredTokens, Token, TokenizerFiles, declared_tokens, read_object
 
-BERT_CLASS, ROBERTA_CLASS, XLM_ROBERTA_CLASS = "BertTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer"
+BERT_CLASS, MPNET_CLASS = "BertTokenizer", "MPNetTokenizer"
+ROBERTA_CLASS, XLM_ROBERTA_CLASS, CAMEMBERT_CLASS = "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"
 STORED_CLASS = "PreTrainedTokenizerFast"
 """Name of the class that uses tokenizer.json as it is."""
 
@@ -25,8 +34,7 @@ _CLASSES = {
     "DistilBertTokenizer": BERT_CLASS,
     "ElectraTokenizer": BERT_CLASS,
     "MobileBertTokenizer": BERT_CLASS,
-    ROBERTA_CLASS: ROBERTA_CLASS,
-    XLM_ROBERTA_CLASS: XLM_ROBERTA_CLASS,
+    **{name: name for name in (MPNET_CLASS, ROBERTA_CLASS, XLM_ROBERTA_CLASS, CAMEMBERT_CLASS)},
     "PreTrainedTokenizer": STORED_CLASS,
     "TokenizersBackend": STORED_CLASS,
     "PythonBackend": STORED_CLASS,
@@ -37,6 +45,8 @@ _CLASS_OF_MODEL = {
     **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert"), BERT_CLASS),
     "roberta": ROBERTA_CLASS,
     "xlm-roberta": XLM_ROBERTA_CLASS,
+    "camembert": CAMEMBERT_CLASS,
+    "mpnet": MPNET_CLASS,
 }
 _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
 
@@ -82,12 +92,16 @@ def read_tokenizer(path: Path, *, lowercase: bool | None = None) -> FolderTokeni
         declared = declared_tokens(files)
         if kind == BERT_CLASS:
             backend = build_bert(files, declared, lowercase)
+        elif kind == MPNET_CLASS:
+            backend = build_mpnet(files, declared, lowercase)
         elif files.stored is None:
             raise ValueError(f"{path}: the tokenizer_class {name} is read from tokenizer.json, which is missing")
         elif kind == ROBERTA_CLASS:
             backend = build_roberta(files, declared)
         elif kind == XLM_ROBERTA_CLASS:
             backend = build_xlm_roberta(files, declared)
+        elif kind == CAMEMBERT_CLASS:
+            backend = build_camembert(files, declared)
         else:
             backend = build_as_stored(files, declared)
     except (ValueError, OSError):

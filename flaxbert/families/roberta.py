@@ -156,7 +156,11 @@ class RobertaForMaskedLM(RobertaLMHead, BertForMaskedLM):
 
 
 class RobertaForCausalLM(RobertaLMHead, BertLMHeadModel):
-    """The next token; attention is causal where `config.is_decoder` is true."""
+    """The next token; attention is causal where `config.is_decoder` is true.
+
+    Positions continue from the cache as in a call without one. `generate` of transformers 5.24 counts them from 0
+    instead, so that its tokens are not those of its own model called on the whole text.
+    """
 
 
 class RobertaForSequenceClassification(RobertaEncoder, TaskModel):

@@ -86,16 +86,19 @@ def texts(draw: random.Random, count: int) -> list[str]:
 def write_folder(folder: Path, draw: random.Random) -> None:
     """Write the tokenizer files, and mostly a config.json, of a random folder."""
     folder.mkdir()
-    kind = draw.choice(["vocabulary", "vocabulary", "both", "stored", "stored class", "unigram", "bpe"])
+    kind = draw.choice(["vocabulary", "vocabulary", "both", "stored", "stored class", "unigram", "bpe", "mpnet"])
     config: dict[str, object] = {}
     if kind == "unigram":
         model_type = "bert"
         config["tokenizer_class"] = draw.choice(
-            ["XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "PreTrainedTokenizerFast"]
+            ["XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "CamembertTokenizer", "PreTrainedTokenizerFast"]
         )
     elif kind == "bpe":
         model_type = draw.choice(["roberta", "bert"])
         config["tokenizer_class"] = draw.choice(["RobertaTokenizer", "RobertaTokenizerFast", "PreTrainedTokenizerFast"])
+    elif kind == "mpnet":
+        model_type = draw.choice(["mpnet", "bert"])
+        config["tokenizer_class"] = draw.choice(["MPNetTokenizer", "MPNetTokenizerFast"])
     else:
         model_type = "bert"
         _maybe(
@@ -149,11 +152,12 @@ def _maybe(draw: random.Random, config: dict[str, object], key: str, values: lis
 
 
 def _word_pieces(folder: Path, draw: random.Random, kind: str) -> Tokenizer | None:
-    special = list(BERT_TOKENS)
+    special = ["<pad>", "[UNK]", "<s>", "</s>", "<mask>"] if kind == "mpnet" else list(BERT_TOKENS)
     if draw.random() < 0.1:
         special[draw.randrange(5)] = draw.choice(["<mask>", "<s>", "[unused0]"])
     lines = [*special, *draw.sample(WORDS, draw.randrange(12, len(WORDS)))]
-    if kind in ("vocabulary", "both"):
+    with_vocabulary = kind in ("vocabulary", "both") or (kind == "mpnet" and draw.random() < 0.7)
+    if with_vocabulary:
         for noise in ("", draw.choice(WORDS), "tail \u3000", "\u2028", "\x0b", "c\rd"):
             if draw.random() < 0.15:
                 lines.insert(draw.randrange(5, len(lines)), noise)
@@ -161,7 +165,7 @@ def _word_pieces(folder: Path, draw: random.Random, kind: str) -> Tokenizer | No
         content = end.join(lines) + draw.choice(["", end, end, 2 * end])
         mark = b"\xef\xbb\xbf" if draw.random() < 0.03 else b""
         (folder / "vocab.txt").write_bytes(mark + content.encode())
-    if kind == "vocabulary":
+    if kind == "vocabulary" or (kind == "mpnet" and with_vocabulary and draw.random() < 0.5):
         return None
     backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(lines)}, unk_token=special[1]))
     lowercase = draw.random() < 0.7

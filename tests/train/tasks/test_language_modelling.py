@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import flaxbert
-from flaxbert import BertConfig, RobertaConfig
+from flaxbert import BertConfig
 from flaxbert.losses import IGNORE
 from tests.runs import made_once
 from tests.train import corpora
@@ -239,7 +239,6 @@ def test_settings_that_cannot_be(config, changes, error):
     ("sizes", "error"),
     [
         (SIZES.replace(is_decoder=True, add_cross_attention=True), "add_cross_attention is true.*no encoder"),
-        (RobertaConfig(max_position_embeddings=LENGTH + 2), "'roberta' has no model for causal language modelling"),
     ],
 )
 def test_models_that_are_no_causal_language_models(config, sizes, error):
