@@ -68,7 +68,8 @@ def aggregate_entities(
 
     The result equals `transformers.pipeline("token-classification", aggregation_strategy=...)` for labels with B- and
     I- and for labels without prefix, with two differences. Words are those of the tokenizer; the pipeline compares the
-    lengths of pieces and text, which splits words with combining accents. E- and S- end an entity; the pipeline takes
+    lengths of pieces and text, which splits words with combining accents, and for byte-level and Unigram vocabularies
+    looks for blanks, which leaves punctuation in the word before it. E- and S- end an entity; the pipeline takes
     them for a part of the type.
 
     Args:

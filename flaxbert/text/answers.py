@@ -118,8 +118,9 @@ def rank_answers(
         characters, scores = np.append(characters, [[0, 0]], axis=0), np.append(scores, [null], axis=0)
     order = np.argsort(-scores.sum(axis=1), kind="stable")
     ranked = (
-        Candidate(context[first:last], int(first), int(last), float(start), float(end))
+        _candidate(context, int(first), int(last), start_logit=float(start), end_logit=float(end))
         for (first, last), (start, end) in zip(characters[order], scores[order], strict=True)
+        if first == last or not context[first:last].isspace()  # tokens of blanks alone are no answer
     )
     candidates = _distinct_texts(ranked, n_best)
     if may_be_empty and all(candidate.text for candidate in candidates):
@@ -159,6 +160,13 @@ def _window_spans(
     scores = np.stack([start_logits[window.first + first], end_logits[window.first + last]], axis=1)
     not_empty = characters[:, 0] < characters[:, 1]
     return characters[not_empty], scores[not_empty]
+
+
+def _candidate(context: str, first: int, last: int, *, start_logit: float, end_logit: float) -> Candidate:
+    """Return context[first:last] without blanks around it: byte-level tokenizers have tokens of blanks."""
+    text = context[first:last]
+    first, last = first + len(text) - len(text.lstrip()), last - len(text) + len(text.rstrip())
+    return Candidate(context[first:last], first, last, start_logit, end_logit)
 
 
 def _distinct_texts(ranked: Iterable[Candidate], count: int) -> list[Candidate]:

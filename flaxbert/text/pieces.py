@@ -21,7 +21,8 @@ class TextPieces:
     Attributes:
         ids: [T], int32.
         offsets: [T, 2], int32; start and end of each piece, in characters of the text, see `_character_spans`.
-        words: [T], int32; number of the word that each piece belongs to, ascending.
+        words: [T], int32; number of the word that each piece belongs to, ascending. Accents that a byte-level tokenizer
+            takes for a word of their own belong to that of their letter.
     """
 
     ids: np.ndarray
@@ -47,7 +48,10 @@ def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str]) -> list[Te
             earlier = encoded[part.index]
             first_word = next((int(before.words[-1]) + 1 for before in reversed(earlier) if len(before.words)), 0)
             offsets = _character_spans(part.text, encoding) + np.int32(part.start)
-            words = np.asarray(encoding.word_ids, np.int32) + np.int32(first_word)
+            words = np.asarray(encoding.word_ids, np.int32)
+            if not (tokenizer.has_word_pieces or part.text.isascii()):
+                words = _joined_at_accents(words, part.text, offsets - np.int32(part.start))
+            words = words + np.int32(first_word)
             earlier.append(TextPieces(np.asarray(encoding.ids, np.int32), offsets, words))
     return [
         TextPieces(
@@ -77,6 +81,18 @@ def _character_spans(text: str, encoding: Encoding) -> np.ndarray:
         while spans[i, 1] < following[i] and _continues_a_letter(text[spans[i, 1]]):
             spans[i, 1] += 1
     return spans
+
+
+def _joined_at_accents(words: np.ndarray, text: str, offsets: np.ndarray) -> np.ndarray:
+    """Return the numbers of words, int32 [N], without an end of a word between a letter, its accents and a letter."""
+    words = words.copy()
+    for i in np.flatnonzero((words[1:] != words[:-1]) & (offsets[1:, 0] == offsets[:-1, 1])) + 1:
+        start, end = offsets[i]
+        if start < end and (
+            _continues_a_letter(text[start]) or (text[start].isalpha() and _continues_a_letter(text[start - 1]))
+        ):
+            words[words == words[i]] = words[i - 1]
+    return words
 
 
 def _continues_a_letter(character: str) -> bool:

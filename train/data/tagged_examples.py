@@ -177,14 +177,18 @@ def tag_ids(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> dict[
 def encode_sentences(
     sentences: Sequence[TaggedSentence], tokenizer: WordPieceTokenizer, labelling: TokenLabelling
 ) -> TaggedExamples:
-    """Return the examples of the sentences; a sentence without any pieces has none."""
-    distinct = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
+    """Return the examples of the sentences; a sentence without any pieces has none.
+
+    A word has the pieces that it has in running text: after the first word of a sentence those with a blank before it,
+    which a byte-level vocabulary tells apart from those without.
+    """
+    distinct = list(dict.fromkeys(word for sentence in sentences for word in _spaced_words(sentence)))
     pieces = dict(zip(distinct, tokenizer.piece_ids(distinct), strict=True))
     special_tokens = tokenizer.special_tokens
     cls, sep = [tokenizer.token_id(special_tokens.cls)], [tokenizer.token_id(special_tokens.sep)]
     ids, labels, example, position = [], [], [], []
     for sentence in sentences:
-        word_pieces = [pieces[word] for word in sentence.words]
+        word_pieces = [pieces[word] for word in _spaced_words(sentence)]
         counts = np.array([len(own) for own in word_pieces])
         firsts = np.cumsum(counts) - counts
         flat = np.array([number for own in word_pieces for number in own], np.int32)
@@ -205,6 +209,10 @@ def encode_sentences(
             position.append(_NO_PIECES if window is None else 1 + first - windows[window][0])
     examples = TaggedSequences(ids, [np.zeros_like(sequence) for sequence in ids], labels)
     return TaggedExamples(examples, np.array(example), np.array(position))
+
+
+def _spaced_words(sentence: TaggedSentence) -> list[str]:
+    return [word if i == 0 else f" {word}" for i, word in enumerate(sentence.words)]
 
 
 def _piece_labels(
