@@ -6,42 +6,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer, models, normalizers, trainers
 
+from flaxbert.encoded_text import EncodedText, PairTemplate, join_pair, longest_first, truncate
 from flaxbert.families import BERT
 from flaxbert.families.family import SpecialTokens
-from flaxbert.files import atomic_write, path_inside
+from flaxbert.files import path_inside
 from flaxbert.tokenizer_classes import bert_backend
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_folder import BERT_CLASS, BERT_CLASSES, read_tokenizer
+from flaxbert.tokenizer_saving import json_text, save_tokenizer
 from flaxbert.weights.sentence_transformers import transformer_folder
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = dataclasses.astuple(BERT.special_tokens)
-
-
-class EncodedText(NamedTuple):
-    """The ids and token types of a text or of a pair of texts, with special tokens."""
-
-    ids: list[int]
-    type_ids: list[int]
-
-
-class PairTemplate(NamedTuple):
-    """The special tokens around a pair of texts, and the token types of both texts."""
-
-    before: EncodedText
-    between: EncodedText
-    after: EncodedText
-    first_type: int
-    second_type: int
-
-    @property
-    def size(self) -> int:
-        """Number of special tokens; 3 for BERT."""
-        return len(self.before.ids) + len(self.between.ids) + len(self.after.ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +58,14 @@ class WordPieceTokenizer:
         path = Path(path)
         path = tokenizer_folder(transformer_folder(path)) if path.is_dir() else path
         tokenizer = cls(**vars(read_tokenizer(path, lowercase=lowercase)))
-        if tokenizer.tokenizer_class in BERT_CLASSES:
+        if tokenizer.uses_bert_class:
             return tokenizer
         files = [path_inside(path if path.is_dir() else path.parent, name) for name in TOKENIZER_FILES]
         contents = {file.name: file.read_bytes() for file in files if file.is_file()}
         config = json.loads(contents.get("tokenizer_config.json", b"{}"))
         if not config.get("tokenizer_class"):  # the class was that of config.json, which is not a tokenizer file
             config["tokenizer_class"] = tokenizer.tokenizer_class
-            contents["tokenizer_config.json"] = _json_text(config).encode()
+            contents["tokenizer_config.json"] = json_text(config).encode()
         return dataclasses.replace(tokenizer, source_files=contents)
 
     @classmethod
@@ -139,78 +118,13 @@ class WordPieceTokenizer:
         return cls(bert_backend({token: i for i, token in enumerate(tokens)}, lowercase=lowercase))
 
     def save(self, folder: str | Path, *, max_length: int) -> None:
-        """Write files from which `AutoTokenizer` reads the same tokenizer; delete other tokenizer files of the folder.
+        """Write files from which `AutoTokenizer` reads the same tokenizer; see `tokenizer_saving.save_tokenizer`."""
+        save_tokenizer(self, Path(folder), max_length=max_length)
 
-        A tokenizer of BERT's class is written as tokenizer.json, tokenizer_config.json and vocab.txt. One of another
-        class is written as the files that it was loaded from.
-
-        Args:
-            folder: created if it does not exist.
-            max_length: length to which `transformers` truncates: the model's number of positions. Used for BERT's
-                class; a smaller `max_length` of the tokenizer's own stays.
-
-        Raises:
-            ValueError: the tokenizer is of another class and was not loaded from a folder.
-        """
-        folder = Path(folder)
-        contents = {name: text.encode() for name, text in self.file_contents(max_length=max_length).items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            with atomic_write(folder / name) as aside:
-                aside.write_bytes(content)
-        for name in set(TOKENIZER_FILES) - contents.keys():
-            (folder / name).unlink(missing_ok=True)
-
-    def file_contents(self, *, max_length: int | None) -> dict[str, str]:
-        """Return the contents of the files that `save` writes, by name; without a vocab.txt that would change an id.
-
-        Raises:
-            ValueError: as `save`.
-        """
-        if self.source_files:
-            return {name: content.decode() for name, content in self.source_files.items()}
-        if not self.has_word_pieces or self.tokenizer_class not in BERT_CLASSES:
-            raise ValueError(
-                f"the tokenizer's model is {type(self.backend.model).__name__}; only WordPiece can be saved without "
-                "the files of a folder: load the tokenizer with WordPieceTokenizer.load"
-            )
-        contents = {
-            "tokenizer.json": self.backend.to_str(pretty=True),
-            "tokenizer_config.json": _json_text(self._bert_config(max_length)),
-        }
-        ids = self.backend.get_vocab(with_added_tokens=False)
-        lines = sorted(ids, key=ids.__getitem__)
-        # A vocab.txt is read line by line, without white space at the end of a line.
-        if all(ids[line] == i and line == line.rstrip() and "\n" not in line for i, line in enumerate(lines)):
-            contents["vocab.txt"] = "".join(f"{line}\n" for line in lines)
-        return contents
-
-    def _bert_config(self, max_length: int | None) -> dict[str, object]:
-        """Return tokenizer_config.json; transformers takes these settings and not those of tokenizer.json."""
-        config: dict[str, object] = {"tokenizer_class": self.tokenizer_class, "do_lower_case": self.lowercase}
-        normalizer = self.backend.normalizer
-        if isinstance(normalizer, normalizers.BertNormalizer):
-            if not normalizer.handle_chinese_chars:
-                config["tokenize_chinese_chars"] = False
-            if normalizer.strip_accents is not None:
-                config["strip_accents"] = normalizer.strip_accents
-        if self.truncation_side != "right":
-            config["truncation_side"] = self.truncation_side
-        if self.backend.encode_special_tokens:
-            config["split_special_tokens"] = True
-        if not self.uses_token_types:
-            config["model_input_names"] = ["input_ids", "attention_mask"]
-        lengths = [length for length in (max_length, self.max_length) if length is not None]
-        if lengths:
-            config["model_max_length"] = min(lengths)
-        tokens = self.special_tokens
-        return config | {
-            "pad_token": tokens.pad,
-            "unk_token": tokens.unknown,
-            "cls_token": tokens.cls,
-            "sep_token": tokens.sep,
-            "mask_token": tokens.mask,
-        }
+    @property
+    def uses_bert_class(self) -> bool:
+        """True if the class of transformers that reads the saved tokenizer is BERT's, or one that builds the same."""
+        return self.tokenizer_class in BERT_CLASSES
 
     @property
     def lowercase(self) -> bool:
@@ -316,25 +230,15 @@ class WordPieceTokenizer:
         for token_id, sequence in zip(encoding.ids, encoding.sequence_ids, strict=True):
             if sequence is not None:  # else a special token of the template
                 pieces[sequence].append(token_id)
+        side = self.truncation_side
         if encoding.n_sequences == 1:
             cls, sep = self.token_id(self.special_tokens.cls), self.token_id(self.special_tokens.sep)
-            ids = [cls, *self._cut(pieces[0], max(0, max_length - 2)), sep]
+            ids = [cls, *truncate(pieces[0], max(0, max_length - 2), side=side), sep]
             return EncodedText(ids, [0] * len(ids))
         template, (first, second) = self.pair_template, pieces
         lengths = longest_first(len(first), len(second), max(0, max_length - template.size))
-        first, second = self._cut(first, lengths[0]), self._cut(second, lengths[1])
-        before, between, after = template.before, template.between, template.after
-        types = [
-            *before.type_ids,
-            *[template.first_type] * len(first),
-            *between.type_ids,
-            *[template.second_type] * len(second),
-            *after.type_ids,
-        ]
-        return EncodedText([*before.ids, *first, *between.ids, *second, *after.ids], types)
-
-    def _cut(self, ids: list[int], length: int) -> list[int]:
-        return ids[:length] if self.truncation_side == "right" else ids[len(ids) - length :]
+        first, second = truncate(first, lengths[0], side=side), truncate(second, lengths[1], side=side)
+        return join_pair(template, first, second)
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the tokens of ids; the unknown token for ids that the vocabulary lacks."""
@@ -343,23 +247,3 @@ class WordPieceTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
-
-
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return the lengths of two texts that are cut to `room` tokens together, as the `tokenizers` library cuts them.
-
-    Only the longer text is cut as long as it stays the longer one. If both are cut, each gets half, and of an odd
-    number the longer one (the second of two equal ones) gets the larger half.
-    """
-    if first + second <= room:
-        return first, second
-    shorter, longer = sorted((first, second))
-    if shorter <= room and max(shorter, room - shorter) + shorter <= room:
-        longer = room - shorter
-    else:
-        shorter, longer = room // 2, room - room // 2
-    return (longer, shorter) if first > second else (shorter, longer)
-
-
-def _json_text(value: object) -> str:
-    return json.dumps(value, indent=2) + "\n"

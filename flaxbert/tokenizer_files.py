@@ -71,10 +71,12 @@ def _complete(source: Path, target: Path, copied: list[str], max_length: int | N
         needed += [name for name in WRITTEN_FILES if max_length is not None and not (target / name).exists()]
     if not needed:
         return []
-    from flaxbert.tokenizer import WordPieceTokenizer  # needs a library that `import flaxbert` does without
+    # Need a library that `import flaxbert` does without.
+    from flaxbert.tokenizer import WordPieceTokenizer
+    from flaxbert.tokenizer_saving import file_contents
 
     try:
-        contents = WordPieceTokenizer.load(source).file_contents(max_length=max_length)
+        contents = file_contents(WordPieceTokenizer.load(source), max_length=max_length)
     except ValueError as error:
         _log.warning("%s; the tokenizer's files are copied unchanged", error)
         return []

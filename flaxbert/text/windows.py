@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaxbert.encoded_text import PairTemplate
 from flaxbert.text.pieces import TextPieces, encode_texts
-from flaxbert.tokenizer import PairTemplate, WordPieceTokenizer
+from flaxbert.tokenizer import WordPieceTokenizer
 
 
 def sliding_windows(length: int, size: int, overlap: int) -> list[tuple[int, int]]:

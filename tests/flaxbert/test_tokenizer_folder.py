@@ -10,9 +10,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer, longest_first
+from flaxbert.encoded_text import longest_first
+from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.tokenizer_folder import BERT_CLASSES
+from flaxbert.tokenizer_saving import file_contents
 from tests.flaxbert.tokenizer_folders import mutate, texts, write_folder
 
 WORDS = [*SPECIAL_TOKENS, "cafe", "café", "Café", "東", "京", "東京", "<", "ent", ">", "a", "b"]
@@ -103,7 +105,7 @@ def test_a_vocabulary_file_of_practice(tmp_path):
     ours = assert_read_alike(folder)
     assert ours.piece_ids(["a end tail"]) == [[lines.index("a", -6), len(lines) - 1, len(WORDS) + 2]]
     # Its lines no longer give every token its id.
-    assert sorted(ours.file_contents(max_length=9)) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(file_contents(ours, max_length=9)) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def stored_word_pieces(**changes):

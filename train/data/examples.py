@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaxbert.encoded_text import EncodedText
 from flaxbert.losses import IGNORE
-from flaxbert.tokenizer import EncodedText
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 
