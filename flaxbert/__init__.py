@@ -26,6 +26,15 @@ from flaxbert.families.camembert import (
     CamembertForTokenClassification,
     CamembertModel,
 )
+from flaxbert.families.distilbert import (
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForMultipleChoice,
+    DistilBertForQuestionAnswering,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+    DistilBertModel,
+)
 from flaxbert.families.roberta import (
     RobertaConfig,
     RobertaForCausalLM,
@@ -85,6 +94,13 @@ __all__ = [
     "CamembertForSequenceClassification",
     "CamembertForTokenClassification",
     "CamembertModel",
+    "DistilBertConfig",
+    "DistilBertForMaskedLM",
+    "DistilBertForMultipleChoice",
+    "DistilBertForQuestionAnswering",
+    "DistilBertForSequenceClassification",
+    "DistilBertForTokenClassification",
+    "DistilBertModel",
     "EncoderDecoderModel",
     "GenerationSettings",
     "PreTrainedModel",

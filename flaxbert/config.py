@@ -34,6 +34,8 @@ class BertConfig:
 
     model_type: ClassVar[str] = "bert"
     """The family, as "model_type" of config.json names it."""
+    fixed_fields: ClassVar[Mapping[str, object]] = {}
+    """Settings of BERT that the family lacks, with the only value of each; they are no keys of its config.json."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -171,6 +173,11 @@ class BertConfig:
         return self.position_embedding_type != "absolute"
 
     @property
+    def has_sinusoidal_positions(self) -> bool:
+        """True where a new model's table of positions holds sinusoids."""
+        return False
+
+    @property
     def head_dropout_prob(self) -> float:
         """Dropout before a classifier: `classifier_dropout`, or `hidden_dropout_prob` where that is None."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
@@ -198,15 +205,20 @@ class BertConfig:
         object.__setattr__(self, "num_labels", len(names))
 
     def _check(self):
+        for name, value in self.fixed_fields.items():
+            if getattr(self, name) != value:
+                given = f"{name} is {getattr(self, name)!r}"
+                raise ValueError(f"{given}; a {self.model_type} model has no such setting: leave it at {value!r}")
         for name in _SIZES:
-            _whole(name, getattr(self, name), 1, _LIMITS.get(name, _SIZE_LIMIT))
+            if name not in self.fixed_fields:
+                _whole(name, getattr(self, name), 1, _LIMITS.get(name, _SIZE_LIMIT))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
             )
         if self.pad_token_id is not None:
             _whole("pad_token_id", self.pad_token_id, -self.vocab_size, self.vocab_size - 1)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        for name in (field.name for field in dataclasses.fields(self) if "dropout" in field.name):
             if name != "classifier_dropout" or self.classifier_dropout is not None:
                 _real(name, getattr(self, name), "from 0 to 1", lambda p: 0 <= p <= 1)
         _real("layer_norm_eps", self.layer_norm_eps, "greater than 0", lambda x: x > 0)

@@ -66,6 +66,10 @@ class EncoderInputs:
         # Checked here, because what broadcasts would be taken silently: a mask [B, 1], for instance.
         if self.cache is None:
             require_shape("attention_mask", self.attention_mask, (batch, length), (batch, length, length))
+        if self.token_type_ids is not None and not config.type_vocab_size:
+            raise ValueError(
+                f"token_type_ids are given; a {config.model_type} model has no token types: leave them out"
+            )
         require_shape("token_type_ids", self.token_type_ids, (batch, length))
         require_shape("position_ids", self.position_ids, (batch, length), (1, length))
         require_shape("first_positions", self.first_positions, (batch, "P"))
@@ -121,18 +125,26 @@ def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool, stack:
     width, stddev = config.hidden_size, config.initializer_range
     shape, used = (vocab_rows, width), config.vocab_size
     word = declare_embedding(shape, "vocab", stddev=stddev, used_rows=used, pad_row=config.padding_row)
-    declaration: Declaration = {
-        "embeddings": {
-            "word": word,
-            "position": declare_embedding((config.max_position_embeddings, width), "position", stddev=stddev),
-            "token_type": declare_embedding((config.type_vocab_size, width), "token_type", stddev=stddev),
-            "norm": declare_layer_norm(width),
-        },
-        "layers": declare_layers(config, stack=stack),
-    }
+    embeddings = {"word": word, "position": declare_positions(config), "norm": declare_layer_norm(width)}
+    if config.type_vocab_size:
+        embeddings["token_type"] = declare_embedding((config.type_vocab_size, width), "token_type", stddev=stddev)
+    declaration: Declaration = {"embeddings": embeddings, "layers": declare_layers(config, stack=stack)}
     if pooler:
         declaration["pooler"] = declare_linear((width, width), ("embed", None), stddev=stddev)
     return declaration
+
+
+def declare_positions(config: BertConfig) -> Declaration:
+    """Declare the table of positions: drawn like the other embeddings, or filled with sinusoids, and then trained."""
+    shape = (config.max_position_embeddings, config.hidden_size)
+    table = declare_embedding(shape, "position", stddev=config.initializer_range)
+    if not config.has_sinusoidal_positions:
+        return table
+    return {"embedding": dataclasses.replace(table["embedding"], initializer=_sinusoids)}
+
+
+def _sinusoids(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "positions D"]:
+    return jnp.asarray(functional.sinusoids(*shape), dtype)
 
 
 def encode(
@@ -190,15 +202,19 @@ def encode(
 def embed(
     params: Params, inputs: EncoderInputs, *, config: BertConfig, execution: Execution, key: Key[Array, ""] | None
 ) -> Float[Array, "B T D"]:
-    """Sum word, position and token-type vectors in float32, normalise, drop out; return the compute dtype."""
-    word, position, token_type = (params[name]["embedding"] for name in ("word", "position", "token_type"))
+    """Sum word, position and token-type vectors in float32, normalise, drop out; return the compute dtype.
+
+    A model without token types has no table of them.
+    """
+    word, position = (params[name]["embedding"] for name in ("word", "position"))
+    token_type = params["token_type"]["embedding"] if "token_type" in params else None
     if inputs.input_ids is None:
         x = jnp.asarray(inputs.inputs_embeds, jnp.float32)
     else:
         x = functional.lookup(word, jnp.asarray(inputs.input_ids), frozen_row=config.padding_row)
-    if inputs.token_type_ids is None:
+    if token_type is not None and inputs.token_type_ids is None:
         x = x + token_type[None, :1]
-    else:
+    elif token_type is not None:
         x = x + functional.lookup_by_sum(token_type, jnp.asarray(inputs.token_type_ids))
     if inputs.cache is not None:
         # More tokens than slots would be written over others.

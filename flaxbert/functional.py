@@ -126,6 +126,13 @@ def lookup_by_sum(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[A
     return sum(((ids == row)[..., None] * table[row][None, None] for row in range(table.shape[0])), outside)
 
 
+def sinusoids(positions: int, width: int) -> Float[np.ndarray, "positions width"]:
+    """Return the table of positions of Vaswani et al. (2017): sines in even columns, cosines in odd ones."""
+    columns = np.arange(width)
+    angles = np.arange(positions)[:, None] / np.power(10_000.0, 2 * (columns // 2) / width)
+    return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
+
+
 def attention_mask(
     mask: Num[ArrayLike, "B S"] | Num[ArrayLike, "B T S"] | Bool[ArrayLike, "B S"] | Bool[ArrayLike, "B T S"],
 ) -> Bool[Array, "B 1 _ S"]:

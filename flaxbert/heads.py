@@ -115,7 +115,7 @@ class BertForSequenceClassification(TaskModel):
         out = self._encode(
             params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
         )
-        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
+        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
@@ -150,7 +150,7 @@ class BertForMultipleChoice(TaskModel):
         flat_ids = flatten_choices(input_ids)
         params = self._ready_parameters()
         out = self._encode(params, flat_ids, deterministic, flat, first_positions_only=True)
-        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.config.head_dropout_prob)
+        pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "BD,DN->BN").astype(jnp.float32)
         return MultipleChoiceModelOutput(logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions)
 
@@ -185,13 +185,18 @@ class BertForTokenClassification(TaskModel):
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, inputs)
         key = self._dropout_key(deterministic)
-        x = dropout(out.last_hidden_state, key, rate=self.config.head_dropout_prob)
+        x = dropout(out.last_hidden_state, key, rate=self.head_dropout_prob)
         logits = linear(params["classifier"], x, "BTD,DN->BTN").astype(jnp.float32)
         return TokenClassifierOutput(logits, out.hidden_states, out.attentions)
 
 
 class BertForQuestionAnswering(TaskModel):
-    """The first and the last position of an answer; no dropout before the two scores, unlike DistilBERT."""
+    """The first and the last position of an answer; no dropout before the two scores."""
+
+    @property
+    def head_dropout_prob(self) -> float:
+        """0, whatever the configuration, as in the reference."""
+        return 0.0
 
     @nn.nowrap
     def head_declaration(self) -> Declaration:
@@ -209,5 +214,6 @@ class BertForQuestionAnswering(TaskModel):
         """Score every position as start and as end of the answer."""
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, inputs)
-        logits = linear(params["qa_outputs"], out.last_hidden_state, "BTD,DN->BTN").astype(jnp.float32)
+        x = dropout(out.last_hidden_state, self._dropout_key(deterministic), rate=self.head_dropout_prob)
+        logits = linear(params["qa_outputs"], x, "BTD,DN->BTN").astype(jnp.float32)
         return QuestionAnsweringModelOutput(logits[..., 0], logits[..., 1], out.hidden_states, out.attentions)

@@ -230,6 +230,11 @@ class TaskModel(PreTrainedModel):
     has_pooler: ClassVar[bool] = False
     """True if the head reads the pooled vector."""
 
+    @property
+    def head_dropout_prob(self) -> float:
+        """Dropout rate before the last layer of the head."""
+        return self.config.head_dropout_prob
+
     @nn.nowrap
     def head_declaration(self) -> Declaration:
         """Return the declaration of the head's parameters."""

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from flaxbert.config import BertConfig
+from flaxbert.encoder import declare_positions
 from flaxbert.families import family_of_config_class
 from flaxbert.families.family import Family, TensorName
 from flaxbert.layers import LAYERS, Params, has_tree_for_each_layer, stack_layers, unstack_layers
@@ -192,7 +193,7 @@ def _draw_like(table: Float[Array, "V D"], count: int, key: jax.Array) -> Float[
 def resize_positions(
     config: BertConfig, params: Params, max_position_embeddings: int, *, key: jax.Array | None = None
 ) -> tuple[BertConfig, dict[str, Any]]:
-    """Change the number of positions: cut the last rows of the table, or append rows from N(0, `initializer_range`).
+    """Change the number of positions: cut the last rows of the table, or append rows, initialised as in a new model.
 
     Tables of relative distances keep their middle: they are cut, or extended, at both ends. As everywhere,
     `max_position_embeddings` counts the positions before RoBERTa's first one.
@@ -213,7 +214,10 @@ def resize_positions(
         widths = [(0, 0)] * leaf.ndim
         widths[rows] = (max(before, 0), max(growth, 0))
         old = jnp.pad(jnp.ones_like(cut, bool), widths)
-        new = config.initializer_range * jax.random.normal(key, old.shape, leaf.dtype)
+        if relative:
+            new = config.initializer_range * jax.random.normal(key, old.shape, leaf.dtype)
+        else:
+            new = declare_positions(new_config)["embedding"].initializer(key, old.shape, leaf.dtype)
         return jnp.where(old, jnp.pad(cut, widths), new)
 
     return new_config, _map_leaves(resize, params, key)

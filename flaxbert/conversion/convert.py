@@ -51,9 +51,6 @@ from flaxbert.weights.tensors import FiniteCheck, LazyTensor, cast, observed, te
 
 FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
 
-# Model types of which the names of the tensors that Flax's classes transpose are known to the Flax format.
-_FLAX_MODEL_TYPES = ("distilbert",)
-
 _log = logging.getLogger("flaxbert")
 
 ReportProgress = Callable[[int, int], None]
@@ -282,7 +279,7 @@ def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
     return sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in tensors.values())
 
 
-# -- families without a class here, such as DistilBERT: tensors are copied unchanged ----------------------
+# -- families without a class here, such as MPNet: tensors are copied unchanged ----------------------
 
 
 def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output) -> Conversion:
@@ -317,8 +314,7 @@ def _require_copyable(checkpoint: Checkpoint, model_type: str, format: str, requ
             raise ValueError(
                 f"{folder}: {name} is {value!r}; {_no_single_class(model_type)}, only copied as it is: leave it out"
             )
-    to_or_from_flax = FLAX.name in (format, checkpoint.format) and format != checkpoint.format
-    if format == ORBAX or (to_or_from_flax and model_type not in _FLAX_MODEL_TYPES):
+    if format != checkpoint.format and {ORBAX, FLAX.name} & {format, checkpoint.format}:
         raise ValueError(
             f"{folder}: {_no_single_class(model_type)}; it cannot be converted from {checkpoint.format} to {format}"
         )

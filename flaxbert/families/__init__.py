@@ -14,6 +14,7 @@ import numpy as np
 from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.camembert import CAMEMBERT
+from flaxbert.families.distilbert import DISTILBERT
 from flaxbert.families.family import Architecture, Family, HeadKind
 from flaxbert.families.roberta import ROBERTA
 from flaxbert.families.xlm_roberta import XLM_ROBERTA
@@ -22,7 +23,9 @@ from flaxbert.models import PreTrainedModel
 
 _log = logging.getLogger("flaxbert")
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT)}
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, CAMEMBERT)
+}
 """The families by the "model_type" of config.json."""
 
 _BY_CLASS = {
@@ -115,7 +118,7 @@ def random_inputs(model: PreTrainedModel, *, rows: int, length: int, seed: int =
     arrays = {
         "input_ids": random.integers(0, config.vocab_size, shape, np.int32),
         "attention_mask": mask,
-        "token_type_ids": random.integers(0, config.type_vocab_size, shape, np.int32),
+        "token_type_ids": random.integers(0, max(config.type_vocab_size, 1), shape, np.int32),
     }
     return {name: arrays[name] for name in model.input_names}
 
@@ -188,8 +191,11 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
         pair = " here; in Python, flaxbert.from_pretrained loads both models" if model_type == "encoder-decoder" else ""
         raise ValueError(f"model_type is {model_type!r}; only {' or '.join(map(repr, allowed))} is read{pair}")
     family = allowed[model_type]
-    known = {field.name for field in dataclasses.fields(family.config_class)} - {"unused"}
-    fields = {key: value for key, value in values.items() if key in known}
+    known = _fields_by_key(family)
+    for field, key in family.config_keys.items():
+        if field in values:
+            raise ValueError(f"config.json has the key {field!r}; that of a {model_type} model is {key!r}: rename it")
+    fields = {known[key]: value for key, value in values.items() if key in known}
     if fields.get("id2label") is not None:
         fields["id2label"] = _label_names(fields["id2label"])
         fields.pop("num_labels", None)  # in transformers, id2label wins
@@ -198,7 +204,20 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
     if unknown:
         names = ", ".join(map(repr, unknown))
         _log.warning("config.json: keys without a meaning here, written back as they are: %s", names)
-    return family.config_class(**fields, unused=unused)
+    try:
+        return family.config_class(**fields, unused=unused)
+    except ValueError as error:
+        keys = [
+            f"{field} is {key!r} in config.json" for field, key in family.config_keys.items() if field in str(error)
+        ]
+        raise ValueError("; ".join([str(error), *keys])) from None
+
+
+def _fields_by_key(family: Family) -> dict[str, str]:
+    """Return the fields of a family's configuration by their keys in config.json."""
+    omitted = {"unused", *family.config_class.fixed_fields}
+    names = [field.name for field in dataclasses.fields(family.config_class) if field.name not in omitted]
+    return {family.config_keys.get(name, name): name for name in names}
 
 
 def _label_names(labels: object) -> tuple[str, ...]:
@@ -241,9 +260,9 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
     written back, because they may change what other programs do: the activation of a CrossEncoder, for example.
     """
     family = family_of_config_class(type(config))
-    written_below = ("unused", "pruned_heads", "num_labels", "id2label")
-    fields = [field.name for field in dataclasses.fields(config) if field.name not in written_below]
-    values = carried_keys(config.unused) | {name: getattr(config, name) for name in fields}
+    written_below = ("pruned_heads", "num_labels", "id2label")
+    fields = {key: name for key, name in _fields_by_key(family).items() if name not in written_below}
+    values = carried_keys(config.unused) | {key: getattr(config, name) for key, name in fields.items()}
     values |= {
         "model_type": family.model_type,
         "dtype": dtype,

@@ -59,12 +59,7 @@ ENCODER: tuple[TensorName, ...] = (
 POOLER: tuple[TensorName, ...] = linear_names("pooler.dense", "pooler")
 
 # Tensors of files that hold no parameter.
-BUFFERS = (
-    "embeddings.position_ids",
-    "embeddings.token_type_ids",
-    f"{_LAYER}.intermediate.intermediate_act_fn.beta",
-    f"{_LAYER}.intermediate.intermediate_act_fn.eps",
-)
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 _HEADS: tuple[TensorName, ...] = (
     *layer_norm_names("cls.predictions.transform.LayerNorm", "predictions/norm"),

@@ -6,7 +6,7 @@ The loader, the converter, the pipelines, the export and the trainer take from i
 import dataclasses
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flaxbert.config import BertConfig
 from flaxbert.functional import LEARNED_ACTIVATIONS
@@ -141,9 +141,10 @@ class Family:
         kept_config_keys: keys of config.json that change nothing here and are written back as they were read.
         prefix: the encoder's name within a task class: the first part of tensor names, and the first key in params.
         encoder, pooler, heads: name tables; those of the encoder and the pooler are without the prefix.
-        buffers: tensors in files that hold no parameter, without the prefix.
+        buffers: tensors in files that hold no parameter, without the prefix; those of activations need no entry.
         label_weights: matrices with one row for each label; from the one that a file has, the number of labels is read
             where config.json names no class.
+        config_keys: keys of config.json by the fields of the configuration, where the two differ.
     """
 
     model_type: str
@@ -158,6 +159,7 @@ class Family:
     label_weights: tuple[str, ...]
     architectures: tuple[Architecture, ...]
     special_tokens: SpecialTokens
+    config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     def prefixed(self, name: str) -> str:
         """Return the name of an encoder's tensor as task classes spell it."""
@@ -175,8 +177,14 @@ class Family:
 
     def is_buffer(self, name: str) -> bool:
         """Return True for the name of a tensor that holds no parameter, with the prefix."""
-        in_head = name.endswith((".transform_act_fn.beta", ".transform_act_fn.eps"))
-        return in_head or re.sub(r"\.[0-9]+\.", ".{layer}.", name, count=1) in self.buffer_names
+        name = re.sub(r"\.[0-9]+\.", ".{layer}.", name, count=1)
+        module, _, ending = name.rpartition(".")
+        if ending in ("beta", "eps"):  # constants of an activation, beside its parameters
+            return f"{module}.alpha_p" in {
+                *(self.prefixed(row.name) for row in self.encoder),
+                *(row.name for row in self.heads),
+            }
+        return name in self.buffer_names
 
     @property
     def base_model(self) -> Architecture:

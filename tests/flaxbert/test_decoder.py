@@ -14,7 +14,7 @@ from flaxbert import layers, sharding
 from flaxbert.cache import init_cache
 from flaxbert.families import BERT
 from flaxbert.weights import names
-from tests.flaxbert.test_parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, randomise
+from tests.flaxbert.parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, randomise
 
 ROWS, LENGTH, SOURCE = 3, 9, 5
 SIZES = {

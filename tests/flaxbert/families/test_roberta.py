@@ -23,21 +23,20 @@ from flaxbert.families.roberta import ROBERTA, RobertaConfig
 from flaxbert.pipelines import FillMaskPipeline, TextClassificationPipeline
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.names import leaf_at, name_mappings
-from tests.flaxbert.test_parity import HEADS, B, C, T
+from tests.flaxbert.parity import B, C, T, head_of
 
 VOCAB_SIZE = 99
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4  # of the largest entry of a tensor's gradient
-KINDS = {
-    "Model": "BertModel",
-    "ForMaskedLM": "BertForMaskedLM",
-    "ForCausalLM": "BertLMHeadModel",
-    "ForSequenceClassification": "BertForSequenceClassification",
-    "ForMultipleChoice": "BertForMultipleChoice",
-    "ForTokenClassification": "BertForTokenClassification",
-    "ForQuestionAnswering": "BertForQuestionAnswering",
-}
-"""The end of a class's name, and the class of BERT with the same loss."""
+KINDS = (
+    "Model",
+    "ForMaskedLM",
+    "ForCausalLM",
+    "ForSequenceClassification",
+    "ForMultipleChoice",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
 CLASSES = tuple("Roberta" + kind for kind in KINDS)
 SIBLINGS = tuple(family + kind for family in ("XLMRoberta", "Camembert") for kind in KINDS)
 DECODER = {"is_decoder": True}
@@ -144,7 +143,7 @@ def test_outputs_loss_and_gradients_equal_pytorch(seed, name, variant, fixed, tm
     reference.save_pretrained(tmp_path)
     model, params = flaxbert.from_pretrained(tmp_path)
     assert architecture_of(model).name == name and model.config.model_type == reference.config.model_type
-    rng, head = np.random.default_rng(seed), HEADS[KINDS[kind_of(name)]]
+    rng, head = np.random.default_rng(seed), head_of(model)
     inputs = random_inputs(variant, reference.config, rng, choices=model.takes_choices)
     labels = head.labels(rng, model.config)
 
