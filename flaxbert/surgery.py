@@ -1,9 +1,10 @@
-"""Changes of a trained model's shape: pruned heads, another vocabulary, other positions, fewer layers.
+"""Changes of a trained model's shape: pruned heads, another vocabulary, other positions, fewer layers, another family.
 
 Each function takes a configuration and the parameters of any class with it, and returns new ones; build the model
 again with that configuration: `model.clone(config=config)`. The parameters given stay as they are.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -242,6 +243,37 @@ def drop_layers(config: BertConfig, params: Params, *, keep: Sequence[int]) -> t
     new_config = config.replace(num_hidden_layers=len(keep), pruned_heads=pruned)
     layers = _layers(config, params)
     return new_config, _with_layers(new_config, params, [layers[number] for number in keep])
+
+
+# -- family ----------------------------------------------------------------------------------------------
+
+
+def change_family(
+    config: BertConfig, params: Params, config_class: type[BertConfig]
+) -> tuple[BertConfig, dict[str, Any]]:
+    """Give the layers and the head of a BERT to DistilBERT: a student to train, with the same outputs at first.
+
+    The vector of token type 0 is added to the positions, and a pooler is left out. The head stays as it is; DistilBERT
+    has other classifiers of sequences and choices.
+
+    Raises:
+        ValueError: the other family does not take layers of this one, or lacks one of its settings.
+    """
+    family, target = family_of_config_class(type(config)), family_of_config_class(config_class)
+    if family.model_type not in target.takes_layers_of:
+        allowed = ", ".join(target.takes_layers_of) or "no other family"
+        raise ValueError(f"config is of {family.model_type!r}; {target.model_type!r} takes the layers of: {allowed}")
+    names = {field.name for field in dataclasses.fields(config_class)} - {"type_vocab_size", "classifier_dropout"}
+    new_config = config_class(**{name: value for name, value in vars(config).items() if name in names})
+    encoder = dict(_encoder(config, params))
+    embeddings = dict(encoder["embeddings"])
+    types = embeddings.pop("token_type")["embedding"]
+    embeddings["position"] = {"embedding": jnp.asarray(embeddings["position"]["embedding"]) + types[:1]}
+    encoder |= {"embeddings": embeddings}
+    encoder.pop("pooler", None)
+    if family.prefix not in params:
+        return new_config, encoder
+    return new_config, {target.prefix: encoder} | {name: tree for name, tree in params.items() if name != family.prefix}
 
 
 # -- trees -----------------------------------------------------------------------------------------------

@@ -215,5 +215,6 @@ DISTILBERT = Family(
         Architecture(DistilBertForMultipleChoice, HeadKind.MULTIPLE_CHOICE),
         Architecture(DistilBertForTokenClassification, HeadKind.TOKEN_CLASSIFICATION, ("classifier.weight",)),
     ),
+    takes_layers_of=(BertConfig.model_type,),
     special_tokens=SpecialTokens(pad="[PAD]", unknown="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
 )

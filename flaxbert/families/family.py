@@ -145,6 +145,7 @@ class Family:
         label_weights: matrices with one row for each label; from the one that a file has, the number of labels is read
             where config.json names no class.
         config_keys: keys of config.json by the fields of the configuration, where the two differ.
+        takes_layers_of: the model types whose models `surgery.change_family` makes models of this family.
     """
 
     model_type: str
@@ -160,6 +161,7 @@ class Family:
     architectures: tuple[Architecture, ...]
     special_tokens: SpecialTokens
     config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    takes_layers_of: tuple[str, ...] = ()
 
     def prefixed(self, name: str) -> str:
         """Return the name of an encoder's tensor as task classes spell it."""

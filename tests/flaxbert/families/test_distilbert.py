@@ -13,6 +13,7 @@ import flaxbert
 from flaxbert import functional, surgery
 from flaxbert.conversion.convert import FORMATS, convert
 from flaxbert.conversion.inspect import inspect
+from flaxbert.conversion.shape_changes import ShapeChanges
 from flaxbert.conversion.verify import verify
 from flaxbert.families.distilbert import DISTILBERT, DistilBertConfig
 from flaxbert.pipelines import QuestionAnsweringPipeline
@@ -24,7 +25,7 @@ CASES = [
     ("DistilBertModel", "padded", {}),
     ("DistilBertModel", "rows", {}),
     ("DistilBertForMaskedLM", "padded", {}),
-    ("DistilBertForMaskedLM", "embeds", {"tie_word_embeddings": False, "activation": "xielu"}),
+    ("DistilBertForMaskedLM", "embeds", {"tie_word_embeddings": False, "activation": "prelu"}),
     ("DistilBertForSequenceClassification", "padded", {"num_labels": 3}),
     ("DistilBertForSequenceClassification", "rows", {"num_labels": 5, "problem_type": "multi_label_classification"}),
     ("DistilBertForMultipleChoice", "padded", {}),
@@ -130,7 +131,7 @@ def test_config_both_ways():
     config = DistilBertConfig.from_dict(given.to_dict())
     written = config.to_dict(architecture="DistilBertModel")
     again, theirs = transformers.DistilBertConfig.from_dict(written).to_dict(), given.to_dict()
-    assert {key for key in theirs if again[key] != theirs[key]} == {"architectures"}
+    assert {key for key in theirs if again[key] != theirs[key]} == {"architectures", "dtype"}
     assert written.keys() - again.keys() <= {"num_labels", "pruned_heads"}  # no key of BERT
     assert DistilBertConfig.from_dict(written) == config
 
@@ -153,10 +154,9 @@ def test_impossible_values(values, message):
 # -- weights ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in CLASSES), ("DistilBertForMaskedLM", False)])
 def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_path, caplog):
-    saved(name, tmp_path / "theirs", tie_word_embeddings=tied, activation="xielu")
+    saved(name, tmp_path / "theirs", tie_word_embeddings=tied, activation="prelu")
     flaxbert.save_pretrained(tmp_path / "ours", *flaxbert.from_pretrained(tmp_path / "theirs"))
     assert caplog.text == ""
     before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
@@ -169,10 +169,11 @@ def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_pat
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_conversion_through_every_format(tied, tmp_path):
-    saved("DistilBertForMaskedLM", tmp_path / "0", tie_word_embeddings=tied)
+    saved("DistilBertForMaskedLM", tmp_path / "0", tie_word_embeddings=tied, activation="xielu")
     for number, form in enumerate((*FORMATS, "safetensors"), 1):
         done = convert(tmp_path / str(number - 1), tmp_path / str(number), format=form, verify=True)
-        assert (done.head, done.newly_initialised, done.left_out) == ("DistilBertForMaskedLM", [], [])
+        assert (done.head, done.newly_initialised) == ("DistilBertForMaskedLM", [])
+        assert {name.rpartition("activation.")[2] for name in done.left_out} <= {"beta", "eps"}  # constants of xIELU
         assert inspect(tmp_path / str(number)).loads
     assert verify(tmp_path / "0", tmp_path / str(number)).same()
 
@@ -197,6 +198,40 @@ def test_a_head_changes_on_request(tmp_path):
     done = convert(tmp_path / "a", tmp_path / "b", head="DistilBertForSequenceClassification")
     layers = ("classifier", "pre_classifier")
     assert done.newly_initialised == [f"{layer}.{kind}" for layer in layers for kind in ("bias", "weight")]
+
+
+# -- students of BERT ------------------------------------------------------------------------------------------
+
+
+def test_a_bert_becomes_a_distilbert_with_the_same_outputs(tmp_path):
+    saved("BertForMaskedLM", tmp_path / "bert", num_hidden_layers=3, layer_norm_eps=1e-12)
+    done = convert(tmp_path / "bert", tmp_path / "distilbert", head="DistilBertForMaskedLM", verify=True)
+    assert done.newly_initialised == []
+    ids = np.array([[3, 7, 9, 1, 5], [4, 8, 2, 6, 11]])
+    logits = []
+    for folder in ("bert", "distilbert"):
+        model, params = flaxbert.from_pretrained(tmp_path / folder)
+        logits.append(jax.jit(model.apply)({"params": params}, ids).logits)
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-5)
+    changes = ShapeChanges(keep_layers=[0, 2])
+    name = "DistilBertForSequenceClassification"
+    done = convert(tmp_path / "bert", tmp_path / "student", head=name, changes=changes, verify=True)
+    layers = ("classifier", "pre_classifier")
+    assert done.newly_initialised == [f"{layer}.{kind}" for layer in layers for kind in ("bias", "weight")]
+    student = load_file(tmp_path / "student" / "model.safetensors")
+    teacher = load_file(tmp_path / "bert" / "model.safetensors")
+    for ours, theirs in ((0, 0), (1, 2)):
+        kept = student[f"distilbert.transformer.layer.{ours}.ffn.lin1.weight"]
+        np.testing.assert_array_equal(kept, teacher[f"bert.encoder.layer.{theirs}.intermediate.dense.weight"])
+
+
+def test_models_that_are_no_distilbert_are_refused(tmp_path):
+    model, params = new_model("DistilBertModel")
+    with pytest.raises(ValueError, match="config is of 'distilbert'; 'bert' takes the layers of: no other family"):
+        surgery.change_family(model.config, params, flaxbert.BertConfig)
+    saved("BertModel", tmp_path / "bert", layer_norm_eps=1e-5)
+    with pytest.raises(ValueError, match="layer_norm_eps is 1e-05; a distilbert model has no such setting"):
+        convert(tmp_path / "bert", tmp_path / "distilbert", head="DistilBertModel")
 
 
 # -- tools -----------------------------------------------------------------------------------------------------
