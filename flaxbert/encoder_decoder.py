@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key, Num
@@ -93,9 +94,14 @@ class EncoderDecoderModel:
         encoder = {name: tree for name, tree in params["encoder"].items() if name != "pooler"}
         return {**params["decoder"], prefix: _merged(encoder, params["decoder"][prefix])}
 
-    def init(self, key: Key[Array, ""]) -> layers.ParamsDict:
-        """Return fresh float32 parameters."""
-        return layers.fresh_parameters(self.declaration(), key)
+    @property
+    def example_ids(self) -> np.ndarray:
+        """The smallest input, as of `PreTrainedModel`."""
+        return self.encoder.example_ids
+
+    def init(self, key: Key[Array, ""], input_ids: ArrayLike) -> dict[str, layers.ParamsDict]:
+        """Return {"params": fresh float32 parameters}, as the other models do; `input_ids` change nothing."""
+        return {"params": layers.fresh_parameters(self.declaration(), key)}
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **arguments: Any) -> tuple["EncoderDecoderModel", layers.ParamsDict]:
@@ -187,6 +193,10 @@ class EncoderDecoderModel:
         labels = jnp.asarray(labels)
         shifted = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=self.decoder_start_token_id)
         return jnp.where(shifted == -100, self.pad_token_id, shifted)
+
+
+AnyModel = PreTrainedModel | EncoderDecoderModel
+"""A model that can be trained, saved and loaded."""
 
 
 def _without(tree: Declaration, other: Declaration) -> Declaration:

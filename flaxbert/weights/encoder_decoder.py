@@ -26,12 +26,12 @@ from flaxbert.families import (
     read_config,
     read_keys,
 )
+from flaxbert.files import JsonObject
 from flaxbert.layers import Declaration, Params, ParamsDict, fresh_parameters, map_specs
 from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules, is_multihost, tree_shardings
-from flaxbert.tokenizer_files import copy_tokenizer_files
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.folder import WriteOptions, copy_generation_settings, file_tensors, write_folder
+from flaxbert.weights.folder import WriteOptions, copy_other_files, file_tensors, write_folder
 from flaxbert.weights.load import ENCODER_DECODER, load_parameters
 from flaxbert.weights.match import has_pooler
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, shape_differences
@@ -41,6 +41,7 @@ _log = logging.getLogger("flaxbert")
 
 _HEADS = {"encoder": HeadKind.NONE, "decoder": HeadKind.CAUSAL_LM}
 _TIED = "tie_encoder_decoder"
+_FLOAT32 = np.dtype(np.float32)
 _OWN_KEYS = frozenset(
     [*_HEADS, "decoder_start_token_id", "pad_token_id", "is_encoder_decoder", "tie_word_embeddings", _TIED]
 )
@@ -60,21 +61,17 @@ def load_encoder_decoder(
     """
     checkpoint = open_checkpoint(Path(path))
     keys = read_keys(checkpoint.config_folder)
-    if keys.get("model_type") != ENCODER_DECODER:
-        raise ValueError(f"{path}: model_type is {keys.get('model_type')!r}, expected {ENCODER_DECODER!r}")
+    configs = part_configs(keys, str(path))
     unknown = sorted(name for name in checkpoint.tensors if name.partition(".")[0] not in (*_HEADS, PROJECTION))
     if unknown:
         raise ValueError(f"{checkpoint.file}: tensors of neither encoder nor decoder: {', '.join(unknown[:5])}")
     models, params, tied = {}, {}, keys.get(_TIED) is True
-    for part in _HEADS:
-        if not isinstance(keys.get(part), Mapping):
-            raise ValueError(f"{path}: config.json has no {part!r}, the configuration of one of the two models")
+    for part, config in configs.items():
         tensors = {
             name.removeprefix(f"{part}."): tensor
             for name, tensor in checkpoint.tensors.items()
             if name.startswith(f"{part}.")
         }
-        config = config_from_dict(keys[part])
         if tied and part == "decoder":  # transformers 4 stores what is shared once
             prefix = family_of_config_class(type(config)).prefixed("")
             shared = {
@@ -110,6 +107,20 @@ def load_encoder_decoder(
     if tied:
         params["decoder"] = _common(params["decoder"], model.declaration()["decoder"])
     return model, params | _projection(checkpoint, model, mesh)
+
+
+def part_configs(keys: Mapping[str, Any], source: str) -> dict[str, BertConfig]:
+    """Return the configurations of "encoder" and "decoder" from the keys of a config.json; `source` is its folder.
+
+    Raises:
+        ValueError: it is of another type, or lacks a part.
+    """
+    if keys.get("model_type") != ENCODER_DECODER:
+        raise ValueError(f"{source}: model_type is {keys.get('model_type')!r}, expected {ENCODER_DECODER!r}")
+    for part in _HEADS:
+        if not isinstance(keys.get(part), Mapping):
+            raise ValueError(f"{source}: config.json has no {part!r}, the configuration of one of the two models")
+    return {part: config_from_dict(keys[part]) for part in _HEADS}
 
 
 def join_checkpoints(
@@ -158,7 +169,8 @@ def join_checkpoints(
         _require_equal(model, params, encoder=encoder, decoder=decoder)
         params["decoder"] = _common(params["decoder"], declaration["decoder"])
     if PROJECTION in declaration:
-        params[PROJECTION] = fresh_parameters(declaration[PROJECTION], jax.random.fold_in(key, 2))
+        projection = fresh_parameters(declaration[PROJECTION], jax.random.fold_in(key, 2))
+        params[PROJECTION] = _placed_projection(projection, model, mesh)
     return model, params
 
 
@@ -184,6 +196,16 @@ def save_encoder_decoder(
     }
     for mapping in _projection_names(model):
         tensors[mapping.name] = ParameterTensor(mapping, target, lambda path=mapping.path: leaf_at(params, path))
+    text = json.dumps(config_values(model, dtype=target), indent=2, ensure_ascii=False) + "\n"
+    only_gather = is_multihost(params) and jax.process_index() > 0
+    options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
+    write_folder(path, text, tensors, options)
+    if not only_gather and model.origin is not None and model.origin.is_dir():
+        copy_other_files(model.origin, Path(path), model)
+
+
+def config_values(model: EncoderDecoderModel, *, dtype: np.dtype = _FLOAT32) -> JsonObject:
+    """Return the content of a config.json that `transformers` reads; `dtype` is that of the weights."""
     values = carried_keys(model.unused) | {
         "architectures": ["EncoderDecoderModel"],
         "model_type": ENCODER_DECODER,
@@ -192,18 +214,12 @@ def save_encoder_decoder(
         "pad_token_id": model.pad_token_id,
         **({_TIED: True} if model.tied else {}),
         "tie_word_embeddings": model.decoder.config.tie_word_embeddings,
-        "dtype": target.name,
+        "dtype": dtype.name,
     }
     for part in _HEADS:
         own = getattr(model, part)
-        values[part] = config_to_dict(own.config, architecture=architecture_of(own).name, dtype=target.name)
-    text = json.dumps(dict(sorted(values.items())), indent=2, ensure_ascii=False) + "\n"
-    only_gather = is_multihost(params) and jax.process_index() > 0
-    options = WriteOptions(max_shard_size=max_shard_size, checksums=checksums, only_gather=only_gather)
-    write_folder(path, text, tensors, options)
-    if not only_gather and model.origin is not None and model.origin.is_dir():
-        copy_tokenizer_files(model.origin, Path(path))
-        copy_generation_settings(model.origin, Path(path))
+        values[part] = config_to_dict(own.config, architecture=architecture_of(own).name, dtype=dtype.name)
+    return dict(sorted(values.items()))
 
 
 def _require_equal(model: EncoderDecoderModel, params: ParamsDict, *, encoder: str | Path, decoder: str | Path) -> None:
@@ -257,7 +273,10 @@ def _projection(checkpoint: Checkpoint, model: EncoderDecoderModel, mesh: Mesh |
     for mapping in mappings:
         whole = mapping.read(checkpoint.tensors[mapping.name], (slice(None),) * len(mapping.shape))
         leaves[mapping.path[1]] = jnp.asarray(whole, jnp.float32)
-    if leaves and mesh is not None:
-        shardings = tree_shardings(mesh, model.encoder.rules, model.logical_axes()[PROJECTION])
-        leaves = jax.device_put(leaves, shardings)
-    return {PROJECTION: leaves} if leaves else {}
+    return {PROJECTION: _placed_projection(leaves, model, mesh)} if leaves else {}
+
+
+def _placed_projection(leaves: ParamsDict, model: EncoderDecoderModel, mesh: Mesh | None) -> ParamsDict:
+    if mesh is None:
+        return leaves
+    return jax.device_put(leaves, tree_shardings(mesh, model.encoder.rules, model.logical_axes()[PROJECTION]))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from flaxbert.encoder_decoder import EncoderDecoderModel
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.families import HeadKind, architecture_name, architecture_of, config_to_dict, family_of, read_keys
 from flaxbert.families.family import ParameterPath
 from flaxbert.files import CHECKSUMS_FILE, atomic_write, file_sha256, format_checksums, path_inside
@@ -57,7 +57,7 @@ class WriteOptions:
 
 def save_pretrained(
     path: str | Path,
-    model: PreTrainedModel | EncoderDecoderModel,
+    model: AnyModel,
     params: Params,
     *,
     dtype: DTypeLike = jnp.float32,
@@ -117,7 +117,7 @@ def file_tensors(model: PreTrainedModel, params: Params, dtype: np.dtype) -> dic
 
 
 def copy_other_files(
-    source: Path, target: Path, model: PreTrainedModel, *, max_length: int | None = None, tokenizer: bool = True
+    source: Path, target: Path, model: AnyModel, *, max_length: int | None = None, tokenizer: bool = True
 ) -> list[str]:
     """Copy the tokenizer's and sentence-transformers' files of a model folder; existing files of the target stay.
 
@@ -133,6 +133,8 @@ def copy_other_files(
     copied = copy_tokenizer_files(transformer, target, max_length=max_length) if tokenizer else []
     copied += copy_files_of_other_tokenizers(transformer, target)
     copied += copy_generation_settings(transformer, target)
+    if not isinstance(model, PreTrainedModel):  # two models: no sentence-transformer
+        return copied
     head, name = architecture_of(model).head, architecture_of(model).name
     named = architecture_name(read_keys(transformer)) if (transformer / "config.json").is_file() else None
     if head in _ENCODER_AND_LANGUAGE_MODELS or name == named:
@@ -207,7 +209,7 @@ def _with_file_names(
         named[decoder.bias] = named[decoder.untied_bias]  # transformers 5 reports it as missing otherwise
     if file_format is FLAX and decoder.untied_bias != decoder.bias:
         named.pop(decoder.untied_bias, None)  # Flax's decoder has no bias, and adds `decoder.bias`
-    for name in [name for name in named if name.endswith(".alpha_p")]:  # transformers does not set them itself
+    for name in [name for name in named if name.endswith("act_fn.alpha_p")]:  # transformers does not set them itself
         for buffer, value in {"beta": 0.5, "eps": -1e-6}.items():
             named[name.removesuffix("alpha_p") + buffer] = constant(value, named[name].dtype)
     if architecture_of(model).is_base_model:

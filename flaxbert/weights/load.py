@@ -29,6 +29,11 @@ ENCODER_DECODER = "encoder-decoder"
 """The "model_type" of a folder that holds two models."""
 
 
+def is_encoder_decoder(config_folder: Path) -> bool:
+    """Return whether config.json of a folder describes an encoder-decoder, two models."""
+    return read_keys(config_folder).get("model_type") == ENCODER_DECODER
+
+
 def load_model(
     cls: type[Model],
     path: str | Path | Checkpoint,
@@ -125,7 +130,7 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, ParamsDict
         ValueError: config.json names no class of this library.
     """
     checkpoint = open_checkpoint(Path(path))
-    if read_keys(checkpoint.config_folder).get("model_type") == ENCODER_DECODER:
+    if is_encoder_decoder(checkpoint.config_folder):
         from flaxbert.weights.encoder_decoder import load_encoder_decoder  # which calls this module for its parts
 
         return load_encoder_decoder(path, **arguments)
@@ -133,7 +138,7 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, ParamsDict
     architecture = find_architecture(checkpoint, config)
     if architecture.is_base_model and "add_pooling_layer" not in arguments:
         arguments["add_pooling_layer"] = has_pooler(family_of(architecture.model_class), checkpoint.tensors)
-        if family_of(architecture.model_class).pooler and not arguments["add_pooling_layer"]:
+        if not arguments["add_pooling_layer"]:
             _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
     return load_model(architecture.model_class, checkpoint, config=with_label_count(checkpoint, config), **arguments)
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 import flaxbert
-from flaxbert import losses
+from flaxbert import losses, sharding
 from flaxbert.generation import prepare_for_generation
-from tests.flaxbert.parity import randomise
+from tests.flaxbert.test_parity import randomise
 
 B, X, T = 3, 7, 5
 SIZES = {"vocab_size": 40, "num_hidden_layers": 2, "intermediate_size": 30, "max_position_embeddings": 12}
@@ -101,6 +101,21 @@ def test_checkpoints_are_joined_with_a_new_cross_attention(tmp_path, caplog):
     transformers.EncoderDecoderModel.from_pretrained(tmp_path / "both")
 
 
+def test_the_layer_between_two_widths_is_placed_on_the_mesh(tmp_path):
+    for name, width in (("wide", 24), ("narrow", 16)):
+        config = flaxbert.BertConfig(**SIZES, hidden_size=width, num_attention_heads=2)
+        bert = flaxbert.BertForMaskedLM(config)
+        flaxbert.save_pretrained(tmp_path / name, bert, bert.init(jax.random.key(0), IDS)["params"])
+    mesh, rules = sharding.make_mesh(fsdp=4), sharding.FSDP
+    model, params = flaxbert.EncoderDecoderModel.from_two(
+        tmp_path / "wide", tmp_path / "narrow", decoder_start_token_id=1, mesh=mesh, rules=rules
+    )
+    wanted = sharding.tree_shardings(mesh, rules, model.logical_axes())
+    assert params["enc_to_dec_proj"]["kernel"].sharding.spec[0] == "fsdp"
+    same = jax.tree.map(lambda leaf, own: leaf.sharding.is_equivalent_to(own, leaf.ndim), params, wanted)
+    assert all(jax.tree.leaves(same))
+
+
 def test_tied_models_share_the_encoders_weights(tmp_path):
     config = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
     bert = flaxbert.BertModel(config)
@@ -184,12 +199,12 @@ def test_what_does_not_fit_is_named(tmp_path):
     decoder = flaxbert.BertLMHeadModel(encoder.replace(is_decoder=True, add_cross_attention=True))
     with pytest.raises(ValueError, match=r"cannot be tied: embedding has the shapes \[40, 8\] and \[40, 16\]"):
         flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder.replace(hidden_size=8)), decoder, tied=True).init(
-            jax.random.key(0)
+            jax.random.key(0), IDS
         )
     with pytest.raises(ValueError, match="decoder_start_token_id is 40; the decoder's vocabulary has 40 tokens"):
         flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), decoder, decoder_start_token_id=40)
     model = flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), decoder)
-    params = model.init(jax.random.key(0))
+    params = model.init(jax.random.key(0), IDS)["params"]
     with pytest.raises(ValueError, match="decoder_start_token_id is None and pad_token_id None; both are needed"):
         model.shift_right(LABELS)
     with pytest.raises(ValueError, match="these are not the parameters of EncoderDecoderModel"):

@@ -90,6 +90,11 @@ def _family_and_vocab_size(item: Path) -> tuple[Family, int | None]:
     values = read_json(config) if config.is_file() else None
     values = values if isinstance(values, dict) else {}
     size, model_type = values.get("vocab_size"), values.get("model_type")
+    if model_type == "encoder-decoder":
+        raise ValueError(
+            f"{item}: a training checkpoint of an encoder-decoder, which its own run alone resumes from; give the "
+            "folder `model` that the finished run has"
+        )
     family = FAMILIES.get(model_type, BERT) if isinstance(model_type, str) else BERT
     return family, size if isinstance(size, int) and size > 0 else None
 
