@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from flaxbert import sharding
-from flaxbert.models import PreTrainedModel
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.sharding import AxisRules
 
 HostBatch = Mapping[str, np.ndarray]
@@ -113,7 +113,7 @@ class Placement:
                 parts += f" and {gradient_accumulation_steps} gradient accumulation steps"
             raise ValueError(f"{name} is {rows}, which does not divide over {parts}; use a multiple of {multiple}")
 
-    def check_model(self, model: PreTrainedModel) -> None:
+    def check_model(self, model: AnyModel) -> None:
         """Check that every parameter of the model divides evenly over the mesh.
 
         Raises:
@@ -154,7 +154,7 @@ class Placement:
         """Sharding of an array that is whole on every device."""
         return sharding.replicated(self.mesh)
 
-    def parameters(self, model: PreTrainedModel) -> PyTree:
+    def parameters(self, model: AnyModel) -> PyTree:
         """Return a sharding for every parameter of the model."""
         return sharding.tree_shardings(self.mesh, self.rules, model.logical_axes())
 

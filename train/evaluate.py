@@ -9,7 +9,7 @@ import jax
 from flax import struct
 from jaxtyping import PyTree
 
-from flaxbert import PreTrainedModel
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from train.distributed import HostBatch, Placement
@@ -73,9 +73,7 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[HostBatch], 
 class Evaluator:
     """Evaluate sets of a task and report their metrics; each set only once for the same step."""
 
-    def __init__(
-        self, task: "Task", model: PreTrainedModel, placement: Placement, reporter: Reporter, *, best: str | None
-    ):
+    def __init__(self, task: "Task", model: AnyModel, placement: Placement, reporter: Reporter, *, best: str | None):
         """Prepare the eval step, which is compiled at the first batch; `best` is `run.best`."""
         self._task, self._placement, self._reporter, self._best = task, placement, reporter, best
         self._eval_step = compile_eval_step(functools.partial(task.eval_step, model), placement)

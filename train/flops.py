@@ -76,7 +76,9 @@ def device_peak(kind: str) -> float | None:
     return next(iter(tpus + gpus), None)
 
 
-def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: int, pooled: int = 0) -> float:
+def train_flops(
+    config: BertConfig, *, tokens: int, squares: int, predictions: int = 0, pooled: int = 0, other_flops: float = 0.0
+) -> float:
     """Return the FLOPs of forward and backward pass, a multiply-add as two; backward counts twice forward.
 
     Args:
@@ -85,6 +87,7 @@ def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: i
         squares: sum of the squared sequence lengths (attention).
         predictions: positions scored against the vocabulary; 0 for a classifier, whose head is negligible.
         pooled: sequences for which the last layer computes only the first position; 0 if it computes all positions.
+        other_flops: added; `cross_attention_flops`, for example.
     """
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     # FLOPs of one layer per position for keys and values, per position for the other matrices, per pair of positions.
@@ -93,4 +96,16 @@ def train_flops(config: BertConfig, *, tokens: int, squares: int, predictions: i
     if pooled:
         stack -= others * (tokens - pooled) + pair * (squares - tokens)
     head = 2 * (width * width + width * config.vocab_size) * predictions
-    return 3.0 * (stack + head)
+    return 3.0 * (stack + head) + other_flops
+
+
+def cross_attention_flops(config: BertConfig, *, tokens: int, encoder_tokens: int, pairs: int) -> float:
+    """Return the FLOPs of a decoder's attention to an encoder, of forward and backward pass.
+
+    Args:
+        config: sizes of the decoder.
+        tokens, encoder_tokens: positions of the decoder and of the encoder that are not padding.
+        pairs: pairs of a position of the decoder and one of the encoder.
+    """
+    width = config.hidden_size
+    return 3.0 * config.num_hidden_layers * 4 * width * (width * (tokens + encoder_tokens) + pairs)

@@ -13,11 +13,10 @@ import jax
 import numpy as np
 import optax
 
-from flaxbert import PreTrainedModel, save_pretrained
+from flaxbert import save_pretrained
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.layers import Params
-from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.folder import copy_other_files
-from flaxbert.weights.load import load_parameters
 from train import run_folder
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
@@ -40,7 +39,7 @@ class Setup:
     config: Config
     placement: Placement
     task: Task
-    model: PreTrainedModel
+    model: AnyModel
     optimizer: optax.GradientTransformation
     state_shapes: TrainState
     state_shardings: TrainState
@@ -157,17 +156,13 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
     return setup, pretrained
 
 
-def make_model(config: Config, task: Task, placement: Placement) -> tuple[PreTrainedModel, Params | None]:
+def make_model(config: Config, task: Task, placement: Placement) -> tuple[AnyModel, Params | None]:
     """Return the model, and its pretrained parameters on the mesh if the config names a folder with some."""
-    pretrained = config.model.pretrained
-    checkpoint = None if pretrained is None else open_checkpoint(pretrained)
-    origin = None if checkpoint is None else checkpoint.model_folder
-    model = task.architecture(task.config, rules=placement.rules, origin=origin, **config.model.attributes)
-    if checkpoint is None:
-        placement.check_model(model)
-        return model, None
-    key = jax.random.key(config.run.seed)  # for a new head
-    return model, load_parameters(checkpoint, model, strict=False, new_head=task.new_head, key=key, mesh=placement.mesh)
+    if config.model.pretrained is not None:
+        return task.load_model(config.model.pretrained, config, placement)
+    model = task.architecture(task.config, rules=placement.rules, **config.model.attributes)
+    placement.check_model(model)
+    return model, None
 
 
 def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params | None) -> TrainState:
@@ -238,7 +233,7 @@ def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], repo
     """Save the model as a folder that transformers loads, and write the predictions of the task."""
     folder, task = setup.config.run.folder, setup.task
     target = folder / run_folder.MODEL_FOLDER
-    save_pretrained(target, setup.model.clone(origin=None), params)
+    save_pretrained(target, dataclasses.replace(setup.model, origin=None), params)
     if setup.is_first_host:
         task.tokenizer.save(target, max_length=task.config.max_sequence_length)
         try:
@@ -250,7 +245,7 @@ def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], repo
         reporter.message(line)
 
 
-def copy_pretrained_files(model: PreTrainedModel, target: Path) -> None:
+def copy_pretrained_files(model: AnyModel, target: Path) -> None:
     """Copy the files of the pretrained model's folder except weights, config and tokenizer.
 
     Raises:
@@ -269,7 +264,7 @@ def summarise(
     """
     folder, task = setup.config.run.folder, setup.task
     facts = {
-        "model": f"{task.architecture.__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
+        "model": f"{type(setup.model).__name__}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters",
         "start": str(setup.config.model.pretrained or "fresh weights"),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "steps": step,

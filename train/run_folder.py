@@ -13,11 +13,12 @@ from pathlib import Path
 
 import jax
 
-from flaxbert import PreTrainedModel
+from flaxbert.encoder_decoder import AnyModel, EncoderDecoderModel
 from flaxbert.files import atomic_write, file_sha256
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_settings import read_object
 from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.encoder_decoder import config_values
 from flaxbert.weights.sentence_transformers import transformer_folder
 from train.config import Config
 from train.distributed import Placement
@@ -129,13 +130,14 @@ def locked(folder: Path, *, first_host: bool) -> Iterator[None]:
         yield
 
 
-def write_files(config: Config, task: Task, model: PreTrainedModel, inputs: Mapping[str, str]) -> None:
+def write_files(config: Config, task: Task, model: AnyModel, inputs: Mapping[str, str]) -> None:
     """Write the tokenizer, config.json, inputs.json and run.json into the run's folder; an existing tokenizer stays."""
     folder = config.run.folder
     if not (folder / TOKENIZER_FOLDER).is_dir():
         task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
     # With the tokenizer and config.json `flaxbert convert` can read the folder while it is still training.
-    described = model.config.to_dict(architecture=task.architecture.__name__)
+    pair = isinstance(model, EncoderDecoderModel)
+    described = config_values(model) if pair else model.config.to_dict(architecture=type(model).__name__)
     for name, content in (("config.json", described), (INPUTS_FILE, dict(inputs))):
         with atomic_write(folder / name) as aside:
             aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,9 +11,9 @@ from flax import struct
 from jax.sharding import Sharding
 
 from flaxbert.constraints import constrain
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from flaxbert.models import PreTrainedModel
 from flaxbert.sharding import AxisRules
 from train.distributed import Placement
 from train.optim import global_norm
@@ -38,15 +38,13 @@ TrainStep = Callable[[TrainState, Batch, Seed], tuple[TrainState, dict[str, jax.
 TermsAndGradients = tuple[jax.Array, Params]
 
 
-def state_shapes(model: PreTrainedModel, optimizer: optax.GradientTransformation) -> TrainState:
+def state_shapes(model: AnyModel, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shapes and dtypes of the state without allocating it."""
     shapes = model.parameter_shapes()
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
 
 
-def state_shardings(
-    model: PreTrainedModel, optimizer: optax.GradientTransformation, placement: Placement
-) -> TrainState:
+def state_shardings(model: AnyModel, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
     """Return the sharding of every array of the state: moments like their parameters, all others replicated.
 
     A moment is an array of the optimizer whose path ends with the path of a parameter and that has its shape.
@@ -66,7 +64,7 @@ def state_shardings(
 
 
 def create_state(
-    model: PreTrainedModel,
+    model: AnyModel,
     optimizer: optax.GradientTransformation,
     shardings: TrainState,
     *,

@@ -198,6 +198,7 @@ def pretraining_token_counts(batch: HostBatch) -> TokenCounts:
 class PretrainingTask(Task):
     """The task of pretraining."""
 
+    architecture: type[PreTrainedModel]
     max_length: int  # maximum tokens of a prompt
     prompts: tuple[str, ...]
     unigram_entropy: float  # of the held-out tokens (nat)

@@ -17,13 +17,15 @@ import numpy as np
 
 from flaxbert import PreTrainedModel, functional
 from flaxbert.config import BertConfig
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.families import read_config
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.load import load_parameters
 from train.config import Config, Model
-from train.distributed import WHOLE_BATCH, HostBatch, HostShard, TrainSet
+from train.distributed import WHOLE_BATCH, HostBatch, HostShard, Placement, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
@@ -47,6 +49,7 @@ class TokenCounts:
     squares: int = 0  # sum of the squared lengths of the texts
     predictions: int = 0  # positions whose token is predicted
     pooled: int = 0  # texts of which only the pooled vector is used
+    other_flops: float = 0.0  # of a train step, beside those of the model of `Task.config` on all these tokens
 
     def __add__(self, other: "TokenCounts") -> "TokenCounts":
         return TokenCounts(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
@@ -76,8 +79,8 @@ class TrainSpec:
     """The part of a task that a compiled train step depends on."""
 
     config: BertConfig
-    architecture: type[PreTrainedModel]
-    loss: Callable[[PreTrainedModel, Params, Batch, jax.Array | None], Loss]  # `Task.loss`
+    architecture: Callable[..., AnyModel]
+    loss: Callable[[Any, Params, Batch, jax.Array | None], Loss]  # `Task.loss`, of the task's own models
     token_counts: Callable[[HostBatch], TokenCounts]
     batch: HostBatch  # with the shapes and dtypes of training; of its values only the padding is used
     # A placeholder where the data is not read; it changes only constants of the program.
@@ -88,8 +91,8 @@ class TrainSpec:
 class Task(abc.ABC):
     """A model class with its loss and metrics, and the data to train and evaluate it on."""
 
-    config: BertConfig
-    architecture: type[PreTrainedModel]
+    config: BertConfig  # of a pair of models, that of the decoder
+    architecture: Callable[..., AnyModel]  # makes the model of `config` and attributes
     tokenizer: WordPieceTokenizer  # saved with the run and with the model
     train: TrainSet
     steps_per_epoch: int
@@ -108,12 +111,20 @@ class Task(abc.ABC):
     def metric_names(self) -> tuple[str, ...]:
         """Names of the metrics that every evaluation on labelled data reports."""
 
+    def load_model(self, pretrained: Path, config: Config, placement: Placement) -> tuple[AnyModel, Params]:
+        """Return the model and its parameters from a checkpoint, on the mesh; a head that it lacks is new."""
+        checkpoint, attributes = open_checkpoint(pretrained), config.model.attributes
+        model = self.architecture(self.config, rules=placement.rules, origin=checkpoint.model_folder, **attributes)
+        assert isinstance(model, PreTrainedModel)
+        key, mesh = jax.random.key(config.run.seed), placement.mesh
+        return model, load_parameters(checkpoint, model, strict=False, new_head=self.new_head, key=key, mesh=mesh)
+
     @abc.abstractmethod
-    def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
+    def loss(self, model: AnyModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return the training loss; `key` is the key for dropout, None for no dropout."""
 
     @abc.abstractmethod
-    def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
+    def eval_step(self, model: AnyModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Return the metrics of a batch that are means over examples, and the outputs that the other metrics need."""
 
     def compute_metrics(
@@ -135,7 +146,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def write_predictions(
-        self, model: PreTrainedModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
+        self, model: AnyModel, params: Params, folder: Path, results: Mapping[str, Evaluation]
     ) -> Sequence[str]:
         """Write predictions into the folder of the run, and return lines to print at its end.
 
@@ -235,18 +246,35 @@ def model_config(
             config = config.replace(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.special_ids[0])
     else:
         config = read_config(config_folder(model.pretrained))
-        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
-                f"{config.vocab_size}; give the tokenizer of this model (--task.tokenizer), or another model"
-            )
+    config = fitted_config(config, model, tokenizer, max_length=max_length)
+    return config if labels is None else config.replace(id2label=labels)
+
+
+def fitted_config(
+    config: BertConfig,
+    model: Model,
+    tokenizer: WordPieceTokenizer | None,
+    *,
+    max_length: int,
+    length_name: str = "max_length",
+) -> BertConfig:
+    """Return a config with the dropout rates of the settings; the checks are those of `model_config`.
+
+    `length_name` is the setting that gave `max_length`.
+    """
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model of {model.pretrained} only "
+            f"{config.vocab_size}; give the tokenizer of this model (--task.tokenizer), or another model"
+        )
     if model.dropout is not None:
         config = config.replace(hidden_dropout_prob=model.dropout, attention_probs_dropout_prob=model.dropout)
     if not 3 <= max_length <= config.max_sequence_length:
         raise ValueError(
-            f"max_length is {max_length}; allowed: 3 to the model's number of positions, {config.max_sequence_length}"
+            f"{length_name} is {max_length}; allowed: 3 to the model's number of positions, "
+            f"{config.max_sequence_length}"
         )
-    return config if labels is None else config.replace(id2label=labels)
+    return config
 
 
 def model_config_without_data(
