@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxbert.cli.generation_flags import SETTINGS_FLAGS, GenerationFlags, settings_options
-from flaxbert.cli.prediction_tasks import TASKS, PredictionTask
+from flaxbert.cli.prediction_tasks import PAIR_TASKS, TASKS, PredictionTask
 from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.files import atomic_write
-from flaxbert.pipelines import Aggregation, Pipeline, Pooling, TextGenerationPipeline
+from flaxbert.pipelines import Aggregation, Pipeline, Pooling, SequenceToSequencePipeline, TextGenerationPipeline
 from flaxbert.text.tables import without_blank_end
+from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.load import is_encoder_decoder
 
 _VECTORS = ".npy"
 _OTHER_TABLES = (".csv", ".tsv", ".npz", ".parquet", ".xlsx")
@@ -100,6 +102,8 @@ class Predict(GenerationFlags):
         # Arguments and regular files are all checked before the model is loaded.
         count = count_inputs(read_inputs()) if self.texts or (self.file and self.file.is_file()) else None
         with resolve_checkpoint_path(self.model, revision=self.revision) as folder:
+            if self.task in PAIR_TASKS and is_encoder_decoder(open_checkpoint(folder).config_folder):
+                task = PAIR_TASKS[self.task]
             pipeline = task.pipeline.from_pretrained(folder, dtype=self.dtype, **options)
             if self.stream:
                 return _print_streams(pipeline, usable_texts(read_inputs()))
@@ -215,10 +219,11 @@ def _predict(
 
 
 def _print_streams(pipeline: Pipeline[Any, Any], inputs: Iterable[tuple[str, ...]]) -> int:
-    """Print each text and its continuation while that is generated."""
+    """Print each text and its continuation, or the text that is written for it, while that is generated."""
     assert isinstance(pipeline, TextGenerationPipeline)
+    between = "\n  " if isinstance(pipeline, SequenceToSequencePipeline) else ""
     for (text,) in inputs:
-        for piece in itertools.chain([text], pipeline.stream_text(text)):
+        for piece in itertools.chain([text, between], pipeline.stream_text(text)):
             print(escape_control_characters(piece), end="", flush=True)
         print()
     return 0

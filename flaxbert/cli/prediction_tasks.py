@@ -88,6 +88,10 @@ def _continuation_lines(texts: Sequence[str], result: pipelines.GeneratedText) -
     return [texts[0], *(f"  {found.score:9.4f}  {texts[0]}{found.text}" for found in result.continuations)]
 
 
+def _written_lines(texts: Sequence[str], result: pipelines.GeneratedText) -> list[str]:
+    return [texts[0], *(f"  {found.score:9.4f}  {found.text}" for found in result.continuations)]
+
+
 _MASKED_TEXT = InputShape(1, 1, f"a text with {' or '.join(_MASKS)}", _require_mask)
 _TEXT = InputShape(1, 1, "a text")
 _TEXT_TO_TAG = InputShape(1, 1, "a text", may_be_words=True)
@@ -106,3 +110,6 @@ TASKS = {
     "generate": PredictionTask(pipelines.TextGenerationPipeline, _TEXT, _continuation_lines),
     "embed": PredictionTask(pipelines.SentenceEmbeddingPipeline, _TEXT, _vector_lines, _vector_json),
 }
+
+PAIR_TASKS = {"generate": PredictionTask(pipelines.SequenceToSequencePipeline, _TEXT, _written_lines)}
+"""The tasks of folders that hold two models, an encoder and a decoder."""

@@ -13,11 +13,10 @@ from flaxbert.families import (
     architecture_of,
     family_of_config_class,
     read_config,
-    read_model_type,
 )
 from flaxbert.models import BertModel, PreTrainedModel
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
-from flaxbert.weights.load import ENCODER_DECODER
+from flaxbert.weights.load import is_encoder_decoder
 from flaxbert.weights.match import MatchedTensors, has_pooler, infer_architecture, match, with_label_count
 from flaxbert.weights.sentence_transformers import MODULES_FILE
 
@@ -39,10 +38,10 @@ class ModelCheckpoint:
             FileNotFoundError, ValueError: a file is missing or damaged, or of a family without a class here.
         """
         checkpoint = open_checkpoint(path)
-        if read_model_type(checkpoint.config_folder) == ENCODER_DECODER:
+        if is_encoder_decoder(checkpoint.config_folder):
             raise ValueError(
-                f"{path}: an encoder-decoder, two models in one folder, where a single model is needed. In Python, "
-                "flaxbert.from_pretrained reads it and flaxbert.generate runs it"
+                f"{path}: an encoder-decoder, two models in one folder, where a single model is needed. `flaxbert "
+                "predict generate` runs it; in Python, flaxbert.from_pretrained reads it"
             )
         return cls(checkpoint, read_config(checkpoint.config_folder))
 

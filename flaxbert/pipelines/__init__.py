@@ -22,7 +22,12 @@ from flaxbert.pipelines.text_classification import (
     NextSentencePrediction,
     TextClassificationPipeline,
 )
-from flaxbert.pipelines.text_generation import Continuation, GeneratedText, TextGenerationPipeline
+from flaxbert.pipelines.text_generation import (
+    Continuation,
+    GeneratedText,
+    SequenceToSequencePipeline,
+    TextGenerationPipeline,
+)
 from flaxbert.text.aggregation import Aggregation, Entity
 from flaxbert.text.answers import Candidate
 
@@ -47,6 +52,7 @@ __all__ = [
     "Pooling",
     "QuestionAnsweringPipeline",
     "SentenceEmbeddingPipeline",
+    "SequenceToSequencePipeline",
     "TaggedText",
     "TextClassificationPipeline",
     "TextGenerationPipeline",

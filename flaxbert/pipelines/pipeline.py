@@ -67,9 +67,9 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     heads: ClassVar[tuple[HeadKind, ...]]
 
     def __post_init__(self):
-        name = architecture_of(self.model).name
-        self._require_head(family_of(self.model), name, name)
-        config = self.model.config
+        name = architecture_of(self._head_model).name
+        self._require_head(family_of(self._head_model), name, name)
+        config = self._text_model.config
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("read_ahead", self.read_ahead, 1)
         if self.max_length is not None and not _MIN_MAX_LENGTH <= self.max_length <= config.max_sequence_length:
@@ -82,6 +82,16 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model {config.vocab_size}; use the "
                 "tokenizer that the model was trained with"
             )
+
+    @property
+    def _head_model(self) -> PreTrainedModel:
+        """The model with the head; of two models, the decoder."""
+        return self.model
+
+    @property
+    def _text_model(self) -> PreTrainedModel:
+        """The model that reads the texts; of two models, the encoder."""
+        return self.model
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: DTypeLike = jnp.float32, **options: Any) -> Self:
@@ -213,7 +223,8 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     def _encode_pairs(self, pairs: Iterable[tuple[str, str | None]]) -> list[InputSequence]:
         """Return `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, truncated to the maximum length."""
         texts, seconds = zip(*pairs, strict=True)
-        if not self.takes_pairs and any(second is not None for second in seconds):
+        one_type = self.model.config.type_vocab_size < 2 and "token_type_ids" in self.model.input_names
+        if one_type and any(second is not None for second in seconds):
             raise ValueError("the model has one token type; it takes single texts, no pairs")
         encodings = self.tokenizer.encode(texts, seconds, max_length=self._longest)
         return [InputSequence(encoding.ids, encoding.type_ids) for encoding in encodings]
@@ -224,15 +235,10 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         return self.model.apply({"params": params}, **inputs, **arguments)
 
     @property
-    def takes_pairs(self) -> bool:
-        """False for a model with one token type, whose tokenizer gives the second text of a pair another one."""
-        return self.model.config.type_vocab_size > 1 or "token_type_ids" not in self.model.input_names
-
-    @property
     def _longest(self) -> int:
         if self.max_length is not None:
             return self.max_length
-        positions = self.model.config.max_sequence_length
+        positions = self._text_model.config.max_sequence_length
         return max(_MIN_MAX_LENGTH, min(positions, self.tokenizer.max_length or positions))
 
     @functools.cached_property

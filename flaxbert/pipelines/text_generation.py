@@ -1,4 +1,4 @@
-"""Pipeline that continues texts."""
+"""Pipelines that write texts: one continues them, the other one writes another text for each."""
 
 import dataclasses
 import functools
@@ -14,13 +14,17 @@ from jax.typing import DTypeLike
 
 from flaxbert import generation
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
+from flaxbert.encoder_decoder import EncoderDecoderModel
 from flaxbert.families import HeadKind
 from flaxbert.generation import GenerationSettings
 from flaxbert.generation.settings import DEFAULT_NEW_TOKENS
 from flaxbert.layers import Params
 from flaxbert.lm_heads import BertLMHeadModel
+from flaxbert.models import PreTrainedModel
 from flaxbert.pipelines.batching import InputSequence, ModelBatch
 from flaxbert.pipelines.pipeline import Pipeline, require_text
+from flaxbert.tokenizer import WordPieceTokenizer
+from flaxbert.weights.checkpoint import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,12 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_decoder()
+        if self.seed is not None and not self.settings.do_sample:
+            raise ValueError(f"seed is {self.seed} without sampling; give do_sample=True, or leave it out")
+
+    def _check_decoder(self) -> None:
+        """Raise ValueError if the model or the settings cannot continue a text."""
         if not self.model.config.is_decoder:
             raise ValueError(
                 "is_decoder of the model is false: its attention is not causal, and cannot continue a text. Write a "
@@ -65,8 +75,6 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
                 "add_cross_attention of the model is true: it needs the states of an encoder, which no text gives; in "
                 "Python, flaxbert.generate takes them as encoder_hidden_states"
             )
-        if self.seed is not None and not self.settings.do_sample:
-            raise ValueError(f"seed is {self.seed} without sampling; give do_sample=True, or leave it out")
         if self.settings.max_length is not None:
             raise ValueError(
                 f"max_length of the settings is {self.settings.max_length}, which would count padding; give "
@@ -117,9 +125,14 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
         return dataclasses.replace(self.settings, max_new_tokens=new, eos_token_id=ends)
 
     @functools.cached_property
-    def _ready_model(self) -> tuple[BertLMHeadModel, Params]:
-        assert isinstance(self.model, BertLMHeadModel)
+    def _ready_model(self) -> tuple[BertLMHeadModel | EncoderDecoderModel, Params]:
+        assert isinstance(self.model, BertLMHeadModel | EncoderDecoderModel)
         return generation.prepare_for_generation(self.model, self.params)
+
+    @property
+    def _limit(self) -> str:
+        new = self._ready_settings.max_new_tokens
+        return f"before {new} new ones the model takes {self._longest}: shorten it, or lower max_new_tokens"
 
     @property
     def _longest(self) -> int:
@@ -130,17 +143,16 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
     def _check(self, item: object, name: str) -> str:
         return require_text(item, name)
 
+    def _prompt(self, pieces: Sequence[int]) -> list[int]:
+        """Return the tokens of a text with the special ones around them."""
+        return [self.tokenizer.token_id(self.tokenizer.special_tokens.cls), *pieces]
+
     def _encode(self, items: Sequence[str], names: Sequence[str]) -> list[list[InputSequence]]:
-        start = self.tokenizer.token_id(self.tokenizer.special_tokens.cls)
         encoded = []
         for name, pieces in zip(names, self.tokenizer.piece_ids(items), strict=True):
-            ids = [start, *pieces]
+            ids = self._prompt(pieces)
             if len(ids) > self._longest:
-                new = self._ready_settings.max_new_tokens
-                raise ValueError(
-                    f"{name} has {len(ids)} tokens; before {new} new ones the model takes {self._longest}: shorten it, "
-                    "or lower max_new_tokens"
-                )
+                raise ValueError(f"{name} has {len(ids)} tokens; {self._limit}")
             key = jax.random.fold_in(jax.random.key(self.seed or 0), zlib.crc32(name.encode()))
             extra = {"key": np.asarray(jax.random.key_data(key))}
             encoded.append([InputSequence(ids, np.zeros(len(ids), np.int32), extra)])
@@ -156,9 +168,13 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
         rows = np.where(mask.any(axis=1), np.arange(mask.shape[0]), 0)
         ids, arguments = batch["input_ids"][rows], self._arguments(batch["key"][rows])
         out = generation.generate(*self._ready_model, ids, **arguments | {"attention_mask": mask[rows]})
-        arrays = {"tokens": out.sequences[:, ids.shape[1] :], "lengths": out.lengths, "scores": out.scores}
+        arrays = {"tokens": out.sequences[:, self._prompt_columns(ids) :], "lengths": out.lengths, "scores": out.scores}
         shape = (len(ids), self.settings.num_return_sequences)
         return {name: np.asarray(array).reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+
+    def _prompt_columns(self, ids: np.ndarray) -> int:
+        """Return the number of columns of generated sequences that are no new tokens."""
+        return ids.shape[1]
 
     def _arguments(self, key_data: np.ndarray) -> generation.GenerationArguments:
         key = jax.random.wrap_key_data(jnp.asarray(key_data)) if self.settings.do_sample else None
@@ -181,3 +197,65 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
         shown = [int(id) for id in new if int(id) not in hidden]
         start = [int(id) for id in prompt]
         return self.tokenizer.decode([*start, *shown])[len(self.tokenizer.decode(start)) :]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SequenceToSequencePipeline(TextGenerationPipeline):
+    """Texts that an encoder-decoder writes for others. The encoder reads `[CLS] text [SEP]`.
+
+    The text of a `Continuation` is the whole text that is written; settings and seed are as in the base class.
+    """
+
+    model: EncoderDecoderModel
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        settings: GenerationSettings | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load the folder of an encoder-decoder with its tokenizer; arguments as of `TextGenerationPipeline`."""
+        folder = Path(folder).expanduser()
+        files = open_checkpoint(folder).config_folder
+        if not isinstance(settings, GenerationSettings):
+            settings = GenerationSettings.from_pretrained(files, **(settings or {}))
+        tokenizer = WordPieceTokenizer.load(files)
+        model, params = EncoderDecoderModel.from_pretrained(folder, dtype=dtype)
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls(model, params, tokenizer, settings=settings, **given)
+
+    @property
+    def _head_model(self) -> PreTrainedModel:
+        return self.model.decoder
+
+    @property
+    def _text_model(self) -> PreTrainedModel:
+        return self.model.encoder
+
+    def _check_decoder(self) -> None:
+        self._ready_settings.resolve(self.model.decoder.config, prompt_length=1, longest_prompt=1)
+
+    @functools.cached_property
+    def _ready_settings(self) -> GenerationSettings:
+        ends = self.settings.ends or (self.tokenizer.token_id(self.tokenizer.special_tokens.sep),)
+        return dataclasses.replace(self.settings, eos_token_id=ends)
+
+    @property
+    def _longest(self) -> int:
+        return self.max_length or self.model.encoder.config.max_sequence_length
+
+    @property
+    def _limit(self) -> str:
+        return f"the model takes {self._longest}: shorten it"
+
+    def _prompt(self, pieces: Sequence[int]) -> list[int]:
+        return [*super()._prompt(pieces), self.tokenizer.token_id(self.tokenizer.special_tokens.sep)]
+
+    def _prompt_columns(self, ids: np.ndarray) -> int:
+        return 1  # the decoder's start token
+
+    def _new_text(self, prompt: Sequence[int] | np.ndarray, new: Sequence[int] | np.ndarray) -> str:
+        return super()._new_text([], new)

@@ -139,10 +139,10 @@ def test_an_encoder_decoder_is_inspected_and_copied(folder, tmp_path, capsys, ca
     assert code == 2 and "--head is 'BertModel'; model_type is 'encoder-decoder', two models" in err
     for command in (
         ["average", both, both, "--output", tmp_path / "mean"],
-        ["predict", "generate", "--model", both, "a"],
+        ["predict", "embed", "--model", both, "a"],
     ):
         code, _, err = run(capsys, *command)
-        assert code == 2 and "flaxbert.from_pretrained reads it and flaxbert.generate runs it" in err
+        assert code == 2 and "`flaxbert predict generate` runs it; in Python, flaxbert.from_pretrained reads it" in err
 
 
 def test_verify_reports_differences(folder, tmp_path, capsys):
