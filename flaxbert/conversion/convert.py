@@ -11,13 +11,15 @@ import numpy as np
 
 from flaxbert.config import BertConfig
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
-from flaxbert.conversion.shape_changes import ShapeChanges, require_room_for_tokenizer
+from flaxbert.conversion.shape_changes import ShapeChanges, change_family, require_room_for_tokenizer
 from flaxbert.families import (
     ARCHITECTURES,
     FAMILIES,
     HeadKind,
     architecture_name,
     architecture_of,
+    family_of,
+    family_of_config_class,
     read_config,
     read_model_type,
 )
@@ -50,9 +52,6 @@ from flaxbert.weights.sentence_transformers import copy_files_of_other_tokenizer
 from flaxbert.weights.tensors import FiniteCheck, LazyTensor, cast, observed, tensors_equal
 
 FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
-
-# Model types of which the names of the tensors that Flax's classes transpose are known to the Flax format.
-_FLAX_MODEL_TYPES = ("distilbert",)
 
 _log = logging.getLogger("flaxbert")
 
@@ -145,7 +144,7 @@ def convert(
         head: the class of the result. Tensors that the checkpoint lacks of its head are initialised from `key`, and
             another head is left out, both with a warning. By default nothing is initialised or left out: the class is
             the one that config.json names, or else the one that has these tensors. A causal language model gets
-            `is_decoder`.
+            `is_decoder`. A BERT becomes a DistilBERT of the same layers (`surgery.change_family`).
         format: "safetensors", "pytorch", "flax" (the layout of transformers 4's Flax classes) or "orbax" (parameters).
         dtype: the type of the numbers: "float32", "float16" or "bfloat16"; the checkpoint's own where None.
         max_shard_size: bytes a file; more are written as several files. Not for orbax.
@@ -170,8 +169,11 @@ def convert(
     if hidden_act is not None:
         config = config.replace(hidden_act=hidden_act)
     config = _with_attention(config, head)
-    model, matched = ModelCheckpoint(checkpoint, config).match(head)
+    own_head = _own_class(config, head)
+    model, matched = ModelCheckpoint(checkpoint, config).match(own_head)
     checkpoint.verify_checksums()
+    if head is not None and head != own_head:
+        model, matched = change_family(model, matched, ARCHITECTURES[head], key)
     initialised = sorted(matched.missing)
     if changes is not None and changes.given:
         if changes.vocab_size is not None and changes.vocab_size < 1:
@@ -201,6 +203,15 @@ def _with_attention(config: BertConfig, head: str | None) -> BertConfig:
     if model_class is not None and config.is_decoder:
         _log.warning("is_decoder stays true: the attention of the %s is causal, each token sees those before it", head)
     return config
+
+
+def _own_class(config: BertConfig, head: str | None) -> str | None:
+    """Return the class to read a checkpoint as: `head`, or, of a family that takes its layers, its own one like it."""
+    family, target = family_of_config_class(type(config)), ARCHITECTURES.get(head or "")
+    if target is None or family.model_type not in family_of(target).takes_layers_of:
+        return head
+    kind = architecture_of(target).head
+    return next((known.name for known in family.architectures if known.head is kind), family.base_model.name)
 
 
 def _convert_model(
@@ -282,7 +293,7 @@ def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
     return sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in tensors.values())
 
 
-# -- families without a class here, such as DistilBERT: tensors are copied unchanged ----------------------
+# -- families without a class here, such as MPNet: tensors are copied unchanged ----------------------
 
 
 def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output) -> Conversion:
@@ -317,8 +328,7 @@ def _require_copyable(checkpoint: Checkpoint, model_type: str, format: str, requ
             raise ValueError(
                 f"{folder}: {name} is {value!r}; {_no_single_class(model_type)}, only copied as it is: leave it out"
             )
-    to_or_from_flax = FLAX.name in (format, checkpoint.format) and format != checkpoint.format
-    if format == ORBAX or (to_or_from_flax and model_type not in _FLAX_MODEL_TYPES):
+    if format != checkpoint.format and {ORBAX, FLAX.name} & {format, checkpoint.format}:
         raise ValueError(
             f"{folder}: {_no_single_class(model_type)}; it cannot be converted from {checkpoint.format} to {format}"
         )

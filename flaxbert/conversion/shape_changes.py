@@ -1,4 +1,4 @@
-"""Changes of a model's shape during a conversion: pruned heads, fewer layers, another vocabulary."""
+"""Changes of a model during a conversion: pruned heads, fewer layers, another vocabulary, another family."""
 
 import dataclasses
 import logging
@@ -12,11 +12,12 @@ from flaxbert import surgery
 from flaxbert.config import BertConfig
 from flaxbert.families import family_of
 from flaxbert.families.family import ParameterPath
+from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.load import initialise, place_on_devices
-from flaxbert.weights.match import MatchedTensors
-from flaxbert.weights.names import ParameterTensor, leaf_at, name_mappings
+from flaxbert.weights.match import MatchedTensors, belongs_to_head
+from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, name_mappings
 from flaxbert.weights.sentence_transformers import transformer_folder
 
 _log = logging.getLogger("flaxbert")
@@ -73,13 +74,43 @@ class ShapeChanges:
                 config, params, self.vocab_size, pad_to_multiple_of=self.pad_to_multiple_of, key=rows_key
             )
         mappings = {mapping.name: mapping for mapping in name_mappings(family_of(model), params)}
-        dtype = max((tensor.dtype for tensor in matched.tensors.values()), key=lambda dtype: dtype.itemsize)
-
-        def parameter(path: ParameterPath) -> Callable[[], np.ndarray]:
-            return lambda: leaf_at(params, path)
-
-        tensors = {name: ParameterTensor(mapping, dtype, parameter(mapping.path)) for name, mapping in mappings.items()}
+        tensors = _as_tensors(params, mappings, matched)
         return model.clone(config=config), MatchedTensors(mappings, tensors, frozenset(), matched.left_out)
+
+
+def change_family(
+    model: PreTrainedModel, matched: MatchedTensors, target: type[PreTrainedModel], key: jax.Array | None
+) -> tuple[PreTrainedModel, MatchedTensors]:
+    """Return a model of a class of another family and its tensors, all of them in memory (`surgery.change_family`).
+
+    A head of which the model lacks a parameter is missing as a whole; `key` is for parameters that it lacks already.
+
+    Raises:
+        ValueError: the family does not take the layers of this one.
+    """
+    params = place_on_devices(matched, initialise(matched, model, key))
+    config, params = surgery.change_family(model.config, params, target.config_class)
+    changed = target(config)
+    mappings = {mapping.name: mapping for mapping in name_mappings(family_of(changed), changed.parameter_shapes())}
+    known = {tuple(part.key for part in path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+    known -= {matched.mappings[name].path for name in matched.missing}
+    missing = {name for name, mapping in mappings.items() if mapping.path not in known}
+    if missing:
+        missing |= {name for name in mappings if belongs_to_head(family_of(changed), name)}
+    taken = {name: mapping for name, mapping in mappings.items() if name not in missing}
+    return changed, MatchedTensors(mappings, _as_tensors(params, taken, matched), frozenset(missing), matched.left_out)
+
+
+def _as_tensors(
+    params: Params, mappings: Mapping[str, NameMapping], matched: MatchedTensors
+) -> dict[str, ParameterTensor]:
+    """Return parameters in memory as tensors of the widest dtype of a checkpoint's."""
+    dtype = max((tensor.dtype for tensor in matched.tensors.values()), key=lambda dtype: dtype.itemsize)
+
+    def parameter(path: ParameterPath) -> Callable[[], np.ndarray]:
+        return lambda: leaf_at(params, path)
+
+    return {name: ParameterTensor(mapping, dtype, parameter(mapping.path)) for name, mapping in mappings.items()}
 
 
 def require_room_for_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from flaxbert import layers
 from flaxbert.cache import KeyValueCache, init_cache
@@ -105,6 +105,31 @@ def stream(
             "the end alone"
         )
     return _streamed(*_for_generation(model, params), request)
+
+
+def greedy_tokens(
+    model: EncoderDecoderModel,
+    params: Params,
+    input_ids: Int[Array, "B X"],
+    *,
+    attention_mask: Num[Array, "B X"],
+    settings: GenerationSettings,
+    rows: Bool[Array, "B"],
+) -> Int[Array, "B S"]:
+    """Return the new tokens of a greedy search, for use in a function that is compiled, such as an evaluation step.
+
+    Arrays are not checked. Tokens of the rows that are False in `rows` mean nothing: the loop does not wait for them.
+    """
+    encoded = model.encode(params, input_ids, attention_mask=attention_mask).last_hidden_state
+    own, own_params = _for_generation(cast(BertLMHeadModel, model.decoder), model.decoder_params(params))
+    settings = settings.resolve(own.config, prompt_length=1, longest_prompt=1)
+    assert model.decoder_start_token_id is not None
+    prompts = jnp.full((input_ids.shape[0], 1), model.decoder_start_token_id)
+    encoder = EncoderStates(encoded, attention_mask)
+    state = _start(own, settings, own_params, prompts, jnp.zeros_like(prompts[:, 0]), None, encoder)
+    state = cast(SearchState, state)._replace(ended=state.ended | ~rows)
+    state = _continue(own, settings, own_params, state, jnp.int32(1 + settings.new_tokens))
+    return cast(SearchState, state).tokens[:, 1:]
 
 
 def _streamed(model: BertLMHeadModel, params: Params, request: Request) -> Iterator[Int[np.ndarray, "B"]]:

@@ -85,7 +85,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         require_at_least("max_answer", self.max_answer, 1)
         if self.null_threshold is not None and math.isnan(self.null_threshold):
             raise ValueError(f"null_threshold is {self.null_threshold}; it must be a number, or None")
-        if self.model.config.type_vocab_size < 2:
+        if not self.takes_pairs:
             raise ValueError("the model has one token type; questions and their contexts need two")
         self._windowing_options()  # raises an error for numbers out of range
 

@@ -223,8 +223,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     def _encode_pairs(self, pairs: Iterable[tuple[str, str | None]]) -> list[InputSequence]:
         """Return `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, truncated to the maximum length."""
         texts, seconds = zip(*pairs, strict=True)
-        one_type = self.model.config.type_vocab_size < 2 and "token_type_ids" in self.model.input_names
-        if one_type and any(second is not None for second in seconds):
+        if not self.takes_pairs and any(second is not None for second in seconds):
             raise ValueError("the model has one token type; it takes single texts, no pairs")
         encodings = self.tokenizer.encode(texts, seconds, max_length=self._longest)
         return [InputSequence(encoding.ids, encoding.type_ids) for encoding in encodings]
@@ -233,6 +232,11 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Return the model's output dataclass for a batch; `arguments` are further arguments of the model."""
         inputs = {name: batch[name] for name in self.model.input_names}
         return self.model.apply({"params": params}, **inputs, **arguments)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """False for a model with one token type, whose tokenizer gives the second text of a pair another one."""
+        return self.model.config.type_vocab_size > 1 or "token_type_ids" not in self.model.input_names
 
     @property
     def _longest(self) -> int:

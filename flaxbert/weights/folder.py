@@ -209,7 +209,7 @@ def _with_file_names(
         named[decoder.bias] = named[decoder.untied_bias]  # transformers 5 reports it as missing otherwise
     if file_format is FLAX and decoder.untied_bias != decoder.bias:
         named.pop(decoder.untied_bias, None)  # Flax's decoder has no bias, and adds `decoder.bias`
-    for name in [name for name in named if name.endswith("act_fn.alpha_p")]:  # transformers does not set them itself
+    for name in [name for name in named if name.endswith(".alpha_p")]:  # transformers does not set them itself
         for buffer, value in {"beta": 0.5, "eps": -1e-6}.items():
             named[name.removesuffix("alpha_p") + buffer] = constant(value, named[name].dtype)
     if architecture_of(model).is_base_model:

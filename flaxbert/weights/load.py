@@ -138,7 +138,7 @@ def from_pretrained(path: str | Path, **arguments: Any) -> tuple[Any, ParamsDict
     architecture = find_architecture(checkpoint, config)
     if architecture.is_base_model and "add_pooling_layer" not in arguments:
         arguments["add_pooling_layer"] = has_pooler(family_of(architecture.model_class), checkpoint.tensors)
-        if not arguments["add_pooling_layer"]:
+        if family_of(architecture.model_class).pooler and not arguments["add_pooling_layer"]:
             _log.warning("%s: the checkpoint has no pooler; the model is loaded without one", path)
     return load_model(architecture.model_class, checkpoint, config=with_label_count(checkpoint, config), **arguments)
 

@@ -188,7 +188,9 @@ def _report_differences(
     family, class_name = family_of(model), type(model).__name__
     missing = [name for name in mappings if name not in tensors]
     unexpected = [name for name in tensors if name not in mappings and not family.is_buffer(name)]
-    if family.pooler_names.issubset(unexpected):  # every checkpoint has a pooler; a model class without one ignores it
+    if family.pooler and family.pooler_names.issubset(
+        unexpected
+    ):  # every checkpoint has a pooler; a model class without one ignores it
         unexpected = [name for name in unexpected if name not in family.pooler_names]
         _log.warning("%s: %s has no pooler; left out: %s", file, class_name, ", ".join(sorted(family.pooler_names)))
     both = sorted(name for name in mappings if name in tensors)

@@ -14,7 +14,7 @@ import transformers
 import flaxbert
 from flaxbert import losses, sharding
 from flaxbert.generation import prepare_for_generation
-from tests.flaxbert.test_parity import randomise
+from tests.flaxbert.parity import randomise
 
 B, X, T = 3, 7, 5
 SIZES = {"vocab_size": 40, "num_hidden_layers": 2, "intermediate_size": 30, "max_position_embeddings": 12}

@@ -74,7 +74,7 @@ def test_every_class_has_the_changed_shapes(name):
         chex.assert_trees_all_equal_shapes(params, model.parameter_shapes())
 
 
-@pytest.mark.parametrize("name", ["BertModel", "BertForMultipleChoice", "RobertaForMaskedLM"])
+@pytest.mark.parametrize("name", ["BertModel", "BertForMultipleChoice", "DistilBertForMaskedLM"])
 def test_a_pruned_head_is_a_masked_head(name):
     model, params = random_model(name)
     config, pruned = surgery.prune_heads(model.config, params, {1: [0, 2], 2: np.array([1])})
@@ -180,7 +180,11 @@ def test_the_least_important_heads_leave_one_in_each_layer():
 
 # -- vocabulary --------------------------------------------------------------------------------------------
 
-LANGUAGE_MODELS = [("BertForMaskedLM", True), ("BertForMaskedLM", False), ("RobertaForMaskedLM", False)]
+LANGUAGE_MODELS = [
+    *(("BertForMaskedLM", tied) for tied in (True, False)),
+    ("RobertaForMaskedLM", False),
+    ("DistilBertForMaskedLM", False),
+]
 
 
 @pytest.mark.parametrize("size", [17, 31])

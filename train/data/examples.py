@@ -9,6 +9,7 @@ import numpy as np
 
 from flaxbert.encoded_text import EncodedText
 from flaxbert.losses import IGNORE
+from train.data.packing import LENGTH_MULTIPLE
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
 
@@ -156,6 +157,56 @@ class TaggedSequences(SequenceExamples):
         for row, number in enumerate(members):
             labels[row, : len(self.labels[number])] = self.labels[number]
         return {"labels": labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetSequences(SequenceExamples):
+    """Source sequences, each with the tokens of its target.
+
+    The length of an example is that of both together. All batches of one length have one shape: sources and targets are
+    as wide as the longest of all examples up to this length, so that one with a long target widens few batches.
+    """
+
+    labels: list[np.ndarray]  # tokens of each target, with that of its end
+    max_lengths: tuple[int, int]  # no batch has longer sources, or longer targets
+
+    def part(self, chosen: slice) -> "TargetSequences":
+        """Return some of the examples."""
+        return dataclasses.replace(self, ids=self.ids[chosen], types=self.types[chosen], labels=self.labels[chosen])
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each source and its target [N]."""
+        return self._own_lengths.sum(axis=0)
+
+    def inputs(self, members: np.ndarray, *, size: int, length: int, pad_id: int) -> HostBatch:
+        """Return the encoder's inputs [size, X]; rows after the examples are padding."""
+        return super().inputs(members, size=size, length=self._widths(length)[0], pad_id=pad_id)
+
+    def targets(self, members: np.ndarray, *, size: int, length: int) -> HostBatch:
+        """Return `labels` [size, T], -100 in padding."""
+        labels = np.full((size, self._widths(length)[1]), IGNORE, np.int32)
+        for row, number in enumerate(members):
+            labels[row, : len(self.labels[number])] = self.labels[number]
+        return {"labels": labels}
+
+    def _widths(self, length: int) -> tuple[int, int]:
+        """Return the widths of sources and targets in batches of a length."""
+        lengths, longest = self._longest_up_to
+        needed = longest[:, np.searchsorted(lengths, length, side="right") - 1]
+        rounded = -(-needed // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        source, target = np.minimum(rounded, self.max_lengths).tolist()
+        return source, target
+
+    @functools.cached_property
+    def _own_lengths(self) -> np.ndarray:
+        return np.array([[len(ids) for ids in own] for own in (self.ids, self.labels)])
+
+    @functools.cached_property
+    def _longest_up_to(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lengths of the examples, ascending, and the longest source and target up to each of them."""
+        order = np.argsort(self.lengths, kind="stable")
+        return self.lengths[order], np.maximum.accumulate(self._own_lengths[:, order], axis=1)
 
 
 def encoding_arrays(encodings: Sequence[EncodedText]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -43,11 +43,7 @@ class TextCorpus(TaskSettings):
         """
 
         def learn(lines: Sequence[str]) -> WordPieceTokenizer:
-            # One host learns for all: two hosts might come to vocabularies that differ in a few tokens.
-            vocabulary = host_group.share(
-                lambda: WordPieceTokenizer.train(lines, vocab_size=self.vocab_size, lowercase=self.lowercase).vocabulary
-            )
-            return WordPieceTokenizer.from_tokens(vocabulary, lowercase=self.lowercase)
+            return learn_tokenizer(lines, self.vocab_size, lowercase=self.lowercase, host_group=host_group)
 
         store = open_text(texts, tokenizer, learn)
         if tokenizer is not None and tokenizer.vocabulary_digest != store.tokenizer.vocabulary_digest:
@@ -57,6 +53,17 @@ class TextCorpus(TaskSettings):
                 "prepare the text with this one"
             )
         return store
+
+
+def learn_tokenizer(
+    lines: Sequence[str], vocab_size: int, *, lowercase: bool, host_group: HostGroup
+) -> WordPieceTokenizer:
+    """Learn a vocabulary, the same on all hosts."""
+    # One host learns for all: two hosts might come to vocabularies that differ in a few tokens.
+    vocabulary = host_group.share(
+        lambda: WordPieceTokenizer.train(lines, vocab_size=vocab_size, lowercase=lowercase).vocabulary
+    )
+    return WordPieceTokenizer.from_tokens(vocabulary, lowercase=lowercase)
 
 
 def compare_with_unigrams(loss: float, unigram_entropy: float) -> str:
