@@ -35,6 +35,15 @@ from flaxbert.families.distilbert import (
     DistilBertForTokenClassification,
     DistilBertModel,
 )
+from flaxbert.families.mpnet import (
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForMultipleChoice,
+    MPNetForQuestionAnswering,
+    MPNetForSequenceClassification,
+    MPNetForTokenClassification,
+    MPNetModel,
+)
 from flaxbert.families.roberta import (
     RobertaConfig,
     RobertaForCausalLM,
@@ -103,6 +112,13 @@ __all__ = [
     "DistilBertModel",
     "EncoderDecoderModel",
     "GenerationSettings",
+    "MPNetConfig",
+    "MPNetForMaskedLM",
+    "MPNetForMultipleChoice",
+    "MPNetForQuestionAnswering",
+    "MPNetForSequenceClassification",
+    "MPNetForTokenClassification",
+    "MPNetModel",
     "PreTrainedModel",
     "Remat",
     "RobertaConfig",

@@ -168,6 +168,9 @@ def encode(
         shape = (config.num_hidden_layers, config.num_attention_heads)
         head_mask = jnp.broadcast_to(jnp.asarray(inputs.head_mask, jnp.float32), shape)
     shared, cache = _shared_inputs(inputs, embedded.shape[1], config=config, dtype=execution.dtype)
+    if "relative_bias" in params:
+        bias = functional.bucket_bias(params["relative_bias"]["embedding"], _distances(embedded.shape[1]))
+        shared = shared._replace(bias=bias)
     output = stack(
         params["layers"],
         embedded,
@@ -250,7 +253,7 @@ def _shared_inputs(
     if cache is None:
         mask, distances = _attention_mask(inputs.attention_mask, length, config=config), None
         if config.has_relative_positions:
-            distances = jnp.arange(length)[None, :, None] - jnp.arange(length)[None, None, :]
+            distances = _distances(length)
     else:
         start = cache.length
         cache, mask = cache.extend(inputs.attention_mask, length)
@@ -260,7 +263,12 @@ def _shared_inputs(
             cache = dataclasses.replace(cache, encoder_mask=kept)
         if cache.encoder_mask is not None:
             encoder_mask = functional.attention_mask(cache.encoder_mask)
-    return SharedInputs(mask, distances, states, encoder_mask, start), cache
+    return SharedInputs(mask, distances, encoder_states=states, encoder_mask=encoder_mask, start=start), cache
+
+
+def _distances(length: int) -> Int[Array, "1 T T"]:
+    """Return query position - key position."""
+    return jnp.arange(length)[None, :, None] - jnp.arange(length)[None, None, :]
 
 
 def _attention_mask(attention_mask: Mask | None, length: int, *, config: BertConfig) -> Bool[Array, "#B 1 #T T"] | None:

@@ -216,6 +216,21 @@ def distance_bias(
     return bias.astype(jnp.float32) * (1.0 / math.sqrt(query.shape[-1]))
 
 
+def bucket_bias(table: Float[Array, "buckets H"], distances: Int[Array, "#B T S"]) -> Float[Array, "#B H T S"]:
+    """Return the terms that a table of buckets of distances adds to the scores of attention, in float32.
+
+    Half of the buckets are for keys after the query. Of each half, the first half holds one distance each, and the
+    others grow by powers up to the distance 128, beyond which all share the last one (T5: Raffel et al., 2020; MPNet:
+    Song et al., 2020). `distances` are query position - key position.
+    """
+    half = table.shape[0] // 2
+    exact, distance = half // 2, jnp.abs(distances)
+    power = jnp.log(distance.astype(jnp.float32) / exact) / math.log(128 / exact)
+    beyond = jnp.minimum(exact + (power * (half - exact)).astype(jnp.int32), half - 1)
+    buckets = jnp.where(distance < exact, distance, beyond) + jnp.where(distances < 0, half, 0)
+    return jnp.moveaxis(table[buckets], -1, 1).astype(jnp.float32)
+
+
 def at_positions(x: Shaped[Array, "B T *rest"], positions: Int[ArrayLike, "B P"]) -> Shaped[Array, "B P *rest"]:
     """Return the entries of x at `positions` of each batch row."""
     indices = jnp.asarray(positions)

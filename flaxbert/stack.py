@@ -174,9 +174,9 @@ def _split(tree: PyTree, sizes: Sequence[int]) -> list[PyTree]:
 
 
 def _at_first_positions(shared: SharedInputs, positions: Int[Array, "B P"] | None) -> SharedInputs:
-    """Return the masks and distances of the queries at the first positions."""
+    """Return the masks, distances and bias of the queries at the first positions."""
 
-    def rows(array: Shaped[Array, "#B #T S"]) -> Shaped[Array, "#B #P S"]:
+    def rows(array: Shaped[Array, "#B #T S *rest"]) -> Shaped[Array, "#B #P S *rest"]:
         if array.shape[1] == 1:
             return array
         if positions is not None:
@@ -187,6 +187,7 @@ def _at_first_positions(shared: SharedInputs, positions: Int[Array, "B P"] | Non
         return None if mask is None else rows(mask[:, 0])[:, None]
 
     distances = None if shared.distances is None else rows(shared.distances)
+    bias = None if shared.bias is None else jnp.moveaxis(rows(jnp.moveaxis(shared.bias, 1, -1)), -1, 1)
     return shared._replace(
-        mask=mask_rows(shared.mask), distances=distances, encoder_mask=mask_rows(shared.encoder_mask)
+        mask=mask_rows(shared.mask), distances=distances, bias=bias, encoder_mask=mask_rows(shared.encoder_mask)
     )

@@ -77,6 +77,7 @@ def attend(
     rate: float = 0.0,
     keep: Bool[Array, "B H T S"] | None = None,
     head_mask: Float[Array, "H"] | None = None,
+    bias: Float[Array, "#B #H T S"] | None = None,
     distances: Int[Array, "#B T S"] | None = None,
     keys_have_distances: bool = False,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"]]:
@@ -92,15 +93,16 @@ def attend(
         rules: layout of activations on the current mesh.
         rate, keep: dropout rate of the probabilities, and the mask that was drawn with it.
         head_mask: factor on each head.
+        bias: added to the scores.
         distances: query position - key position, for relative positions (params "distance"); None adds no term.
         keys_have_distances: add the term of the keys, too.
     """
     query = _by_heads(params["query"], x, rules)
     key, value = source if isinstance(source, KeyValues) else keys_and_values(params, source, rules=rules)
-    bias = None
     if distances is not None:
         table = params["distance"]["embedding"]
-        bias = functional.distance_bias(table, query, key if keys_have_distances else None, distances)
+        own_bias = functional.distance_bias(table, query, key if keys_have_distances else None, distances)
+        bias = own_bias if bias is None else bias + own_bias
     context, probabilities = functional.attention(query, key, value, mask, bias=bias, keep_mask=keep, rate=rate)
     if head_mask is not None:
         factor = head_mask.astype(context.dtype)[None, :, None, None]
@@ -140,12 +142,14 @@ class SharedInputs(NamedTuple):
     Attributes:
         mask: True where a query may attend to a key; None allows all.
         distances: query position - key position, for relative positions.
+        bias: added to the scores of every layer's self-attention.
         encoder_states, encoder_mask: states to attend to in cross-attention; None where they are in the cache.
         start: the first slot of the cache that this call fills; not read without a cache.
     """
 
     mask: Bool[Array, "#B 1 #T S"] | None
     distances: Int[Array, "#B T S"] | None = None
+    bias: Float[Array, "#B H T S"] | None = None
     encoder_states: Float[Array, "B X D"] | None = None
     encoder_mask: Bool[Array, "#B 1 #T X"] | None = None
     start: Int[Array, ""] | int = 0
@@ -225,7 +229,8 @@ def _attend_to_self(
         config,
         x.shape[1],
         self_attention=source is None and cache is None,
-        needs_scores=settings.output_attentions or head_mask is not None or shared.distances is not None,
+        needs_scores=settings.output_attentions
+        or not all(part is None for part in (head_mask, shared.distances, shared.bias)),
     )
     attended = x if source is None else source
     if cache is not None:
@@ -246,6 +251,7 @@ def _attend_to_self(
             rate=rate,
             keep=kept,
             head_mask=head_mask,
+            bias=None if shared.bias is None else shared.bias[:, jnp.array(heads)],
             distances=shared.distances,
             keys_have_distances=config.position_embedding_type == "relative_key_query",
         )

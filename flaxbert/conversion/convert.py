@@ -293,7 +293,7 @@ def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
     return sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in tensors.values())
 
 
-# -- families without a class here, such as MPNet: tensors are copied unchanged ----------------------
+# -- families without a class here, such as ALBERT: tensors are copied unchanged -----------------------
 
 
 def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output) -> Conversion:

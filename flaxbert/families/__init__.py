@@ -16,6 +16,7 @@ from flaxbert.families.bert import BERT
 from flaxbert.families.camembert import CAMEMBERT
 from flaxbert.families.distilbert import DISTILBERT
 from flaxbert.families.family import Architecture, Family, HeadKind
+from flaxbert.families.mpnet import MPNET
 from flaxbert.families.roberta import ROBERTA
 from flaxbert.families.xlm_roberta import XLM_ROBERTA
 from flaxbert.files import JsonObject, path_inside, read_json
@@ -24,7 +25,7 @@ from flaxbert.models import PreTrainedModel
 _log = logging.getLogger("flaxbert")
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, CAMEMBERT)
+    family.model_type: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET)
 }
 """The families by the "model_type" of config.json."""
 

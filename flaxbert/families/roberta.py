@@ -126,7 +126,7 @@ class RobertaEncoder(PreTrainedModel):
         embeddings = encoder["embeddings"]
         assert isinstance(embeddings, dict)
         shape = (c.max_position_embeddings, c.hidden_size)
-        position = declare_embedding(shape, "position", stddev=c.initializer_range, pad_row=c.pad_token_id)
+        position = declare_embedding(shape, "position", stddev=c.initializer_range, pad_row=c.position_offset - 1)
         return encoder | {"embeddings": embeddings | {"position": position}}
 
     @nn.nowrap
@@ -209,7 +209,7 @@ class RobertaForQuestionAnswering(RobertaEncoder, BertForQuestionAnswering):
     """The first and the last position of an answer."""
 
 
-_HEADS: tuple[TensorName, ...] = (
+HEADS: tuple[TensorName, ...] = (
     *layer_norm_names("lm_head.layer_norm", "predictions/norm"),
     TensorName("lm_head.bias", ("predictions", "bias"), per_token=True),
     *linear_names("lm_head.dense", "predictions/transform"),
@@ -227,6 +227,16 @@ _MARKS = {
 }
 
 
+def token_decoder(prefix: str) -> TokenDecoder:
+    """Return the tensors of the masked-LM head's decoder; `prefix` is that of the encoder."""
+    return TokenDecoder(
+        embeddings=f"{prefix}.embeddings.word_embeddings.weight",
+        weight="lm_head.decoder.weight",
+        bias="lm_head.bias",
+        untied_bias="lm_head.decoder.bias",
+    )
+
+
 def roberta_family(config_class: type[RobertaConfig], classes: Mapping[HeadKind, type[PreTrainedModel]]) -> Family:
     """Describe RoBERTa, or a family that differs from it in its names and sizes alone."""
     return Family(
@@ -236,14 +246,9 @@ def roberta_family(config_class: type[RobertaConfig], classes: Mapping[HeadKind,
         prefix=RobertaEncoder.base_model_prefix,
         encoder=ENCODER,
         pooler=POOLER,
-        heads=_HEADS,
+        heads=HEADS,
         buffers=BUFFERS,
-        decoder=TokenDecoder(
-            embeddings="roberta.embeddings.word_embeddings.weight",
-            weight="lm_head.decoder.weight",
-            bias="lm_head.bias",
-            untied_bias="lm_head.decoder.bias",
-        ),
+        decoder=token_decoder(RobertaEncoder.base_model_prefix),
         label_weights=("classifier.out_proj.weight", "classifier.weight"),
         architectures=tuple(
             Architecture(model_class, head, _MARKS.get(head, ())) for head, model_class in classes.items()

@@ -278,15 +278,17 @@ def test_of_two_classes_that_do_not_fit_the_named_one_is_reported(tmp_path):
 
 
 def test_a_family_without_a_class_is_carried_over_as_it_is(tmp_path):
-    config = transformers.MPNetConfig(vocab_size=31, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
-    theirs = transformers.MPNetForMaskedLM(config)
+    config = transformers.AlbertConfig(
+        vocab_size=31, embedding_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=2
+    )
+    theirs = transformers.AlbertForMaskedLM(config)
     theirs.save_pretrained(tmp_path / "0")
     for i, form in enumerate(("pytorch", "safetensors"), 1):
         done = convert(tmp_path / str(i - 1), tmp_path / str(i), format=form, max_shard_size=90_000, verify=True)
-        assert (done.head, done.written, done.newly_initialised, done.left_out) == ("MPNetForMaskedLM", form, [], [])
+        assert (done.head, done.written, done.newly_initialised, done.left_out) == ("AlbertForMaskedLM", form, [], [])
         assert open_checkpoint(tmp_path / str(i)).format == form
     assert_bit_equal(tensors_of(tmp_path / "2"), tensors_of(tmp_path / "0"))
-    back, report = transformers.MPNetForMaskedLM.from_pretrained(tmp_path / "2", output_loading_info=True)
+    back, report = transformers.AlbertForMaskedLM.from_pretrained(tmp_path / "2", output_loading_info=True)
     assert {kind: list(found) for kind, found in report.items() if found} == {}
     assert back.config.num_hidden_layers == 2 and back.num_parameters() == theirs.num_parameters()
     assert verify(tmp_path / "0", tmp_path / "2").same()
