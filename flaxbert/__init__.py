@@ -35,6 +35,17 @@ from flaxbert.families.distilbert import (
     DistilBertForTokenClassification,
     DistilBertModel,
 )
+from flaxbert.families.electra import (
+    ElectraConfig,
+    ElectraForCausalLM,
+    ElectraForMaskedLM,
+    ElectraForMultipleChoice,
+    ElectraForPreTraining,
+    ElectraForQuestionAnswering,
+    ElectraForSequenceClassification,
+    ElectraForTokenClassification,
+    ElectraModel,
+)
 from flaxbert.families.mpnet import (
     MPNetConfig,
     MPNetForMaskedLM,
@@ -110,6 +121,15 @@ __all__ = [
     "DistilBertForSequenceClassification",
     "DistilBertForTokenClassification",
     "DistilBertModel",
+    "ElectraConfig",
+    "ElectraForCausalLM",
+    "ElectraForMaskedLM",
+    "ElectraForMultipleChoice",
+    "ElectraForPreTraining",
+    "ElectraForQuestionAnswering",
+    "ElectraForSequenceClassification",
+    "ElectraForTokenClassification",
+    "ElectraModel",
     "EncoderDecoderModel",
     "GenerationSettings",
     "MPNetConfig",

@@ -173,6 +173,11 @@ class BertConfig:
         return self.position_embedding_type != "absolute"
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings, which a family may project to `hidden_size`."""
+        return self.hidden_size
+
+    @property
     def has_sinusoidal_positions(self) -> bool:
         """True where a new model's table of positions holds sinusoids."""
         return False

@@ -59,7 +59,7 @@ class EncoderInputs:
         if (self.input_ids is None) == (self.inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         require_shape("input_ids", self.input_ids, ("B", "T"))
-        require_shape("inputs_embeds", self.inputs_embeds, ("B", "T", config.hidden_size))
+        require_shape("inputs_embeds", self.inputs_embeds, ("B", "T", config.embedding_width))
         given = self.input_ids if self.inputs_embeds is None else self.inputs_embeds
         assert given is not None
         batch, length = jnp.shape(given)[:2]
@@ -122,12 +122,14 @@ def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool, stack:
 
     `stack` is that of `stack.declare_layers`.
     """
-    width, stddev = config.hidden_size, config.initializer_range
-    shape, used = (vocab_rows, width), config.vocab_size
+    width, size, stddev = config.hidden_size, config.embedding_width, config.initializer_range
+    shape, used = (vocab_rows, size), config.vocab_size
     word = declare_embedding(shape, "vocab", stddev=stddev, used_rows=used, pad_row=config.padding_row)
-    embeddings = {"word": word, "position": declare_positions(config), "norm": declare_layer_norm(width)}
+    embeddings = {"word": word, "position": declare_positions(config), "norm": declare_layer_norm(size)}
     if config.type_vocab_size:
-        embeddings["token_type"] = declare_embedding((config.type_vocab_size, width), "token_type", stddev=stddev)
+        embeddings["token_type"] = declare_embedding((config.type_vocab_size, size), "token_type", stddev=stddev)
+    if size != width:
+        embeddings["projection"] = declare_linear((size, width), ("embed", None), stddev=stddev)
     declaration: Declaration = {"embeddings": embeddings, "layers": declare_layers(config, stack=stack)}
     if pooler:
         declaration["pooler"] = declare_linear((width, width), ("embed", None), stddev=stddev)
@@ -136,7 +138,7 @@ def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool, stack:
 
 def declare_positions(config: BertConfig) -> Declaration:
     """Declare the table of positions: drawn like the other embeddings, or filled with sinusoids, and then trained."""
-    shape = (config.max_position_embeddings, config.hidden_size)
+    shape = (config.max_position_embeddings, config.embedding_width)
     table = declare_embedding(shape, "position", stddev=config.initializer_range)
     if not config.has_sinusoidal_positions:
         return table
@@ -207,7 +209,7 @@ def embed(
 ) -> Float[Array, "B T D"]:
     """Sum word, position and token-type vectors in float32, normalise, drop out; return the compute dtype.
 
-    A model without token types has no table of them.
+    A model without token types has no table of them. Vectors of another width than that of the layers are projected.
     """
     word, position = (params[name]["embedding"] for name in ("word", "position"))
     token_type = params["token_type"]["embedding"] if "token_type" in params else None
@@ -231,7 +233,8 @@ def embed(
         x = x + functional.lookup(position, positions)
     x = functional.layer_norm(x, **params["norm"], epsilon=config.layer_norm_eps)
     x = constrain(x.astype(execution.dtype), execution.rules, "batch", None, None)
-    return x if key is None else dropout(x, key, rate=config.hidden_dropout_prob)
+    x = x if key is None else dropout(x, key, rate=config.hidden_dropout_prob)
+    return linear(params["projection"], x, "BTE,ED->BTD") if "projection" in params else x
 
 
 def _position_ids(inputs: EncoderInputs, length: int) -> Int[Array, "#B T"] | None:

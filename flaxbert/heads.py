@@ -3,7 +3,7 @@
 Each takes the keyword arguments of `BertModel.__call__` and returns logits in float32; axis letters as in `encoder.py`.
 """
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Shaped
 
 from flaxbert.config import BertConfig
 from flaxbert.dropout import dropout
-from flaxbert.functional import linear
+from flaxbert.functional import activate, linear
 from flaxbert.layers import Declaration, declare_linear
 from flaxbert.lm_heads import MaskedLMModel
 from flaxbert.models import ModelInputs, TaskModel
@@ -117,6 +117,45 @@ class BertForSequenceClassification(TaskModel):
         )
         pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
+        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
+
+
+class FirstTokenClassifier(TaskModel):
+    """One label, several labels or a number for a whole sequence, from the first token's state: RoBERTa, ELECTRA.
+
+    The state goes through a dense layer in place of a pooler, with dropout before and after it.
+    """
+
+    dense_activation: ClassVar[str] = "tanh"
+
+    @nn.nowrap
+    def head_declaration(self) -> Declaration:
+        """Return the declaration of the dense layer and the classifier."""
+        width = self.config.hidden_size
+        dense = declare_linear((width, width), ("embed", None), stddev=self.config.initializer_range)
+        return {"classifier": {"dense": dense, "output": declare_label_layer(self.config, self.config.num_labels)}}
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[ArrayLike, "B T"] | None = None,
+        *,
+        first_positions: Int[ArrayLike, "B P"] | None = None,
+        deterministic: bool = True,
+        **inputs: Unpack[ModelInputs],
+    ) -> SequenceClassifierOutput:
+        """Score the labels from the first token: [B, N], or [B, P, N] with `first_positions`."""
+        params = self._ready_parameters()
+        out = self._encode(
+            params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
+        )
+        head = params["classifier"]
+        rate = self.head_dropout_prob
+        x = dropout(out.last_hidden_state, self._dropout_key(deterministic), rate=rate)
+        x = activate({}, linear(head["dense"], x, "BPD,DE->BPE"), self.dense_activation)
+        x = dropout(x, self._dropout_key(deterministic), rate=rate)
+        logits = linear(head["output"], x, "BPD,DN->BPN").astype(jnp.float32)
+        logits = logits[:, 0] if first_positions is None else logits
         return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
 
 

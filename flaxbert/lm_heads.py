@@ -23,9 +23,9 @@ from flaxbert.outputs import CausalLMOutput, MaskedLMOutput
 
 def declare_masked_lm_head(config: BertConfig, *, vocab_rows: int) -> Declaration:
     """Declare the parameters of `masked_lm_logits`; a tied decoder's kernel is the word table."""
-    width, stddev = config.hidden_size, config.initializer_range
+    width, stddev = config.embedding_width, config.initializer_range
     declaration: Declaration = {
-        "transform": declare_linear((width, width), ("embed", None), stddev=stddev),
+        "transform": declare_linear((config.hidden_size, width), ("embed", None), stddev=stddev),
         "norm": declare_layer_norm(width),
         **declare_activation(config.hidden_act),
     }

@@ -80,6 +80,13 @@ def pretraining(
     return Loss(jnp.stack([term.sum for term in terms]), jnp.stack([term.weight for term in terms]))
 
 
+def replaced_tokens(logits: Float[Array, "B T"], labels: Int[ArrayLike, "B T"]) -> Loss:
+    """Binary cross-entropy (ELECTRA: Clark et al., 2020), 1 for a replaced token; -100, for padding, does not count."""
+    labels = _checked(labels, logits.shape, 2)
+    weight = (labels != IGNORE).astype(jnp.float32)
+    return Loss(jnp.sum(_binary(logits, labels) * weight), jnp.sum(weight))
+
+
 def multiple_choice(logits: Float[Array, "B C"], labels: Int[ArrayLike, "B"]) -> Loss:
     """Cross-entropy over the choices."""
     return _with_ignored(logits, labels)
@@ -125,10 +132,7 @@ def sequence_classification(
         return cross_entropy(logits, ids, rows * (ids != IGNORE))
     targets = _targets(labels, logits.shape, problem_type)
     scores = logits.astype(jnp.float32)
-    if problem_type == "regression":
-        errors = jnp.square(scores - targets)
-    else:
-        errors = jax.nn.softplus(scores) - scores * targets
+    errors = jnp.square(scores - targets) if problem_type == "regression" else _binary(scores, targets)
     return Loss(jnp.sum(errors * rows[:, None]), columns * jnp.sum(rows))
 
 
@@ -152,6 +156,12 @@ def question_answering(
 
     start, end = term(start_logits, start_positions), term(end_logits, end_positions)
     return Loss(0.5 * jnp.stack([start.sum, end.sum]), jnp.stack([start.weight, end.weight]))
+
+
+def _binary(logits: Float[Array, "..."], targets: Num[Array, "..."]) -> Float[Array, "..."]:
+    """Binary cross-entropy of each entry."""
+    scores = logits.astype(jnp.float32)
+    return jax.nn.softplus(scores) - scores * targets
 
 
 def _targets(labels: ArrayLike, shape: tuple[int, ...], problem_type: str) -> Float[Array, "B N"]:

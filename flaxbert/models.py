@@ -222,6 +222,19 @@ class BertModel(PreTrainedModel):
         return self._run_encoder(self._ready_parameters(), given, deterministic)
 
 
+class PoolerlessModel(BertModel):
+    """The encoder of a family without a pooler."""
+
+    add_pooling_layer: bool = False
+
+    @nn.nowrap
+    def declaration(self) -> Declaration:
+        """Return the declaration of embeddings and layers."""
+        if self.add_pooling_layer:
+            raise ValueError(f"add_pooling_layer is true; {type(self).__name__} has no pooler: leave it out")
+        return super().declaration()
+
+
 class TaskModel(PreTrainedModel):
     """An encoder with a head; subclasses declare the head and compute its logits."""
 

@@ -48,6 +48,15 @@ class PreTrainingOutput:
 
 
 @struct.dataclass
+class ReplacedTokenOutput:
+    """Output of `ElectraForPreTraining`."""
+
+    logits: Float[Array, "B T"]
+    hidden_states: HiddenStates | None = None
+    attentions: Attentions | None = None
+
+
+@struct.dataclass
 class MaskedLMOutput:
     """Output of `BertForMaskedLM`; M masked positions where only those were asked for."""
 

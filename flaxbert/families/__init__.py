@@ -15,6 +15,7 @@ from flaxbert.config import BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.camembert import CAMEMBERT
 from flaxbert.families.distilbert import DISTILBERT
+from flaxbert.families.electra import ELECTRA
 from flaxbert.families.family import Architecture, Family, HeadKind
 from flaxbert.families.mpnet import MPNET
 from flaxbert.families.roberta import ROBERTA
@@ -25,7 +26,7 @@ from flaxbert.models import PreTrainedModel
 _log = logging.getLogger("flaxbert")
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET)
+    family.model_type: family for family in (BERT, DISTILBERT, ELECTRA, ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET)
 }
 """The families by the "model_type" of config.json."""
 

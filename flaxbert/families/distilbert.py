@@ -38,7 +38,7 @@ from flaxbert.heads import (
 )
 from flaxbert.layers import Declaration, Params, declare_linear
 from flaxbert.lm_heads import BertForMaskedLM
-from flaxbert.models import BertModel, PreTrainedModel, TaskModel
+from flaxbert.models import PoolerlessModel, PreTrainedModel, TaskModel
 from flaxbert.outputs import BaseModelOutput
 
 
@@ -90,17 +90,8 @@ class DistilBertEncoder(PreTrainedModel):
     has_pooler: ClassVar[bool] = False
 
 
-class DistilBertModel(DistilBertEncoder, BertModel):
+class DistilBertModel(DistilBertEncoder, PoolerlessModel):
     """The encoder."""
-
-    add_pooling_layer: bool = False
-
-    @nn.nowrap
-    def declaration(self) -> Declaration:
-        """Return the declaration of embeddings and layers."""
-        if self.add_pooling_layer:
-            raise ValueError("add_pooling_layer is true; DistilBERT has no pooler: leave it out")
-        return super().declaration()
 
 
 class DistilBertForMaskedLM(DistilBertEncoder, BertForMaskedLM):

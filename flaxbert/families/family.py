@@ -28,6 +28,7 @@ class HeadKind(enum.Enum):
     MULTIPLE_CHOICE = "multiple choice"
     TOKEN_CLASSIFICATION = "token classification"
     QUESTION_ANSWERING = "question answering"
+    REPLACED_TOKENS = "replaced-token detection"
 
 
 @dataclasses.dataclass(frozen=True)

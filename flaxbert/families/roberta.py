@@ -12,7 +12,7 @@ Differences from BERT:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Unpack
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,6 @@ from jaxtyping import Array, Int
 
 from flaxbert import functional
 from flaxbert.config import BertConfig
-from flaxbert.dropout import dropout
 from flaxbert.encoder import EncoderInputs
 from flaxbert.families.bert import BUFFERS, ENCODER, KEPT_CONFIG_KEYS, POOLER
 from flaxbert.families.family import (
@@ -39,12 +38,12 @@ from flaxbert.heads import (
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForTokenClassification,
-    declare_label_layer,
+    FirstTokenClassifier,
 )
-from flaxbert.layers import Declaration, Params, declare_embedding, declare_linear
+from flaxbert.layers import Declaration, Params, declare_embedding
 from flaxbert.lm_heads import BertForMaskedLM, BertLMHeadModel
-from flaxbert.models import BertModel, ModelInputs, PreTrainedModel, TaskModel
-from flaxbert.outputs import BaseModelOutput, SequenceClassifierOutput
+from flaxbert.models import BertModel, PreTrainedModel
+from flaxbert.outputs import BaseModelOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,38 +162,8 @@ class RobertaForCausalLM(RobertaLMHead, BertLMHeadModel):
     """
 
 
-class RobertaForSequenceClassification(RobertaEncoder, TaskModel):
-    """One label, several labels or a number for a whole sequence."""
-
-    @nn.nowrap
-    def head_declaration(self) -> Declaration:
-        """Return the declaration of the dense layer and the classifier."""
-        width = self.config.hidden_size
-        dense = declare_linear((width, width), ("embed", None), stddev=self.config.initializer_range)
-        return {"classifier": {"dense": dense, "output": declare_label_layer(self.config, self.config.num_labels)}}
-
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Int[ArrayLike, "B T"] | None = None,
-        *,
-        first_positions: Int[ArrayLike, "B P"] | None = None,
-        deterministic: bool = True,
-        **inputs: Unpack[ModelInputs],
-    ) -> SequenceClassifierOutput:
-        """Score the labels from the first token: [B, N], or [B, P, N] with `first_positions`."""
-        params = self._ready_parameters()
-        out = self._encode(
-            params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
-        )
-        head = params["classifier"]
-        rate = self.config.head_dropout_prob
-        x = dropout(out.last_hidden_state, self._dropout_key(deterministic), rate=rate)
-        x = jnp.tanh(functional.linear(head["dense"], x, "BPD,DE->BPE"))
-        x = dropout(x, self._dropout_key(deterministic), rate=rate)
-        logits = functional.linear(head["output"], x, "BPD,DN->BPN").astype(jnp.float32)
-        logits = logits[:, 0] if first_positions is None else logits
-        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
+class RobertaForSequenceClassification(RobertaEncoder, FirstTokenClassifier):
+    """One label, several labels or a number for a whole sequence, through a dense layer with tanh."""
 
 
 class RobertaForMultipleChoice(RobertaEncoder, BertForMultipleChoice):

@@ -78,6 +78,10 @@ HEADS = {
             ).mean
         ),
     ),
+    HeadKind.REPLACED_TOKENS: Head(
+        lambda rng, c: {"labels": rng.integers(0, 2, (B, T))},
+        lambda out, y, c: losses.replaced_tokens(out.logits, y["labels"]).mean,
+    ),
     HeadKind.MASKED_LM: Head(word_labels, lambda out, y, c: losses.masked_lm(out.logits, y["labels"]).mean),
     HeadKind.CAUSAL_LM: Head(word_labels, lambda out, y, c: losses.causal_lm(out.logits, y["labels"]).mean),
     HeadKind.NEXT_SENTENCE: Head(pair_labels, lambda out, y, c: losses.next_sentence(out.logits, y["labels"]).mean),
@@ -133,6 +137,7 @@ def random_config(name: str, seed: int, **fixed) -> transformers.PreTrainedConfi
     }
     family = family_of(flaxbert.ARCHITECTURES[name])
     values |= {"sinusoidal_pos_embds": seed % 2 == 0} if family.model_type == "distilbert" else {}
+    values |= {"embedding_size": int(rng.choice([9, heads * head_size]))} if family.model_type == "electra" else {}
     fixed_by_family = family.config_class.fixed_fields
     keys = {family.config_keys.get(key, key): value for key, value in values.items() if key not in fixed_by_family}
     return getattr(transformers, name).config_class(**keys | fixed)
@@ -163,7 +168,7 @@ def random_inputs(variant: str, model: PreTrainedModel, rng) -> dict[str, np.nda
     padding = np.arange(T) < rng.integers(3, T + 1, (*shape[:-1], 1))
     padding[2] = False  # a row in which nothing may be attended to
     if variant == "embeds":
-        return {"inputs_embeds": rng.standard_normal((*shape, config.hidden_size), np.float32)}
+        return {"inputs_embeds": rng.standard_normal((*shape, config.embedding_width), np.float32)}
     if variant == "padded":
         return {"input_ids": ids, "attention_mask": padding.astype(np.int64), **types}
     positions = rng.integers(0, config.max_position_embeddings, shape)

@@ -116,7 +116,7 @@ def test_what_the_family_lacks_is_refused():
     model, params = new_model("DistilBertModel")
     with pytest.raises(ValueError, match="token_type_ids are given; a distilbert model has no token types"):
         model.apply({"params": params}, model.example_ids, token_type_ids=model.example_ids)
-    with pytest.raises(ValueError, match="add_pooling_layer is true; DistilBERT has no pooler"):
+    with pytest.raises(ValueError, match="add_pooling_layer is true; DistilBertModel has no pooler"):
         model.clone(add_pooling_layer=True).parameter_shapes()
     with pytest.raises(ValueError, match="layer_norm_eps is 1e-05; a distilbert model has no such setting"):
         model.config.replace(layer_norm_eps=1e-5)
