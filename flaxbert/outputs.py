@@ -41,7 +41,7 @@ class BaseModelOutput:
 class PreTrainingOutput:
     """Output of `BertForPreTraining`."""
 
-    prediction_logits: Float[Array, "B T V"] | Float[Array, "B M V"]
+    prediction_logits: Float[Array, "B R V"]
     seq_relationship_logits: Float[Array, "B 2"] | Float[Array, "B P 2"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
@@ -60,7 +60,7 @@ class ReplacedTokenOutput:
 class MaskedLMOutput:
     """Output of `BertForMaskedLM`; M masked positions where only those were asked for."""
 
-    logits: Float[Array, "B T V"] | Float[Array, "B M V"]
+    logits: Float[Array, "B R V"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
     cross_attentions: CrossAttentions | None = None
@@ -70,7 +70,7 @@ class MaskedLMOutput:
 class CausalLMOutput:
     """Output of `BertLMHeadModel`."""
 
-    logits: Float[Array, "B T V"] | Float[Array, "B M V"]
+    logits: Float[Array, "B R V"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
     cross_attentions: CrossAttentions | None = None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import tyro
 
 from flaxbert import AttentionImplementation, BertConfig, Remat
+from train.distillation import Distillation
 from train.distributed import MeshShape
 from train.multihost.hosts import Hosts, Json
 from train.optim import Optim
@@ -163,6 +164,7 @@ _INPUTS = (
     *(f"task.{name}_split" for name in ("train", "dev", "test")),
     "task.extra_eval_splits",
     "model.pretrained",
+    "distillation.teacher",
 )
 
 # Settings that former runs did not have, with the value that they stand for there.
@@ -170,6 +172,8 @@ _ADDED: dict[str, Json] = {
     "model.new_head": False,
     "model.sizes.chunk_size_feed_forward": 0,
     "task.leave_out_incomplete": False,
+    "distillation.kind": Distillation.__name__,
+    **{f"distillation.{name}": value for name, value in vars(Distillation()).items()},
 }
 
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
@@ -195,6 +199,7 @@ class Config(Generic[TaskSettingsT]):
     optim: Optim = Optim()
     mesh: MeshShape = MeshShape()
     hosts: Hosts = Hosts()
+    distillation: Distillation = Distillation()
 
     def to_json(self) -> str:
         """Return all settings as JSON, as run.json stores them."""

@@ -30,6 +30,7 @@ from train.step import TrainState, compile_step, create_state, state_shapes, sta
 from train.step_log import StepLog
 from train.summary import write_summary
 from train.tasks.task import Task
+from train.teacher import Teacher, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Setup:
     state_shardings: TrainState
     total_steps: int
     inputs: dict[str, str]  # digests of what was read
+    teacher: Teacher | None
     is_first_host: bool  # it writes the files that are not divided among hosts
 
 
@@ -150,6 +152,7 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
         state_shardings=state_shardings(model, optimizer, placement),
         total_steps=total_steps,
         inputs=inputs,
+        teacher=load_teacher(config, task, model, placement),
         is_first_host=host_group.index == 0,
     )
     host_group.check_same("data", {**task.facts, "steps of an epoch": task.steps_per_epoch, **inputs})
@@ -188,21 +191,31 @@ def train_steps(
         the last state, which is also in a checkpoint, and its step.
     """
     settings, task, placement, total_steps = setup.config.run, setup.task, setup.placement, setup.total_steps
+    teacher = setup.teacher
     train_step = compile_step(
-        functools.partial(task.loss, setup.model),
+        functools.partial(task.loss, setup.model) if teacher is None else teacher.loss,
         setup.optimizer,
         placement,
         setup.state_shardings,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        fixed=() if teacher is None else (placement.parameters(teacher.model),),
     )
-    log = StepLog(setup.config, task, reporter, total_steps, fraction=placement.host_shard.fraction)
+    fixed = () if teacher is None else (teacher.params,)
+    log = StepLog(
+        setup.config,
+        task,
+        reporter,
+        total_steps,
+        loss_terms=task.loss_terms if teacher is None else teacher.loss_terms,
+        fraction=placement.host_shard.fraction,
+    )
     step = first_step
     for host_batch in prefetch(task.train, first_step, total_steps):
         if _out_of_patience(settings, step, checkpoints):
             reporter.message(f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}")
             break
         step += 1
-        state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed))
+        state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed), *fixed)
         log.add(step, metrics, task.token_counts(host_batch))
         evaluates, saves = _is_due(step, settings.evaluate_every), _is_due(step, settings.checkpoint_every)
         if step < total_steps and (evaluates or saves):

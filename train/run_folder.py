@@ -159,6 +159,8 @@ def input_digests(config: Config, task: Task) -> dict[str, str]:
         digests["tokenizer"] = _digest_of([file for file in files if file.is_file()])
     if checkpoint is not None:
         digests["pretrained weights"] = _digest_of(checkpoint.files)
+    if config.distillation.teacher is not None:
+        digests["teacher's weights"] = _digest_of(open_checkpoint(config.distillation.teacher).files)
     return digests
 
 

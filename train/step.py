@@ -1,6 +1,7 @@
 """The train step: gradients of a global mean loss and one optimizer update, in one compiled function."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Sharding
+from jaxtyping import PyTree
 
 from flaxbert.constraints import constrain
 from flaxbert.encoder_decoder import AnyModel
@@ -33,8 +35,8 @@ class TrainState:
     opt_state: optax.OptState
 
 
-# (state, batch, seed) -> (next state, metrics of the step).
-TrainStep = Callable[[TrainState, Batch, Seed], tuple[TrainState, dict[str, jax.Array]]]
+# (state, batch, seed, fixed arguments of the loss) -> (next state, metrics of the step).
+TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 TermsAndGradients = tuple[jax.Array, Params]
 
 
@@ -153,32 +155,36 @@ def _accumulation_parts(values: jax.Array, count: int) -> jax.Array:
 
 
 def compile_step(
-    loss_function: LossFunction,
+    loss_function: Callable[..., Loss],
     optimizer: optax.GradientTransformation,
     placement: Placement,
     shardings: TrainState,
     *,
     gradient_accumulation_steps: int = 1,
+    fixed: Sequence[PyTree] = (),
 ) -> TrainStep:
     """Return the jitted train step; it donates the memory of the old state to the new one.
 
-    The seed is an argument of the step and not a constant in it, so that runs with several seeds share one program.
+    The seed is an argument of the step and not a constant in it, so that runs with several seeds share one program. The
+    step has further arguments with the shardings `fixed`, such as a teacher's parameters, which the loss takes first.
     """
 
-    def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: Batch, seed: Seed, *fixed_values: Params
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         with placement.tracing():
             return train_step(
                 state,
                 batch,
                 seed,
-                loss_function=loss_function,
+                loss_function=functools.partial(loss_function, *fixed_values),
                 optimizer=optimizer,
                 gradient_accumulation_steps=gradient_accumulation_steps,
             )
 
     return jax.jit(
         step,
-        in_shardings=(shardings, placement.batch_sharding, placement.replicated),
+        in_shardings=(shardings, placement.batch_sharding, placement.replicated, *fixed),
         out_shardings=(shardings, placement.replicated),
         donate_argnums=0,
     )

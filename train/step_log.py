@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,10 +19,19 @@ from train.tasks.task import Task, TokenCounts
 class StepLog:
     """The log of a run's training steps."""
 
-    def __init__(self, config: Config, task: Task, reporter: Reporter, total_steps: int, *, fraction: float = 1.0):
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        reporter: Reporter,
+        total_steps: int,
+        *,
+        loss_terms: Sequence[str] = (),
+        fraction: float = 1.0,
+    ):
         """Start the clock; tokens are counted in this fraction of each batch, whose rows are taken to be alike."""
         self._log_every, self._total_steps, self._fraction = config.run.log_every, total_steps, fraction
-        self._sizes, self._loss_terms, self._reporter = task.config, task.loss_terms, reporter
+        self._sizes, self._loss_terms, self._reporter = task.config, loss_terms, reporter
         self._learning_rate, self._peak = schedule(config.optim, total_steps), peak_flops()
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._compiled = False

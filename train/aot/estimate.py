@@ -123,6 +123,10 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
         FileNotFoundError, ValueError: the settings or the data are invalid.
         DoesNotFit: a device has too little memory; the message states how much is missing.
     """
+    if config.distillation.teacher is not None:
+        raise ValueError(
+            "distillation is not estimated: the step has no teacher here; give --distillation.teacher None"
+        )
     spec: TrainSpec = config.task.train_spec(config)
     model = spec.architecture(spec.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.task import (
+    SoftTarget,
     Task,
     TokenCounts,
     TrainSpec,
@@ -218,6 +220,11 @@ class PretrainingTask(Task):
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return `pretraining_loss`."""
         return pretraining_loss(model, params, batch, key)
+
+    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+        """Return the logits of the masked positions."""
+        logits = output.prediction_logits if isinstance(output, PreTrainingOutput) else output.logits
+        return [SoftTarget(logits, batch["masked_lm_labels"] != IGNORE)]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Return loss and accuracy at the masked positions, and of next sentences."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.answer_sets import AnswerSet, MatchingRule
 from train.tasks.supervised import Supervised, common_fields, rows_digests
-from train.tasks.task import Facts, Task, apply_model, model_config
+from train.tasks.task import Facts, SoftTarget, Task, apply_model, model_config
 
 # A position beyond the end of every sequence: no loss counts it.
 _IGNORED_POSITION = np.iinfo(np.int32).max
@@ -191,6 +191,11 @@ class QuestionAnsweringTask(Task):
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return half the cross-entropy of starts and half that of ends, as two terms."""
         return _loss(_logits(model, params, batch, key), batch)
+
+    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+        """Return the logits of every position as start and as end."""
+        weight = batch["attention_mask"].any(axis=-1)
+        return [SoftTarget(output.start_logits, weight), SoftTarget(output.end_logits, weight)]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Return the loss; the outputs are the logits of every position as start and as end, [B, 2, T]."""

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from train.tasks.prediction_files import write_classification
 from train.tasks.pretrained_heads import HeadChoice, choose_head
 from train.tasks.problems import Problem, ProblemType
 from train.tasks.supervised import Supervised, common_fields, rows_digests
-from train.tasks.task import Task, TokenCounts, apply_model, model_config
+from train.tasks.task import SoftTarget, Task, TokenCounts, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +141,10 @@ class SequenceClassificationTask(Task):
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return the cross-entropy, binary cross-entropy or squared error over the labelled examples."""
         return self._loss(_logits(model, params, batch, key), batch)
+
+    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+        """Return the logits of every labelled text."""
+        return [SoftTarget(output.logits, batch["weight"])]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Return the loss; the outputs are `problems.probabilities` [B, N]."""

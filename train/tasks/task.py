@@ -74,6 +74,14 @@ class TokenCounts:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class SoftTarget:
+    """The logits of one prediction [..., N], and the weights of its rows [...]: 0 where nothing is predicted."""
+
+    logits: jax.Array
+    weight: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """The part of a task that a compiled train step depends on."""
@@ -122,6 +130,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss(self, model: AnyModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return the training loss; `key` is the key for dropout, None for no dropout."""
+
+    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+        """Return what a student learns from the output of its teacher's call, or matches it with; for distillation."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def eval_step(self, model: AnyModel, params: Params, batch: Batch) -> EvalStepOutput:
