@@ -1,0 +1,26 @@
+"""A student of three layers learns sentiment (SST-2 of GLUE) from a model of six, the one of configs/sst2.py.
+
+    python -m train configs/sst2.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
+    flaxbert convert runs/sst2/model student --keep-layers 1,3,5 --head DistilBertForSequenceClassification
+    python -m train configs/distil_sst2.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
+    python -m train configs/distil_sst2.py --distillation.teacher None --run.folder runs/distil_sst2_alone
+
+The second command makes the student of every other layer of the teacher. The last one trains it without the teacher.
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.distillation import Distillation
+from train.optim import Optim
+from train.tasks.sequence_classification import SequenceClassification
+
+config = Config(
+    task=SequenceClassification(
+        train="SST-2/train.tsv", dev="SST-2/dev.tsv", labels=("0", "1"), max_length=128, packed=True
+    ),
+    model=Model(pretrained=Path("student"), scan=False),
+    distillation=Distillation(teacher=Path("runs/sst2/model"), temperature=2.0, hard_weight=0.5, soft_weight=0.5),
+    optim=Optim(learning_rate=5e-5, warmup=0.0),
+    run=Run(folder=Path("runs/distil_sst2"), batch_size=32, epochs=1, log_every=100, seeds=(0, 1, 2)),
+)
