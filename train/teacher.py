@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from flaxbert import PreTrainedModel
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.families import HeadKind, architecture_of, model_class, read_config
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
@@ -71,7 +72,7 @@ class Teacher:
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *weighted)
 
 
-def load_teacher(config: Config, task: Task, student: PreTrainedModel, placement: Placement) -> Teacher | None:
+def load_teacher(config: Config, task: Task, student: AnyModel, placement: Placement) -> Teacher | None:
     """Load the teacher onto the mesh, and check that the student can learn from it; None without distillation.
 
     Raises:
@@ -80,7 +81,7 @@ def load_teacher(config: Config, task: Task, student: PreTrainedModel, placement
     settings = config.distillation
     if settings.teacher is None:
         return None
-    if type(task).soft_targets is Task.soft_targets:
+    if not isinstance(student, PreTrainedModel) or type(task).soft_targets is Task.soft_targets:
         raise ValueError(f"{type(config.task).__name__} has no soft targets; leave --distillation.teacher out")
     checkpoint = open_checkpoint(settings.teacher)
     sizes = read_config(checkpoint.config_folder)
