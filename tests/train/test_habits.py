@@ -160,6 +160,20 @@ def test_other_training_data_do_not_meet_the_sets_of_the_config(classification, 
     assert parse_flags(classification, ["--task.train", classification.task.train]).task == classification.task
 
 
+def test_other_training_data_with_other_labels_than_the_config_names_the_flag(classification, tmp_path):
+    config = with_task(classification, labels=("short", "long"))
+    other = tmp_path / "other.tsv"
+    other.write_text("sentence\tlabel\nalpha\tgood\nbeta\tbad\n")
+    flags = ["--task.train", str(other), "--task.dev", str(other), "--task.test", "None"]
+    given = parse_flags(config, flags)
+    with pytest.raises(
+        ValueError, match=r"label 'good'.*(\n.*)*--task.labels \(without a value: those of the training"
+    ):
+        given.task.prepare(given)
+    given = parse_flags(config, [*flags, "--task.labels"])
+    assert given.task.prepare(given).config.id2label == ("bad", "good")
+
+
 def test_output_that_cannot_be_encoded_does_not_end_a_run(tmp_path):
     code = (
         "import sys; from train.command import main; import train.loop\n"

@@ -1,6 +1,7 @@
 """The folder of a run: what it must be, one run at a time, and the same inputs when the run is resumed."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,10 @@ import pytest
 from tests.train.test_loop import with_run, with_task
 from train import run_folder
 from train.loop import run
+from train.tasks.language_modelling import LanguageModelling
+from train.tasks.multiple_choice import MultipleChoice
+from train.tasks.question_answering import QuestionAnswering
+from train.tasks.token_classification import TokenClassification
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +111,43 @@ def test_a_replaced_text_or_vocabulary_is_refused(masked_lm, classification, tmp
     prepared(classification)
     vocabulary.write_text(words)
     prepared(classification)
+
+
+def question_answering(folder, tokenizer):
+    answer = {"text": "alpha", "answer_start": 0}
+    question = {"id": "1", "question": "beta", "answers": [answer]}
+    content = {"data": [{"title": "", "paragraphs": [{"context": "alpha beta alpha", "qas": [question]}]}]}
+    file = folder / "questions.json"
+    file.write_text(json.dumps(content))
+    return file, QuestionAnswering(str(file), tokenizer=tokenizer, max_length=20, max_query=4, window_step=4)
+
+
+def multiple_choice(folder, tokenizer):
+    file = folder / "choices.jsonl"
+    file.write_text('{"premise": "beta", "choice1": "alpha", "choice2": "zeta", "label": 0}\n' * 8)
+    return file, MultipleChoice(str(file), tokenizer=tokenizer, max_length=9)
+
+
+def token_classification(folder, tokenizer):
+    file = folder / "tags.conll"
+    file.write_text("alpha B-X\nbeta O\n\n" * 8)
+    return file, TokenClassification(str(file), tokenizer=tokenizer, max_length=9)
+
+
+def language_modelling(folder, tokenizer):
+    file = folder / "text.txt"
+    file.write_text("alpha beta gamma\n\n" * 20)
+    return file, LanguageModelling((str(file),), tokenizer=tokenizer, max_length=9)
+
+
+@pytest.mark.parametrize("make", [question_answering, multiple_choice, token_classification, language_modelling])
+def test_replaced_data_of_another_task_are_refused(classification, tmp_path, make):
+    file, task = make(tmp_path, classification.task.tokenizer)
+    config = dataclasses.replace(classification, task=task)
+    prepared(config)
+    file.write_text(file.read_text().replace("beta", "zeta", 1))
+    with pytest.raises(ValueError, match=r"other data; .*:\n  (train|text): SHA-256"):
+        prepared(config)
 
 
 def test_replaced_pretrained_weights_are_refused(classification, finished, tmp_path):

@@ -1,5 +1,6 @@
 """Behaviour of all pipelines: order, streaming, number of compilations, errors."""
 
+import concurrent.futures
 import dataclasses
 import json
 import shutil
@@ -65,6 +66,14 @@ def test_results_do_not_depend_on_the_batch(classify):
         np.testing.assert_allclose(
             [label.score for label in together.labels], [label.score for label in single.labels], atol=1e-6
         )
+
+
+def test_threads_with_one_tokenizer_do_not_change_each_others_results(classify):
+    both = [dataclasses.replace(classify, max_length=9), classify]
+    wanted = [pipeline(TEXTS) for pipeline in both]
+    assert wanted[0] != wanted[1]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda pipeline: pipeline(TEXTS), both * 4)) == wanted * 4
 
 
 def test_stream_reads_at_most_read_ahead_inputs(classify):

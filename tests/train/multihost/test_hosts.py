@@ -119,15 +119,15 @@ class Recorded(HostGroup):
         return [value] if self._before is None else [next(self._before), value]
 
 
-@pytest.mark.parametrize("name", ["train", "dev", "test"])
-def test_hosts_with_as_many_but_other_rows_are_named(classification, tmp_path, name):
+@pytest.mark.parametrize("name", ["train", "dev", "test", "vocabulary"])
+def test_hosts_with_as_many_but_other_rows_or_words_are_named(classification, tmp_path, name):
     first = Recorded()
     make_setup(classification, first)
-    file = tmp_path / f"{name}.tsv"
+    file = tmp_path / ("vocab.txt" if name == "vocabulary" else f"{name}.tsv")
     text = file.read_text()
     make_setup(classification, Recorded(first.exchanged))
-    file.write_text(text.replace("alpha", "zeta", 1))
-    with pytest.raises(ValueError, match=rf"different data; .*\n  {name}: [0-9a-f]{{64}} on host 1 \(there\), "):
+    file.write_text(text.replace("alpha", "theta", 1))
+    with pytest.raises(ValueError, match=rf"different data; .*(\n.*)*\n  {name}: [0-9a-f]{{64}} on host 1 \(there\), "):
         make_setup(classification, Recorded(first.exchanged))
 
 
