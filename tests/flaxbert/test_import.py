@@ -105,10 +105,9 @@ def test_no_dependency_is_declared_without_an_import():
 
 
 def test_import_costs_less_than_a_second_and_a_half_beyond_flax():
-    # Processor time: wall-clock time would measure the machine's other load.
-    code = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
-    flax, ours = (min(float(fresh_process(code.format(name))) for _ in range(3)) for name in ("flax", "flaxbert"))
-    assert ours - flax < 1.5
+    # Processor time: wall-clock time would measure the machine's other load. Of three, the first may compile modules.
+    code = "import time, flax; start = time.process_time(); import flaxbert; print(time.process_time() - start)"
+    assert min(float(fresh_process(code)) for _ in range(3)) < 1.5
 
 
 def test_public_names_exist_and_are_all_there_is():
