@@ -245,15 +245,16 @@ def restore_best(
 def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], reporter: Reporter) -> None:
     """Save the model as a folder that transformers loads, and write the predictions of the task."""
     folder, task = setup.config.run.folder, setup.task
-    target = folder / run_folder.MODEL_FOLDER
-    save_pretrained(target, dataclasses.replace(setup.model, origin=None), params)
-    if setup.is_first_host:
-        task.tokenizer.save(target, max_length=task.config.max_sequence_length)
-        try:
-            copy_pretrained_files(setup.model, target)
-        except (OSError, ValueError) as error:  # the folder has changed since `make_setup`
-            reporter.message(f"warning: not all files of {setup.model.origin} are copied into {target}: {error}")
-    reporter.message(f"model: {target} (transformers loads this folder)")
+    for name, (model, own_params) in task.models(setup.model, params).items():
+        target = folder / name
+        save_pretrained(target, dataclasses.replace(model, origin=None), own_params)
+        if setup.is_first_host:
+            task.tokenizer.save(target, max_length=task.config.max_sequence_length)
+            try:
+                copy_pretrained_files(model, target)
+            except (OSError, ValueError) as error:  # the folder has changed since `make_setup`
+                reporter.message(f"warning: not all files of {model.origin} are copied into {target}: {error}")
+        reporter.message(f"{name}: {target} (transformers loads this folder)")
     for line in task.write_predictions(setup.model, params, folder, results):
         reporter.message(line)
 

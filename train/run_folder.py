@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 from flaxbert.encoder_decoder import AnyModel, EncoderDecoderModel
+from flaxbert.families import architecture_of
 from flaxbert.files import atomic_write, file_sha256
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_settings import read_object
@@ -22,14 +23,13 @@ from flaxbert.weights.encoder_decoder import config_values
 from flaxbert.weights.sentence_transformers import transformer_folder
 from train.config import Config
 from train.distributed import Placement
-from train.tasks.task import TOKENIZER_FOLDER, Task
+from train.tasks.task import MODEL_FOLDER, TOKENIZER_FOLDER, Task
 
 _log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = "lock"
-MODEL_FOLDER = "model"
 
 
 def check_folder(config: Config) -> None:
@@ -137,7 +137,7 @@ def write_files(config: Config, task: Task, model: AnyModel, inputs: Mapping[str
         task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
     # With the tokenizer and config.json `flaxbert convert` can read the folder while it is still training.
     pair = isinstance(model, EncoderDecoderModel)
-    described = config_values(model) if pair else model.config.to_dict(architecture=type(model).__name__)
+    described = config_values(model) if pair else model.config.to_dict(architecture=architecture_of(model).name)
     for name, content in (("config.json", described), (INPUTS_FILE, dict(inputs))):
         with atomic_write(folder / name) as aside:
             aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -200,7 +200,6 @@ def pretraining_token_counts(batch: HostBatch) -> TokenCounts:
 class PretrainingTask(Task):
     """The task of pretraining."""
 
-    architecture: type[PreTrainedModel]
     max_length: int  # maximum tokens of a prompt
     prompts: tuple[str, ...]
     unigram_entropy: float  # of the held-out tokens (nat)
@@ -208,7 +207,7 @@ class PretrainingTask(Task):
     @property
     def loss_terms(self) -> tuple[str, ...]:
         """Losses of masked tokens and of next sentences, if the model has both heads."""
-        both = architecture_of(self.architecture).head is HeadKind.PRETRAINING
+        both = isinstance(self.architecture, type) and architecture_of(self.architecture).head is HeadKind.PRETRAINING
         return ("masked_lm_loss", "next_sentence_loss") if both else ()
 
     @property

@@ -30,11 +30,10 @@ from train.evaluate import EvalStepOutput, Evaluation
 from train.flops import cross_attention_flops, train_flops
 from train.metrics.generated_texts import chrf, exact_match
 from train.multihost.hosts import SINGLE_HOST, HostGroup
-from train.run_folder import MODEL_FOLDER
 from train.step import Batch
 from train.tasks.prediction_files import write_prediction_table, write_text
 from train.tasks.supervised import Supervised, common_fields, rows_digests
-from train.tasks.task import Task, TokenCounts, config_folder, fitted_config, load_tokenizer, model_config
+from train.tasks.task import MODEL_FOLDER, Task, TokenCounts, config_folder, fitted_config, load_tokenizer, model_config
 from train.tasks.text_corpus import learn_tokenizer
 
 

@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 # Folder inside a run's folder. It keeps the tokenizer that the run started with, for resuming it.
 TOKENIZER_FOLDER = "tokenizer"
+MODEL_FOLDER = "model"
+"""Folder inside a run's folder, for the trained model."""
 # Inputs of training batches besides those of the model's family.
 _POSITION_INPUTS = ("position_ids", "first_positions", "masked_lm_positions")
 
@@ -126,6 +128,10 @@ class Task(abc.ABC):
         assert isinstance(model, PreTrainedModel)
         key, mesh = jax.random.key(config.run.seed), placement.mesh
         return model, load_parameters(checkpoint, model, strict=False, new_head=self.new_head, key=key, mesh=mesh)
+
+    def models(self, model: AnyModel, params: Params) -> Mapping[str, tuple[AnyModel, Params]]:
+        """Return the models to save at the end, with their parameters, by their folder inside the run's folder."""
+        return {MODEL_FOLDER: (model, params)}
 
     @abc.abstractmethod
     def loss(self, model: AnyModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:

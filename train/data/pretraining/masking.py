@@ -28,12 +28,15 @@ class MaskingRule:
         whole_words: whether the tokens of a word are chosen together. An exact fraction is not exceeded then: words
             that would exceed it are skipped, as in Google's code.
         most: tokens chosen of one example, at most; None for no limit but the rate.
+        masked, random: shares of the chosen tokens that become [MASK], or a random token; the others stay.
     """
 
     rate: float = 0.15
     exact: bool = True
     whole_words: bool = False
     most: int | None = None
+    masked: float = 0.8
+    random: float = 0.1
 
     def __post_init__(self):
         if not 0.0 < self.rate < 1.0:
@@ -56,7 +59,7 @@ class MaskingRule:
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Masking of tokens: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay."""
+    """Masking of tokens; BERT's: of those chosen 80 % become [MASK], 10 % a random token, 10 % stay."""
 
     rule: MaskingRule
     vocab_size: int
@@ -125,7 +128,9 @@ class Masking:
         original = ids.reshape(-1)[chosen]
         masked = ids.copy()
         masked.reshape(-1)[chosen] = np.where(
-            replacement < 0.8, self.mask_id, np.where(replacement < 0.9, random_ids, original)
+            replacement < self.rule.masked,
+            self.mask_id,
+            np.where(replacement < self.rule.masked + self.rule.random, random_ids, original),
         )
         positions = np.zeros((rows, slots), np.int32)
         labels = np.full((rows, slots), IGNORE, np.int32)

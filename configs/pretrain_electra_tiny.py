@@ -1,0 +1,49 @@
+"""ELECTRA of BERT-tiny's size on Wikipedia's introductions: a generator of half its width, and a discriminator.
+
+    python -m train.data.prepare wiki_en.txt --vocab-size 8192 --output runs/wikipedia
+    python -m train configs/pretrain_electra_tiny.py
+
+The run leaves the discriminator in runs/pretrain_electra_tiny/model, which is the model to fine-tune, and the generator
+beside it. Not yet run to its end.
+"""
+
+from pathlib import Path
+
+from flaxbert import ElectraConfig
+from train.config import Config, Model, Run
+from train.data.pretraining.datasets import Stage
+from train.optim import Optim
+from train.optim.algorithms import AdamW
+from train.tasks.replaced_tokens import ReplacedTokens
+
+config = Config(
+    task=ReplacedTokens(
+        text="runs/wikipedia",
+        max_length=128,
+        row_length=256,
+        stages=(Stage(15_000, max_length=32),),
+        heldout=0.01,
+        generator_size=0.5,
+        prompts=("She was born in [MASK] 1950.", "It is located in the [MASK] of France."),
+    ),
+    model=Model(
+        sizes=ElectraConfig(
+            num_hidden_layers=2,
+            hidden_size=128,
+            num_attention_heads=2,
+            intermediate_size=512,
+            initializer_range=0.05,
+        ),
+        dropout=0.0,
+        scan=False,
+    ),
+    optim=Optim(learning_rate=2e-3, warmup=0.05, algorithm=AdamW(beta2=0.98)),
+    run=Run(
+        folder=Path("runs/pretrain_electra_tiny"),
+        batch_size=8,
+        steps=22_000,
+        log_every=100,
+        evaluate_every=1000,
+        checkpoint_every=2000,
+    ),
+)
