@@ -173,7 +173,7 @@ class SequenceToSequenceTask(Task):
         return ("loss", "perplexity", "exact_match", "chrf")
 
     def load_model(self, pretrained: Path, config: Config, placement: Placement) -> tuple[EncoderDecoderModel, Params]:
-        """Return an encoder-decoder, or one of a BERT given twice, and its parameters on the mesh."""
+        """Return an encoder-decoder with its own start token, or a BERT given twice, and the parameters on the mesh."""
         options: dict[str, Any] = {"mesh": placement.mesh, "rules": placement.rules, **config.model.attributes}
         tied = self.architecture.tied
         if is_encoder_decoder(config_folder(pretrained)):
@@ -188,8 +188,8 @@ class SequenceToSequenceTask(Task):
             model,
             encoder=model.encoder.clone(config=self.architecture.encoder),
             decoder=model.decoder.clone(config=self.config),
-            decoder_start_token_id=self.architecture.start,
-            pad_token_id=self.architecture.pad,
+            decoder_start_token_id=_first_given(model.decoder_start_token_id, self.architecture.start),
+            pad_token_id=_first_given(model.pad_token_id, self.architecture.pad),
         ), params
 
     def loss(self, model: EncoderDecoderModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
@@ -253,7 +253,7 @@ class SequenceToSequenceTask(Task):
             return []
         file = folder / MODEL_FOLDER / "generation_config.json"
         if not file.exists():
-            write_text(file, json.dumps(self._generation_keys(), indent=2) + "\n")
+            write_text(file, json.dumps(self._generation_keys(model), indent=2) + "\n")
         lines = []
         for name, result in results.items():
             texts = self._texts(name, result)
@@ -267,13 +267,13 @@ class SequenceToSequenceTask(Task):
             )
         return lines
 
-    def _generation_keys(self) -> dict[str, object]:
+    def _generation_keys(self, model: EncoderDecoderModel) -> dict[str, object]:
         settings = self.generation_settings
         return {
-            "decoder_start_token_id": self.architecture.start,
+            "decoder_start_token_id": model.decoder_start_token_id,
             "eos_token_id": settings.ends[0],
             "max_new_tokens": settings.new_tokens,
-            "pad_token_id": self.architecture.pad,
+            "pad_token_id": model.pad_token_id,
         }
 
     def _texts(self, name: str, evaluation: Evaluation) -> list[str]:
@@ -285,3 +285,7 @@ class SequenceToSequenceTask(Task):
             new = row[: int(np.argmax(row == end))] if end in row else row
             texts.append(self.tokenizer.decode([i for i in new if int(i) not in hidden]))
         return texts
+
+
+def _first_given(value: int | None, default: int) -> int:
+    return default if value is None else value

@@ -225,10 +225,14 @@ def test_a_pretrained_encoder_becomes_both(config, trained, tmp_path, caplog):
     _, shared = make_model(tied, tied.task.prepare(tied), Placement.of(given.mesh))
     assert shared["decoder"]["bert"]["layers"].keys() == {"cross_attention", "cross_attention_norm"}
 
-    # A finished run is trained further.
-    former = dataclasses.replace(given, model=Model(pretrained=trained.folder / "model"))
-    _, loaded = make_model(former, former.task.prepare(former), Placement.of(given.mesh))
-    wanted = by_path(flaxbert.from_pretrained(trained.folder / "model")[1])
+    # A finished run is trained further, from its own start token.
+    folder = shutil.copytree(trained.folder / "model", tmp_path / "pair")
+    keys = json.loads((folder / "config.json").read_text()) | {"decoder_start_token_id": 7}
+    (folder / "config.json").write_text(json.dumps(keys))
+    former = dataclasses.replace(given, model=Model(pretrained=folder))
+    model, loaded = make_model(former, former.task.prepare(former), Placement.of(given.mesh))
+    assert model.decoder_start_token_id == 7
+    wanted = by_path(flaxbert.from_pretrained(folder)[1])
     for path, values in by_path(loaded).items():
         np.testing.assert_array_equal(values[: len(wanted[path])], wanted[path], err_msg=path)
     former = with_task(former, tied=True)
