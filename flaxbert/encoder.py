@@ -6,6 +6,7 @@ Axis letters, here and in every file of the library:
     V vocabulary   L layers   C choices   N labels   E output width of a linear layer
     P first positions (one for each sequence of a batch row)   M masked positions   R positions returned: T, P, M or 1
     W rows of a packed keep mask: T / 32   X positions of the encoder that a decoder attends to
+    G beams of a prompt or of an answer   I size of an input vector of a pointer network   U steps of its decoder
 """
 
 import dataclasses

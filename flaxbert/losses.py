@@ -97,6 +97,11 @@ def token_classification(logits: Float[Array, "B T N"], labels: Int[ArrayLike, "
     return _with_ignored(logits, labels)
 
 
+def pointing(logits: Float[Array, "B U T"], labels: Int[ArrayLike, "B U"]) -> Loss:
+    """Cross-entropy over the steps of a pointer network whose label, a position, is not -100."""
+    return _with_ignored(logits, labels)
+
+
 def sequence_classification(
     logits: Float[Array, "B N"],
     labels: Num[ArrayLike, "B"] | Num[ArrayLike, "B N"],

@@ -18,7 +18,20 @@ from jaxtyping import install_import_hook
 
 # Every shape annotation of the library is an assertion while the tests run. Modules that have none, which read and
 # write files, would only be slower.
-WITH_SHAPES = ("dropout", "functional", "heads", "losses", "models", "outputs", "transformer")
+WITH_SHAPES = (
+    *(
+        "answer_pointer",
+        "dropout",
+        "functional",
+        "heads",
+        "losses",
+        "lstm",
+        "models",
+        "outputs",
+        "pointer",
+        "transformer",
+    ),
+)
 install_import_hook([f"flaxbert.{name}" for name in WITH_SHAPES], "beartype.beartype")
 
 import jax
