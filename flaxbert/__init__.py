@@ -1,6 +1,9 @@
 """BERT in JAX/Flax: every head, its losses, sharded training, and Hugging Face weights both ways."""
 
-from flaxbert import dropout, functional, losses, sharding, surgery, transformer, weights
+from flaxbert import dropout, functional, losses, pointer, sharding, surgery, transformer, weights
+
+# pointers to the start and the end of an answer
+from flaxbert.answer_pointer import BertForPointerQuestionAnswering
 
 # a decoder's keys and values
 from flaxbert.cache import init_cache
@@ -30,6 +33,7 @@ from flaxbert.families.distilbert import (
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForMultipleChoice,
+    DistilBertForPointerQuestionAnswering,
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
@@ -60,6 +64,7 @@ from flaxbert.families.roberta import (
     RobertaForCausalLM,
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
+    RobertaForPointerQuestionAnswering,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
@@ -100,6 +105,7 @@ __all__ = [
     "BertForMaskedLM",
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",
+    "BertForPointerQuestionAnswering",
     "BertForPreTraining",
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
@@ -117,6 +123,7 @@ __all__ = [
     "DistilBertConfig",
     "DistilBertForMaskedLM",
     "DistilBertForMultipleChoice",
+    "DistilBertForPointerQuestionAnswering",
     "DistilBertForQuestionAnswering",
     "DistilBertForSequenceClassification",
     "DistilBertForTokenClassification",
@@ -145,6 +152,7 @@ __all__ = [
     "RobertaForCausalLM",
     "RobertaForMaskedLM",
     "RobertaForMultipleChoice",
+    "RobertaForPointerQuestionAnswering",
     "RobertaForQuestionAnswering",
     "RobertaForSequenceClassification",
     "RobertaForTokenClassification",
@@ -163,6 +171,7 @@ __all__ = [
     "generate",
     "init_cache",
     "losses",
+    "pointer",
     "save_pretrained",
     "sharding",
     "surgery",

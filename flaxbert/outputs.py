@@ -7,7 +7,7 @@ are None unless asked for. `cache` is that of the call, extended by its tokens.
 """
 
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flaxbert.cache import KeyValueCache
 
@@ -119,6 +119,22 @@ class QuestionAnsweringModelOutput:
 
     start_logits: Float[Array, "B T"]
     end_logits: Float[Array, "B T"]
+    hidden_states: HiddenStates | None = None
+    attentions: Attentions | None = None
+
+
+@struct.dataclass
+class PointerQuestionAnsweringModelOutput:
+    """Output of `BertForPointerQuestionAnswering`; all logits are log-probabilities.
+
+    `end_logits` are those given one start, of the call's `start_positions` or else the most likely one. For n-best
+    answers, `starts` are G positions, [CLS] first, and `end_logits_by_start` the logits of ends given each of them.
+    """
+
+    start_logits: Float[Array, "B T"]
+    end_logits: Float[Array, "B T"]
+    starts: Int[Array, "B G"] | None = None
+    end_logits_by_start: Float[Array, "B G T"] | None = None
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import optax
 
-from flaxbert import save_pretrained
+from flaxbert import PreTrainedModel, save_pretrained
 from flaxbert.encoder_decoder import AnyModel
+from flaxbert.families import architecture_of
 from flaxbert.layers import Params
 from flaxbert.weights.folder import copy_other_files
 from train import run_folder
@@ -254,7 +255,8 @@ def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], repo
                 copy_pretrained_files(model, target)
             except (OSError, ValueError) as error:  # the folder has changed since `make_setup`
                 reporter.message(f"warning: not all files of {model.origin} are copied into {target}: {error}")
-        reporter.message(f"{name}: {target} (transformers loads this folder)")
+        own = isinstance(model, PreTrainedModel) and not architecture_of(model).is_in_transformers
+        reporter.message(f"{name}: {target} (transformers loads {'its encoder' if own else 'this folder'})")
     for line in task.write_predictions(setup.model, params, folder, results):
         reporter.message(line)
 

@@ -47,6 +47,9 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
             `torch.onnx` cannot export the model.
     """
     model, params, specs = load_model_to_export(source, target, length=length, packages=_PACKAGES, extra="onnx")
+    if not architecture_of(model).is_in_transformers:
+        name = architecture_of(model).name
+        raise ValueError(f"transformers, which makes the ONNX graph, has no {name}. Use stablehlo")
     if model.config.is_decoder:
         raise ValueError("is_decoder is true; causal attention can't be exported as ONNX. Use stablehlo")
     if model.config.pruned_heads or model.config.has_relative_positions:

@@ -9,6 +9,7 @@
 `BertModel` has the same names without `bert`. The configuration is `flaxbert.BertConfig`.
 """
 
+from flaxbert.answer_pointer import BertForPointerQuestionAnswering
 from flaxbert.config import BertConfig
 from flaxbert.families.family import (
     Architecture,
@@ -58,6 +59,18 @@ ENCODER: tuple[TensorName, ...] = (
 )
 POOLER: tuple[TensorName, ...] = linear_names("pooler.dense", "pooler")
 
+# The head of `answer_pointer.py`, under names of this library.
+ANSWER_POINTER: tuple[TensorName, ...] = (
+    TensorName("pointer.first_input", ("pointer", "first_input")),
+    *(
+        row
+        for name in ("state", "context", "score", "mix")
+        for row in linear_names(f"pointer.{name}", f"pointer/{name}")
+    ),
+    *linear_names("pointer.cell.input", "pointer/cell/input"),
+    *linear_names("pointer.cell.state", "pointer/cell/state"),
+)
+
 # Tensors of files that hold no parameter.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
@@ -70,6 +83,7 @@ _HEADS: tuple[TensorName, ...] = (
     *linear_names("cls.seq_relationship", "seq_relationship"),
     *linear_names("classifier", "classifier"),
     *linear_names("qa_outputs", "qa_outputs"),
+    *ANSWER_POINTER,
 )
 
 # Keys of config.json without an effect on this library's mathematics.
@@ -121,6 +135,7 @@ BERT = Family(
         Architecture(BertLMHeadModel, HeadKind.CAUSAL_LM),
         Architecture(BertForNextSentencePrediction, HeadKind.NEXT_SENTENCE, ("cls.seq_relationship.weight",)),
         Architecture(BertForQuestionAnswering, HeadKind.QUESTION_ANSWERING, ("qa_outputs.weight",)),
+        Architecture(BertForPointerQuestionAnswering, HeadKind.ANSWER_POINTER, ("pointer.score.weight",)),
         Architecture(
             BertForSequenceClassification,
             HeadKind.SEQUENCE_CLASSIFICATION,

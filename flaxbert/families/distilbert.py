@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 from jax.typing import ArrayLike
 
+from flaxbert.answer_pointer import BertForPointerQuestionAnswering
 from flaxbert.config import BertConfig
-from flaxbert.families.bert import KEPT_CONFIG_KEYS
+from flaxbert.families.bert import ANSWER_POINTER, KEPT_CONFIG_KEYS
 from flaxbert.families.family import (
     Architecture,
     Family,
@@ -144,6 +145,12 @@ class DistilBertForQuestionAnswering(DistilBertEncoder, BertForQuestionAnswering
         return self.config.qa_dropout
 
 
+class DistilBertForPointerQuestionAnswering(DistilBertEncoder, BertForPointerQuestionAnswering):
+    """The first position of an answer, after dropout, and the last one given the first."""
+
+    head_dropout_prob = DistilBertForQuestionAnswering.head_dropout_prob
+
+
 _LAYER = "transformer.layer.{layer}"
 
 _ENCODER: tuple[TensorName, ...] = (
@@ -170,6 +177,7 @@ _HEADS: tuple[TensorName, ...] = (
     *linear_names("pre_classifier", "pre_classifier"),
     *linear_names("classifier", "classifier"),
     *linear_names("qa_outputs", "qa_outputs"),
+    *ANSWER_POINTER,
 )
 
 DISTILBERT = Family(
@@ -202,6 +210,7 @@ DISTILBERT = Family(
         Architecture(DistilBertModel, HeadKind.NONE),
         Architecture(DistilBertForMaskedLM, HeadKind.MASKED_LM, ("vocab_transform.",)),
         Architecture(DistilBertForQuestionAnswering, HeadKind.QUESTION_ANSWERING, ("qa_outputs.weight",)),
+        Architecture(DistilBertForPointerQuestionAnswering, HeadKind.ANSWER_POINTER, ("pointer.score.weight",)),
         Architecture(DistilBertForSequenceClassification, HeadKind.SEQUENCE_CLASSIFICATION, ("pre_classifier.weight",)),
         Architecture(DistilBertForMultipleChoice, HeadKind.MULTIPLE_CHOICE),
         Architecture(DistilBertForTokenClassification, HeadKind.TOKEN_CLASSIFICATION, ("classifier.weight",)),

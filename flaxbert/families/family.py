@@ -28,6 +28,7 @@ class HeadKind(enum.Enum):
     MULTIPLE_CHOICE = "multiple choice"
     TOKEN_CLASSIFICATION = "token classification"
     QUESTION_ANSWERING = "question answering"
+    ANSWER_POINTER = "question answering by a pointer"
     REPLACED_TOKENS = "replaced-token detection"
 
 
@@ -110,6 +111,11 @@ class Architecture:
     model_class: type[PreTrainedModel]
     head: HeadKind
     marks: tuple[str, ...] = ()
+
+    @property
+    def is_in_transformers(self) -> bool:
+        """False for a head that `transformers` lacks: it loads the encoder alone."""
+        return self.head is not HeadKind.ANSWER_POINTER
 
     @property
     def name(self) -> str:

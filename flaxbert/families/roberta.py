@@ -21,9 +21,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from flaxbert import functional
+from flaxbert.answer_pointer import BertForPointerQuestionAnswering
 from flaxbert.config import BertConfig
 from flaxbert.encoder import EncoderInputs
-from flaxbert.families.bert import BUFFERS, ENCODER, KEPT_CONFIG_KEYS, POOLER
+from flaxbert.families.bert import ANSWER_POINTER, BUFFERS, ENCODER, KEPT_CONFIG_KEYS, POOLER
 from flaxbert.families.family import (
     Architecture,
     Family,
@@ -178,6 +179,10 @@ class RobertaForQuestionAnswering(RobertaEncoder, BertForQuestionAnswering):
     """The first and the last position of an answer."""
 
 
+class RobertaForPointerQuestionAnswering(RobertaEncoder, BertForPointerQuestionAnswering):
+    """The first position of an answer, and the last one given the first."""
+
+
 HEADS: tuple[TensorName, ...] = (
     *layer_norm_names("lm_head.layer_norm", "predictions/norm"),
     TensorName("lm_head.bias", ("predictions", "bias"), per_token=True),
@@ -187,12 +192,14 @@ HEADS: tuple[TensorName, ...] = (
     *linear_names("classifier.out_proj", "classifier/output"),
     *linear_names("classifier", "classifier"),
     *linear_names("qa_outputs", "qa_outputs"),
+    *ANSWER_POINTER,
 )
 _MARKS = {
     HeadKind.MASKED_LM: ("lm_head.",),
     HeadKind.SEQUENCE_CLASSIFICATION: ("classifier.out_proj.weight",),
     HeadKind.TOKEN_CLASSIFICATION: ("classifier.weight",),
     HeadKind.QUESTION_ANSWERING: ("qa_outputs.weight",),
+    HeadKind.ANSWER_POINTER: ("pointer.score.weight",),
 }
 
 
@@ -236,5 +243,6 @@ ROBERTA = roberta_family(
         HeadKind.MULTIPLE_CHOICE: RobertaForMultipleChoice,
         HeadKind.TOKEN_CLASSIFICATION: RobertaForTokenClassification,
         HeadKind.QUESTION_ANSWERING: RobertaForQuestionAnswering,
+        HeadKind.ANSWER_POINTER: RobertaForPointerQuestionAnswering,
     },
 )

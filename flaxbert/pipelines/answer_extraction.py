@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
 from flaxbert.config import BertConfig
-from flaxbert.families import HeadKind
+from flaxbert.families import HeadKind, architecture_of
 from flaxbert.layers import Params
 from flaxbert.pipelines.batching import InputSequence
 from flaxbert.pipelines.pipeline import Pipeline, require_at_least, require_text_pair
-from flaxbert.text.answers import Candidate, rank_answers, saved_answer_settings
+from flaxbert.text.answers import AnswerLogits, Candidate, rank_answers, saved_answer_settings
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 
 _MAX_QUERY = 64  # the default of run_squad
@@ -76,7 +75,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
     overlap: int | None = None
     null_threshold: float | None = None
 
-    heads: ClassVar = (HeadKind.QUESTION_ANSWERING,)
+    heads: ClassVar = (HeadKind.QUESTION_ANSWERING, HeadKind.ANSWER_POINTER)
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,6 +98,10 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
             saved = {name: value for name, value in saved.items() if name not in ("step", "overlap")}
         return saved
 
+    @property
+    def _candidates(self) -> int:
+        return max(self.n_best, self.top_k, 1 + (self.null_threshold is not None))
+
     def _windowing_options(self) -> WindowingOptions:
         max_query = min(_MAX_QUERY, self._longest // 3) if self.max_query is None else self.max_query
         overlap = self.overlap
@@ -117,26 +120,23 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
             for of_question in windows
         ]
 
-    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def _forward(self, params: Params, batch: Mapping[str, jax.Array]) -> AnswerLogits:
+        if architecture_of(self.model).head is HeadKind.ANSWER_POINTER:
+            out = self._model_outputs(params, batch, beams=self._candidates)
+            return AnswerLogits(out.start_logits, out.end_logits_by_start, out.starts)
         out = self._model_outputs(params, batch)
-        return out.start_logits, out.end_logits
+        return AnswerLogits(out.start_logits, out.end_logits)
 
     def _decode(
-        self,
-        item: tuple[str, str],
-        sequences: Sequence[InputSequence],
-        outputs: Iterable[tuple[np.ndarray, np.ndarray]],
+        self, item: tuple[str, str], sequences: Sequence[InputSequence], outputs: Iterable[AnswerLogits]
     ) -> ExtractedAnswer:
-        start_logits, end_logits = zip(*outputs, strict=True)
-        may_be_empty = self.null_threshold is not None
         answers = rank_answers(
             item[1],
             [sequence.window for sequence in sequences if isinstance(sequence, _ContextWindow)],
-            start_logits,
-            end_logits,
-            n_best=max(self.n_best, self.top_k, 1 + may_be_empty),
+            list(outputs),
+            n_best=self._candidates,
             max_answer=self.max_answer,
-            may_be_empty=may_be_empty,
+            may_be_empty=self.null_threshold is not None,
         )
         text = answers.text(self.null_threshold)
         no_candidate = Candidate("", 0, 0, 0.0, 0.0)  # for a context without tokens

@@ -37,6 +37,7 @@ _PREDICT_TASKS = {
     HeadKind.MULTIPLE_CHOICE: "choose",
     HeadKind.TOKEN_CLASSIFICATION: "tag",
     HeadKind.QUESTION_ANSWERING: "answer",
+    HeadKind.ANSWER_POINTER: "answer",
 }
 
 

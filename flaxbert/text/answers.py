@@ -5,6 +5,7 @@ Spans are counted in characters of the context, so that scripts without spaces b
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,11 +77,24 @@ class RankedAnswers:
         return "" if threshold is not None and self.null_odds > threshold else self.best
 
 
+class AnswerLogits(NamedTuple):
+    """The scores of a window's T tokens as the start and as the end of an answer.
+
+    Attributes:
+        start_logits: [T].
+        end_logits: [T], or [G, T] given each of `starts`.
+        starts: [G], positions to pair with ends, the first of which is [CLS]; None pairs all.
+    """
+
+    start_logits: np.ndarray
+    end_logits: np.ndarray
+    starts: np.ndarray | None = None
+
+
 def rank_answers(
     context: str,
     windows: Sequence[QuestionWindow],
-    start_logits: Sequence[np.ndarray],
-    end_logits: Sequence[np.ndarray],
+    logits: Sequence[AnswerLogits],
     *,
     n_best: int = 20,
     max_answer: int = 30,
@@ -88,16 +102,16 @@ def rank_answers(
 ) -> RankedAnswers:
     """Return the best answers to one question from the logits of all windows of its context.
 
-    The `n_best` highest starts and ends of every window are paired. A pair is a candidate if its start has its maximum
-    context in this window, its end is not before its start, and both are context tokens. "No answer" has the score of
-    [CLS] as start and end, in the window where this score is lowest. Unlike run_squad, padding is never a candidate. If
-    no span is found, `null_odds` compares with a score of 0, as Hugging Face's scripts do.
+    The `n_best` highest starts and ends of every window are paired, or the given starts and the `n_best` highest ends
+    of each. A pair is a candidate if its start has its maximum context in this window, its end is not before its start,
+    and both are context tokens. "No answer" has the score of [CLS] as start and end, in the window where this score is
+    lowest. Unlike run_squad, padding is never a candidate. If no span is found, `null_odds` compares with a score of 0,
+    as Hugging Face's scripts do.
 
     Args:
         context: of the question.
         windows: all windows of the question, from `question_windows`.
-        start_logits: for each window [T] or longer; values beyond the window's tokens are ignored.
-        end_logits: likewise.
+        logits: of each window, of all its tokens or more; those beyond its tokens are ignored.
         n_best: number of candidates to return. Candidates with equal texts count once, with the best score.
         max_answer: maximum number of tokens of an answer.
         may_be_empty: make "no answer" a candidate. It is added to the `n_best` if it is not among them.
@@ -107,13 +121,10 @@ def rank_answers(
     """
     if n_best < 1 + may_be_empty:
         raise ValueError(f'n_best is {n_best}; must be at least 1, or 2 where "no answer" is a candidate')
-    starts, ends = _window_logits(windows, start_logits), _window_logits(windows, end_logits)
-    spans = [
-        _window_spans(window, start, end, n_best, max_answer)
-        for window, start, end in zip(windows, starts, ends, strict=True)
-    ]
+    cut = _without_padding(windows, logits)
+    spans = [_window_spans(window, own, n_best, max_answer) for window, own in zip(windows, cut, strict=True)]
     characters, scores = (np.concatenate(parts) for parts in zip(*spans, strict=True))
-    null = min(((start[0], end[0]) for start, end in zip(starts, ends, strict=True)), key=sum)
+    null = min(((own.start_logits[0], own.end_logits.flat[0]) for own in cut), key=sum)
     if may_be_empty:
         characters, scores = np.append(characters, [[0, 0]], axis=0), np.append(scores, [null], axis=0)
     order = np.argsort(-scores.sum(axis=1), kind="stable")
@@ -129,7 +140,7 @@ def rank_answers(
     return RankedAnswers(_with_probabilities(candidates), float(sum(null)) - best)
 
 
-def _window_logits(windows: Sequence[QuestionWindow], logits: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _without_padding(windows: Sequence[QuestionWindow], logits: Sequence[AnswerLogits]) -> list[AnswerLogits]:
     """Return each window's logits without padding, in float64.
 
     In float64 the sum of two logits is exact, as it is for Python's floats in run_squad.
@@ -138,26 +149,32 @@ def _window_logits(windows: Sequence[QuestionWindow], logits: Sequence[np.ndarra
         raise ValueError("no windows: a question has at least one")
     cut = []
     for window, given in zip(windows, logits, strict=True):
-        if len(given) < len(window.ids):
-            raise ValueError(f"{len(given)} scores for a window of {len(window.ids)} tokens")
-        cut.append(np.asarray(given, np.float64)[: len(window.ids)])
+        count, sizes = len(window.ids), [np.shape(array)[-1] for array in given[:2]]
+        if min(sizes) < count:
+            raise ValueError(f"{min(sizes)} scores for a window of {count} tokens")
+        start_logits, end_logits = (np.asarray(array, np.float64)[..., :count] for array in given[:2])
+        cut.append(AnswerLogits(start_logits, end_logits, given.starts))
     return cut
 
 
 def _window_spans(
-    window: QuestionWindow, start_logits: np.ndarray, end_logits: np.ndarray, n_best: int, max_answer: int
+    window: QuestionWindow, logits: AnswerLogits, n_best: int, max_answer: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the candidates of a window: `(start, end)` in characters [N, 2], start and end logit [N, 2]."""
-    first = np.argsort(-start_logits, kind="stable")[:n_best] - window.first
-    last = np.argsort(-end_logits, kind="stable")[:n_best] - window.first
-    count = len(window.offsets)
-    first, last = first[(first >= 0) & (first < count)], last[(last >= 0) & (last < count)]
-    first = first[window.has_max_context[first]]
-    length = last[None] - first[:, None] + 1
-    i, j = np.nonzero((length >= 1) & (length <= max_answer))
-    first, last = first[i], last[j]
+    start_logits, end_logits, starts = logits
+    if starts is None:
+        starts, end_logits = np.argsort(-start_logits, kind="stable")[:n_best], end_logits[None]
+    count, first = len(window.offsets), starts - window.first
+    usable = (first >= 0) & (first < count)
+    usable[usable] = window.has_max_context[first[usable]]
+    first = first[usable]
+    last = np.argsort(-end_logits, axis=1, kind="stable")[:, :n_best] - window.first
+    last, end_logits = (np.broadcast_to(x, (len(starts), x.shape[1]))[usable] for x in (last, end_logits))
+    length = last - first[:, None] + 1
+    i, j = np.nonzero((last >= 0) & (last < count) & (length >= 1) & (length <= max_answer))
+    first, last = first[i], last[i, j]
     characters = np.stack([window.offsets[first, 0], window.offsets[last, 1]], axis=1)
-    scores = np.stack([start_logits[window.first + first], end_logits[window.first + last]], axis=1)
+    scores = np.stack([start_logits[window.first + first], end_logits[i, window.first + last]], axis=1)
     not_empty = characters[:, 0] < characters[:, 1]
     return characters[not_empty], scores[not_empty]
 

@@ -218,10 +218,12 @@ def _with_file_names(
 
 
 def config_text(model: PreTrainedModel, tensors: Mapping[str, LazyTensor]) -> str:
-    """Return the content of config.json for a model and the tensors of its file."""
-    config = model.config
-    if architecture_of(model).head is HeadKind.QUESTION_ANSWERING and config.num_labels != 2:
+    """Return the content of config.json for a model and the tensors of its file; warn of a class that is ours alone."""
+    config, architecture = model.config, architecture_of(model)
+    if not architecture.is_in_transformers:
+        _log.warning("transformers has no %s: of this folder it loads the encoder, without the head", architecture.name)
+    if architecture.head is HeadKind.QUESTION_ANSWERING and config.num_labels != 2:
         config = config.replace(num_labels=2)  # transformers takes the size of this head from it
     widest = max({tensor.dtype for tensor in tensors.values()}, key=lambda dtype: dtype.itemsize)
-    values = config_to_dict(config, architecture=architecture_of(model).name, dtype=widest.name)
+    values = config_to_dict(config, architecture=architecture.name, dtype=widest.name)
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

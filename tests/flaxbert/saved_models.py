@@ -7,7 +7,8 @@ import flaxbert
 from flaxbert.families import BERT
 from flaxbert.weights.checkpoint import open_checkpoint
 
-BERT_CLASSES = sorted(architecture.name for architecture in BERT.architectures)
+# Those of transformers.
+BERT_CLASSES = sorted(known.name for known in BERT.architectures if known.is_in_transformers)
 CONFIG = flaxbert.BertConfig(
     vocab_size=61,
     hidden_size=15,

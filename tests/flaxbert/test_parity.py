@@ -7,8 +7,8 @@ import torch
 import transformers
 
 import flaxbert
-from flaxbert.families import BERT
 from tests.flaxbert.parity import assert_parity, random_config, randomise
+from tests.flaxbert.saved_models import BERT_CLASSES
 
 EXTRA = {
     "BertForSequenceClassification": {
@@ -22,7 +22,7 @@ EXTRA = {
 CASES = [
     *(
         (name, variant, EXTRA.get(name, {}).get(variant, {}))
-        for name in (architecture.name for architecture in BERT.architectures)
+        for name in BERT_CLASSES
         for variant in ("padded", "rows", "embeds")
     ),
     ("BertLMHeadModel", "padded", {"is_decoder": False}),

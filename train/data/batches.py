@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from train.data.examples import LabelledSequences, SequenceExamples
 from train.data.packing import (
@@ -171,9 +173,10 @@ class EvaluationBatches(Generic[Kind]):
         """The lengths that batches are padded to, ascending."""
         return choose_padded_sizes(self.examples.longest(self.members), self.max_length, multiple=LENGTH_MULTIPLE)
 
-    def by_example(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the output for each example, in the examples' order, from the outputs of each batch [B, ...]."""
-        found: dict[int, np.ndarray] = {}
+    def by_example(self, outputs: Sequence[PyTree]) -> list[PyTree]:
+        """Return the outputs for each example, in the examples' order, from those of each batch, arrays [B, ...]."""
+        found: dict[int, PyTree] = {}
         for members, values in zip(self.members, outputs, strict=True):
-            found.update(zip(members.tolist(), values, strict=False))  # rows of padding come last
+            for row, number in enumerate(members.tolist()):  # rows of padding come last
+                found[number] = jax.tree.map(lambda array, row=row: array[row], values)
         return [found[number] for number in range(len(self.examples))]

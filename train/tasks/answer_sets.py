@@ -8,9 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from flaxbert.text.answers import RankedAnswers, rank_answers
+from flaxbert.text.answers import AnswerLogits, RankedAnswers, rank_answers
 from flaxbert.text.windows import QuestionWindow
 from train.data.questions import SquadQuestion
 from train.metrics.squad import best_null_threshold, cmrc_metrics, squad1_metrics, squad2_metrics
@@ -65,20 +63,15 @@ class AnswerSet:
             self.trained_on_no_answer and not self.labelled
         )
 
-    def ranked_answers(self, logits: Sequence[np.ndarray]) -> dict[str, RankedAnswers]:
-        """Return the best answers to each question, by its id.
-
-        `logits`: [2, T] of each window (as start, as end), in the order of the windows.
-        """
+    def ranked_answers(self, logits: Sequence[AnswerLogits]) -> dict[str, RankedAnswers]:
+        """Return the best answers to each question, by its id; `logits` of each window, in the order of the windows."""
         remaining = iter(logits)
         answers = {}
         for question, windows in zip(self.questions, self.windows, strict=True):
-            starts, ends = zip(*(next(remaining) for _ in windows), strict=True)
             answers[question.id] = rank_answers(
                 question.context,
                 windows,
-                starts,
-                ends,
+                [next(remaining) for _ in windows],
                 n_best=self.n_best,
                 max_answer=self.max_answer,
                 may_be_empty=self.allows_no_answer,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from flaxbert.text.answers import RankedAnswers, answer_settings_keys
+from flaxbert.text.answers import AnswerLogits, RankedAnswers, answer_settings_keys
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from train.config import Config
 from train.data.batches import EvaluationBatches
@@ -54,6 +54,8 @@ class QuestionAnswering(Supervised):
     """Tokens from the start of a window to that of the next (Google's doc_stride); give this or `window_overlap`."""
     window_overlap: int | None = None
     """Tokens that neighbouring windows share (Hugging Face's stride)."""
+    head: Literal["linear", "pointer"] = "linear"
+    """The model's head: two scores of each token, or a pointer to the start and then, given the start, to the end."""
     n_best: int = 20
     """Number of starts and of ends to combine in a window, and of answers to write for a question."""
     max_answer: int = 30
@@ -110,7 +112,7 @@ class QuestionAnswering(Supervised):
             for name, rows in sets.items()
             if name != "train"
         }
-        head = HeadKind.QUESTION_ANSWERING
+        head = HeadKind.ANSWER_POINTER if self.head == "pointer" else HeadKind.QUESTION_ANSWERING
         return QuestionAnsweringTask(
             **common_fields(
                 spans, config, sizes, tokenizer, max_length=self.max_length, head=head, host_shard=host_shard
@@ -119,6 +121,7 @@ class QuestionAnswering(Supervised):
             digests=rows_digests(sets),
             sets=answer_sets,
             null_threshold=self.null_threshold,
+            beams=self.n_best if self.head == "pointer" else None,
         )
 
     def _keys_for_predictions(self, keys: Mapping[str, object]) -> dict[str, object]:
@@ -182,6 +185,7 @@ class QuestionAnsweringTask(Task):
     evaluations: Mapping[str, EvaluationBatches[SpanSequences]]
     sets: Mapping[str, AnswerSet]  # the questions of each evaluated set
     null_threshold: float | None  # as in the settings
+    beams: int | None  # starts that a pointer scores ends for; None for a linear head
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -190,19 +194,32 @@ class QuestionAnsweringTask(Task):
 
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return half the cross-entropy of starts and half that of ends, as two terms."""
-        return _loss(_logits(model, params, batch, key), batch)
+        return _loss(self._outputs(model, params, batch, key, beams=0), batch)
 
     def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
         """Return the logits of every position as start and as end."""
+        if self.beams is not None:  # teacher and student would each be given another start
+            raise ValueError("a pointer is not distilled: give --task.head linear, or leave --distillation.teacher out")
         weight = batch["attention_mask"].any(axis=-1)
         return [SoftTarget(output.start_logits, weight), SoftTarget(output.end_logits, weight)]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
-        """Return the loss; the outputs are the logits of every position as start and as end, [B, 2, T]."""
-        logits = _logits(model, params, batch, None)
-        loss = _loss(logits, batch)
+        """Return the loss; the outputs are the `AnswerLogits` of each window."""
+        out = self._outputs(model, params, batch, None, beams=self.beams)
+        loss = _loss(out, batch)
+        logits = AnswerLogits(out.start_logits, out.end_logits)
+        if self.beams is not None:
+            logits = AnswerLogits(out.start_logits, out.end_logits_by_start, out.starts)
         # An example counts in both terms or in none, so their weights are equal.
         return EvalStepOutput({"loss": Loss(jnp.sum(loss.sum), loss.weight[0])}, logits)
+
+    def _outputs(
+        self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None, *, beams: int | None
+    ) -> Any:
+        """Return the model's output; a pointer's ends are those given the right starts."""
+        if self.beams is None:
+            return apply_model(model, params, batch, key)
+        return apply_model(model, params, batch, key, start_positions=batch["start_positions"], beams=beams)
 
     def compute_metrics(
         self, name: str, evaluation: Evaluation, *, earlier: Mapping[str, Evaluation]
@@ -275,11 +292,5 @@ def _spans(questions: Sequence[SquadQuestion], windows: Sequence[Sequence[Questi
     )
 
 
-def _logits(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-    """Return the logits of every position as start and as end, [B, 2, T]."""
-    outputs = apply_model(model, params, batch, key)
-    return jnp.stack([outputs.start_logits, outputs.end_logits], axis=1)
-
-
-def _loss(logits: jax.Array, batch: Batch) -> Loss:
-    return losses.question_answering(logits[:, 0], logits[:, 1], batch["start_positions"], batch["end_positions"])
+def _loss(out: Any, batch: Batch) -> Loss:
+    return losses.question_answering(out.start_logits, out.end_logits, batch["start_positions"], batch["end_positions"])

@@ -202,10 +202,11 @@ class TaskSettings(abc.ABC):
         return self.prepare(config).train_spec()
 
 
-def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Any:
+def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None, **further: Any) -> Any:
     """Run the model on the entries of `batch` that are model inputs; with dropout if `key` is not None.
 
-    Rows that hold several texts have `segment_ids` instead of an attention mask.
+    `further` are arguments of the model beside them. Rows that hold several texts have `segment_ids` instead of an
+    attention mask.
     """
     names = (*model.input_names, *_POSITION_INPUTS)
     arguments: dict[str, Any] = {name: batch[name] for name in names if name in batch}
@@ -214,7 +215,7 @@ def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.A
     if "position_ids" in arguments:  # counted from 0
         arguments["position_ids"] = arguments["position_ids"] + model.config.position_offset
     rngs = None if key is None else {"dropout": key}
-    return model.apply({"params": params}, **arguments, deterministic=key is None, rngs=rngs)
+    return model.apply({"params": params}, **arguments, **further, deterministic=key is None, rngs=rngs)
 
 
 def minilm_folder() -> Path | None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from flaxbert.text.answers import rank_answers
+from flaxbert.text.answers import AnswerLogits, rank_answers
 from flaxbert.text.windows import (
     QuestionWindow,
     WindowingOptions,
@@ -112,9 +112,9 @@ def test_each_token_has_max_context_in_exactly_one_window(tokenizer, length, wor
 def test_context_without_tokens_has_a_window_and_no_answer(tokenizer):
     (windows,) = question_windows(tokenizer, ["w1"], ["\u200b"], WindowingOptions(12, 4, step=2))
     assert len(windows) == 1 and len(windows[0].offsets) == 0 and len(windows[0].ids) == 4
-    logits = [np.array([1.0, 2.0, 3.0, 4.0])]
+    logits = np.array([1.0, 2.0, 3.0, 4.0])
     for may_be_empty in (False, True):
-        found = rank_answers("\u200b", windows, logits, logits, may_be_empty=may_be_empty)
+        found = rank_answers("\u200b", windows, [AnswerLogits(logits, logits)], may_be_empty=may_be_empty)
         assert found.best == "" and found.text(0.0) == "" and found.null_odds == 2.0
         assert len(found.candidates) == may_be_empty
 
@@ -174,9 +174,8 @@ def test_ranking_equals_an_exhaustive_search(tokenizer, seed, may_be_empty):
         [np.append(np.round(random.normal(size=len(w.ids)), 1), [99.0] * 3) for w in windows] for _ in range(2)
     )
     n_best, max_answer = int(random.integers(2, 12)), int(random.integers(1, 8))
-    found = rank_answers(
-        context, windows, starts, ends, n_best=n_best, max_answer=max_answer, may_be_empty=may_be_empty
-    )
+    logits = list(map(AnswerLogits, starts, ends))
+    found = rank_answers(context, windows, logits, n_best=n_best, max_answer=max_answer, may_be_empty=may_be_empty)
     expected, odds = reference(context, windows, starts, ends, n_best, max_answer, may_be_empty)
     assert [c.text for c in found.candidates] == [text for text, _, _ in expected]
     np.testing.assert_allclose([c.score for c in found.candidates], [score for _, score, _ in expected])
@@ -294,7 +293,8 @@ def test_answers_of_any_script_are_taught_and_returned_whole(seeds):
             if window.has_max_context[answer[0] - first]:
                 starts, ends = ([np.full(len(w.ids), -9.0) for w in windows] for _ in range(2))
                 starts[n][positions[0]] = ends[n][positions[1]] = 9.0
-                assert rank_answers(context, windows, starts, ends, max_answer=400).best == context[start:end]
+                logits = list(map(AnswerLogits, starts, ends))
+                assert rank_answers(context, windows, logits, max_answer=400).best == context[start:end]
 
 
 def test_memory_of_the_max_context_rule_is_linear():
@@ -326,7 +326,7 @@ def test_ranking_of_a_hand_computed_example():
     assert window.positions(2, 3) == (5, 5)
     start, end = np.zeros(9), np.zeros(9)
     start[3], end[4], start[0], end[0] = 5.0, 4.0, 1.0, 2.0
-    found = rank_answers("东京是首都", [window], [start], [end], n_best=3, may_be_empty=True)
+    found = rank_answers("东京是首都", [window], [AnswerLogits(start, end)], n_best=3, may_be_empty=True)
     assert (found.best, found.null_odds) == ("东京", 3.0 - 9.0)
     # The other best starts and ends are [CLS] and the token after it.
     assert [c.text for c in found.candidates] == ["东京", ""]
@@ -337,8 +337,8 @@ def test_ranking_of_a_hand_computed_example():
 def test_invalid_scores():
     window = window_of("abc")
     with pytest.raises(ValueError, match="5 scores for a window of 7"):
-        rank_answers("abc", [window], [np.zeros(5)], [np.zeros(7)])
+        rank_answers("abc", [window], [AnswerLogits(np.zeros(5), np.zeros(7))])
     with pytest.raises(ValueError, match="no windows"):
-        rank_answers("abc", [], [], [])
+        rank_answers("abc", [], [])
     with pytest.raises(ValueError, match="at least 1, or 2"):
-        rank_answers("abc", [window], [np.zeros(7)], [np.zeros(7)], n_best=1, may_be_empty=True)
+        rank_answers("abc", [window], [AnswerLogits(np.zeros(7), np.zeros(7))], n_best=1, may_be_empty=True)

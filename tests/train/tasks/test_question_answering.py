@@ -14,6 +14,7 @@ import flaxbert
 from flaxbert import cli, losses
 from flaxbert.conversion.convert import convert
 from flaxbert.pipelines import QuestionAnsweringPipeline
+from flaxbert.text.answers import AnswerLogits
 from flaxbert.tokenizer import SPECIAL_TOKENS
 from tests.runs import SMALL
 from tests.train.test_loop import with_task
@@ -73,8 +74,9 @@ def read(folder, name):
 
 
 @pytest.mark.usefixtures("optimized")
-def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, capsys):
-    config = config_in(tmp_path, test=str(tmp_path / "test.json"))
+@pytest.mark.parametrize("head", ["linear", pytest.param("pointer", marks=pytest.mark.slow)])
+def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, capsys, head):
+    config = config_in(tmp_path, test=str(tmp_path / "test.json"), head=head)
     folder = run(config)
     printed = capsys.readouterr().out
     assert "train without answer 16" in printed and "predictions_test.json" in printed
@@ -105,7 +107,8 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
     # The threshold is that of dev, for both, and told at the end.
     assert f"no answer where null odds exceed {found['dev']['threshold']!r}: --null-threshold" in printed
     assert found["dev"]["threshold"] == found["test"]["threshold"] == found["dev"]["best_f1_thresh"]
-    assert isinstance(flaxbert.from_pretrained(folder / "model")[0], flaxbert.BertForQuestionAnswering)
+    name = {"linear": "BertForQuestionAnswering", "pointer": "BertForPointerQuestionAnswering"}[head]
+    assert type(flaxbert.from_pretrained(folder / "model")[0]).__name__ == name
     # `flaxbert predict` takes windows and limits from the model's folder, and gives the answers of the run.
     # The threshold is the null odds of one question, which another program may round up.
     threshold = str(found["dev"]["threshold"] + 1e-4)
@@ -121,6 +124,32 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
     assert (pipeline.max_length, pipeline.step, pipeline.overlap, pipeline.max_answer) == (24, None, 2, 3)
     convert(folder / "model", tmp_path / "copy")
     assert QuestionAnsweringPipeline.from_pretrained(tmp_path / "copy").step == 6
+
+
+def test_a_pointer_trains_and_predicts(tmp_path, capsys):
+    """Metrics, files and `flaxbert predict` take the beam over starts."""
+    config = config_in(tmp_path, head="pointer")
+    folder = run(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4, log_every=4)))
+    assert type(flaxbert.from_pretrained(folder / "model")[0]) is flaxbert.BertForPointerQuestionAnswering
+    candidates = read(folder, "nbest_predictions_dev.json")
+    assert "model (transformers loads its encoder)" in capsys.readouterr().out
+    # Log-probabilities of starts and ends.
+    assert all(c["start_logit"] < 0 and c["end_logit"] < 0 for found in candidates.values() for c in found)
+    flags = ["--null-threshold", "1e9", "--output", str(tmp_path / "answers.jsonl")]
+    source = ["--file", str(tmp_path / "dev.json"), "--model", str(folder / "model")]
+    assert cli.main(["predict", "answer", *source, *flags]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    for answer, found in zip(answers, candidates.values(), strict=True):
+        best = next(c for c in found if c["text"])
+        assert answer["text"] == best["text"]
+        assert [c["text"] for c in answer["candidates"]] == [c["text"] for c in found][:5]
+
+
+def test_a_family_without_a_pointer_is_refused(tmp_path):
+    config = config_in(tmp_path, head="pointer")
+    sizes = flaxbert.CamembertConfig(**{name: getattr(SMALL, name) for name in ("hidden_size", "num_attention_heads")})
+    with pytest.raises(ValueError, match="'camembert' has no model for question answering by a pointer here"):
+        config.task.prepare(dataclasses.replace(config, model=Model(sizes=sizes)))
 
 
 @pytest.mark.slow
@@ -174,8 +203,8 @@ def test_loss_and_logits_equal_pytorch(tmp_path):
     np.testing.assert_allclose(task.loss(model, params, arrays, None).mean, expected.loss.item(), rtol=1e-5)
     measured = task.eval_step(model, params, arrays)
     np.testing.assert_allclose(measured.metrics["loss"].mean, expected.loss.item(), rtol=1e-5)
-    np.testing.assert_allclose(measured.outputs[:, 0], expected.start_logits.numpy(), atol=1e-5)
-    np.testing.assert_allclose(measured.outputs[:, 1], expected.end_logits.numpy(), atol=1e-5)
+    np.testing.assert_allclose(measured.outputs.start_logits, expected.start_logits.numpy(), atol=1e-5)
+    np.testing.assert_allclose(measured.outputs.end_logits, expected.end_logits.numpy(), atol=1e-5)
 
 
 def test_targets_of_windows(tmp_path):
@@ -298,7 +327,7 @@ def test_chinese_is_answered_in_characters(data_dir, tmp_path):
             places = window.positions(answer.start, answer.start + len(answer.text))
             if places is not None:
                 scores[[0, 1], places] = 10.0
-            logits.append(scores)
+            logits.append(AnswerLogits(*scores))
     found = asked.compute_metrics(asked.ranked_answers(logits), 0.0)
     assert found["exact"] > 95 and found["f1"] > found["exact"] and set(found) == {"exact", "f1", "average"}
     assert isinstance(task.evaluations["dev"], EvaluationBatches)
