@@ -95,7 +95,7 @@ def train_flops(
     stack = layers * (keys_values * tokens + others * tokens + pair * squares)
     if pooled:
         stack -= others * (tokens - pooled) + pair * (squares - tokens)
-    head = 2 * (width * width + width * config.vocab_size) * predictions
+    head = 2 * config.embedding_width * (width + config.vocab_size) * predictions
     return 3.0 * (stack + head) + other_flops
 
 

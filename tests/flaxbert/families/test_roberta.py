@@ -128,8 +128,8 @@ def in_file_layout(model, params):
 
 
 def marks(name):
-    """The siblings' classes run RoBERTa's code: two of each family are enough in every run."""
-    often = not name.startswith(("XLM", "Camembert")) or name.endswith(("MaskedLM", "SequenceClassification"))
+    """The siblings' classes run RoBERTa's code: one of each family is enough in every run."""
+    often = name in (*CLASSES, "XLMRobertaForSequenceClassification", "CamembertForMaskedLM")
     return () if often else pytest.mark.slow
 
 
