@@ -27,7 +27,7 @@ from train.flops import train_flops
 from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import Batch
 from train.tasks.pretraining import Pretraining, PretrainingTask, pretraining_token_counts
-from train.tasks.task import TokenCounts, TrainSpec, apply_model
+from train.tasks.task import Task, TokenCounts, TrainSpec, apply_model
 
 GENERATOR = "generator"
 """The generator's folder in that of the run, and its name in the parameters."""
@@ -229,6 +229,8 @@ class ReplacedTokensTask(PretrainingTask):
 
     generator_config: ElectraConfig
     discriminator_weight: float
+
+    soft_targets = Task.soft_targets  # two models have no predictions that a teacher's could be compared with
 
     @property
     def loss_terms(self) -> tuple[str, ...]:

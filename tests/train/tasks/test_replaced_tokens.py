@@ -20,6 +20,7 @@ from tests.train.test_loop import records, stop_after, with_run
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments
 from train.data.pretraining.preparation import Preparation, prepare_store
+from train.distillation import Distillation
 from train.distributed import MeshShape, Placement
 from train.loop import make_model, run
 from train.optim import Optim
@@ -31,6 +32,7 @@ from train.tasks.replaced_tokens import (
     replace_tokens,
     run_pair,
 )
+from train.teacher import load_teacher
 
 SIZES = ElectraConfig(
     vocab_size=205,
@@ -177,6 +179,13 @@ def test_eight_devices_train_as_one_does(config, tmp_path):
 def test_impossible_settings(config, changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config.task, **changes)
+
+
+def test_a_teacher_is_refused(config, tmp_path):
+    given = dataclasses.replace(config, distillation=Distillation(teacher=tmp_path / "nowhere"))
+    task = given.task.prepare(given)
+    with pytest.raises(ValueError, match="ReplacedTokens has no soft targets; leave --distillation.teacher out"):
+        load_teacher(given, task, made(task)[0], Placement.of(given.mesh))
 
 
 def test_a_model_of_another_family_is_refused(config):
