@@ -215,6 +215,7 @@ ELECTRA = Family(
         bias="generator_lm_head.bias",
         untied_bias="generator_lm_head.bias",
     ),
+    training_only=("generator",),
     label_weights=("classifier.out_proj.weight", "classifier.weight"),
     architectures=(
         Architecture(ElectraModel, HeadKind.NONE),

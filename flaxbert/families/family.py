@@ -151,6 +151,7 @@ class Family:
         buffers: tensors in files that hold no parameter, without the prefix; those of activations need no entry.
         label_weights: matrices with one row for each label; from the one that a file has, the number of labels is read
             where config.json names no class.
+        training_only: first keys of parameters that a run's checkpoints hold beside those of the model.
         config_keys: keys of config.json by the fields of the configuration, where the two differ.
         takes_layers_of: the model types whose models `surgery.change_family` makes models of this family.
     """
@@ -167,6 +168,7 @@ class Family:
     label_weights: tuple[str, ...]
     architectures: tuple[Architecture, ...]
     special_tokens: SpecialTokens
+    training_only: tuple[str, ...] = ()
     config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     takes_layers_of: tuple[str, ...] = ()
 

@@ -6,6 +6,7 @@ One leaf of the tree (all layers of a parameter) is read at a time. orbax is imp
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ from flaxbert.files import file_sha256, read_json
 from flaxbert.layers import Params
 from flaxbert.weights.names import NameMapping, ParameterTensor, leaf_at, name_mappings, tree_of
 from flaxbert.weights.tensors import LazyTensor
+
+_log = logging.getLogger("flaxbert")
 
 PARAMS_FOLDER = "params"
 _METADATA = "_METADATA"
@@ -72,6 +75,9 @@ def open_orbax_params(item: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
     if size > max(_ALWAYS_ALLOWED_BYTES, _MAX_COMPRESSION * file_size):
         raise ValueError(f"{item}: announces {size} bytes of parameters, in files of {file_size} bytes")
     family, vocab_size = _family_and_vocab_size(item)
+    if left_out := sorted({path[0] for path in leaves} & set(family.training_only)):
+        _log.warning("%s: left out, because only training needs it: %s", item, ", ".join(left_out))
+        leaves = {path: leaf for path, leaf in leaves.items() if path[0] not in left_out}
     try:
         table = name_mappings(family, tree_of(leaves), vocab_size=vocab_size)
     except (ValueError, IndexError, TypeError) as error:

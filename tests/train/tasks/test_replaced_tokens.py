@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import flaxbert
 from flaxbert import losses
+from flaxbert.conversion.convert import convert
 from flaxbert.families.electra import ElectraConfig
 from flaxbert.losses import IGNORE
 from tests.train import corpora
@@ -130,7 +131,7 @@ def test_sizes_of_the_generator():
     assert sizes.embedding_size == 128 and sizes.num_hidden_layers == 12
 
 
-def test_a_run_resumes_bit_for_bit_and_exports_both_models(config, monkeypatch, tmp_path):
+def test_a_run_resumes_bit_for_bit_and_exports_both_models(config, monkeypatch, tmp_path, caplog):
     unbroken = run(config)
     broken = with_run(config, folder=tmp_path / "b", checkpoint_every=2)
     with monkeypatch.context() as patch:
@@ -147,6 +148,11 @@ def test_a_run_resumes_bit_for_bit_and_exports_both_models(config, monkeypatch, 
     assert generator.config.hidden_size == 16 and not any(report.values())
     (last,) = records(unbroken, "eval")
     assert np.isfinite(last["loss"]) and 0 <= last["replaced_recall"] <= 1
+    done = convert(unbroken, tmp_path / "converted")
+    assert done.head == "ElectraForPreTraining" and "left out, because only training needs it: generator" in caplog.text
+    chex.assert_trees_all_equal(
+        *(load_file(folder / "model.safetensors") for folder in (unbroken / "model", tmp_path / "converted"))
+    )
     # A further run starts from the discriminator, with a new generator.
     further = with_run(dataclasses.replace(config, model=Model(pretrained=unbroken / "model")), folder=tmp_path / "c")
     model, params = make_model(further, further.task.prepare(further), Placement.of(further.mesh))
