@@ -13,6 +13,7 @@ from train.data.labels import LabelledText, infer_labels, label_indicators, labe
 from train.loop import run
 from train.metrics.classification import spearman_correlation
 from train.optim import Optim
+from train.tasks.problems import Problem, problem_metrics
 
 
 def rows(*labels):
@@ -53,6 +54,12 @@ def test_regression(classification):
     # transformers reads a model of one number, whose loss is squared error.
     model = BertForSequenceClassification.from_pretrained(folder / "model")
     assert model.config.problem_type == "regression" and model.num_labels == 1
+
+
+def test_f1_of_two_labels_is_that_of_the_second():
+    problem = Problem("single_label_classification", ("not_equivalent", "equivalent"))  # as in MRPC
+    found = problem_metrics(problem, np.array([1, 1, 0, 0, 0]), np.eye(2)[[1, 0, 1, 0, 0]])
+    assert found["f1"] == pytest.approx(0.5) and found["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 @pytest.mark.parametrize("ending", [pytest.param("tsv", marks=pytest.mark.slow), "jsonl"])
