@@ -105,6 +105,9 @@ def test_the_predictions_of_a_regression_have_no_probability(tmp_path):
     problem, rows = Problem("regression", ("LABEL_0",)), []
     write_prediction_table(tmp_path, "dev", [("a.csv:1", "0.5", "0.4321", None)])
     assert (tmp_path / "predictions_dev.tsv").read_text() == "row\tgiven\tpredicted\na.csv:1\t0.5\t0.4321\n"
+    given = [LabelledText("a", None, "0.5", "a.csv:1")]
+    write_classification(tmp_path, "test", problem, given, None, np.array([[0.43211]]))
+    assert (tmp_path / "predictions_test.tsv").read_text() == (tmp_path / "predictions_dev.tsv").read_text()
     write_classification(tmp_path, "empty", problem, rows, None, np.zeros((0, 1)))
     assert (tmp_path / "predictions_empty.tsv").read_text().startswith("row\tgiven\tpredicted")
 

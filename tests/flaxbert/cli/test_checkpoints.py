@@ -293,11 +293,11 @@ def test_python_m_flaxbert():
 def test_labels_of_any_script_survive_any_locale(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "Ä", "1": "中"}}
     (folder / "config.json").write_text(json.dumps(config))
-    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "flaxbert", "convert", folder, tmp_path / "out"]
+    plain = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "flaxbert", "convert", folder, tmp_path / "中"]
     done = subprocess.run(command, capture_output=True, text=True, env=plain)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["id2label"] == {"0": "Ä", "1": "中"}
+    assert json.loads((tmp_path / "中" / "config.json").read_bytes())["id2label"] == {"0": "Ä", "1": "中"}
 
 
 def test_names_in_a_file_are_escaped(folder, tmp_path, capsys):

@@ -7,9 +7,10 @@ import pytest
 import torch
 import transformers
 
-from flaxbert.pipelines import Aggregation, EntityRecognitionPipeline
+from flaxbert.pipelines import Aggregation, EntityRecognitionPipeline, batching, pipeline
 from flaxbert.text.aggregation import aggregate_entities
 from flaxbert.text.pieces import encode_texts
+from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from tests.flaxbert.reference_folders import loaded, saved
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -69,6 +70,20 @@ def test_windows_do_not_change_entities_of_a_model_without_context(data_dir, tmp
     assert len(whole.tokenizer.piece_ids([LONG])[0]) > 50
 
 
+def test_a_long_text_is_computed_in_blocks_of_few_windows(small, monkeypatch):
+    """Otherwise the memory would hold the outputs of all windows of a text."""
+    *_, tag = small
+    wanted, blocks = tag([LONG]), []
+
+    def compute(block, *arguments, **options):
+        blocks.append(len(block))
+        return batching.run_in_batches(block, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "run_in_batches", compute)
+    assert dataclasses.replace(tag, read_ahead=3)([LONG]) == wanted
+    assert len(blocks) > 1 and max(blocks) == 3
+
+
 @pytest.mark.parametrize(("max_length", "overlap"), [(24, 0), (24, 21), (15, None)])
 def test_a_piece_takes_probabilities_from_the_window_with_most_context(small, max_length, overlap):
     model, _, tag = small
@@ -89,6 +104,15 @@ def test_a_piece_takes_probabilities_from_the_window_with_most_context(small, ma
     wanted, sure = as_reported(aggregate_entities(np.stack(pieces), text=LONG, pieces=whole, **how))
     (answer,) = tag([LONG])
     assert as_reported(answer.entities) == (wanted, pytest.approx(sure, abs=2e-5)) and len(wanted) > 5
+
+
+def test_an_entity_has_the_marks_that_the_tokenizer_strips():
+    tokenizer = WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, "zoe", "met"], lowercase=True)
+    text = "met Zoe\u0308"
+    [pieces] = encode_texts(tokenizer, [text])
+    options = {"labels": LABELS, "tokenizer": tokenizer, "strategy": Aggregation.FIRST}
+    [entity] = aggregate_entities(np.eye(5)[[0, 1]], text=text, pieces=pieces, **options)
+    assert text[entity.start : entity.end] == "Zoe\u0308"
 
 
 def test_offsets_are_those_of_the_text(small):

@@ -84,6 +84,28 @@ def test_a_label_of_one_row_is_known_wherever_that_row_goes(classification):
         assert "rare" in config.task.prepare(config).config.id2label
 
 
+def test_the_first_line_of_a_run_says_which_columns_were_read(classification, tmp_path):
+    for name in ("dev", "test"):
+        file = tmp_path / f"{name}.tsv"
+        file.write_text(file.read_text().replace("sentence\t", "text\t", name == "test"))
+    facts = classification.task.prepare(classification).facts
+    assert facts["train columns"] == "'sentence' as text + 'label' as label"
+    assert facts["test columns"] == "'text' as text + 'label' as label" and "dev columns" not in facts
+    (tmp_path / "train.jsonl").write_text(
+        '{"premise": "beta", "choice1": "alpha", "choice2": "zeta", "label": 0}\n' * 8
+    )
+    (tmp_path / "tags.jsonl").write_text('{"tokens": ["alpha", "beta"], "ner_tags": ["B-X", "O"]}\n' * 8)
+    words = classification.task.tokenizer
+    for task, columns in (
+        (MultipleChoice(str(tmp_path / "train.jsonl"), tokenizer=words, max_length=9), "'premise' as"),
+        (
+            TokenClassification(str(tmp_path / "tags.jsonl"), tokenizer=words, max_length=9),
+            "'tokens' as words + 'ner_tags' as tags",
+        ),
+    ):
+        assert columns in task.prepare(dataclasses.replace(classification, task=task)).facts["train columns"]
+
+
 def test_what_is_drawn():
     rows, groups = [*range(10)], [*"aabbbcddde"]
     kept, held = split_by_group(rows, groups, 0.3, seed=0)
