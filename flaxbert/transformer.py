@@ -116,7 +116,11 @@ def keys_and_values(params: Params, source: Float[Array, "B S D"], *, rules: Axi
 
 
 def _by_heads(params: Params, x: Float[Array, "B T D"], rules: AxisRules) -> Float[Array, "B H T K"]:
-    return constrain(linear(params, x, "BTD,DHK->BHTK"), rules, "batch", "heads", None, None)
+    if x.shape[1] == 1 < x.shape[0]:  # in memory [B, T, H, K] is the same: XLA transposes neither x nor the product
+        heads = jnp.swapaxes(linear(params, x, "BTD,DHK->BTHK"), 1, 2)
+    else:
+        heads = linear(params, x, "BTD,DHK->BHTK")
+    return constrain(heads, rules, "batch", "heads", None, None)
 
 
 @jax.named_scope("feed_forward")
