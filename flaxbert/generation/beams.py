@@ -19,7 +19,7 @@ _NONE = -1e9
 
 
 class Hypotheses(NamedTuple):
-    """The best hypotheses of each prompt, best first; those that are not `found` have the score -1e9."""
+    """The best hypotheses of each prompt, best first; running beams where not `found`, with scores of -1e9 / length."""
 
     tokens: Int[Array, "B G S"]
     scores: Float[Array, "B G"]
@@ -163,8 +163,12 @@ def _continuations(
 
 
 def _merged(best: Hypotheses, found: Hypotheses) -> Hypotheses:
-    """Return the best of the hypotheses of before and those found now."""
-    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), best, found)
+    """Return the best of the hypotheses of before and those found now.
+
+    Those found now come first, because `top_k` takes the first of equals: where a search can end in fewer ways than
+    there are beams, the places left over hold running beams, as in transformers.
+    """
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, best)
     order = jax.lax.top_k(both.scores, best.scores.shape[1])[1]
     return jax.tree.map(lambda leaf: _take(leaf, order), both)
 

@@ -37,7 +37,8 @@ class GenerationOutput(NamedTuple):
         sequences: the prompt as it was given, then the new tokens, then padding; cut at the longest.
         lengths: number of new tokens, an end token included.
         scores: log probability of the new tokens under the adjusted scores; of a beam search, divided by
-            lengths ** length_penalty (Hugging Face's sequences_scores).
+            lengths ** length_penalty (Hugging Face's sequences_scores). A search that can end in fewer ways than it
+            has beams repeats sequences, with scores of about -1e9 / length.
     """
 
     sequences: Int[Array, "B S"]

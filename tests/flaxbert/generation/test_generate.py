@@ -89,6 +89,7 @@ MORE_CASES = {
     "beams, two returned": BEAMS | {"num_return_sequences": 2},
     "beams, early, minimum": BEAMS | {"early_stopping": True, "min_length": 12, "num_beams": 2},
     "beams, repetition": BEAMS | {"repetition_penalty": 1.3, "length_penalty": 1.5},
+    "beams, one way to end": BEAMS | {"max_new_tokens": 1, "forced_eos_token_id": 9, "num_return_sequences": 4},
     "beams, one-gram": BEAMS | {"no_repeat_ngram_size": 1},
     "greedy, bad words": ENDS | {"bad_words_ids": [[5], [6, 7], [3, 4, 9], [10]], "suppress_tokens": [1, 2]},
     "greedy, forced end": {"max_new_tokens": NEW, "forced_eos_token_id": 7},
