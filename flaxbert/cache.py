@@ -118,7 +118,8 @@ def init_cache(model: "PreTrainedModel", *, rows: int, length: int, encoder_leng
         encoder_length: positions of the encoder, for a decoder with cross-attention.
 
     Raises:
-        ValueError: the model is not a decoder or has no cross-attention, or the length exceeds its positions.
+        ValueError: the model is not a decoder or has no cross-attention, a size is below 1, or the length exceeds the
+            model's positions.
     """
     config = model.config
     if not config.is_decoder:
@@ -128,6 +129,9 @@ def init_cache(model: "PreTrainedModel", *, rows: int, length: int, encoder_leng
             f"encoder_length is {encoder_length}, but config.add_cross_attention is false; leave it out or use a "
             "decoder with cross-attention"
         )
+    for name, size in (("rows", rows), ("encoder_length", encoder_length)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is {size}; it must be at least 1")
     if not 1 <= length <= config.max_sequence_length:
         raise ValueError(f"length is {length}; the model's positions allow 1 to {config.max_sequence_length}")
 

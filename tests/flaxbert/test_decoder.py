@@ -257,6 +257,10 @@ def test_caches_that_do_not_fit_are_named():
         init_cache(model, rows=1, length=17)
     with pytest.raises(ValueError, match="add_cross_attention is false"):
         init_cache(model.clone(config=CONFIG.replace(add_cross_attention=False)), rows=1, length=4, encoder_length=2)
+    with pytest.raises(ValueError, match="rows is 0; it must be at least 1"):
+        init_cache(model, rows=0, length=4)
+    with pytest.raises(ValueError, match="encoder_length is 0; it must be at least 1"):
+        init_cache(model, rows=1, length=4, encoder_length=0)
     cache = init_cache(model, rows=2, length=4)
     with pytest.raises(ValueError, match="the cache has 2 batch rows, the input 3"):
         model.apply({"params": params}, IDS[:, :2], cache=cache)
