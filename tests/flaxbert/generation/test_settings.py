@@ -98,6 +98,20 @@ def test_a_file_with_what_is_not_built_is_refused(tmp_path):
         GenerationSettings.from_pretrained(tmp_path)
 
 
+def test_keys_that_no_setting_has_are_named_once(tmp_path, caplog):
+    transformers.GenerationConfig().save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    values = json.loads(file.read_text()) | transformers.GenerationConfig().to_dict()
+    file.write_text(json.dumps(values))
+    assert GenerationSettings.from_pretrained(tmp_path) == GenerationSettings()
+    assert not caplog.records
+    file.write_text(json.dumps(values | {"temprature": 2.0, "beams": 4}))
+    GenerationSettings.from_pretrained(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}: keys that no setting of generation has are not read: ['beams', 'temprature']"
+    ]
+
+
 def test_a_folder_without_settings_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no generation_config.json and no config.json"):
         GenerationSettings.from_pretrained(tmp_path)
