@@ -178,8 +178,8 @@ def _may_improve(
 ) -> Bool[Array, "B"]:
     """Return the prompts whose best running beam may score above the worst hypothesis, by `early_stopping`'s rule."""
     length = new
-    if settings.early_stopping == "never" and settings.length_penalty > 0:
-        length = jnp.int32(settings.new_tokens)
+    if settings.early_stopping == "never":
+        length = jnp.where(settings.length_penalty > 0, settings.new_tokens, new)
     reachable = running / _length_divisors(settings)[length]
     worst = jnp.where(jnp.all(best.found, axis=1), jnp.min(best.scores, axis=1), _NONE)
     return reachable > worst
@@ -187,8 +187,8 @@ def _may_improve(
 
 def _length_divisors(settings: GenerationSettings) -> Float[Array, "N"]:
     """Return the divisor of a log probability for each number of new tokens, from 0 (unused)."""
-    lengths = np.maximum(np.arange(settings.new_tokens + 1), 1)
-    return jnp.asarray(lengths.astype(np.float64) ** settings.length_penalty, jnp.float32)
+    lengths = np.maximum(np.arange(settings.new_tokens + 1, dtype=np.float32), 1)
+    return jnp.asarray(lengths**settings.length_penalty if settings.changes("length_penalty") else lengths)
 
 
 def _take(values: Shaped[Array, "B N *rest"], indices: Int[Array, "B M"]) -> Shaped[Array, "B M *rest"]:

@@ -1,7 +1,8 @@
 """`generate` and `stream`: checks on the host, preparation of the parameters, and the two compiled programs.
 
 One program reads the prompts and chooses the first new token (`_start`), the other adds tokens in a loop (`_continue`).
-Each is compiled once for a model, settings and shapes of prompts; `stream` runs the same two, one token a call.
+Each is compiled once for a model, the static settings and shapes of prompts; `stream` runs the same two, one token a
+call.
 """
 
 import dataclasses
@@ -176,7 +177,7 @@ def _for_generation(model: BertLMHeadModel, params: Params) -> tuple[BertLMHeadM
 # -- compiled programs ----------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _start(
     model: BertLMHeadModel,
     settings: GenerationSettings,
@@ -208,7 +209,7 @@ def _start(
     return begin(prompts, start, scores, cache, keys, settings)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _continue(
     model: BertLMHeadModel,
     settings: GenerationSettings,

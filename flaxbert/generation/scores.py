@@ -17,6 +17,7 @@ from flaxbert.generation.settings import GenerationSettings
 
 _BANNED = -jnp.inf
 Scores = Float[Array, "B V"]
+Scalar = Float[Array, ""]
 
 
 class History(NamedTuple):
@@ -30,7 +31,7 @@ class History(NamedTuple):
 def adjust_scores(scores: Scores, history: History, settings: GenerationSettings, *, prompt_length: int) -> Scores:
     """Apply penalties, bans and forced tokens; `settings` are resolved (`GenerationSettings.resolve`)."""
     vocabulary = scores.shape[1]
-    if settings.repetition_penalty != 1.0:
+    if settings.changes("repetition_penalty"):
         scores = penalise_repetition(scores, history, settings.repetition_penalty)
     if settings.no_repeat_ngram_size:
         scores = jnp.where(repeated_ngrams(history, settings.no_repeat_ngram_size, vocabulary), _BANNED, scores)
@@ -54,17 +55,17 @@ def restrict_to_likely(scores: Scores, settings: GenerationSettings) -> Scores:
     """Apply temperature, top-k and top-p: the scores to draw from."""
     # A beam needs a token that does not end it, whatever the others are.
     least = 1 if settings.num_beams == 1 else max(2, len(settings.ends) + 1)
-    scores = scores / settings.temperature if settings.temperature != 1.0 else scores
+    scores = scores / settings.temperature if settings.changes("temperature") else scores
     largest = scores.shape[1]
     if settings.top_k:
         largest = min(max(settings.top_k, least), scores.shape[1])
         scores = jnp.where(scores < jax.lax.top_k(scores, largest)[0][:, -1:], _BANNED, scores)
-    if settings.top_p < 1.0:
+    if settings.changes("top_p"):
         scores = keep_top_p(scores, settings.top_p, candidates=largest, least=least)
     return scores
 
 
-def keep_top_p(scores: Scores, top_p: float, *, candidates: int, least: int = 1) -> Scores:
+def keep_top_p(scores: Scores, top_p: float | Scalar, *, candidates: int, least: int = 1) -> Scores:
     """Ban all but the most probable tokens whose probabilities add up to `top_p` (Holtzman et al., 2020).
 
     Only the `candidates` best tokens are sorted: the caller has banned the others. At least `least` tokens are kept.
@@ -78,7 +79,7 @@ def keep_top_p(scores: Scores, top_p: float, *, candidates: int, least: int = 1)
     return jnp.where(scores < threshold, _BANNED, scores)
 
 
-def penalise_repetition(scores: Scores, history: History, penalty: float) -> Scores:
+def penalise_repetition(scores: Scores, history: History, penalty: float | Scalar) -> Scores:
     """Divide the positive scores, and multiply the negative ones, of tokens that occurred (Keskar et al., 2019)."""
     occurred = _mark(history.tokens, _is_filled(history), scores.shape[1])
     return jnp.where(occurred, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)

@@ -1,9 +1,12 @@
 """`GenerationSettings`: the numbers and switches of text generation, checked when built."""
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
+
+import jax
 
 from flaxbert.config import BertConfig
 from flaxbert.generation.settings_file import LENGTHS, read_settings
@@ -11,9 +14,13 @@ from flaxbert.generation.settings_file import LENGTHS, read_settings
 DEFAULT_NEW_TOKENS = 20  # as in transformers
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
     """The settings of `flaxbert.generate`, with Hugging Face's names, meanings and defaults.
+
+    A tree with static contents but for four leaves, `temperature`, `top_p`, `repetition_penalty` and `length_penalty`,
+    where they are not 1: what is compiled for one value serves all others.
 
     Attributes:
         max_new_tokens, max_length: largest number of new tokens, or of tokens with the (padded) prompt; 20 new tokens
@@ -23,7 +30,8 @@ class GenerationSettings:
         do_sample: draw the tokens at random; otherwise take the most probable one, or search with beams.
         temperature: the scores are divided by it before the draw.
         top_k: draw among this many most probable tokens; 0 for all.
-        top_p: draw among the fewest tokens that have this probability together.
+        top_p: draw among the fewest tokens that have this probability together; with top_k=0 each step sorts the
+            vocabulary.
         num_beams: beams of each prompt; 1 searches with none.
         num_return_sequences: sequences returned for each prompt.
         length_penalty: a hypothesis of n new tokens scores its log probability / n ** length_penalty.
@@ -72,6 +80,28 @@ class GenerationSettings:
         object.__setattr__(self, "bad_words_ids", tuple(_token_ids("bad_words_ids", word) for word in words))
         self._check_values()
         self._check_combinations()
+
+    def changes(self, name: str) -> bool:
+        """Return whether this one of the four leaves is not 1; where it is traced, it is not."""
+        value = getattr(self, name)
+        return isinstance(value, jax.Array) or value != 1.0
+
+    def tree_flatten(self) -> tuple[list[float], tuple[tuple[str, ...], Self]]:
+        """Return the leaves, and their names with the static settings."""
+        names = tuple(name for name in _LEAVES if self.changes(name))
+        return [getattr(self, name) for name in names], (names, self._with_leaves(dict.fromkeys(names, 1.0)))
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[tuple[str, ...], Self], leaves: Iterable[Any]) -> Self:
+        """Return the settings with these leaves, whatever they are."""
+        names, settings = static
+        return settings._with_leaves(dict(zip(names, leaves, strict=True)))
+
+    def _with_leaves(self, values: Mapping[str, Any]) -> Self:
+        changed = copy.copy(self)
+        for name, value in values.items():
+            object.__setattr__(changed, name, value)  # without the checks, which a traced number does not pass
+        return changed
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -151,7 +181,7 @@ class GenerationSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {low}")
-        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
+        for name in _LEAVES:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
                 raise ValueError(f"{name} is {value!r}; it must be a number")
@@ -216,6 +246,10 @@ _WHOLE_NUMBERS = {
     "pad_token_id": 0,
 }
 """The least allowed value of each whole number."""
+
+
+_LEAVES = ("temperature", "top_p", "repetition_penalty", "length_penalty")
+"""The numbers that change nothing where they are 1."""
 
 
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:

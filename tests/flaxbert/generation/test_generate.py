@@ -1,5 +1,7 @@
 """Generation against `generate` of transformers, with prompts padded on either side; sampling; streams; devices."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -195,6 +197,19 @@ def test_a_sample_depends_on_its_own_row_alone(decoder):
     np.testing.assert_array_equal(found.sequences[order], others.sequences)
     again = generate(*decoder, IDS, attention_mask=MASK, settings=SAMPLED, key=jax.random.key(1))
     assert (np.asarray(again.sequences) != found.sequences).any(axis=1).sum() > 3
+
+
+def test_other_numbers_take_effect_without_a_further_compilation(decoder, greedy):
+    def sample(**values):
+        settings = dataclasses.replace(SAMPLED, **values)
+        return generate(*decoder, IDS, attention_mask=MASK, settings=settings, key=jax.random.key(0))
+
+    sample()
+    programs = decoding._start._cache_size(), decoding._continue._cache_size()
+    found = sample(temperature=1e-3, top_p=0.5)
+    counted = np.arange(5) < np.asarray(greedy.lengths)[:, None]
+    np.testing.assert_array_equal(found.sequences[:, T:][counted], greedy.sequences[:, T : T + 5][counted])
+    assert (decoding._start._cache_size(), decoding._continue._cache_size()) == programs
 
 
 def test_sampled_beams_are_distinct_and_follow_the_key(decoder):
