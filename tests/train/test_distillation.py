@@ -22,6 +22,7 @@ from train.distributed import MeshShape, Placement
 from train.loop import make_model, run
 from train.optim import make_optimizer
 from train.step import compile_step, create_state, state_shardings
+from train.tasks.question_answering import QuestionAnswering
 from train.tasks.task import SoftTarget
 from train.teacher import cosine_distance, load_teacher, soft_cross_entropy
 
@@ -118,7 +119,7 @@ def _without_dropout(config):
     return dataclasses.replace(config.model, dropout=0.0)
 
 
-def saved_classifier(config, folder, **changes):
+def saved_model(config, folder, **changes):
     task = config.task.prepare(config)
     model = task.architecture(task.config.replace(**changes))
     flaxbert.save_pretrained(folder, model, model.init(jax.random.key(0), model.example_ids)["params"])
@@ -126,17 +127,36 @@ def saved_classifier(config, folder, **changes):
     return folder
 
 
-def test_a_student_that_equals_its_teacher_has_only_the_loss_of_the_labels(classification, tmp_path):
-    settings = Distillation(saved_classifier(classification, tmp_path / "teacher"), hard_weight=0.25, cosine_weight=1)
-    config = dataclasses.replace(classification, distillation=settings)
+def answers(classification, folder):
+    """The same run with questions and answers of the same words."""
+    question = {"id": "1", "question": "delta", "answers": [{"text": "beta gamma", "answer_start": 6}]}
+    article = {"title": "a", "paragraphs": [{"context": "alpha beta gamma zeta", "qas": [question]}]}
+    (folder / "squad.json").write_text(json.dumps({"data": [article]}))
+    task = QuestionAnswering(
+        train=str(folder / "squad.json"),
+        tokenizer=classification.task.tokenizer,
+        max_length=16,
+        max_query=4,
+        window_step=4,
+    )
+    return dataclasses.replace(classification, task=task)
+
+
+@pytest.mark.parametrize("task", ["texts", "answers"])
+def test_a_student_that_equals_its_teacher_has_only_the_loss_of_the_labels(task, classification, tmp_path):
+    config = answers(classification, tmp_path) if task == "answers" else classification
+    settings = Distillation(saved_model(config, tmp_path / "teacher"), hard_weight=0.25, cosine_weight=1)
+    config = dataclasses.replace(config, distillation=settings)
     task, placement = config.task.prepare(config), Placement.of(MeshShape(), jax.devices()[:1])
     student = task.architecture(task.config, **config.model.attributes)
     teacher = load_teacher(config, task, student, placement)
     batch = task.train[0]
     terms = teacher.loss(teacher.params, teacher.params, batch, None).terms
-    assert teacher.loss_terms == ("hard_loss", "soft_loss", "cosine_loss")
-    hard = task.loss(student, teacher.params, batch, None).mean
-    np.testing.assert_allclose(terms, [hard * 0.25, 0, 0], rtol=1e-6, atol=1e-6)
+    names = task.loss_terms or ("hard_loss",)
+    assert teacher.loss_terms == (*names, "soft_loss", "cosine_loss")
+    hard = np.atleast_1d(task.loss(student, teacher.params, batch, None).terms)
+    np.testing.assert_allclose(terms, [*hard * 0.25, 0, 0], rtol=1e-6, atol=1e-6)
+    assert len(terms) == len(teacher.loss_terms)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +167,7 @@ def test_a_student_that_equals_its_teacher_has_only_the_loss_of_the_labels(class
     ],
 )
 def test_teachers_that_do_not_fit_are_refused(changes, settings, message, classification, tmp_path):
-    teacher = saved_classifier(classification, tmp_path / "teacher", **changes)
+    teacher = saved_model(classification, tmp_path / "teacher", **changes)
     config = dataclasses.replace(classification, distillation=Distillation(teacher, **settings))
     with pytest.raises(ValueError, match=message):
         run(config)
@@ -159,7 +179,7 @@ def test_a_teacher_without_the_head_or_with_other_tokens_is_refused(classificati
     config = dataclasses.replace(classification, distillation=Distillation(teacher))
     with pytest.raises(ValueError, match="the teacher has another vocabulary than the student"):
         run(config)
-    own = saved_classifier(classification, tmp_path / "teacher")
+    own = saved_model(classification, tmp_path / "teacher")
     convert(own, tmp_path / "encoder", head="BertModel")
     config = dataclasses.replace(classification, distillation=Distillation(tmp_path / "encoder"))
     with pytest.raises(ValueError, match="no trained head of BertForSequenceClassification: it lacks classifier.bias"):

@@ -188,6 +188,11 @@ class QuestionAnsweringTask(Task):
     beams: int | None  # starts that a pointer scores ends for; None for a linear head
 
     @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """Losses of the first and the last position of an answer."""
+        return ("start_loss", "end_loss")
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """The loss, and the metrics that every rule has."""
         return ("loss", "exact", "f1")
