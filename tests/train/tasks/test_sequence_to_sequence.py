@@ -193,7 +193,7 @@ def test_batches(config):
 
 
 def test_the_formula_of_flops_is_what_xla_counts(config):
-    sizes = SIZES.replace(hidden_size=128, intermediate_size=512, max_position_embeddings=64)
+    sizes = SIZES.replace(hidden_size=128, intermediate_size=512, num_hidden_layers=3, max_position_embeddings=64)
     given = dataclasses.replace(config, model=Model(sizes=sizes, scan=False, vocab_multiple=1))
     task = given.task.prepare(given)
     batch = {"attention_mask": np.ones((8, 48), np.int32), "labels": np.ones((8, 40), np.int32)}
@@ -210,7 +210,7 @@ def test_a_pretrained_encoder_becomes_both(config, trained, tmp_path, caplog):
     flaxbert.save_pretrained(tmp_path / "encoder", encoder, params)
     TOKENIZER.save(tmp_path / "encoder", max_length=LENGTH)
     given = dataclasses.replace(
-        with_task(config, tokenizer=None), model=Model(pretrained=tmp_path / "encoder", dropout=0.3)
+        with_task(config, tokenizer=None, tied=True), model=Model(pretrained=tmp_path / "encoder", dropout=0.3)
     )
     task = given.task.prepare(given)
     with caplog.at_level(logging.WARNING):
@@ -218,18 +218,15 @@ def test_a_pretrained_encoder_becomes_both(config, trained, tmp_path, caplog):
     assert "crossattention.self.query.weight" in caplog.text
     assert (model.decoder_start_token_id, model.pad_token_id) == (TOKENIZER.token_id("[CLS]"), 0)
     assert {model.encoder.config.hidden_dropout_prob, model.decoder.config.hidden_dropout_prob} == {0.3}
-    for part in (loaded["encoder"], loaded["decoder"]["bert"]):
-        word = part["embeddings"]["word"]["embedding"][: TOKENIZER.vocab_size]
-        np.testing.assert_array_equal(word, params["bert"]["embeddings"]["word"]["embedding"])
-    tied = with_task(given, tied=True)
-    _, shared = make_model(tied, tied.task.prepare(tied), Placement.of(given.mesh))
-    assert shared["decoder"]["bert"]["layers"].keys() == {"cross_attention", "cross_attention_norm"}
+    word = loaded["encoder"]["embeddings"]["word"]["embedding"][: TOKENIZER.vocab_size]
+    np.testing.assert_array_equal(word, params["bert"]["embeddings"]["word"]["embedding"])
+    assert loaded["decoder"]["bert"]["layers"].keys() == {"cross_attention", "cross_attention_norm"}
 
     # A finished run is trained further, from its own start token.
     folder = shutil.copytree(trained.folder / "model", tmp_path / "pair")
     keys = json.loads((folder / "config.json").read_text()) | {"decoder_start_token_id": 7}
     (folder / "config.json").write_text(json.dumps(keys))
-    former = dataclasses.replace(given, model=Model(pretrained=folder))
+    former = dataclasses.replace(with_task(given, tied=False), model=Model(pretrained=folder))
     model, loaded = make_model(former, former.task.prepare(former), Placement.of(given.mesh))
     assert model.decoder_start_token_id == 7
     wanted = by_path(flaxbert.from_pretrained(folder)[1])
