@@ -183,6 +183,11 @@ IMPOSSIBLE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"])
+def test_dropout_of_all_elements_is_allowed_as_in_torch(name):
+    assert getattr(BertConfig(**{name: 1.0}), name) == 1.0
+
+
 @pytest.mark.parametrize(("name", "value"), IMPOSSIBLE, ids=lambda x: str(x)[:20])
 def test_impossible_value_is_named(name, value, unchecked):
     with pytest.raises(ValueError) as error:

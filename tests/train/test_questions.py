@@ -276,3 +276,8 @@ def test_incomplete_questions_are_left_out(tmp_path):
 def test_large_files_are_read(read, monkeypatch):
     monkeypatch.setattr("flaxbert.files._MAX_JSON_BYTES", 10)
     assert len(read(squad({"answers": [answer("Rome", 14)]})).rows) == 1
+
+
+def test_an_answer_is_also_looked_for_without_the_marks_at_its_ends():
+    assert SquadAnswer("\u0301ab\u200b", 5).spans == [(5, 9), (6, 8)]
+    assert SquadAnswer("\u0301", 5).spans == [(5, 6)] and SquadAnswer("a", None).spans == []
