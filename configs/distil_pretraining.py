@@ -6,7 +6,8 @@
     python -m train configs/distil_pretraining.py
 
 Layers, weights of the terms (5 : 2 : 1), temperature and learning rate are those of Sanh et al., 2019, and of the code
-that its authors published; here the teacher's predictions count at masked positions alone.
+that its authors published; here the teacher's predictions count at masked positions alone. Not run here beyond two
+steps from MiniLM's weights.
 """
 
 from pathlib import Path

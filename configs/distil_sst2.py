@@ -6,6 +6,10 @@
     python -m train configs/distil_sst2.py --distillation.teacher None --run.folder runs/distil_sst2_alone
 
 The second command makes the student of every other layer of the teacher. The last one trains it without the teacher.
+
+Not run here for an epoch. In 157 steps, on the first 5000 rows at --optim.learning-rate 2e-4, the teacher (dev accuracy
+0.880 after 1052 steps on all rows) makes no difference: 0.815 +- 0.012 with it, 0.818 +- 0.013 without, seeds 0 to 2.
+A run of one seed took 227 s with it and 196 s without, on 2 cores of an AMD EPYC that other work shared, 2026-11-27.
 """
 
 from pathlib import Path
