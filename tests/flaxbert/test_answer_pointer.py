@@ -202,9 +202,9 @@ def test_folders_of_this_library_and_of_transformers(tmp_path, caplog):
     assert f"transformers has no {NAME}: of this folder it loads the encoder" in caplog.text
     for form in ("flax", "orbax", "pytorch", "safetensors"):
         convert(source, tmp_path / form, format=form, verify=True)
-        assert verify(source, tmp_path / form).same()
+        assert verify(source, tmp_path / form, outputs=False).same()
     average([source, tmp_path / "flax"], tmp_path / "mean")
-    assert verify(source, tmp_path / "mean").same(1e-6)
+    assert verify(source, tmp_path / "mean", outputs=False).same(1e-6)
     model, params = flaxbert.from_pretrained(source)
     assert type(model) is flaxbert.BertForPointerQuestionAnswering
     ids = np.arange(8)[None]
@@ -223,11 +223,10 @@ def test_a_checkpoint_of_another_head_gets_a_new_pointer(tmp_path, caplog):
     assert "pointer.score.weight" in conversion.newly_initialised
 
 
-@pytest.mark.parametrize("length", [None, 9])
 @pytest.mark.usefixtures("unchecked")  # lengths are symbols
-def test_exported_as_stablehlo_but_not_as_onnx(tmp_path, length):
+def test_exported_as_stablehlo_but_not_as_onnx(tmp_path):
     source = folder_of(NAME, tmp_path / "source")
-    exported = export_stablehlo(source, tmp_path / "program", length=length)
+    exported = export_stablehlo(source, tmp_path / "program")
     assert exported.parity < 1e-5 and exported.outputs["starts"].shape == ("B", 21)
     model, params = flaxbert.from_pretrained(source)
     run = load_stablehlo(tmp_path / "program")
@@ -236,9 +235,8 @@ def test_exported_as_stablehlo_but_not_as_onnx(tmp_path, length):
     found = run(*given.values())
     np.testing.assert_array_equal(found["starts"], expected.starts)
     np.testing.assert_allclose(found["end_logits_by_start"], expected.end_logits_by_start, rtol=1e-4, atol=1e-4)
-    if length is None:
-        with pytest.raises(ValueError, match=f"transformers, which makes the ONNX graph, has no {NAME}. Use stablehlo"):
-            export_onnx(source, tmp_path / "onnx")
+    with pytest.raises(ValueError, match=f"transformers, which makes the ONNX graph, has no {NAME}. Use stablehlo"):
+        export_onnx(source, tmp_path / "onnx")
 
 
 def test_the_pipeline_takes_the_beam(data_dir, tmp_path):

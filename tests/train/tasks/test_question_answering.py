@@ -145,6 +145,13 @@ def test_a_pointer_trains_and_predicts(tmp_path, capsys):
         assert [c["text"] for c in answer["candidates"]] == [c["text"] for c in found][:5]
 
 
+def test_a_pointer_is_not_distilled(tmp_path):
+    config = config_in(tmp_path, head="pointer")
+    task = config.task.prepare(config)
+    with pytest.raises(ValueError, match="a pointer is not distilled: give --task.head linear"):
+        task.soft_targets(None, {})
+
+
 def test_a_family_without_a_pointer_is_refused(tmp_path):
     config = config_in(tmp_path, head="pointer")
     sizes = flaxbert.CamembertConfig(**{name: getattr(SMALL, name) for name in ("hidden_size", "num_attention_heads")})
