@@ -301,16 +301,16 @@ def test_a_family_without_a_class_is_carried_over_as_it_is(tmp_path):
 
 def test_requests_that_need_a_class_are_refused_for_other_families(tmp_path, caplog):
     folder = folder_of("BertModel", tmp_path / "a")
-    values = json.loads((folder / "config.json").read_text()) | {"model_type": "electra"}
+    values = json.loads((folder / "config.json").read_text()) | {"model_type": "albert"}
     values |= {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation_internal": "x/y", "architectures": 5}
     (folder / "config.json").write_text(json.dumps(values))
     for arguments in ({"head": "BertModel"}, {"hidden_act": "relu"}, {"format": "orbax"}, {"format": "flax"}):
-        with pytest.raises(ValueError, match="electra"):
+        with pytest.raises(ValueError, match="albert"):
             convert(folder, tmp_path / "b", **arguments)
     with caplog.at_level(logging.WARNING):
         done = convert(folder, tmp_path / "b", format="pytorch")
-    assert "model_type is 'electra', which has no class here; its tensors are copied unchanged" in caplog.text
-    assert done.head == "electra"
+    assert "model_type is 'albert', which has no class here; its tensors are copied unchanged" in caplog.text
+    assert done.head == "albert"
     kept = json.loads((tmp_path / "b" / "config.json").read_text())
     assert "hidden_size" in kept and not {"auto_map", "_attn_implementation_internal"} & kept.keys()
     assert_bit_equal(tensors_of(tmp_path / "b"), tensors_of(folder))
