@@ -37,10 +37,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
+    """Weights with which states differ from position to position, and ends from start to start."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0.05, 0.4, leaf.shape), jnp.float32), model.parameter_shapes()
-    )
+
+    def leaf(path, shape):
+        deviation = {"embedding": 1.0, "kernel": 0.7 if path[0].key == "pointer" else 0.25}.get(path[-1].key, 0.2)
+        return jnp.asarray(rng.normal(path[-1].key == "scale", deviation, shape.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, model.parameter_shapes())
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,7 @@ def test_loss_and_gradients_equal_the_equations_in_pytorch(model, params, inputs
 def test_the_ends_of_a_beam_are_those_given_its_starts(params, inputs, call):
     free = call(params, inputs, beams=4)
     assert (np.asarray(free.starts)[:, 0] == 0).all() and free.end_logits_by_start.shape == (B, 5, T)
+    assert np.ptp(free.end_logits_by_start, axis=1)[MASK == 1].max() > 0.3
     for beam in range(5):
         forced = call(params, inputs, beams=0, start_positions=free.starts[:, beam])
         np.testing.assert_allclose(free.end_logits_by_start[:, beam], forced.end_logits, rtol=1e-5, atol=1e-5)
