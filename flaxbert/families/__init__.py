@@ -195,7 +195,7 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
     family = allowed[model_type]
     known = _fields_by_key(family)
     for field, key in family.config_keys.items():
-        if field in values:
+        if field in values and values[field] != values.get(key):
             raise ValueError(f"config.json has the key {field!r}; that of a {model_type} model is {key!r}: rename it")
     fields = {known[key]: value for key, value in values.items() if key in known}
     if fields.get("id2label") is not None:
