@@ -28,6 +28,7 @@ from tests.train.test_loop import records, weights, with_run, with_task
 from tests.trees import by_path
 from train.config import Config, Model, Run
 from train.data.casing_pairs import main as write_casing_pairs
+from train.data.examples import TargetSequences
 from train.data.labelled_texts import Columns
 from train.distributed import HostShard, MeshShape, Placement
 from train.evaluate import compile_eval_step, evaluate
@@ -190,6 +191,16 @@ def test_batches(config):
     assert task.facts[f"train targets cut at {TARGET_LENGTH} tokens"] == sum(
         len(target.split()) > TARGET_LENGTH - 2 for _, target in SETS["train"]
     )
+
+
+def test_a_long_target_widens_the_batches_of_its_length_and_of_longer_ones():
+    ids, labels = ([np.ones(length, np.int32) for length in lengths] for lengths in ((9, 2, 1), (1, 6, 3)))
+    examples = TargetSequences(ids, ids, labels, (10, 40))
+    shapes = []
+    for member in (0, 1, 2):
+        batch = examples.batch(np.array([member]), size=1, pad_id=0, lengths=(4, 8, 10))
+        shapes.append((batch["input_ids"].shape[1], batch["labels"].shape[1]))
+    assert shapes == [(10, 8), (4, 8), (4, 4)]
 
 
 def test_the_formula_of_flops_is_what_xla_counts(config):
