@@ -23,16 +23,10 @@ from train.data.pretraining.datasets import Segments
 from train.data.pretraining.preparation import Preparation, prepare_store
 from train.distillation import Distillation
 from train.distributed import MeshShape, Placement
+from train.electra_pair import GENERATOR, ElectraPair, generator_sizes, replace_tokens, run_pair
 from train.loop import make_model, run
 from train.optim import Optim
-from train.tasks.replaced_tokens import (
-    GENERATOR,
-    ElectraPair,
-    ReplacedTokens,
-    generator_sizes,
-    replace_tokens,
-    run_pair,
-)
+from train.tasks.replaced_tokens import ReplacedTokens
 from train.teacher import load_teacher
 
 SIZES = ElectraConfig(
