@@ -116,7 +116,8 @@ def keys_and_values(params: Params, source: Float[Array, "B S D"], *, rules: Axi
 
 
 def _by_heads(params: Params, x: Float[Array, "B T D"], rules: AxisRules) -> Float[Array, "B H T K"]:
-    if x.shape[1] == 1 < x.shape[0]:  # in memory [B, T, H, K] is the same: XLA transposes neither x nor the product
+    rows, length = x.shape[:2]
+    if isinstance(rows, int) and length == 1 < rows:  # in memory [B, T, H, K] is the same: XLA transposes nothing
         heads = jnp.swapaxes(linear(params, x, "BTD,DHK->BTHK"), 1, 2)
     else:
         heads = linear(params, x, "BTD,DHK->BHTK")
