@@ -127,15 +127,15 @@ def in_file_layout(model, params):
     return arrays
 
 
-def marks(name):
-    """The siblings' classes run RoBERTa's code: one of each family is enough in every run."""
+def marks(name, variant="padded"):
+    """The siblings' classes run RoBERTa's code: one of each family is enough in every run, and one of other inputs."""
     often = name in (*CLASSES, "XLMRobertaForSequenceClassification", "CamembertForMaskedLM")
-    return () if often else pytest.mark.slow
+    return () if often and (variant == "padded" or name == "RobertaModel") else pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     ("seed", "name", "variant", "fixed"),
-    [pytest.param(i, *case, marks=marks(case[0])) for i, case in enumerate(CASES)],
+    [pytest.param(i, *case, marks=marks(*case[:2])) for i, case in enumerate(CASES)],
     ids=IDS,
 )
 def test_outputs_loss_and_gradients_equal_pytorch(seed, name, variant, fixed, tmp_path):
@@ -299,7 +299,11 @@ def test_a_table_with_one_name_for_the_decoder_bias(tied, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("name", "tied"), [*((name, True) for name in (*CLASSES, *SIBLINGS)), ("RobertaForMaskedLM", False)]
+    ("name", "tied"),
+    [
+        *(pytest.param(name, True, marks=marks(name)) for name in (*CLASSES, *SIBLINGS)),
+        ("RobertaForMaskedLM", False),
+    ],
 )
 def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_path):
     torch_model(name, tie_word_embeddings=tied).save_pretrained(tmp_path / "theirs")
