@@ -6,7 +6,7 @@ again with that configuration: `model.clone(config=config)`. The parameters give
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flaxbert.config import BertConfig
 from flaxbert.encoder import declare_positions
 from flaxbert.families import family_of_config_class
 from flaxbert.families.family import Family, TensorName
-from flaxbert.layers import LAYERS, Params, has_tree_for_each_layer, stack_layers, unstack_layers
+from flaxbert.layers import LAYERS, Params, ParamsDict, has_tree_for_each_layer, stack_layers, unstack_layers
 
 Batch = TypeVar("Batch")
 _HEAD_AXES = {("query", "kernel"): 1, ("key", "kernel"): 1, ("value", "kernel"): 1, ("output", "kernel"): 0}
@@ -31,7 +31,7 @@ _COVARIANCE_SCALE = 1e-9  # that of transformers 5
 
 def prune_heads(
     config: BertConfig, params: Params, heads: Mapping[int, Iterable[int]]
-) -> tuple[BertConfig, dict[str, Any]]:
+) -> tuple[BertConfig, ParamsDict]:
     """Remove attention heads of layers: {layer: heads}, by their numbers in the model before any pruning.
 
     Heads that are pruned already are skipped, as in transformers 4. Layers may keep different numbers of heads: the
@@ -135,7 +135,7 @@ def resize_token_embeddings(
     pad_to_multiple_of: int | None = None,
     mean_resizing: bool = True,
     key: jax.Array | None = None,
-) -> tuple[BertConfig, dict[str, Any]]:
+) -> tuple[BertConfig, ParamsDict]:
     """Change the vocabulary of word embeddings and decoder: cut the last entries, or append new ones.
 
     New vectors are drawn as in transformers 5: around the mean of the old ones with 1e-9 of their covariance (Hewitt,
@@ -193,7 +193,7 @@ def _draw_like(table: Float[Array, "V D"], count: int, key: jax.Array) -> Float[
 
 def resize_positions(
     config: BertConfig, params: Params, max_position_embeddings: int, *, key: jax.Array | None = None
-) -> tuple[BertConfig, dict[str, Any]]:
+) -> tuple[BertConfig, ParamsDict]:
     """Change the number of positions: cut the last rows of the table, or append rows, initialised as in a new model.
 
     Tables of relative distances keep their middle: they are cut, or extended, at both ends. As everywhere,
@@ -227,7 +227,7 @@ def resize_positions(
 # -- layers ----------------------------------------------------------------------------------------------
 
 
-def drop_layers(config: BertConfig, params: Params, *, keep: Sequence[int]) -> tuple[BertConfig, dict[str, Any]]:
+def drop_layers(config: BertConfig, params: Params, *, keep: Sequence[int]) -> tuple[BertConfig, ParamsDict]:
     """Keep the layers with these numbers, in ascending order, and drop the others.
 
     Raises:
@@ -248,9 +248,7 @@ def drop_layers(config: BertConfig, params: Params, *, keep: Sequence[int]) -> t
 # -- family ----------------------------------------------------------------------------------------------
 
 
-def change_family(
-    config: BertConfig, params: Params, config_class: type[BertConfig]
-) -> tuple[BertConfig, dict[str, Any]]:
+def change_family(config: BertConfig, params: Params, config_class: type[BertConfig]) -> tuple[BertConfig, ParamsDict]:
     """Give the layers and the head of a BERT to DistilBERT: a student to train, with the same outputs at first.
 
     The vector of token type 0 is added to the positions, and a pooler is left out. The head stays as it is; DistilBERT
@@ -308,7 +306,7 @@ def _layers(config: BertConfig, params: Params) -> list[Params]:
     return [layers[str(number)] for number in range(len(layers))]
 
 
-def _with_layers(config: BertConfig, params: Params, layers: Sequence[Params]) -> dict[str, Any]:
+def _with_layers(config: BertConfig, params: Params, layers: Sequence[Params]) -> ParamsDict:
     """Return the parameters with other layers: stacked, unless heads are pruned."""
     trees = {str(number): layer for number, layer in enumerate(layers)}
     encoder = _encoder(config, params)
@@ -318,7 +316,7 @@ def _with_layers(config: BertConfig, params: Params, layers: Sequence[Params]) -
 
 def _map_leaves(
     function: Callable[[tuple[str, ...], Array, jax.Array], Array], params: Params, key: jax.Array | None
-) -> dict[str, Any]:
+) -> ParamsDict:
     """Apply a function to the path of every parameter, to the parameter and to a random key of its own."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(leaves))

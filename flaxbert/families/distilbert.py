@@ -9,7 +9,7 @@ Differences from BERT:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -116,7 +116,12 @@ class DistilBertClassifier(DistilBertEncoder, TaskModel):
 
     @nn.nowrap
     def _encode(
-        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, inputs: Mapping[str, Any], **ours: Any
+        self,
+        params: Params,
+        input_ids: ArrayLike | None,
+        deterministic: bool,
+        inputs: Mapping[str, object],
+        **ours: object,
     ) -> BaseModelOutput:
         """Run the encoder; the pooled vector is that of the dense layer."""
         out = super()._encode(params, input_ids, deterministic, inputs, **ours)

@@ -10,7 +10,7 @@ Differences from BERT:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -169,7 +169,12 @@ class ElectraForMultipleChoice(ElectraEncoder, BertForMultipleChoice):
 
     @nn.nowrap
     def _encode(
-        self, params: Params, input_ids: ArrayLike | None, deterministic: bool, inputs: Mapping[str, Any], **ours: Any
+        self,
+        params: Params,
+        input_ids: ArrayLike | None,
+        deterministic: bool,
+        inputs: Mapping[str, object],
+        **ours: object,
     ) -> BaseModelOutput:
         """Run the encoder; the pooled vector is the summary."""
         c, out = self.config, super()._encode(params, input_ids, deterministic, inputs, **ours)

@@ -92,7 +92,7 @@ class GenerationSettings:
         return [getattr(self, name) for name in names], (names, self._with_leaves(dict.fromkeys(names, 1.0)))
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[tuple[str, ...], Self], leaves: Iterable[Any]) -> Self:
+    def tree_unflatten(cls, static: tuple[tuple[str, ...], Self], leaves: Iterable[object]) -> Self:
         """Return the settings with these leaves, whatever they are."""
         names, settings = static
         return settings._with_leaves(dict(zip(names, leaves, strict=True)))

@@ -109,7 +109,7 @@ def load_encoder_decoder(
     return model, params | _projection(checkpoint, model, mesh)
 
 
-def part_configs(keys: Mapping[str, Any], source: str) -> dict[str, BertConfig]:
+def part_configs(keys: JsonObject, source: str) -> dict[str, BertConfig]:
     """Return the configurations of "encoder" and "decoder" from the keys of a config.json; `source` is its folder.
 
     Raises:
