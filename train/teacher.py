@@ -87,13 +87,15 @@ def load_teacher(config: Config, task: Task, student: AnyModel, placement: Place
     sizes = read_config(checkpoint.config_folder)
     teacher_class = model_class(sizes, architecture_of(student).head)
     model = teacher_class(sizes, rules=placement.rules, **config.model.attributes)
-    _check_teacher(settings, model, task, WordPieceTokenizer.load(checkpoint.config_folder))
+    if WordPieceTokenizer.load(checkpoint.config_folder).vocabulary_digest != task.tokenizer.vocabulary_digest:
+        raise ValueError(f"{settings.teacher}: the teacher has another vocabulary than the student; both need the same")
     matched = match(checkpoint, model, strict=False)
     if matched.missing:
         raise ValueError(
             f"{settings.teacher}: the teacher has no trained head of {teacher_class.__name__}: it lacks "
             f"{', '.join(sorted(matched.missing))}. Train it for this task first, and give its run's model folder"
         )
+    _check_teacher(settings, model, task)
     checkpoint.verify_checksums()
     placement.check_model(model)
     shardings = placement.parameters(model)
@@ -101,9 +103,7 @@ def load_teacher(config: Config, task: Task, student: AnyModel, placement: Place
     return Teacher(settings, task, student, model, params)
 
 
-def _check_teacher(settings: Distillation, model: PreTrainedModel, task: Task, tokenizer: WordPieceTokenizer) -> None:
-    if tokenizer.vocabulary_digest != task.tokenizer.vocabulary_digest:
-        raise ValueError(f"{settings.teacher}: the teacher has another vocabulary than the student; both need the same")
+def _check_teacher(settings: Distillation, model: PreTrainedModel, task: Task) -> None:
     if task.config.problem_type in ("regression", "multi_label_classification"):
         raise ValueError(f"the task is a {task.config.problem_type}; distillation needs one label for each text")
     has_labels = architecture_of(model).head is HeadKind.SEQUENCE_CLASSIFICATION

@@ -196,7 +196,8 @@ def config_from_dict(values: Mapping[str, Any], family: Family | None = None) ->
     known = _fields_by_key(family)
     for field, key in family.config_keys.items():
         if field in values and values[field] != values.get(key):
-            raise ValueError(f"config.json has the key {field!r}; that of a {model_type} model is {key!r}: rename it")
+            remedy = "remove it, or give both the same value" if key in values else "rename it"
+            raise ValueError(f"config.json has the key {field!r}; that of a {model_type} model is {key!r}: {remedy}")
     fields = {known[key]: value for key, value in values.items() if key in known}
     if fields.get("id2label") is not None:
         fields["id2label"] = _label_names(fields["id2label"])

@@ -134,10 +134,10 @@ class SequenceToSequence(Supervised):
         else:
             encoder = model_config(config.model, tokenizer, max_length=self.max_length)
             encoder = encoder.replace(is_decoder=False, add_cross_attention=False)
+            model_class(encoder, HeadKind.CAUSAL_LM)  # raises for a family without such a class
             decoder = encoder.replace(is_decoder=True, add_cross_attention=True)
         length, name = self.max_target_length, "max_target_length"
         decoder = fitted_config(decoder, config.model, tokenizer, max_length=length, length_name=name)
-        model_class(decoder, HeadKind.CAUSAL_LM)  # raises for a family without such a class
         return encoder, decoder
 
 

@@ -142,7 +142,11 @@ def test_config_both_ways():
     ("values", "message"),
     [
         ({"dim": 10, "n_heads": 3}, "hidden_size 10 is not divisible.*hidden_size is 'dim' in config.json"),
-        ({"num_attention_heads": 6}, "has the key 'num_attention_heads'; that of a distilbert model is 'n_heads'"),
+        ({"num_attention_heads": 6}, "'num_attention_heads'; that of a distilbert model is 'n_heads': rename it"),
+        (
+            {"hidden_act": "relu", "activation": "gelu"},
+            "'hidden_act'; that of .* is 'activation': remove it, or give both",
+        ),
         ({"qa_dropout": 2}, "qa_dropout is 2; it must be a number from 0 to 1"),
         ({"seq_classif_dropout": None}, "seq_classif_dropout is None; it must be a number"),
         ({"sinusoidal_pos_embds": "yes"}, "sinusoidal_pos_embds is 'yes'; allowed: False, True"),

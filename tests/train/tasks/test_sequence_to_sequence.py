@@ -282,6 +282,13 @@ def test_settings_that_cannot_be(config, changes, error):
         given.task.prepare(given)
 
 
+def test_a_family_without_a_decoder_is_named(config):
+    sizes = flaxbert.DistilBertConfig.tiny(vocab_size=60, max_position_embeddings=12)
+    given = dataclasses.replace(config, model=dataclasses.replace(config.model, sizes=sizes))
+    with pytest.raises(ValueError, match="'distilbert' has no model for causal language modelling here"):
+        given.task.prepare(given)
+
+
 def test_pairs_of_casing(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(
         "“Mr. O'Brien wasn't twenty-one,” said _she_. He -- the boy -- laughed! and no capital here.\nYes.\n"
