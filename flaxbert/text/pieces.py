@@ -85,14 +85,14 @@ def _character_spans(text: str, encoding: Encoding) -> np.ndarray:
 
 def _joined_at_accents(words: np.ndarray, text: str, offsets: np.ndarray) -> np.ndarray:
     """Return the numbers of words, int32 [N], without an end of a word between a letter, its accents and a letter."""
-    words = words.copy()
-    for i in np.flatnonzero((words[1:] != words[:-1]) & (offsets[1:, 0] == offsets[:-1, 1])) + 1:
+    begins = np.diff(words, prepend=-1) != 0
+    for i in np.flatnonzero(begins[1:] & (offsets[1:, 0] == offsets[:-1, 1])) + 1:
         start, end = offsets[i]
         if start < end and (
             _continues_a_letter(text[start]) or (text[start].isalpha() and _continues_a_letter(text[start - 1]))
         ):
-            words[words == words[i]] = words[i - 1]
-    return words
+            begins[i] = False
+    return np.cumsum(begins, dtype=np.int32) - 1
 
 
 def _continues_a_letter(character: str) -> bool:
