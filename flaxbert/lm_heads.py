@@ -68,6 +68,8 @@ class MaskedLMModel(TaskModel):
 
     positions_argument: ClassVar[str] = "masked_lm_positions"
     """The name of the argument that says which positions are scored."""
+    head_activation: ClassVar[str | None] = None
+    """The head's activation, for families whose reference ignores `hidden_act` there; None for `hidden_act`."""
 
     @nn.nowrap
     def head_declaration(self) -> Declaration:
@@ -77,7 +79,9 @@ class MaskedLMModel(TaskModel):
     @property
     def head_config(self) -> BertConfig:
         """The configuration that the head is computed with."""
-        return self.config
+        if self.head_activation is None:
+            return self.config
+        return self.config.replace(hidden_act=self.head_activation)
 
     @nn.nowrap
     def _masked_lm_logits(

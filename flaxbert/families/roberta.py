@@ -145,10 +145,7 @@ class RobertaModel(RobertaEncoder, BertModel):
 class RobertaLMHead(RobertaEncoder):
     """The head of the two language models."""
 
-    @property
-    def head_config(self) -> BertConfig:
-        """GELU for every `hidden_act`, as in the reference, whose head ignores it."""
-        return self.config.replace(hidden_act="gelu")
+    head_activation = "gelu"
 
 
 class RobertaForMaskedLM(RobertaLMHead, BertForMaskedLM):
