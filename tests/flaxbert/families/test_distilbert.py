@@ -17,7 +17,7 @@ from flaxbert.conversion.shape_changes import ShapeChanges
 from flaxbert.conversion.verify import verify
 from flaxbert.families.distilbert import DISTILBERT, DistilBertConfig
 from flaxbert.pipelines import QuestionAnsweringPipeline
-from tests.flaxbert.parity import assert_parity, random_config, randomise
+from tests.flaxbert.parity import assert_parity, assert_round_trip, random_config, saved
 
 CLASSES = [known.name for known in DISTILBERT.architectures if known.is_in_transformers]
 VARIANTS = ("padded", "rows", "embeds")
@@ -54,14 +54,6 @@ def test_random_models_equal_pytorch(seed, tmp_path):
     fewest = 2 if "Token" in name else 1  # a token of one possible label has no loss
     fixed |= {"num_labels": int(rng.integers(fewest, 9))} if "Classification" in name else {}
     assert_parity(name, seed, variant, fixed, tmp_path)
-
-
-def saved(name, folder, seed=1, **fixed):
-    """Write a random model of transformers' class of this name."""
-    model = getattr(transformers, name)(random_config(name, seed, **fixed)).eval()
-    randomise(model, seed)
-    model.save_pretrained(folder)
-    return model
 
 
 def new_model(name, **changes):
@@ -162,15 +154,7 @@ def test_impossible_values(values, message):
 
 @pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in CLASSES), ("DistilBertForMaskedLM", False)])
 def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_path, caplog):
-    saved(name, tmp_path / "theirs", tie_word_embeddings=tied, activation="prelu")
-    flaxbert.save_pretrained(tmp_path / "ours", *flaxbert.from_pretrained(tmp_path / "theirs"))
-    assert caplog.text == ""
-    before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert tensor.tobytes() == after[key].tobytes() and tensor.dtype == after[key].dtype, key
-    _, report = getattr(transformers, name).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert_round_trip(name, tmp_path, caplog, tie_word_embeddings=tied, activation="prelu")
 
 
 @pytest.mark.parametrize("tied", [True, False])

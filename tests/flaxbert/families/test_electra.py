@@ -4,14 +4,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.numpy import load_file
 
 import flaxbert
 from flaxbert import losses
 from flaxbert.conversion.convert import convert
 from flaxbert.families.electra import ELECTRA, ElectraConfig
-from tests.flaxbert.parity import assert_parity, random_config, randomise
+from tests.flaxbert.parity import assert_parity, assert_round_trip, saved
 
 CLASSES = [architecture.name for architecture in ELECTRA.architectures]
 CASES = [
@@ -93,25 +91,10 @@ def test_impossible_values(values, message):
         ElectraConfig(**values)
 
 
-def saved(name, folder, seed=1, **fixed):
-    model = getattr(transformers, name)(random_config(name, seed, **fixed)).eval()
-    randomise(model, seed)
-    model.save_pretrained(folder)
-    return model
-
-
 @pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in CLASSES), ("ElectraForMaskedLM", False)])
 def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_path, caplog):
     decoder = {"is_decoder": True} if name.endswith("CausalLM") else {}
-    saved(name, tmp_path / "theirs", tie_word_embeddings=tied, **decoder)
-    flaxbert.save_pretrained(tmp_path / "ours", *flaxbert.from_pretrained(tmp_path / "theirs"))
-    assert caplog.text == ""
-    before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert tensor.tobytes() == after[key].tobytes() and tensor.dtype == after[key].dtype, key
-    _, report = getattr(transformers, name).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert_round_trip(name, tmp_path, caplog, tie_word_embeddings=tied, **decoder)
 
 
 def test_conversion_through_flax_and_orbax(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 import flaxbert
@@ -14,7 +13,7 @@ from flaxbert import functional, surgery
 from flaxbert.conversion.convert import convert
 from flaxbert.families.mpnet import BUCKETS, MPNET, MPNetConfig
 from flaxbert.pipelines import SentenceEmbeddingPipeline
-from tests.flaxbert.parity import assert_parity, random_config, randomise
+from tests.flaxbert.parity import assert_parity, assert_round_trip, saved
 
 CLASSES = [architecture.name for architecture in MPNET.architectures]
 CASES = [
@@ -100,26 +99,9 @@ def test_impossible_values(values, message):
         MPNetConfig(**values)
 
 
-def saved(name, folder, seed=1, **fixed):
-    model = getattr(transformers, name)(random_config(name, seed, **fixed)).eval()
-    randomise(model, seed)
-    model.save_pretrained(folder)
-    return model
-
-
 @pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in CLASSES), ("MPNetForMaskedLM", False)])
 def test_a_folder_of_transformers_passes_through_bit_for_bit(name, tied, tmp_path, caplog):
-    saved(name, tmp_path / "theirs", tie_word_embeddings=tied)
-    flaxbert.save_pretrained(tmp_path / "ours", *flaxbert.from_pretrained(tmp_path / "theirs"))
-    assert caplog.text == ""
-    before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
-    if not tied:  # never read: the file of this library repeats the one that is
-        before["lm_head.bias"] = before["lm_head.decoder.bias"]
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert tensor.tobytes() == after[key].tobytes() and tensor.dtype == after[key].dtype, key
-    _, report = getattr(transformers, name).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert {kind: list(found) for kind, found in report.items() if found} == {}
+    assert_round_trip(name, tmp_path, caplog, tie_word_embeddings=tied)
 
 
 def test_conversion_through_flax_and_orbax(tmp_path):
