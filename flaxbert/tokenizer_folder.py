@@ -48,6 +48,14 @@ _CLASS_OF_MODEL = {
     "camembert": CAMEMBERT_CLASS,
     "mpnet": MPNET_CLASS,
 }
+# The builders of classes that also read a vocab.txt, and of those that need a tokenizer.json.
+_FROM_VOCABULARY = {BERT_CLASS: build_bert, MPNET_CLASS: build_mpnet}
+_FROM_STORED = {
+    ROBERTA_CLASS: build_roberta,
+    XLM_ROBERTA_CLASS: build_xlm_roberta,
+    CAMEMBERT_CLASS: build_camembert,
+    STORED_CLASS: build_as_stored,
+}
 _MAX_ID = 2**24  # a hundred times the largest vocabulary of a BERT model
 
 
@@ -90,20 +98,12 @@ def read_tokenizer(path: Path, *, lowercase: bool | None = None) -> FolderTokeni
     kind = _CLASSES.get(name, STORED_CLASS)
     try:
         declared = declared_tokens(files)
-        if kind == BERT_CLASS:
-            backend = build_bert(files, declared, lowercase)
-        elif kind == MPNET_CLASS:
-            backend = build_mpnet(files, declared, lowercase)
+        if kind in _FROM_VOCABULARY:
+            backend = _FROM_VOCABULARY[kind](files, declared, lowercase)
         elif files.stored is None:
             raise ValueError(f"{path}: the tokenizer_class {name} is read from tokenizer.json, which is missing")
-        elif kind == ROBERTA_CLASS:
-            backend = build_roberta(files, declared)
-        elif kind == XLM_ROBERTA_CLASS:
-            backend = build_xlm_roberta(files, declared)
-        elif kind == CAMEMBERT_CLASS:
-            backend = build_camembert(files, declared)
         else:
-            backend = build_as_stored(files, declared)
+            backend = _FROM_STORED[kind](files, declared)
     except (ValueError, OSError):
         raise
     except Exception as error:  # the library raises bare Exception, and TypeError for values of other types
