@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from flaxbert.families import FAMILIES
 from flaxbert.families.family import SpecialTokens
@@ -111,6 +111,7 @@ def read_tokenizer(path: Path, *, lowercase: bool | None = None) -> FolderTokeni
     uses_token_types = "token_type_ids" in (files.config.get("model_input_names") or ["token_type_ids"])
     backend.encode_special_tokens = files.flag("split_special_tokens", False)
     _check_ids(files, backend, declared)
+    _check_unknown_token(files, backend, kind)
     special_tokens = _special_tokens(path, backend, declared.named)
     _check_template(files, backend, special_tokens)
     return FolderTokenizer(
@@ -184,6 +185,21 @@ def _check_ids(files: TokenizerFiles, backend: Tokenizer, declared: DeclaredToke
         raise ValueError(
             f"{files.folder}: the tokens {first!r:.60} and {second!r:.60} have the same id {vocabulary[second]}; give "
             "each token its own"
+        )
+
+
+def _check_unknown_token(files: TokenizerFiles, backend: Tokenizer, kind: str) -> None:
+    """Raise ValueError if words that the model does not know have no id; the library's own error comes with a text."""
+    model, source = backend.model, files.stored_file if files.stored else files.folder
+    if isinstance(model, models.Unigram):
+        stored = (files.stored or {}).get("model")
+        if kind == STORED_CLASS and isinstance(stored, dict) and stored.get("unk_id") is None:
+            raise ValueError(
+                f"{source}: the Unigram model has no unk_id; set it to the id of the token for unknown words"
+            )
+    elif model.unk_token is not None and model.token_to_id(model.unk_token) is None:
+        raise ValueError(
+            f"{source}: the model's unk_token {model.unk_token!r:.60} is not in the model's own vocabulary; add it"
         )
 
 

@@ -114,6 +114,19 @@ def stored_word_pieces(**changes):
     return json.loads(backend.to_str()) | changes
 
 
+def bert_normaliser(**changes):
+    settings = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+    return {"normalizer": settings | {"lowercase": True} | changes}
+
+
+def without_unknown_token():
+    stored = stored_word_pieces(**bert_normaliser())
+    words = {word: i for i, word in enumerate(word for word in WORDS if word != "[UNK]")}
+    unknown = {"id": len(words), "content": "[UNK]", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return stored | {"model": stored["model"] | {"vocab": words}, "added_tokens": [unknown | flags]}
+
+
 def unigram():
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁Café", -1.0), ("a", -2.0)]
     backend = Tokenizer(models.Unigram([*pieces, ("東京", -1.5), ("<mask>", 0.0)], unk_id=3))
@@ -157,11 +170,6 @@ def test_a_pair_has_one_token_type_where_the_config_names_no_types(tmp_path):
     assert not WordPieceTokenizer.load(tmp_path / "b").uses_token_types
 
 
-def bert_normaliser(**changes):
-    settings = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
-    return {"normalizer": settings | {"lowercase": True} | changes}
-
-
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -186,6 +194,17 @@ def bert_normaliser(**changes):
         ({"tokenizer_config": {"cls_token": None, "do_lower_case": True}}, "cls_token is null"),
         ({"tokenizer_config": {"mask_token": 4}}, "mask_token is 4; expected a token"),
         ({"tokenizer_config": {"mask_token": "<m>", "do_lower_case": True}}, "the vocabulary lacks <m>; add"),
+        (
+            {"tokenizer": without_unknown_token(), "tokenizer_config": {"do_lower_case": True}},
+            r"unk_token '\[UNK\]' is not in the model's own vocabulary",
+        ),
+        (
+            {
+                "tokenizer": unigram() | {"model": unigram()["model"] | {"unk_id": None}},
+                "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"},
+            },
+            "the Unigram model has no unk_id",
+        ),
         ({"tokenizer_config": []}, "tokenizer_config.json: holds a JSON list, expected an object"),
         ({"added_tokens": {"<ent>": 40}}, "declares the token '<ent>' with the id 40, .* its id is 16"),
         ({"added_tokens": {"<ent>": "16"}}, "'<ent>' has the id '16'; expected a whole number"),
