@@ -167,15 +167,6 @@ _INPUTS = (
     "distillation.teacher",
 )
 
-# Settings that former runs did not have, with the value that they stand for there.
-_ADDED: dict[str, Json] = {
-    "model.new_head": False,
-    "model.sizes.chunk_size_feed_forward": 0,
-    "task.leave_out_incomplete": False,
-    "distillation.kind": Distillation.__name__,
-    **{f"distillation.{name}": value for name, value in vars(Distillation()).items()},
-}
-
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
     "run.keep_programs": "run.compilation_cache",
@@ -213,11 +204,12 @@ class Config(Generic[TaskSettingsT]):
     def differences(self, stored: str, *, inputs_by_content: bool = False) -> list[str]:
         """Compare with a stored run.json; describe each setting that would change the run's result, "name: old -> new".
 
-        The stored run may use former names of settings. With `inputs_by_content` the settings that name inputs are not
-        compared, because the caller compares their content.
+        The stored run may use former names of settings; a setting that it lacks had its default. With
+        `inputs_by_content` the settings that name inputs are not compared, because the caller compares their content.
         """
         new = self.common_to_hosts
-        old = {name: value for name, value in _ADDED.items() if name in new} | _settings_by_name(stored)
+        defaults = _flatten(_defaults(self))
+        old = {name: value for name, value in defaults.items() if name in new} | _settings_by_name(stored)
         free = {*_MAY_CHANGE_ON_RESUME, *(_INPUTS if inputs_by_content else ())}
         if self.run.best is not None:
             free.remove("run.evaluate_every")  # only evaluated models can be the best
@@ -243,6 +235,19 @@ def _to_plain(value: object) -> Json:
     if isinstance(value, tuple | list):
         return [_to_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _defaults(settings: object) -> dict[str, Json]:
+    """Return the default values of settings as JSON values: a later version must keep the meaning of a default."""
+    assert dataclasses.is_dataclass(settings)
+    found: dict[str, Json] = {"kind": type(settings).__name__}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = _to_plain(field.default)
+    return found
 
 
 def _flatten(value: Json, prefix: str = "") -> dict[str, Json]:

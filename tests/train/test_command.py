@@ -16,12 +16,14 @@ from train.optim import Optim
 from train.optim.algorithms import Lamb
 from train.optim.schedules import Polynomial
 from train.tasks.pretraining import Pretraining
+from train.tasks.question_answering import QuestionAnswering
 from train.tasks.sequence_classification import SequenceClassification
 
 CONFIG = """
 from pathlib import Path
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
+from train.tasks.question_answering import QuestionAnswering
 from train.tasks.sequence_classification import SequenceClassification
 
 HERE = Path(__file__).parent
@@ -297,6 +299,15 @@ def test_a_record_with_former_names_can_be_resumed(tmp_path):
     assert config.differences(json.dumps(stored)) == []
     stored["task"]["dev_share"] = 0.2
     assert config.differences(json.dumps(stored)) == ["task.validation_split: 0.2 -> 0.1"]
+
+
+def test_a_record_without_later_settings_had_their_defaults(tmp_path):
+    config = Config(task=QuestionAnswering("train.json", head="pointer"), run=Run(folder=tmp_path, steps=1))
+    stored = json.loads(config.to_json())
+    del stored["distillation"], stored["run"]["seeds"], stored["model"]["sizes"]["chunk_size_feed_forward"]
+    assert config.differences(json.dumps(stored)) == []
+    del stored["task"]["head"]
+    assert config.differences(json.dumps(stored)) == ["task.head: linear -> pointer"]
 
 
 def test_without_the_packages_of_training_the_extra_is_named(tmp_path):
