@@ -79,6 +79,8 @@ class Predict(GenerationFlags):
     """answer: maximum number of tokens of an answer; by default as in training, or 30."""
     max_query: int | None = None
     """answer: maximum number of tokens of a question, further ones are cut off; by default as in training, or 64."""
+    context_first: bool | None = None
+    """answer: put the context before the question; by default as in training."""
     n_best: int | None = None
     """answer: starts and ends of a window to pair, and candidates to rank; by default as in training, or 20."""
     step: int | None = None

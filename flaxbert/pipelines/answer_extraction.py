@@ -63,6 +63,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         step: tokens from the start of a window to the start of the next one; an alternative to `overlap`.
         overlap: tokens of context that neighbouring windows share. If neither is given, a quarter of the room that the
             longest question leaves in a window.
+        context_first: put the context before the question, for models that were trained so.
         null_threshold: the answer is empty if `null_odds` exceeds this. None, for models that were not trained with
             unanswerable questions, always takes the best text.
     """
@@ -73,6 +74,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
     max_query: int | None = None
     step: int | None = None
     overlap: int | None = None
+    context_first: bool = False
     null_threshold: float | None = None
 
     heads: ClassVar = (HeadKind.QUESTION_ANSWERING, HeadKind.ANSWER_POINTER)
@@ -107,7 +109,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         overlap = self.overlap
         if self.step is None and overlap is None:
             overlap = max(0, self._longest - max_query - _SPECIAL_TOKENS) // 4
-        return WindowingOptions(self._longest, max_query, self.step, overlap)
+        return WindowingOptions(self._longest, max_query, self.step, overlap, self.context_first)
 
     def _check(self, item: object, name: str) -> tuple[str, str]:
         return require_text_pair(item, name, "a pair of a question and its context")

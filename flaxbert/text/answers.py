@@ -12,10 +12,10 @@ import numpy as np
 from flaxbert.text.windows import QuestionWindow
 
 _SETTINGS_KEY, _TASK = "task_specific_params", "question-answering"  # of config.json, as transformers calls them
-_SETTINGS = ("max_length", "max_query", "step", "overlap", "n_best", "max_answer")
+_SETTINGS = ("max_length", "max_query", "step", "overlap", "n_best", "max_answer", "context_first")
 
 
-def answer_settings_keys(settings: Mapping[str, int | None], keys: Mapping[str, object]) -> dict[str, object]:
+def answer_settings_keys(settings: Mapping[str, int | bool | None], keys: Mapping[str, object]) -> dict[str, object]:
     """Return the keys of a config.json with the windows and limits of a run, so that predictions can use them."""
     others = keys.get(_SETTINGS_KEY)
     saved = {name: settings[name] for name in _SETTINGS if settings[name] is not None}
@@ -23,15 +23,15 @@ def answer_settings_keys(settings: Mapping[str, int | None], keys: Mapping[str, 
 
 
 def saved_answer_settings(keys: Mapping[str, object]) -> dict[str, int]:
-    """Return the windows and limits in the keys of a config.json; what is no whole number above 0 is left out."""
+    """Return the windows and limits in the keys of a config.json; values that cannot be theirs are left out."""
     tasks = keys.get(_SETTINGS_KEY)
     saved = tasks.get(_TASK) if isinstance(tasks, dict) else None
     values = saved if isinstance(saved, dict) else {}
-    lowest = {"overlap": 0}
+    lowest, kinds = {"overlap": 0, "context_first": False}, {"context_first": bool}
     return {
         name: values[name]
         for name in _SETTINGS
-        if type(values.get(name)) is int and values[name] >= lowest.get(name, 1)
+        if type(values.get(name)) is kinds.get(name, int) and values[name] >= lowest.get(name, 1)
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxbert.encoded_text import PairTemplate
+from flaxbert.encoded_text import PairTemplate, join_pair
 from flaxbert.text.pieces import TextPieces, encode_texts
 from flaxbert.tokenizer import WordPieceTokenizer
 
@@ -60,13 +60,15 @@ class WindowingOptions:
     """
 
     max_length: int = 384
-    """Tokens of a window: `[CLS] question [SEP] part of the context [SEP]`."""
+    """Tokens of a window: `[CLS] question [SEP] part of the context [SEP]`, or with the context first."""
     max_query: int = 64
     """Maximum number of question tokens; further tokens are cut off."""
     step: int | None = None
     """Tokens from the start of a window to the start of the next one: Google's doc_stride."""
     overlap: int | None = None
     """Tokens that neighbouring windows share: the stride of Hugging Face's tokenizers."""
+    context_first: bool = False
+    """The part of the context precedes the question."""
 
     def __post_init__(self):
         if (self.step is None) == (self.overlap is None):
@@ -111,6 +113,8 @@ class WindowingOptions:
 @dataclasses.dataclass(frozen=True)
 class QuestionWindow:
     """Model input `[CLS] question [SEP] part of the context [SEP]` of T tokens, N of them context tokens.
+
+    With `WindowingOptions.context_first` the two parts change places.
 
     Attributes:
         ids: [T], int32.
@@ -158,18 +162,21 @@ def _split_context(
 ) -> list[QuestionWindow]:
     """Return the windows of one question over a context, whose text and pieces are given."""
     question = question[: options.max_query]
-    before = [*template.before.ids, *question, *template.between.ids]
-    before_types = [*template.before.type_ids, *[template.first_type] * len(question), *template.between.type_ids]
+    first = len(template.before.ids)
+    if not options.context_first:
+        first += len(question) + len(template.between.ids)
     spans = options.context_spans(len(question), len(context.ids), special_tokens=template.size)
     max_context = max_context_windows(spans, len(context.ids))
     windows = []
     for index, (start, end) in enumerate(spans):
-        types = [*before_types, *[template.second_type] * (end - start), *template.after.type_ids]
+        part = context.ids[start:end]
+        parts = (part, question) if options.context_first else (question, part)
+        encoded = join_pair(template, *parts)
         windows.append(
             QuestionWindow(
-                ids=np.concatenate([before, context.ids[start:end], template.after.ids]).astype(np.int32),
-                types=np.asarray(types, np.int32),
-                first=len(before),
+                ids=np.asarray(encoded.ids, np.int32),
+                types=np.asarray(encoded.type_ids, np.int32),
+                first=first,
                 offsets=context.offsets[start:end],
                 has_max_context=max_context[start:end] == index,
                 covered=(

@@ -54,6 +54,8 @@ class QuestionAnswering(Supervised):
     """Tokens from the start of a window to that of the next (Google's doc_stride); give this or `window_overlap`."""
     window_overlap: int | None = None
     """Tokens that neighbouring windows share (Hugging Face's stride)."""
+    context_first: bool = False
+    """Put the context before the question in a window, not after it."""
     head: Literal["linear", "pointer"] = "linear"
     """The model's head: two scores of each token, or a pointer to the start and then, given the start, to the end."""
     n_best: int = 20
@@ -82,7 +84,11 @@ class QuestionAnswering(Supervised):
     def make_windowing(self) -> WindowingOptions:
         """Return the sizes of the windows."""
         return WindowingOptions(
-            max_length=self.max_length, max_query=self.max_query, step=self.window_step, overlap=self.window_overlap
+            max_length=self.max_length,
+            max_query=self.max_query,
+            step=self.window_step,
+            overlap=self.window_overlap,
+            context_first=self.context_first,
         )
 
     def prepare(
@@ -133,6 +139,7 @@ class QuestionAnswering(Supervised):
             "overlap": self.window_overlap,
             "n_best": self.n_best,
             "max_answer": self.max_answer,
+            "context_first": self.context_first or None,
         }
         return answer_settings_keys(settings, keys)
 

@@ -33,10 +33,10 @@ def starts(windows):
     return [int(window.ids[window.first]) - len(SPECIAL_TOKENS) for window in windows]
 
 
-@pytest.mark.parametrize("settings", [(40, 6), (64, 0), (100, 30), (384, 128)])
+@pytest.mark.parametrize("settings", [(40, 6, False), (64, 0, True), (100, 30, False), (384, 128, False)])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_windows_with_an_overlap_equal_transformers(data_dir, language, settings):
-    length, overlap = settings
+    length, overlap, context_first = settings
     folder = data_dir / "tokenizers" / {"en": "bert-base-uncased", "zh": "chinese-roberta-wwm-ext"}[language]
     content = json.loads((data_dir / f"tasks/xquad/xquad.{language}.json").read_text())
     paragraphs = [p for article in content["data"][:8] for p in article["paragraphs"]]
@@ -47,21 +47,22 @@ def test_windows_with_an_overlap_equal_transformers(data_dir, language, settings
     keep = [i for i, ids in enumerate(reference(questions)["input_ids"]) if len(ids) <= length // 2]
     questions, contexts = [questions[i] for i in keep], [contexts[i] for i in keep]
     expected = reference(
-        questions,
-        contexts,
-        truncation="only_second",
+        *((contexts, questions) if context_first else (questions, contexts)),
+        truncation="only_first" if context_first else "only_second",
         max_length=length,
         stride=overlap,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    windowing = WindowingOptions(max_length=length, max_query=length // 2, overlap=overlap)
+    windowing = WindowingOptions(max_length=length, max_query=length // 2, overlap=overlap, context_first=context_first)
     found = [w for ws in question_windows(WordPieceTokenizer.load(folder), questions, contexts, windowing) for w in ws]
     assert len(found) > len(keep) or length == 384
     assert [w.ids.tolist() for w in found] == expected["input_ids"]
     assert [w.types.tolist() for w in found] == expected["token_type_ids"]
     for window, offsets in zip(found, expected["offset_mapping"], strict=True):
-        assert window.offsets.tolist() == [list(pair) for pair in offsets[window.first : -1]]
+        own = offsets[window.first : window.first + len(window.offsets)]
+        assert window.offsets.tolist() == [list(pair) for pair in own]
+        assert window.first == 1 if context_first else window.first + len(own) + 1 == len(window.ids)
 
 
 @pytest.mark.parametrize(("question", "room"), [("w1", 8), ("w1 w2 w3", 6), ("w1 w2 w3 w4 w5 w6", 5)])

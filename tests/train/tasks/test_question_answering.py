@@ -127,8 +127,8 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
 
 
 def test_a_pointer_trains_and_predicts(tmp_path, capsys):
-    """Metrics, files and `flaxbert predict` take the beam over starts."""
-    config = config_in(tmp_path, head="pointer")
+    """Metrics, files and `flaxbert predict` take the beam over starts, and predict the order of the two texts."""
+    config = config_in(tmp_path, head="pointer", context_first=True)
     folder = run(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4, log_every=4)))
     assert type(flaxbert.from_pretrained(folder / "model")[0]) is flaxbert.BertForPointerQuestionAnswering
     candidates = read(folder, "nbest_predictions_dev.json")
