@@ -112,6 +112,8 @@ class Run:
     """Stop training after this many evaluations without a better value of `best`."""
     seed: int = 0
     """Seed of initial weights, data order, masks and dropout."""
+    scalar_names: tuple[str, ...] = ()
+    """Own names of curves in TensorBoard, such as "eval/dev/f1=Val/F1"; the other curves keep their names."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds, each in a subfolder; the summary gives mean and deviation."""
 
@@ -131,6 +133,12 @@ class Run:
         for seed in (self.seed, *self.seeds):
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed is {seed}; allowed: 0 to {2**32 - 1}")
+        for pair in self.scalar_names:
+            if not all(pair.partition("=")[::2]) or not pair.startswith(("train/", "eval/")):
+                raise ValueError(
+                    f"scalar_names has {pair!r}; give train/METRIC=NEW or eval/SET/METRIC=NEW, such as "
+                    "train/loss=Train/Loss"
+                )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}; each must be given once")
         if self.best is not None and self.evaluate_every is None:
@@ -147,6 +155,7 @@ class Run:
 _MAY_CHANGE_ON_RESUME = (
     "run.folder",
     "run.log_every",
+    "run.scalar_names",
     "run.evaluate_every",
     "run.checkpoint_every",
     "run.keep",

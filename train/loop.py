@@ -82,7 +82,13 @@ def run(config: Config) -> Path:
             state = restore_or_create(setup, checkpoints, pretrained)
             if setup.is_first_host:
                 run_folder.write_files(config, setup.task, setup.model, setup.inputs)
-            with Reporter(folder, setup.total_steps, start_step=first_step, primary=setup.is_first_host) as reporter:
+            with Reporter(
+                folder,
+                setup.total_steps,
+                start_step=first_step,
+                scalar_names=dict(pair.split("=", 1) for pair in config.run.scalar_names),
+                primary=setup.is_first_host,
+            ) as reporter:
                 reporter.message(run_folder.opening(config, setup.task, setup.placement, first_step=first_step))
                 started = time.perf_counter()
                 evaluator = Evaluator(setup.task, setup.model, setup.placement, reporter, best=config.run.best)

@@ -41,6 +41,7 @@ class Reporter:
         total_steps: int,
         *,
         start_step: int = 0,
+        scalar_names: Mapping[str, str] | None = None,
         primary: bool = True,
         stream: TextIO | None = None,
     ):
@@ -50,6 +51,7 @@ class Reporter:
             folder: of the run.
             total_steps: optimizer steps of the whole run.
             start_step: if not 0, continue the record and drop its lines after this step; 0 starts a new record.
+            scalar_names: names in TensorBoard by the usual ones (kind/metric, or eval/set/metric), which others keep.
             primary: False shows and writes nothing; for all hosts except the first.
             stream: None: standard output.
 
@@ -57,6 +59,7 @@ class Reporter:
             ValueError: the record to continue is damaged before its last line.
         """
         self._primary, self._total_steps, self._opened = primary, total_steps, contextlib.ExitStack()
+        self._scalar_names, self._tags = scalar_names or {}, set[str]()
         if not primary:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,12 @@ class Reporter:
             self._bar.update(self._task, completed=step)
 
     def close(self) -> None:
-        """Stop the bar and close the files; further calls do nothing."""
+        """Close the files; further calls do nothing. Warn of `scalar_names` that name no curve."""
+        recorded = {tag.rpartition("/")[0] for tag in self._tags}
+        for name in sorted(self._scalar_names.keys() - self._tags):
+            if name.rpartition("/")[0] in recorded:  # else nothing of this set was reported
+                self._show(f"warning: scalar_names has {name!r}, which is none of {', '.join(sorted(self._tags))}")
+        self._tags.clear()
         self._opened.close()
 
     def _show(self, line: str) -> None:
@@ -153,7 +161,12 @@ class Reporter:
         line = dict(kind=tag.split("/")[0], step=int(step), **fields, **strict, time=time.time())
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-        scalars = [{"tag": f"{tag}/{name}", "simple_value": value} for name, value in values.items()]
+        tags = [f"{tag}/{name}" for name in values]
+        self._tags.update(tags)
+        scalars = [
+            {"tag": self._scalar_names.get(tag, tag), "simple_value": value}
+            for tag, value in zip(tags, values.values(), strict=True)
+        ]
         _append_event(self._events, step, summary={"value": scalars})
 
 

@@ -257,6 +257,18 @@ def test_tensorboard_scalars(tmp_path):
     assert events(tmp_path)[0].file_version == "brain.Event:2"
 
 
+def test_own_names_of_tensorboard_scalars(tmp_path):
+    names = {"train/loss": "Train/Loss", "eval/dev/f1": "Val/F1", "eval/dev/f2": "Val/F2", "eval/test/f1": "Test/F1"}
+    with Reporter(tmp_path, 200, scalar_names=names, stream=(stream := io.StringIO())) as reporter:
+        report_step(reporter, 40, mfu=None, loss=0.5)
+        reporter.evaluation(40, "dev", {"f1": 75.0, "exact": 50.0})
+    found = scalars(tmp_path)
+    assert found["Train/Loss", 40] == 0.5 and found["Val/F1", 40] == 75.0 and found["eval/dev/exact", 40] == 50.0
+    assert len(found) == 5 and [line["loss"] for line in records(tmp_path)[:1]] == [0.5]
+    warnings = [line for line in stream.getvalue().splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "'eval/dev/f2', which is none of eval/dev/exact, eval/dev/f1," in warnings[0]
+
+
 def test_tensorboard_forgets_what_was_dropped(tmp_path):
     # Three runs within a second or so: no file may overwrite another.
     run(tmp_path, [20, 40, 60])
