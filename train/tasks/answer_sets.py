@@ -99,12 +99,26 @@ class AnswerSet:
         metrics = squad2_metrics(_best_texts(answers), self.references, _null_odds(answers), threshold=threshold)
         return {**metrics, "threshold": threshold} if self.trained_on_no_answer else metrics
 
+    def examples(self, answers: Mapping[str, RankedAnswers], threshold: float, count: int) -> list[str]:
+        """Return lines with a question, its answer and those of the file, for `count` questions of the whole set."""
+        lines, count = [], min(count, len(self.questions))
+        for number in range(count):
+            question = self.questions[number * len(self.questions) // count]
+            found = answers[question.id].text(self._limit(threshold)) or "no answer"
+            known = dict.fromkeys(answer.text for answer in question.answers)
+            wanted = " | ".join(known) or ("no answer" if question.impossible else "unknown")
+            lines.append(f"{question.question} -> {found} (in the file: {wanted})")
+        return lines
+
+    def _limit(self, threshold: float) -> float | None:
+        return threshold if self.allows_no_answer and self.trained_on_no_answer else None
+
     def write(self, folder: Path, name: str, answers: Mapping[str, RankedAnswers], threshold: float) -> None:
         """Write predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json, as run_squad does.
 
         The last one only if a question may have no answer. SQuAD's evaluation scripts read the first and the last.
         """
-        limit = threshold if self.allows_no_answer and self.trained_on_no_answer else None
+        limit = self._limit(threshold)
         _write_json(folder / f"predictions_{name}.json", {key: value.text(limit) for key, value in answers.items()})
         candidates = {key: _candidates(value) for key, value in answers.items()}
         _write_json(folder / f"nbest_predictions_{name}.json", candidates)

@@ -65,20 +65,24 @@ class QuestionAnswering(Supervised):
     null_threshold: float | None = None
     """A question whose null odds are above it has no answer; None for the one with the best F1 on dev (0 without)."""
     impossible: bool = True
-    """Train on questions without answer too; if there are any, the model may also predict that there is no answer."""
+    """Train on questions without answer too; if there are any, the model may also predict that there is no answer.
+    Otherwise HasAns_exact and HasAns_f1 are the figures of the questions that have one, and the loss is theirs."""
     wrong_offsets: Annotated[WrongOffsets, tyro.conf.EnumChoicesFromValues] = WrongOffsets.REPAIR
     """Treatment of answers that are not where the file says: repair (nearest occurrence), drop, refuse."""
     rule: Annotated[MatchingRule, tyro.conf.EnumChoicesFromValues] = MatchingRule.SQUAD
     """Rule for comparing answers: squad, or cmrc for Chinese."""
+    examples: int = 0
+    """Questions of each evaluated set to print at the end, with the answer found and those of the file."""
     exclude: str | None = None
     """A file or data set; its questions are not trained on if they are about the same context."""
 
     def __post_init__(self):
         super().__post_init__()
         self.make_windowing()  # raises ValueError for sizes that contradict each other
-        if self.n_best < 2 or self.max_answer < 1:
+        if self.n_best < 2 or self.max_answer < 1 or self.examples < 0:
             raise ValueError(
-                f"n_best is {self.n_best}, max_answer {self.max_answer}; must be at least 2 and at least 1"
+                f"n_best is {self.n_best}, max_answer {self.max_answer}, examples {self.examples}; must be at least 2, "
+                "1 and 0"
             )
 
     def make_windowing(self) -> WindowingOptions:
@@ -105,7 +109,7 @@ class QuestionAnswering(Supervised):
             )
             for name, rows in sets.items()
         }
-        spans = {name: _spans(rows, windows[name]) for name, rows in sets.items()}
+        spans = {name: _spans(rows, windows[name], impossible=self.impossible) for name, rows in sets.items()}
         answer_sets = {
             name: AnswerSet(
                 questions=rows,
@@ -128,6 +132,7 @@ class QuestionAnswering(Supervised):
             sets=answer_sets,
             null_threshold=self.null_threshold,
             beams=self.n_best if self.head == "pointer" else None,
+            examples=self.examples,
         )
 
     def _keys_for_predictions(self, keys: Mapping[str, object]) -> dict[str, object]:
@@ -193,6 +198,7 @@ class QuestionAnsweringTask(Task):
     sets: Mapping[str, AnswerSet]  # the questions of each evaluated set
     null_threshold: float | None  # as in the settings
     beams: int | None  # starts that a pointer scores ends for; None for a linear head
+    examples: int = 0  # as in the settings
 
     @property
     def loss_terms(self) -> tuple[str, ...]:
@@ -260,9 +266,12 @@ class QuestionAnsweringTask(Task):
         A line gives the threshold, which `flaxbert predict answer` needs.
         """
         threshold = self._threshold(results)
+        lines = []
         for name in self.evaluations if jax.process_index() == 0 else ():
-            self.sets[name].write(folder, name, self._answers(name, results[name]), threshold)
-        lines = [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
+            answers = self._answers(name, results[name])
+            self.sets[name].write(folder, name, answers, threshold)
+            lines += [f"{name}: {line}" for line in self.sets[name].examples(answers, threshold, self.examples)]
+        lines += [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
         if any(answer_set.trained_on_no_answer for answer_set in self.sets.values()):
             # All digits, because the threshold is the null odds of one question, which must not fall out.
             lines.append(f"there is no answer where null odds exceed {threshold!r}: --null-threshold of predict")
@@ -282,10 +291,13 @@ def _article(question: SquadQuestion) -> str:
     return question.title or question.context
 
 
-def _spans(questions: Sequence[SquadQuestion], windows: Sequence[Sequence[QuestionWindow]]) -> SpanSequences:
+def _spans(
+    questions: Sequence[SquadQuestion], windows: Sequence[Sequence[QuestionWindow]], *, impossible: bool
+) -> SpanSequences:
     """Return all windows with the positions of the first known answer; [CLS] if a window lacks it or there is none.
 
-    The loss ignores questions whose answers are unknown or not in the context.
+    The loss ignores questions whose answers are unknown or not in the context, and those without one if the model does
+    not learn from them (not `impossible`).
     """
     positions = []
     for question, own_windows in zip(questions, windows, strict=True):
@@ -295,7 +307,9 @@ def _spans(questions: Sequence[SquadQuestion], windows: Sequence[Sequence[Questi
                 found = (window.positions(start, end) for start, end in answer.spans)
                 positions.append(next(filter(None, found), (0, 0)))
             else:
-                positions.append((0, 0) if question.impossible else (_IGNORED_POSITION, _IGNORED_POSITION))
+                positions.append(
+                    (0, 0) if question.impossible and impossible else (_IGNORED_POSITION, _IGNORED_POSITION)
+                )
     all_windows = [window for own_windows in windows for window in own_windows]
     return SpanSequences(
         ids=[window.ids for window in all_windows],

@@ -128,11 +128,17 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
 
 def test_a_pointer_trains_and_predicts(tmp_path, capsys):
     """Metrics, files and `flaxbert predict` take the beam over starts, and predict the order of the two texts."""
-    config = config_in(tmp_path, head="pointer", context_first=True)
+    config = config_in(tmp_path, head="pointer", context_first=True, examples=4)
     folder = run(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4, log_every=4)))
     assert type(flaxbert.from_pretrained(folder / "model")[0]) is flaxbert.BertForPointerQuestionAnswering
     candidates = read(folder, "nbest_predictions_dev.json")
-    assert "model (transformers loads its encoder)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model (transformers loads its encoder)" in printed
+    predictions, (lowest, *_) = read(folder, "predictions_dev.json"), articles(1, impossible=True, count=1)["data"]
+    shown = [line for line in printed.splitlines() if line.startswith("dev: ")]
+    (wanted,) = lowest["paragraphs"][0]["qas"][0]["answers"]
+    assert len(shown) == 4 and shown[0].endswith(f"(in the file: {wanted['text']})")
+    assert shown[0].startswith(f"dev: who is it? -> {predictions['1-0-0'] or 'no answer'} (")
     # Log-probabilities of starts and ends.
     assert all(c["start_logit"] < 0 and c["end_logit"] < 0 for found in candidates.values() for c in found)
     flags = ["--null-threshold", "1e9", "--output", str(tmp_path / "answers.jsonl")]
@@ -289,6 +295,10 @@ def test_held_out_articles_and_excluded_questions(tmp_path):
     task = with_task(config, exclude=None, impossible=False).task.prepare(config)
     assert task.facts["train questions not used"] == 10 and not task.sets["dev"].trained_on_no_answer
     assert task.facts["train without answer"] == 0 and task.facts["dev without answer"] == 6
+    # What the model does not learn counts in no loss.
+    dev, batches = task.sets["dev"], task.evaluations["dev"]
+    windows = [q.impossible for q, own in zip(dev.questions, dev.windows, strict=True) for _ in own]
+    assert (batches.examples.positions[:, 0] > 24).tolist() == windows and any(windows)
 
 
 def test_settings_and_files_that_cannot_be_used(tmp_path):

@@ -1,0 +1,43 @@
+"""Questions about Wikipedia that have an answer (SQuAD 2.0), by DistilBERT and a pointer network, with Adafactor.
+
+    flaxbert convert distilbert/distilbert-base-uncased distilbert
+    python -m train configs/squad2_distilbert_pointer.py --task.train train-v2.0.json --task.dev dev-v2.0.json \\
+        --task.validation-split None
+
+Questions without an answer are not trained on, and the figures are those of the answerable ones; --task.impossible
+takes both kinds. With --task.context-first the context precedes the question. Answers that are not where the file says
+are repaired. TensorBoard has the curves Train/Loss, Val/Loss, Val/EM and Val/F1; the end prints some questions with
+their answers, and `flaxbert predict answer --model runs/squad2_distilbert_pointer/model` answers others.
+"""
+
+from pathlib import Path
+
+from train.config import Config, Model, Run
+from train.optim import Optim
+from train.optim.algorithms import Adafactor
+from train.tasks.question_answering import QuestionAnswering
+
+config = Config(
+    task=QuestionAnswering(
+        train="squad/dev-v2.0.cs224n-half.json",
+        validation_split=0.2,
+        head="pointer",
+        impossible=False,
+        examples=5,
+    ),
+    model=Model(pretrained=Path("distilbert"), scan=False),
+    optim=Optim(learning_rate=3e-4, warmup=0.1, weight_decay=0.0, algorithm=Adafactor()),
+    run=Run(
+        folder=Path("runs/squad2_distilbert_pointer"),
+        batch_size=16,
+        epochs=2,
+        log_every=10,
+        evaluate_every=100,
+        scalar_names=(
+            "train/loss=Train/Loss",
+            "eval/dev/loss=Val/Loss",
+            "eval/dev/HasAns_exact=Val/EM",
+            "eval/dev/HasAns_f1=Val/F1",
+        ),
+    ),
+)
