@@ -63,9 +63,9 @@ def main(arguments: list[str]) -> int:
     """Run a config and return the exit code.
 
     Returns:
-        0: the run finished. 1: a loss was not finite. 2: a mistake in the settings or the data. 3: another host was
-        lost (killed, disconnected, or without a sign of life); start the run again, and it resumes from its last
-        checkpoint. 130: interrupted. If one of several hosts fails, all end with its code.
+        0: the run finished. 1: losses or gradients were not finite. 2: a mistake in the settings or the data. 3:
+        another host was lost (killed, disconnected, or without a sign of life); start the run again, and it resumes
+        from its last checkpoint. 130: interrupted. If one of several hosts fails, all end with its code.
     """
     if not arguments or arguments[0].startswith("-"):
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")

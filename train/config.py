@@ -103,6 +103,8 @@ class Run:
     """Steps between checkpoints; None: save only at the end."""
     keep: int = 2
     """Number of checkpoints to keep."""
+    stop_after_skipped: int = 3
+    """Stop after this many updates in a row were skipped, because their loss or gradient was not finite."""
     compilation_cache: bool = True
     """Store compiled programs in the folder, so that a restarted run need not compile them again."""
     best: str | None = None
@@ -124,7 +126,7 @@ class Run:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
         names = ["batch_size", "gradient_accumulation_steps", "steps", "evaluation_batch_size", "log_every"]
-        for name in [*names, "evaluate_every", "checkpoint_every", "keep", "patience"]:
+        for name in [*names, "evaluate_every", "checkpoint_every", "keep", "stop_after_skipped", "patience"]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -159,6 +161,7 @@ _MAY_CHANGE_ON_RESUME = (
     "run.evaluate_every",
     "run.checkpoint_every",
     "run.keep",
+    "run.stop_after_skipped",
     "run.compilation_cache",
     "run.evaluation_batch_size",
     "mesh.data",

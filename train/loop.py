@@ -28,7 +28,7 @@ from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
 from train.optim import make_optimizer
 from train.report import Reporter
 from train.step import TrainState, compile_step, create_state, state_shapes, state_shardings
-from train.step_log import StepLog
+from train.step_log import StepLog, TooManySkipped, describe_parameters
 from train.summary import write_summary
 from train.tasks.task import Task
 from train.teacher import Teacher, load_teacher
@@ -57,7 +57,7 @@ def run(config: Config) -> Path:
     Raises:
         FileNotFoundError, ValueError: the settings, data or weights are wrong, or a host did not come; nothing has been
             written then.
-        FloatingPointError: a loss was not finite.
+        FloatingPointError: too many losses or gradients in a row were not finite.
     """
     folder = config.run.folder
     with join_hosts(config.hosts) as host_group:
@@ -215,23 +215,32 @@ def train_steps(
         total_steps,
         loss_terms=task.loss_terms if teacher is None else teacher.loss_terms,
         fraction=placement.host_shard.fraction,
+        skipped=reporter.skipped_updates,
     )
-    step = first_step
-    for host_batch in prefetch(task.train, first_step, total_steps):
-        if _out_of_patience(settings, step, checkpoints):
-            reporter.message(f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}")
-            break
-        step += 1
-        state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed), *fixed)
-        log.add(step, metrics, task.token_counts(host_batch))
-        evaluates, saves = _is_due(step, settings.evaluate_every), _is_due(step, settings.checkpoint_every)
-        if step < total_steps and (evaluates or saves):
-            log.flush()  # first, so that no state is saved after a step with a loss that is not finite
-            with log.paused():
-                score = evaluator.evaluate_dev(state.params, step) if evaluates else None
-                if saves or score is not None:
-                    checkpoints.save(state, step, score=score)
-    log.flush()
+    step, postponed = first_step, False
+    try:
+        for host_batch in prefetch(task.train, first_step, total_steps):
+            if _out_of_patience(settings, step, checkpoints):
+                reporter.message(
+                    f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}"
+                )
+                break
+            step += 1
+            state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed), *fixed)
+            log.add(step, metrics, task.token_counts(host_batch))
+            evaluates = _is_due(step, settings.evaluate_every)
+            saves = _is_due(step, settings.checkpoint_every) or postponed
+            if step < total_steps and (evaluates or saves):
+                log.flush()
+                with log.paused():
+                    score = evaluator.evaluate_dev(state.params, step) if evaluates else None
+                    # Not after a skipped update: its cause may be damaged parameters, and older checkpoints are kept.
+                    postponed = saves and log.skipped_in_row > 0
+                    if (saves or score is not None) and not log.skipped_in_row:
+                        checkpoints.save(state, step, score=score)
+        log.flush()
+    except TooManySkipped as error:
+        raise FloatingPointError(f"{error}. {describe_parameters(state.params)} {_resumes_from(checkpoints)}") from None
     if step != checkpoints.latest:
         checkpoints.save(state, step, score=evaluator.evaluate_dev(state.params, step) if settings.best else None)
     return state, step
@@ -293,6 +302,7 @@ def summarise(
         "batch size": setup.config.run.batch_size,
         "seconds of training and evaluation": round(seconds, 1),
         "seconds of compiling": round(compile_seconds, 1),
+        **({"skipped updates": reporter.skipped_updates} if reporter.skipped_updates else {}),
         **task.facts,
     }
     title = f"{folder.name}: {type(setup.config.task).__name__}"
@@ -326,6 +336,11 @@ def _out_of_patience(settings: Run, step: int, checkpoints: Checkpoints) -> bool
         return False  # the answer changes with evaluations only, and the best score is read from disk
     best = checkpoints.best
     return best is not None and (step - best) // every >= settings.patience
+
+
+def _resumes_from(checkpoints: Checkpoints) -> str:
+    latest = checkpoints.latest
+    return f"The last checkpoint is of step {latest}" if latest else "There is no checkpoint yet"
 
 
 def _is_due(step: int, every: int | None) -> bool:

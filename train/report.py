@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -27,12 +27,16 @@ _FORMATS = {
     "tokens_per_second": "{:,.0f} tok/s",
     "mfu": "MFU {:.1%}",
 }
+_SHOWN_ROWS = 16
 
 
 class Reporter:
     """Show a run on a terminal and record it in metrics.jsonl and tensorboard/ of its folder.
 
     A terminal gets a progress bar with evaluations and messages above it; other streams get one line per report.
+
+    Attributes:
+        skipped_updates: updates that were skipped so far, those before the run was resumed included.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Reporter:
         """
         self._primary, self._total_steps, self._opened = primary, total_steps, contextlib.ExitStack()
         self._scalar_names, self._tags = scalar_names or {}, set[str]()
+        self.skipped_updates = 0
         if not primary:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +72,8 @@ class Reporter:
         # If something fails before pop_all, all files are closed and the bar is stopped.
         with contextlib.ExitStack() as stack:
             self._lines = stack.enter_context(_open_record(folder / METRICS_FILE, start_step))
+            if start_step:
+                self.skipped_updates = sum(line["kind"] == "skipped" for line in read_record(folder / METRICS_FILE))
             self._events = stack.enter_context(contextlib.closing(_open_events(folder, start_step)))
             self._bar = _make_bar(self._stream)
             if self._bar is not None:
@@ -125,6 +132,16 @@ class Reporter:
         self._record(f"eval/{name}", step, metrics, name=name)
         self._show("  ".join([_step_text(step, self._total_steps), f"eval {name}", *_metric_texts(metrics)]))
 
+    def skipped(self, step: int, metrics: Mapping[str, float], *, batch: str, rows: Sequence[int] | None) -> None:
+        """Report an update that was not applied: its metrics, its batch, and the data set's rows in it if known."""
+        if not self._primary:
+            return
+        self.skipped_updates += 1
+        self._record("skipped", step, metrics, rows=rows)
+        values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in metrics.items())
+        text = f"{_step_text(step, self._total_steps)}  update skipped: {values}; {batch}"
+        self._show(text + (f", rows {_shortened(rows)} of the training data" if rows else ""))
+
     def message(self, text: str) -> None:
         """Show a line, for example "resumed from step 40", without recording it."""
         if self._primary:
@@ -154,7 +171,7 @@ class Reporter:
                 # The reader, for example `head`, has gone. The run goes on: its folder holds all that it reports.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
-    def _record(self, tag: str, step: int, metrics: Mapping[str, float], **fields: str) -> None:
+    def _record(self, tag: str, step: int, metrics: Mapping[str, float], **fields: str | Sequence[int] | None) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         # Strict JSON has no NaN or infinity; most readers reject the tokens that Python writes.
         strict = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -168,6 +185,10 @@ class Reporter:
             for tag, value in zip(tags, values.values(), strict=True)
         ]
         _append_event(self._events, step, summary={"value": scalars})
+
+
+def _shortened(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:_SHOWN_ROWS])) + (", ..." if len(rows) > _SHOWN_ROWS else "")
 
 
 def _make_bar(stream: TextIO) -> rich.progress.Progress | None:

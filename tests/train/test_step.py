@@ -41,6 +41,12 @@ def loss_function(params, batch, key):
     return losses.masked_lm(out.logits, batch["labels"])
 
 
+def poisonable(params, batch, key):
+    """The loss, to which each row adds a multiple of a parameter."""
+    loss = loss_function(params, {name: batch[name] for name in batch if name != "poison"}, key)
+    return losses.Loss(loss.sum + jnp.sum(batch["poison"]) * jnp.sum(params["predictions"]["bias"]), loss.weight)
+
+
 def begun(counted=loss_function):
     """A fresh state on all devices; the step, dropout on; where the state is to live, and all else.
 
@@ -121,3 +127,30 @@ def test_dropout_differs_from_step_to_step_and_seed_to_seed_and_not_from_run_to_
     assert not set(history(2**32 - 1)) & set(first)
     assert history(0) == first
     assert step._cache_size() == 1  # the program is the same for every seed
+
+
+def test_an_update_from_one_row_that_is_not_finite_is_skipped_on_all_devices():
+    placement = Placement(make_mesh(fsdp=4))
+    optimizer = make_optimizer(Optim(learning_rate=1e-3, warmup=0.0), 20)
+    shardings = state_shardings(MODEL, optimizer, placement)
+    step = compile_step(poisonable, optimizer, placement, shardings, gradient_accumulation_steps=2)
+    state = create_state(MODEL, optimizer, shardings, seed=0)
+    for number, poison in enumerate((0.0, np.nan, 3e38, 0.0)):
+        before = bits_of_shards(state)
+        row = np.where(np.arange(16) == 11, poison, 0.0).astype(np.float32)
+        state, metrics = step(state, placement.batch(batch(number) | {"poison": row}), SEED)
+        assert np.isfinite(metrics["loss"]) == np.isfinite(poison)
+        assert np.isfinite(metrics["gradient_norm"]) == (poison == 0.0)
+        after = bits_of_shards(state)
+        assert after.keys() == before.keys()
+        changed = {path for path, device in after if after[path, device] != before[path, device]}
+        assert changed == {".step"} if poison else len(changed) == len(jax.tree.leaves(state))
+    assert int(state.step) == 4
+
+
+def bits_of_shards(state):
+    return {
+        (jax.tree_util.keystr(path), shard.device.id): np.asarray(shard.data).tobytes()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        for shard in leaf.addressable_shards
+    }

@@ -48,8 +48,12 @@ class _TrainBatches(abc.ABC):
         return -(-len(self.examples) // self.size)
 
     def __getitem__(self, index: int) -> HostBatch:
+        return self._arrays(self.members(index))
+
+    def members(self, index: int) -> np.ndarray:
+        """Return the indices of the examples of batch `index`."""
         epoch, number = divmod(index, self.per_epoch)
-        return self._arrays(self._epoch(epoch)[number])
+        return self._epoch(epoch)[number]
 
     @property
     def _compile_cost(self) -> float:
