@@ -9,6 +9,7 @@ from flaxbert.families.roberta import (
     RobertaForCausalLM,
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
+    RobertaForPointerQuestionAnswering,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
@@ -67,6 +68,12 @@ class CamembertForQuestionAnswering(RobertaForQuestionAnswering):
     config_class = CamembertConfig
 
 
+class CamembertForPointerQuestionAnswering(RobertaForPointerQuestionAnswering):
+    """The first position of an answer, and the last one given the first."""
+
+    config_class = CamembertConfig
+
+
 CAMEMBERT = roberta_family(
     CamembertConfig,
     {
@@ -77,5 +84,6 @@ CAMEMBERT = roberta_family(
         HeadKind.MULTIPLE_CHOICE: CamembertForMultipleChoice,
         HeadKind.TOKEN_CLASSIFICATION: CamembertForTokenClassification,
         HeadKind.QUESTION_ANSWERING: CamembertForQuestionAnswering,
+        HeadKind.ANSWER_POINTER: CamembertForPointerQuestionAnswering,
     },
 )

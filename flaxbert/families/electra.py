@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Int
 
+from flaxbert.answer_pointer import BertForPointerQuestionAnswering
 from flaxbert.config import BertConfig
 from flaxbert.dropout import dropout
-from flaxbert.families.bert import BUFFERS, ENCODER, KEPT_CONFIG_KEYS
+from flaxbert.families.bert import ANSWER_POINTER, BUFFERS, ENCODER, KEPT_CONFIG_KEYS
 from flaxbert.families.family import (
     Architecture,
     Family,
@@ -188,6 +189,10 @@ class ElectraForQuestionAnswering(ElectraEncoder, BertForQuestionAnswering):
     """The first and the last position of an answer."""
 
 
+class ElectraForPointerQuestionAnswering(ElectraEncoder, BertForPointerQuestionAnswering):
+    """The first position of an answer, and the last one given the first."""
+
+
 _HEADS: tuple[TensorName, ...] = (
     *linear_names("generator_predictions.dense", "predictions/transform"),
     *layer_norm_names("generator_predictions.LayerNorm", "predictions/norm"),
@@ -200,6 +205,7 @@ _HEADS: tuple[TensorName, ...] = (
     *linear_names("sequence_summary.summary", "summary"),
     *linear_names("classifier", "classifier"),
     *linear_names("qa_outputs", "qa_outputs"),
+    *ANSWER_POINTER,
 )
 
 ELECTRA = Family(
@@ -230,6 +236,7 @@ ELECTRA = Family(
         Architecture(ElectraForMultipleChoice, HeadKind.MULTIPLE_CHOICE, ("sequence_summary.",)),
         Architecture(ElectraForTokenClassification, HeadKind.TOKEN_CLASSIFICATION, ("classifier.weight",)),
         Architecture(ElectraForQuestionAnswering, HeadKind.QUESTION_ANSWERING, ("qa_outputs.weight",)),
+        Architecture(ElectraForPointerQuestionAnswering, HeadKind.ANSWER_POINTER, ("pointer.score.weight",)),
     ),
     special_tokens=SpecialTokens(pad="[PAD]", unknown="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
 )

@@ -32,6 +32,7 @@ from flaxbert.families.roberta import (
     RobertaEncoder,
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
+    RobertaForPointerQuestionAnswering,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
@@ -126,6 +127,10 @@ class MPNetForQuestionAnswering(MPNetEncoder, RobertaForQuestionAnswering):
     """The first and the last position of an answer."""
 
 
+class MPNetForPointerQuestionAnswering(MPNetEncoder, RobertaForPointerQuestionAnswering):
+    """The first position of an answer, and the last one given the first."""
+
+
 _LAYER = "encoder.layer.{layer}"
 
 _ENCODER: tuple[TensorName, ...] = (
@@ -162,6 +167,7 @@ MPNET = Family(
         Architecture(MPNetForMultipleChoice, HeadKind.MULTIPLE_CHOICE),
         Architecture(MPNetForTokenClassification, HeadKind.TOKEN_CLASSIFICATION, ("classifier.weight",)),
         Architecture(MPNetForQuestionAnswering, HeadKind.QUESTION_ANSWERING, ("qa_outputs.weight",)),
+        Architecture(MPNetForPointerQuestionAnswering, HeadKind.ANSWER_POINTER, ("pointer.score.weight",)),
     ),
     special_tokens=SpecialTokens(pad="<pad>", unknown="[UNK]", cls="<s>", sep="</s>", mask="<mask>"),
 )

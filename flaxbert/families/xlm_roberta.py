@@ -9,6 +9,7 @@ from flaxbert.families.roberta import (
     RobertaForCausalLM,
     RobertaForMaskedLM,
     RobertaForMultipleChoice,
+    RobertaForPointerQuestionAnswering,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
@@ -67,6 +68,12 @@ class XLMRobertaForQuestionAnswering(RobertaForQuestionAnswering):
     config_class = XLMRobertaConfig
 
 
+class XLMRobertaForPointerQuestionAnswering(RobertaForPointerQuestionAnswering):
+    """The first position of an answer, and the last one given the first."""
+
+    config_class = XLMRobertaConfig
+
+
 XLM_ROBERTA = roberta_family(
     XLMRobertaConfig,
     {
@@ -77,5 +84,6 @@ XLM_ROBERTA = roberta_family(
         HeadKind.MULTIPLE_CHOICE: XLMRobertaForMultipleChoice,
         HeadKind.TOKEN_CLASSIFICATION: XLMRobertaForTokenClassification,
         HeadKind.QUESTION_ANSWERING: XLMRobertaForQuestionAnswering,
+        HeadKind.ANSWER_POINTER: XLMRobertaForPointerQuestionAnswering,
     },
 )

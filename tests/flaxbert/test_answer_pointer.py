@@ -12,11 +12,12 @@ import transformers
 
 import flaxbert
 from flaxbert import losses, sharding
+from flaxbert.answer_pointer import point_at_answers
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import convert
 from flaxbert.conversion.verify import verify
 from flaxbert.export import export_onnx, export_stablehlo, load_stablehlo
-from flaxbert.families import random_inputs
+from flaxbert.families import FAMILIES, HeadKind, random_inputs
 from flaxbert.pipelines import QuestionAnsweringPipeline
 from flaxbert.text.answers import AnswerLogits, rank_answers
 from flaxbert.text.windows import QuestionWindow
@@ -217,6 +218,30 @@ def test_folders_of_this_library_and_of_transformers(tmp_path, caplog):
     encoder = flaxbert.BertModel(model.config, add_pooling_layer=False)
     ours = encoder.apply({"params": params["bert"]}, ids).last_hidden_state
     np.testing.assert_allclose(ours, states, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_has_the_head(tmp_path, family):
+    """Its tensors are saved and loaded bit for bit, beside those of the family's encoder."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = family.config_class(vocab_size=40, max_position_embeddings=20, **sizes)
+    (architecture,) = [a for a in family.architectures if a.head is HeadKind.ANSWER_POINTER]
+    model = architecture.model_class(config)
+    params = model.init(jax.random.key(3), model.example_ids)["params"]
+    flaxbert.save_pretrained(tmp_path, model, params)
+    loaded, found = flaxbert.from_pretrained(tmp_path)
+    assert type(loaded) is architecture.model_class
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    ids = np.arange(3, 12)[None]
+    out = loaded.apply({"params": found}, ids, beams=2)
+    base = next(a for a in family.architectures if a.head is HeadKind.NONE).model_class(config)
+    encoder = dict(found[family.prefix])
+    if "pooler" in base.parameter_shapes():
+        encoder["pooler"] = base.init(jax.random.key(0), ids)["params"]["pooler"]
+    states = base.apply({"params": encoder}, ids).last_hidden_state
+    alone = point_at_answers(found["pointer"], states, jnp.ones(ids.shape, bool), start_positions=None, beams=2)
+    np.testing.assert_array_equal(out.starts, alone.starts)
+    np.testing.assert_allclose(out.end_logits_by_start, alone.end_logits_by_start, rtol=1e-6)
 
 
 def test_a_checkpoint_of_another_head_gets_a_new_pointer(tmp_path, caplog):
