@@ -27,6 +27,7 @@ class BertForPointerQuestionAnswering(TaskModel):
     """The first position of an answer, and the last one given the first. `transformers` has no such class."""
 
     head_dropout_prob = BertForQuestionAnswering.head_dropout_prob
+    keeps_cls_token = False
 
     @nn.nowrap
     def head_declaration(self) -> Declaration:
@@ -67,7 +68,9 @@ class BertForPointerQuestionAnswering(TaskModel):
         used = jnp.ones(states.shape[:2], bool) if mask is None else jnp.asarray(mask) != 0
         given = None if start_positions is None else jnp.maximum(jnp.asarray(start_positions), 0)
         scores = point_at_answers(params["pointer"], states, used, start_positions=given, beams=beams)
-        return dataclasses.replace(scores, hidden_states=out.hidden_states, attentions=out.attentions)
+        return dataclasses.replace(
+            scores, hidden_states=out.hidden_states, attentions=out.attentions, lengths=out.lengths
+        )
 
 
 @jax.named_scope("answer_pointer")

@@ -1,6 +1,7 @@
 """`BertConfig`: the numbers that define a BERT, checked when built."""
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 
 from flaxbert.functional import ACTIVATIONS, LEARNED_ACTIVATIONS
 
+ADAPTIVE_FIELDS = ("layer_config", "length_config", "always_keep_cls_token")
+"""Fields that `transformers` does not have; config.json has them only where they are given."""
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -57,6 +60,10 @@ class BertConfig:
     tie_word_embeddings: bool = True
     pruned_heads: Any = ()  # once built a tuple of (layer, tuple of heads)
     chunk_size_feed_forward: int = 0  # positions that the feed-forward half computes at a time; 0 for all
+    # Defaults of the call arguments; once built tuples, or None for all layers and all tokens.
+    layer_config: Any = None
+    length_config: Any = None
+    always_keep_cls_token: bool | None = None
     problem_type: str | None = None
     num_labels: Any = None  # once built a whole number: len(id2label), or 2
     id2label: Any = None  # once built a tuple of names
@@ -66,6 +73,9 @@ class BertConfig:
         self._resolve_labels()
         self._check()
         object.__setattr__(self, "pruned_heads", self._sorted_pruned_heads())
+        for name, checked in (("layer_config", checked_layer_config), ("length_config", checked_length_config)):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked(given, self.num_hidden_layers))
 
     # -- building -------------------------------------------------------------------------------------
 
@@ -232,6 +242,7 @@ class BertConfig:
             _one_of(name, getattr(self, name), (False, True))
         _one_of("hidden_act", self.hidden_act, (*ACTIVATIONS, *LEARNED_ACTIVATIONS))
         _one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        _one_of("always_keep_cls_token", self.always_keep_cls_token, (None, False, True))
         _one_of("position_embedding_type", self.position_embedding_type, POSITION_TYPES)
         _whole("chunk_size_feed_forward", self.chunk_size_feed_forward, 0, _SIZE_LIMIT)
         if self.add_cross_attention and not self.is_decoder:
@@ -255,6 +266,47 @@ class BertConfig:
             if len(heads) == self.num_attention_heads:
                 raise ValueError(f"pruned_heads has all heads of layer {layer}; a layer keeps at least one")
         return tuple(sorted((layer, heads) for layer, heads in pruned.items() if heads))
+
+
+def checked_layer_config(value: object, layers: int) -> tuple[int, ...]:
+    """Return the numbers of the layers that run; `layers` is the number that the model has.
+
+    Raises:
+        ValueError: not a list of whole numbers, or not layers of the model in ascending order.
+    """
+    numbers = _whole_numbers("layer_config", value)
+    if not numbers or list(numbers) != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] < layers:
+        raise ValueError(
+            f"layer_config is {list(numbers)}; it must be numbers of layers from 0 to {layers - 1}, in ascending order"
+        )
+    return numbers
+
+
+def checked_length_config(value: object, layers: int) -> tuple[int, ...]:
+    """Return the number of tokens that each of all `layers` keeps.
+
+    Raises:
+        ValueError: not a list of whole numbers, not one for each layer, or a number below 1 or above the one before.
+    """
+    lengths = _whole_numbers("length_config", value)
+    if len(lengths) != layers:
+        raise ValueError(
+            f"length_config has {len(lengths)} numbers; the model has {layers} layers: give one number for each, also "
+            "for layers that layer_config leaves out"
+        )
+    if min(lengths) < 1 or any(after > before for before, after in itertools.pairwise(lengths)):
+        raise ValueError(f"length_config is {list(lengths)}; each number must be at least 1 and at most the one before")
+    return lengths
+
+
+def _whole_numbers(name: str, value: object) -> tuple[int, ...]:
+    if (
+        not isinstance(value, Sequence | np.ndarray)
+        or isinstance(value, str | bytes)
+        or not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in value)
+    ):
+        raise ValueError(f"{name} is {value!r:.80}; it must be a list of whole numbers, such as [64, 48, 32]")
+    return tuple(map(int, value))
 
 
 _SIZES = (

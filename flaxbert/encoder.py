@@ -4,12 +4,13 @@ Axis letters, here and in every file of the library:
 
     B batch   T query positions   S key positions   D model width   H heads   K head size   F feed-forward width
     V vocabulary   L layers   C choices   N labels   E output width of a linear layer
-    P first positions (one for each sequence of a batch row)   M masked positions   R positions returned: T, P, M or 1
+    P first positions (one for each sequence of a batch row)   M masked positions   R positions returned
     W rows of a packed keep mask: T / 32   X positions of the encoder that a decoder attends to
     G beams of a prompt or of an answer   I size of an input vector of a pointer network   U steps of its decoder
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from flaxbert.dropout import dropout
 from flaxbert.execution import Execution
 from flaxbert.functional import linear, require_range, require_shape
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_layer_norm, declare_linear
+from flaxbert.length_adaptive import LayerPlan, resolve
 from flaxbert.outputs import BaseModelOutput
 from flaxbert.stack import declare_layers, stack
 from flaxbert.transformer import SharedInputs
@@ -50,6 +52,9 @@ class EncoderInputs:
     cache: KeyValueCache | None = None
     first_positions: Int[ArrayLike, "B P"] | None = None
     first_positions_only: bool = False
+    layer_config: Sequence[int] | None = None
+    length_config: Sequence[int] | None = None
+    always_keep_cls_token: bool | None = None
 
     def check(self, config: BertConfig) -> None:
         """Check shapes, and values that are not being traced, before any computation.
@@ -117,6 +122,35 @@ class EncoderInputs:
                 encoder_length=encoder_length,
             )
 
+    def plan(self, config: BertConfig, length: int, *, keep_cls: bool) -> LayerPlan | None:
+        """Return the layers that run and the tokens that they keep, for sequences of `length`; None for all.
+
+        Raises:
+            ValueError: as `length_adaptive.resolve`, or for inputs whose tokens cannot be left out.
+        """
+        plan = resolve(
+            config,
+            length,
+            layer_config=self.layer_config,
+            length_config=self.length_config,
+            always_keep_cls_token=self.always_keep_cls_token,
+            keep_cls_by_default=keep_cls,
+        )
+        if plan is None:
+            return None
+        if self.cache is not None:
+            raise ValueError("layer_config or length_config is given with a cache; both are for encoders without one")
+        if plan.drops and config.is_decoder:
+            raise ValueError("length_config is given to a decoder, whose tokens follow one another; it is for encoders")
+        several = self.attention_mask is not None and jnp.ndim(self.attention_mask) == 3
+        if plan.drops and (several or self.first_positions is not None):
+            given = "a mask for each query" if several else "first_positions"
+            raise ValueError(
+                f"length_config is given with {given}, for rows that hold several sequences, which have no length of "
+                "their own; give one sequence a row"
+            )
+        return plan
+
 
 def declare_encoder(config: BertConfig, *, vocab_rows: int, pooler: bool, stack: bool = True) -> Declaration:
     """Declare the parameters of `encode`; the word table has `vocab_rows` rows, of which `vocab_size` are used.
@@ -157,12 +191,17 @@ def encode(
     config: BertConfig,
     execution: Execution,
     key: Key[Array, ""] | None = None,
+    keep_cls: bool = True,
 ) -> BaseModelOutput:
     """Encode a batch: embeddings, stack, pooler. `key` is for dropout; None applies none.
 
     `params` are those of `declare_encoder`, ready for use (`layers.prepare`). Without "pooler" nothing is pooled.
+    `keep_cls` is `always_keep_cls_token` where neither the inputs nor the configuration give it.
     """
     inputs.check(config)
+    given = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
+    assert given is not None
+    plan = inputs.plan(config, jnp.shape(given)[1], keep_cls=keep_cls)
     embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
     embedded = embed(params["embeddings"], inputs, config=config, execution=execution, key=embedding_key)
     first_positions = None if inputs.first_positions is None else jnp.asarray(inputs.first_positions)
@@ -187,6 +226,7 @@ def encode(
         output_hidden_states=inputs.output_hidden_states,
         first_positions=first_positions,
         first_positions_only=inputs.first_positions_only,
+        plan=plan,
     )
     pooled = None
     if "pooler" in params:
@@ -201,6 +241,7 @@ def encode(
         attentions=output.attentions if inputs.output_attentions else None,
         cross_attentions=output.cross_attentions or None,
         cache=None if cache is None else dataclasses.replace(cache, layers=output.cache),
+        lengths=None if plan is None else plan.lengths,
     )
 
 

@@ -60,7 +60,7 @@ class BertForPreTraining(MaskedLMModel):
         out = self._encode(params, input_ids, deterministic, inputs, first_positions=first_positions)
         words = self._masked_lm_logits(params, out.last_hidden_state, masked_lm_positions)
         following = linear(params["seq_relationship"], out.pooled, "...D,DN->...N").astype(jnp.float32)
-        return PreTrainingOutput(words, following, out.hidden_states, out.attentions)
+        return PreTrainingOutput(words, following, out.hidden_states, out.attentions, lengths=out.lengths)
 
 
 class BertForNextSentencePrediction(TaskModel):
@@ -88,7 +88,7 @@ class BertForNextSentencePrediction(TaskModel):
             params, input_ids, deterministic, inputs, first_positions=first_positions, first_positions_only=True
         )
         logits = linear(params["seq_relationship"], out.pooled, "...D,DN->...N").astype(jnp.float32)
-        return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions)
+        return NextSentencePredictorOutput(logits, out.hidden_states, out.attentions, lengths=out.lengths)
 
 
 class BertForSequenceClassification(TaskModel):
@@ -117,7 +117,7 @@ class BertForSequenceClassification(TaskModel):
         )
         pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "...D,DN->...N").astype(jnp.float32)
-        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
+        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions, lengths=out.lengths)
 
 
 class FirstTokenClassifier(TaskModel):
@@ -156,7 +156,7 @@ class FirstTokenClassifier(TaskModel):
         x = dropout(x, self._dropout_key(deterministic), rate=rate)
         logits = linear(head["output"], x, "BPD,DN->BPN").astype(jnp.float32)
         logits = logits[:, 0] if first_positions is None else logits
-        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions)
+        return SequenceClassifierOutput(logits, out.hidden_states, out.attentions, lengths=out.lengths)
 
 
 class BertForMultipleChoice(TaskModel):
@@ -191,7 +191,9 @@ class BertForMultipleChoice(TaskModel):
         out = self._encode(params, flat_ids, deterministic, flat, first_positions_only=True)
         pooled = dropout(out.pooled, self._dropout_key(deterministic), rate=self.head_dropout_prob)
         logits = linear(params["classifier"], pooled, "BD,DN->BN").astype(jnp.float32)
-        return MultipleChoiceModelOutput(logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions)
+        return MultipleChoiceModelOutput(
+            logits.reshape(jnp.shape(example)[:2]), out.hidden_states, out.attentions, lengths=out.lengths
+        )
 
 
 def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "BC *rest"] | None:
@@ -226,11 +228,13 @@ class BertForTokenClassification(TaskModel):
         key = self._dropout_key(deterministic)
         x = dropout(out.last_hidden_state, key, rate=self.head_dropout_prob)
         logits = linear(params["classifier"], x, "BTD,DN->BTN").astype(jnp.float32)
-        return TokenClassifierOutput(logits, out.hidden_states, out.attentions)
+        return TokenClassifierOutput(logits, out.hidden_states, out.attentions, lengths=out.lengths)
 
 
 class BertForQuestionAnswering(TaskModel):
     """The first and the last position of an answer; no dropout before the two scores."""
+
+    keeps_cls_token = False
 
     @property
     def head_dropout_prob(self) -> float:
@@ -255,4 +259,6 @@ class BertForQuestionAnswering(TaskModel):
         out = self._encode(params, input_ids, deterministic, inputs)
         x = dropout(out.last_hidden_state, self._dropout_key(deterministic), rate=self.head_dropout_prob)
         logits = linear(params["qa_outputs"], x, "BTD,DN->BTN").astype(jnp.float32)
-        return QuestionAnsweringModelOutput(logits[..., 0], logits[..., 1], out.hidden_states, out.attentions)
+        return QuestionAnsweringModelOutput(
+            logits[..., 0], logits[..., 1], out.hidden_states, out.attentions, lengths=out.lengths
+        )

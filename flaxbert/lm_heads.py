@@ -114,7 +114,7 @@ class BertForMaskedLM(MaskedLMModel):
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, inputs)
         logits = self._masked_lm_logits(params, out.last_hidden_state, masked_lm_positions)
-        return MaskedLMOutput(logits, out.hidden_states, out.attentions, out.cross_attentions)
+        return MaskedLMOutput(logits, out.hidden_states, out.attentions, out.cross_attentions, lengths=out.lengths)
 
 
 class BertLMHeadModel(MaskedLMModel):
@@ -136,4 +136,6 @@ class BertLMHeadModel(MaskedLMModel):
         params = self._ready_parameters()
         out = self._encode(params, input_ids, deterministic, inputs)
         logits = self._masked_lm_logits(params, out.last_hidden_state, logit_positions)
-        return CausalLMOutput(logits, out.hidden_states, out.attentions, out.cross_attentions, out.cache)
+        return CausalLMOutput(
+            logits, out.hidden_states, out.attentions, out.cross_attentions, out.cache, lengths=out.lengths
+        )

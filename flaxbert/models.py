@@ -5,7 +5,7 @@ They declare parameters and call the functions of `encoder.py`; `apply` is a pur
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
@@ -39,6 +39,9 @@ class ModelInputs(TypedDict, total=False):
     inputs_embeds: Float[ArrayLike, "B T D"] | None
     output_attentions: bool
     output_hidden_states: bool
+    layer_config: Sequence[int] | None
+    length_config: Sequence[int] | None
+    always_keep_cls_token: bool | None
 
 
 class CrossAttentionInputs(ModelInputs, total=False):
@@ -89,6 +92,8 @@ class PreTrainedModel(nn.Module):
     """The arrays that a tokenizer makes and the model takes, in the order of Hugging Face's call."""
     takes_choices: ClassVar[bool] = False
     """True if inputs are [B, C, T] instead of [B, T]."""
+    keeps_cls_token: ClassVar[bool] = True
+    """`always_keep_cls_token` where neither the call nor the configuration gives it."""
 
     @nn.nowrap
     def declaration(self) -> Declaration:
@@ -165,7 +170,8 @@ class PreTrainedModel(nn.Module):
     @nn.nowrap
     def _run_encoder(self, params: Params, inputs: EncoderInputs, deterministic: bool) -> BaseModelOutput:
         key = self._dropout_key(deterministic)
-        return encode(params, inputs, config=self.config, execution=self.execution, key=key)
+        keep_cls = self.keeps_cls_token
+        return encode(params, inputs, config=self.config, execution=self.execution, key=key, keep_cls=keep_cls)
 
 
 class BertModel(PreTrainedModel):
@@ -201,6 +207,12 @@ class BertModel(PreTrainedModel):
             head_mask: factor on each head's attention probabilities, for all layers or for each.
             inputs_embeds: vectors in place of word embeddings.
             output_attentions, output_hidden_states: return them, too.
+            layer_config: numbers of the layers that run; the configuration's where None, all where that is None too.
+            length_config: number of tokens that each layer keeps, one for each layer of the model, not increasing; None
+                as for `layer_config`. Tokens are chosen by the attention that they receive, and padding before no other
+                token is kept. `last_hidden_state` has all positions: those dropped have the state of the layer before.
+                Numbers above the length of the input keep all. See `length_adaptive.py`.
+            always_keep_cls_token: keep the first token in every layer; None as for `layer_config`, then by the class.
             encoder_hidden_states, encoder_attention_mask: states for cross-attention, and nonzero where they may be
                 attended to. Without states, layers have no cross-attention, or with a cache that of its states.
             cache: tokens before these (`cache.init_cache`), for a decoder. The output has the cache with these tokens,
@@ -214,7 +226,8 @@ class BertModel(PreTrainedModel):
         Raises:
             ValueError: ids, types or positions out of range, or more tokens than the cache has room for (unless they
                 are being traced; the output is NaN then); a sequence longer than `max_position_embeddings`; both or
-                neither of ids and embeddings; arguments of a decoder for an encoder; parameters that do not fit.
+                neither of ids and embeddings; arguments of a decoder for an encoder; parameters that do not fit;
+                a `length_config` for a decoder, for rows that hold several sequences, or that is not valid.
         """
         given = EncoderInputs(
             input_ids, first_positions=first_positions, first_positions_only=first_positions_only, **inputs

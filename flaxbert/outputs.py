@@ -3,7 +3,8 @@
 Axis letters as in `encoder.py`. Logits are float32 for every compute dtype. `hidden_states` holds the output of the
 embeddings and then of every layer (L+1 arrays [B, T, D]); `attentions` the attention probabilities of every layer
 (L arrays [B, H, T, S], after dropout and head mask), and `cross_attentions` those of cross-attention, [B, H, T, X]. All
-are None unless asked for. `cache` is that of the call, extended by its tokens.
+are None unless asked for. `cache` is that of the call, extended by its tokens. With `length_config`, the arrays of a
+layer have the tokens that it kept, in their original order.
 """
 
 from flax import struct
@@ -11,13 +12,25 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.cache import KeyValueCache
 
-HiddenStates = tuple[Float[Array, "B T D"], ...]
-Attentions = tuple[Float[Array, "B _ T S"], ...]  # pruned layers have fewer heads
+# Layers may keep fewer tokens, and pruned ones have fewer heads.
+HiddenStates = tuple[Float[Array, "B _ D"], ...]
+Attentions = tuple[Float[Array, "B _ _ _"], ...]
 CrossAttentions = tuple[Float[Array, "B H T X"], ...]
 
 
 @struct.dataclass
-class BaseModelOutput:
+class AdaptiveOutput:
+    """Base of the outputs of models that can drop tokens and layers.
+
+    `lengths` are the tokens after each layer that ran, static under `jit`; None without `length_config` and
+    `layer_config`.
+    """
+
+    lengths: tuple[int, ...] | None = struct.field(pytree_node=False, default=None, kw_only=True)
+
+
+@struct.dataclass
+class BaseModelOutput(AdaptiveOutput):
     """Output of `BertModel`; `pooler_output` is None without a pooling layer.
 
     `last_hidden_state` has R = T positions; with `first_positions_only` it has P, or 1 without `first_positions`.
@@ -38,7 +51,7 @@ class BaseModelOutput:
 
 
 @struct.dataclass
-class PreTrainingOutput:
+class PreTrainingOutput(AdaptiveOutput):
     """Output of `BertForPreTraining`."""
 
     prediction_logits: Float[Array, "B R V"]
@@ -48,7 +61,7 @@ class PreTrainingOutput:
 
 
 @struct.dataclass
-class ReplacedTokenOutput:
+class ReplacedTokenOutput(AdaptiveOutput):
     """Output of `ElectraForPreTraining`."""
 
     logits: Float[Array, "B T"]
@@ -57,7 +70,7 @@ class ReplacedTokenOutput:
 
 
 @struct.dataclass
-class MaskedLMOutput:
+class MaskedLMOutput(AdaptiveOutput):
     """Output of `BertForMaskedLM`; M masked positions where only those were asked for."""
 
     logits: Float[Array, "B R V"]
@@ -67,7 +80,7 @@ class MaskedLMOutput:
 
 
 @struct.dataclass
-class CausalLMOutput:
+class CausalLMOutput(AdaptiveOutput):
     """Output of `BertLMHeadModel`."""
 
     logits: Float[Array, "B R V"]
@@ -78,7 +91,7 @@ class CausalLMOutput:
 
 
 @struct.dataclass
-class NextSentencePredictorOutput:
+class NextSentencePredictorOutput(AdaptiveOutput):
     """Output of `BertForNextSentencePrediction`; column 0 scores "follows", column 1 "random"."""
 
     logits: Float[Array, "B *P 2"]
@@ -87,7 +100,7 @@ class NextSentencePredictorOutput:
 
 
 @struct.dataclass
-class SequenceClassifierOutput:
+class SequenceClassifierOutput(AdaptiveOutput):
     """Output of `BertForSequenceClassification`, N labels; with `first_positions` for each of P sequences."""
 
     logits: Float[Array, "B N"] | Float[Array, "B P N"]
@@ -96,16 +109,16 @@ class SequenceClassifierOutput:
 
 
 @struct.dataclass
-class MultipleChoiceModelOutput:
+class MultipleChoiceModelOutput(AdaptiveOutput):
     """Output of `BertForMultipleChoice`; hidden states and attentions have B*C batch rows."""
 
     logits: Float[Array, "B C"]
-    hidden_states: tuple[Float[Array, "BC T D"], ...] | None = None
-    attentions: tuple[Float[Array, "BC H T S"], ...] | None = None
+    hidden_states: tuple[Float[Array, "BC _ D"], ...] | None = None
+    attentions: tuple[Float[Array, "BC _ _ _"], ...] | None = None
 
 
 @struct.dataclass
-class TokenClassifierOutput:
+class TokenClassifierOutput(AdaptiveOutput):
     """Output of `BertForTokenClassification`, N labels."""
 
     logits: Float[Array, "B T N"]
@@ -114,7 +127,7 @@ class TokenClassifierOutput:
 
 
 @struct.dataclass
-class QuestionAnsweringModelOutput:
+class QuestionAnsweringModelOutput(AdaptiveOutput):
     """Output of `BertForQuestionAnswering`."""
 
     start_logits: Float[Array, "B T"]
@@ -124,7 +137,7 @@ class QuestionAnsweringModelOutput:
 
 
 @struct.dataclass
-class PointerQuestionAnsweringModelOutput:
+class PointerQuestionAnsweringModelOutput(AdaptiveOutput):
     """Output of `BertForPointerQuestionAnswering`; all logits are log-probabilities.
 
     `end_logits` are those given one start, of the call's `start_positions` or else the most likely one. For n-best

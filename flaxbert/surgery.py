@@ -240,7 +240,13 @@ def drop_layers(config: BertConfig, params: Params, *, keep: Sequence[int]) -> t
         )
     pruned = dict(config.pruned_heads)
     pruned = {new: pruned[old] for new, old in enumerate(keep) if old in pruned}
-    new_config = config.replace(num_hidden_layers=len(keep), pruned_heads=pruned)
+    lengths, run = config.length_config, config.layer_config
+    new_config = config.replace(
+        num_hidden_layers=len(keep),
+        pruned_heads=pruned,
+        length_config=None if lengths is None else [lengths[old] for old in keep],
+        layer_config=None if run is None else [new for new, old in enumerate(keep) if old in run],
+    )
     layers = _layers(config, params)
     return new_config, _with_layers(new_config, params, [layers[number] for number in keep])
 

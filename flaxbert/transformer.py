@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from flaxbert import functional, kernels
+from flaxbert import functional, kernels, length_adaptive
 from flaxbert.cache import KeyValues, LayerCache
 from flaxbert.config import BertConfig
 from flaxbert.constraints import constrain
@@ -31,6 +31,7 @@ from flaxbert.layers import (
     declare_linear,
     prepare,
 )
+from flaxbert.length_adaptive import KeptTokens
 from flaxbert.sharding import AxisRules
 
 
@@ -170,22 +171,34 @@ class PerLayer(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """Outputs of one layer beside x, or of all with a leading axis; None where not asked for."""
+    """Outputs of one layer beside x, or of all with a leading axis; None where not asked for.
+
+    `kept` are the positions in the layer's input of the tokens that it kept, where it dropped some.
+    """
 
     state: Float[Array, "*L B T D"] | None = None
     attention: Float[Array, "*L B H T S"] | None = None
     cross_attention: Float[Array, "*L B H T X"] | None = None
     cache: LayerCache | None = None
+    kept: Int[Array, "B R"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSettings:
-    """Static settings of one layer: `kept_heads` are the heads of its self-attention that are not pruned."""
+    """Static settings of one layer.
+
+    Attributes:
+        config, execution: the model's.
+        kept_heads: heads of its self-attention that are not pruned.
+        output_attentions: return the attention probabilities.
+        kept_tokens: tokens to keep after attention; None for all.
+    """
 
     config: BertConfig
     execution: Execution
     kept_heads: tuple[int, ...]
     output_attentions: bool = False
+    kept_tokens: KeptTokens | None = None
 
 
 @jax.named_scope("layer")
@@ -196,11 +209,11 @@ def layer(
     shared: SharedInputs,
     *,
     settings: LayerSettings,
-) -> tuple[Float[Array, "B T D"], LayerOutput]:
+) -> tuple[Float[Array, "B R D"], LayerOutput]:
     """One post-norm layer: self-attention, cross-attention where there are states for it, feed-forward.
 
     `x` holds the positions to compute, and `source` those to attend to: None for x itself, after what is cached.
-    `own.key` is for dropout; None applies none.
+    `own.key` is for dropout; None applies none. Returns R = T positions, or those of `settings.kept_tokens`.
     """
     config, rules, cache = settings.config, settings.execution.rules, own.cache
     declaration = declare_layer(config, heads=len(settings.kept_heads))
@@ -213,6 +226,10 @@ def layer(
     x, feed_forward_keep, output = _attend_to_self(own, x, source, shared, settings=settings)
     if crosses:
         x, output = _attend_to_encoder(own._replace(key=cross_key), x, shared, output, settings=settings)
+    if settings.kept_tokens is not None:
+        x, output = _drop_tokens(x, shared.mask, output, settings=settings)
+        # Any part of an independent mask serves; the first needs no gather.
+        feed_forward_keep = None if feed_forward_keep is None else feed_forward_keep[:, : x.shape[1]]
     y = feed_forward(params, x, activation=config.hidden_act, rules=rules, chunk=config.chunk_size_feed_forward)
     x = _add_and_normalise(params["output_norm"], x, y, feed_forward_keep, config=config)
     return constrain(x, rules, "batch", None, None), output
@@ -230,11 +247,12 @@ def _attend_to_self(
     config, execution, heads = settings.config, settings.execution, settings.kept_heads
     params, rules, cache = own.params["attention"], execution.rules, own.cache
     head_mask = None if own.head_mask is None else own.head_mask[jnp.array(heads)]
+    needs_probabilities = settings.output_attentions or settings.kept_tokens is not None
     fused = execution.attention is not AttentionImplementation.EAGER and kernels.supports_fused_attention(
         config,
         x.shape[1],
         self_attention=source is None and cache is None,
-        needs_scores=settings.output_attentions
+        needs_scores=needs_probabilities
         or not all(part is None for part in (head_mask, shared.distances, shared.bias)),
     )
     attended = x if source is None else source
@@ -261,8 +279,20 @@ def _attend_to_self(
             keys_have_distances=config.position_embedding_type == "relative_key_query",
         )
     x = _add_and_normalise(own.params["attention_norm"], x, y, keep.outputs[0], config=config)
-    output = LayerOutput(attention=probabilities if settings.output_attentions else None, cache=cache)
+    output = LayerOutput(attention=probabilities if needs_probabilities else None, cache=cache)
     return x, keep.outputs[1], output
+
+
+def _drop_tokens(
+    x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 1 T"] | None, output: LayerOutput, *, settings: LayerSettings
+) -> tuple[Float[Array, "B R D"], LayerOutput]:
+    """Return the tokens that received the most attention, and `output` with their positions."""
+    kept, probabilities = settings.kept_tokens, output.attention
+    assert kept is not None and probabilities is not None
+    is_real = None if mask is None else mask[:, 0, 0]
+    positions = length_adaptive.choose_tokens(length_adaptive.received_attention(probabilities), is_real, kept)
+    x = constrain(length_adaptive.gather_tokens(x, positions), settings.execution.rules, "batch", None, None)
+    return x, output._replace(attention=probabilities if settings.output_attentions else None, kept=positions)
 
 
 def _attend_to_encoder(

@@ -106,7 +106,8 @@ def load_model_to_export(
 def model_outputs(model: PreTrainedModel, params: Params, *inputs: Any) -> dict[str, jax.Array]:
     """Return the model's outputs for the input arrays, by name; outputs that are None are left out."""
     outputs: Any = model.apply({"params": params}, **dict(zip(type(model).input_names, inputs, strict=True)))
-    fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+    names = (field.name for field in dataclasses.fields(outputs) if field.name != "lengths")
+    fields = {name: getattr(outputs, name) for name in names}
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.config import BertConfig
+from flaxbert.config import ADAPTIVE_FIELDS, BertConfig
 from flaxbert.families.bert import BERT
 from flaxbert.families.camembert import CAMEMBERT
 from flaxbert.families.distilbert import DISTILBERT
@@ -263,7 +263,8 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
     written back, because they may change what other programs do: the activation of a CrossEncoder, for example.
     """
     family = family_of_config_class(type(config))
-    written_below = ("pruned_heads", "num_labels", "id2label")
+    adaptive = {name: getattr(config, name) for name in ADAPTIVE_FIELDS}
+    written_below = ("pruned_heads", "num_labels", "id2label", *adaptive)
     fields = {key: name for key, name in _fields_by_key(family).items() if name not in written_below}
     values = carried_keys(config.unused) | {key: getattr(config, name) for key, name in fields.items()}
     values |= {
@@ -272,6 +273,7 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
         "id2label": {str(i): name for i, name in enumerate(config.id2label)},
         "label2id": {name: i for i, name in enumerate(config.id2label)},
     }
+    values |= {name: value for name, value in adaptive.items() if value is not None}
     if config.pruned_heads:
         values["pruned_heads"] = {str(layer): list(heads) for layer, heads in config.pruned_heads}
     if architecture is not None:

@@ -125,7 +125,7 @@ class ElectraForPreTraining(ElectraEncoder, TaskModel):
         x = linear(head["dense"], out.last_hidden_state, "BTD,DE->BTE")
         x = activate(head.get("activation", {}), x, self.config.hidden_act)
         logits = linear(head["output"], x, "BTD,DN->BTN").astype(jnp.float32)[..., 0]
-        return ReplacedTokenOutput(logits, out.hidden_states, out.attentions)
+        return ReplacedTokenOutput(logits, out.hidden_states, out.attentions, lengths=out.lengths)
 
 
 class ElectraGenerator(ElectraEncoder):

@@ -11,6 +11,7 @@ import transformers
 
 import flaxbert
 from flaxbert import BertConfig
+from flaxbert.config import ADAPTIVE_FIELDS
 from flaxbert.families import BERT, FILE_KEYS
 
 MODELS = ("bert-base-NER", "bert-base-cased", "bert-base-uncased", "chinese-roberta-wwm-ext", "ms-marco-MiniLM-L-2-v2")
@@ -64,7 +65,7 @@ def test_defaults_are_those_of_transformers():
 def test_real_files_are_read_like_transformers_reads_them(file, data_dir):
     config = BertConfig.from_pretrained(data_dir / file)
     theirs = transformers.BertConfig.from_json_file(data_dir / file)
-    known = {f.name for f in dataclasses.fields(BertConfig)} - {"unused", "id2label", "pruned_heads"}
+    known = {f.name for f in dataclasses.fields(BertConfig)} - {"unused", "id2label", "pruned_heads", *ADAPTIVE_FIELDS}
     if "bert_config" in file:  # Google's
         assert (config.hidden_act, theirs.hidden_act) == ("gelu_new", "gelu")
         known -= {"hidden_act"}
@@ -349,7 +350,7 @@ def test_transformers_reads_what_we_write_without_a_word(config, caplog):
         theirs = transformers.BertConfig.from_dict(json.loads(json.dumps(config.to_dict(architecture="BertModel"))))
     assert caplog.records == [] and heard == []
     for field in dataclasses.fields(config):
-        if field.name not in ("unused", "id2label", "pruned_heads"):
+        if field.name not in ("unused", "id2label", "pruned_heads", *ADAPTIVE_FIELDS):
             assert getattr(theirs, field.name) == getattr(config, field.name), field.name
     assert theirs.id2label == dict(enumerate(config.id2label))
     assert theirs.label2id == {name: i for i, name in enumerate(config.id2label)}
@@ -358,8 +359,8 @@ def test_transformers_reads_what_we_write_without_a_word(config, caplog):
 
 def test_every_field_of_the_unusual_config_is_unusual():
     usual = {f.name for f in dataclasses.fields(UNUSUAL) if getattr(UNUSUAL, f.name) == getattr(BertConfig(), f.name)}
-    # transformers 5 does not know the first two any more.
-    assert usual == {"position_embedding_type", "pruned_heads", "unused"}
+    # transformers 5 does not know the first two any more, and has never known the last ones.
+    assert usual == {"position_embedding_type", "pruned_heads", "unused", *ADAPTIVE_FIELDS}
 
 
 @pytest.mark.parametrize("config", [BertConfig(), UNUSUAL], ids=["base", "unusual"])
