@@ -98,7 +98,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -119,9 +119,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
+            sync(path)
         os.rename(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         for seconds in (0, 0.1, 1):  # orbax's threads may still write for a while after a failure
             time.sleep(seconds)
@@ -130,7 +130,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 break
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait for the disk, so that a later rename cannot survive a power cut without the content."""
     opened = os.open(path, os.O_RDONLY)
     try:

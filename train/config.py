@@ -102,7 +102,9 @@ class Run:
     checkpoint_every: int | None = None
     """Steps between checkpoints; None: save only at the end."""
     keep: int = 2
-    """Number of checkpoints to keep."""
+    """Number of the newest checkpoints to keep."""
+    keep_every: int | None = None
+    """Keep the checkpoints of steps that are multiples of this, too; None: only the newest, and the best."""
     stop_after_skipped: int = 3
     """Stop after this many updates in a row were skipped, because their loss or gradient was not finite."""
     compilation_cache: bool = True
@@ -126,7 +128,15 @@ class Run:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give exactly one of epochs ({self.epochs}) and steps ({self.steps})")
         names = ["batch_size", "gradient_accumulation_steps", "steps", "evaluation_batch_size", "log_every"]
-        for name in [*names, "evaluate_every", "checkpoint_every", "keep", "stop_after_skipped", "patience"]:
+        for name in [
+            *names,
+            "evaluate_every",
+            "checkpoint_every",
+            "keep",
+            "keep_every",
+            "stop_after_skipped",
+            "patience",
+        ]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -162,6 +172,7 @@ _MAY_CHANGE_ON_RESUME = (
     "run.checkpoint_every",
     "run.keep",
     "run.stop_after_skipped",
+    "run.keep_every",
     "run.compilation_cache",
     "run.evaluation_batch_size",
     "mesh.data",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,14 @@ class Evaluator:
                 self._evaluations[name] = dataclasses.replace(found, means=means)
                 self._reporter.evaluation(step, name, means)
         return {name: self._evaluations[name] for name in names}
+
+    def metrics(self, step: int) -> dict[str, dict[str, float | None]]:
+        """Return the metrics of the sets that were evaluated at this step; None stands for one that is not finite."""
+        found = self._evaluations if step == self._step else {}
+        return {
+            name: {metric: value if math.isfinite(value) else None for metric, value in evaluation.means.items()}
+            for name, evaluation in found.items()
+        }
 
     def evaluate_dev(self, params: Params, step: int) -> float | None:
         """Evaluate dev, if the task has it; return the metric that chooses the best model, higher is better."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import tempfile
 import time
@@ -71,7 +72,11 @@ def run(config: Config) -> Path:
             compilation_cache(folder / "compiled" if config.run.compilation_cache else None),
             compile_time() as compiling,
             Checkpoints(
-                folder / "checkpoints", keep=config.run.keep, scored=config.run.best is not None
+                folder / "checkpoints",
+                keep=config.run.keep,
+                keep_every=config.run.keep_every,
+                scored=config.run.best is not None,
+                host_group=host_group,
             ) as checkpoints,
         ):
             # Again, because another run may have used the folder before it was locked.
@@ -217,9 +222,11 @@ def train_steps(
         fraction=placement.host_shard.fraction,
         skipped=reporter.skipped_updates,
     )
+    save = functools.partial(save_checkpoint, setup, checkpoints, evaluator)
     step, postponed = first_step, False
     try:
         for host_batch in prefetch(task.train, first_step, total_steps):
+            checkpoints.check()
             if _out_of_patience(settings, step, checkpoints):
                 reporter.message(
                     f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}"
@@ -237,24 +244,43 @@ def train_steps(
                     # Not after a skipped update: its cause may be damaged parameters, and older checkpoints are kept.
                     postponed = saves and log.skipped_in_row > 0
                     if (saves or score is not None) and not log.skipped_in_row:
-                        checkpoints.save(state, step, score=score)
+                        save(state, step, score=score)
         log.flush()
     except TooManySkipped as error:
         raise FloatingPointError(f"{error}. {describe_parameters(state.params)} {_resumes_from(checkpoints)}") from None
     if step != checkpoints.latest:
-        checkpoints.save(state, step, score=evaluator.evaluate_dev(state.params, step) if settings.best else None)
+        save(state, step, score=evaluator.evaluate_dev(state.params, step) if settings.best else None)
     return state, step
+
+
+def save_checkpoint(
+    setup: Setup, checkpoints: Checkpoints, evaluator: Evaluator, state: TrainState, step: int, *, score: float | None
+) -> None:
+    """Save the state, and in the manifest the position in the data, the settings and the metrics known at this step."""
+    epoch, batch = divmod(step, setup.task.steps_per_epoch)
+    facts = {
+        "epoch": epoch,
+        "batch": batch,
+        "metrics": evaluator.metrics(step),
+        "config": json.loads(setup.config.to_json()),
+        "inputs": setup.inputs,
+    }
+    checkpoints.save(state, step, score=score, facts=facts)
 
 
 def restore_best(
     setup: Setup, state: TrainState, step: int, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[TrainState, int]:
     """Return the state with the best evaluation and its step, if the settings ask for it; else the given ones."""
-    best = checkpoints.best
+    metric = setup.config.run.best
+    if metric is None:
+        return state, step
+    best = checkpoints.intact_best()
+    if best is None:
+        reporter.message(f"warning: no evaluation on dev had a finite {metric}: the last model is exported")
     if best in (None, step):
         return state, step
-    reporter.message(f"step {best} had the best {setup.config.run.best} on dev: its model is exported")
-    checkpoints.wait()
+    reporter.message(f"step {best} had the best {metric} on dev: its model is exported")
     return checkpoints.restore(setup.state_shapes, setup.state_shardings, step=best), best
 
 

@@ -192,7 +192,9 @@ def opening(config: Config, task: Task, placement: Placement, *, first_step: int
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} hosts"
     about = ", ".join(f"{name} {value}" for name, value in task.facts.items())
-    start = f"resumed from step {first_step}" if first_step else f"from {config.model.pretrained or 'fresh weights'}"
+    epoch, batch = divmod(first_step, task.steps_per_epoch)
+    resumed = f"resumed from step {first_step} (epoch {epoch + 1}, batch {batch + 1} of {task.steps_per_epoch})"
+    start = resumed if first_step else f"from {config.model.pretrained or 'fresh weights'}"
     steps = config.run.total_steps(task.steps_per_epoch)
     return f"{type(config.task).__name__} on {devices}: {about}; {steps} steps, {start}"
 
