@@ -169,7 +169,7 @@ def _split_context(
     max_context = max_context_windows(spans, len(context.ids))
     windows = []
     for index, (start, end) in enumerate(spans):
-        part = context.ids[start:end]
+        part = context.ids[start:end].tolist()
         parts = (part, question) if options.context_first else (question, part)
         encoded = join_pair(template, *parts)
         windows.append(

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from flaxbert import cli
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = ("torch", "transformers", "datasets", "orbax", "grain", "tokenizers", "tensorflow", "train")
@@ -66,7 +68,7 @@ def undeclared(found: list[tuple[str, str, bool]], declared: set[str]) -> list[t
 
 
 def test_import_brings_nothing_heavy():
-    code = "import sys, json, flaxbert; print(json.dumps([flaxbert.__file__, *sys.modules]))"
+    code = "import sys, json, flaxbert; from flaxbert import *; print(json.dumps([flaxbert.__file__, *sys.modules]))"
     file, *modules = json.loads(fresh_process(code))
     assert Path(file).is_relative_to(ROOT)
     assert {name for name in modules if name.split(".")[0] in HEAVY} == set()
@@ -106,13 +108,28 @@ def test_no_dependency_is_declared_without_an_import():
 
 def test_import_costs_less_than_a_second_and_a_half_beyond_flax():
     # Processor time: wall-clock time would measure the machine's other load. Of three, the first may compile modules.
-    code = "import time, flax; start = time.process_time(); import flaxbert; print(time.process_time() - start)"
+    code = "import time, flax; start = time.process_time(); from flaxbert import *; print(time.process_time() - start)"
     assert min(float(fresh_process(code)) for _ in range(3)) < 1.5
+
+
+def test_the_help_of_the_command_needs_no_jax():
+    code = "import sys; from flaxbert import cli; from contextlib import suppress\nwith suppress(SystemExit): "
+    shown = fresh_process(code + "cli.main(['--help'])\nprint({'jax', 'numpy', 'flax'} & set(sys.modules))")
+    assert "Average the weights" in shown and shown.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("name", cli._SUBCOMMANDS)
+def test_the_help_of_a_subcommand_begins_as_that_of_the_command(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f" {cli._SUBCOMMANDS[name][1]} " in text and text.startswith(f"usage: flaxbert {name} ")
 
 
 def test_public_names_exist_and_are_all_there_is():
     code = """
 import json, types, flaxbert
+from flaxbert import *
 public = [n for n, v in vars(flaxbert).items() if not n.startswith("_") and not isinstance(v, types.ModuleType)]
 missing = [n for n in flaxbert.__all__ if not hasattr(flaxbert, n)]
 print(json.dumps([missing, sorted(set(public) - set(flaxbert.__all__)), len(flaxbert.__all__)]))
