@@ -15,9 +15,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.conversion.average import average
-from flaxbert.conversion.convert import Conversion, ReportProgress, convert
+from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import Inspection, inspect
 from flaxbert.conversion.origin import resolve_checkpoint_path
+from flaxbert.conversion.output import Conversion, ReportProgress
 from flaxbert.conversion.shape_changes import ShapeChanges, parse_heads, parse_layers
 from flaxbert.conversion.verify import Verification, verify
 from flaxbert.families import ARCHITECTURES

@@ -1,7 +1,6 @@
 """Convert any checkpoint that can be read to any format that can be written, with one tensor in memory at a time."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,13 +9,14 @@ import jax
 import numpy as np
 
 from flaxbert.config import BertConfig
+from flaxbert.conversion.copied_model import copy_unknown_model, require_copyable
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
+from flaxbert.conversion.output import Conversion, Output, ReportProgress, compare, file_format, total_bytes
 from flaxbert.conversion.shape_changes import ShapeChanges, change_family, require_room_for_tokenizer
 from flaxbert.families import (
     ARCHITECTURES,
     FAMILIES,
     HeadKind,
-    architecture_name,
     architecture_of,
     family_of,
     family_of_config_class,
@@ -29,95 +29,22 @@ from flaxbert.files import (
     atomic_folder,
     atomic_write,
     format_checksums,
-    path_inside,
-    read_json,
-    require_absent,
 )
 from flaxbert.models import PreTrainedModel
-from flaxbert.tokenizer_files import copy_tokenizer_files
-from flaxbert.weights.checkpoint import FILE_FORMATS, FLAX, ORBAX, Checkpoint, FileFormat, open_checkpoint
+from flaxbert.weights.checkpoint import FLAX, ORBAX, Checkpoint, open_checkpoint
 from flaxbert.weights.folder import (
-    DTYPES,
     WriteOptions,
     config_text,
     copy_other_files,
-    write_folder,
     write_model_folder,
 )
 from flaxbert.weights.formats.orbax_params import write_orbax_params
-from flaxbert.weights.load import ENCODER_DECODER, initialise
+from flaxbert.weights.load import initialise
 from flaxbert.weights.match import MatchedTensors, match
 from flaxbert.weights.names import ParameterTensor
-from flaxbert.weights.sentence_transformers import copy_files_of_other_tokenizers, copy_sentence_transformers_files
-from flaxbert.weights.tensors import FiniteCheck, LazyTensor, cast, observed, tensors_equal
-
-FORMATS = (*(known.name for known in FILE_FORMATS), ORBAX)
+from flaxbert.weights.tensors import FiniteCheck, LazyTensor, cast
 
 _log = logging.getLogger("flaxbert")
-
-ReportProgress = Callable[[int, int], None]
-"""A function that is called after each tensor with the bytes written so far and in total."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversion:
-    """The result of a conversion.
-
-    Attributes:
-        read, written: the formats.
-        head: the class.
-        tensors, bytes: the number of tensors written, and the size of their numbers.
-        newly_initialised: names of tensors that the checkpoint lacked.
-        left_out: names in the checkpoint that the class does not take: buffers, aliases of tied weights, another
-            head's, an optimizer's.
-        files: all files written but the weights.
-        vocab_size: the new number of vocabulary entries; None where no other one was asked for.
-    """
-
-    read: str
-    written: str
-    head: str
-    tensors: int
-    bytes: int
-    newly_initialised: list[str]
-    left_out: list[str]
-    files: list[str]
-    vocab_size: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Output:
-    """The form of the folder to write; the arguments of `convert` of the same names."""
-
-    target: Path
-    format: str
-    dtype: str | None
-    max_shard_size: int | None
-    verify: bool
-    progress: ReportProgress | None
-
-    def check(self) -> None:
-        require_absent(self.target)
-        if self.format not in FORMATS:
-            raise ValueError(f"format is {self.format!r}; allowed: {', '.join(FORMATS)}")
-        if self.dtype not in (None, *DTYPES):
-            raise ValueError(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
-        if self.max_shard_size is not None and self.max_shard_size < 1:
-            raise ValueError(f"max_shard_size is {self.max_shard_size}; it must be at least 1 byte")
-        if self.max_shard_size is not None and self.format == ORBAX:
-            raise ValueError("max_shard_size is for files of Hugging Face's; orbax divides its files itself")
-
-    def observed(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-        report, total, done = self.progress, _total_bytes(tensors), 0
-        if report is None:
-            return tensors
-
-        def count(size: int) -> None:
-            nonlocal done
-            done = min(done + size, total)  # a tensor may have two names in the files, and is read for both
-            report(done, total)
-
-        return {name: observed(tensor, count) for name, tensor in tensors.items()}
 
 
 def convert(
@@ -157,14 +84,14 @@ def convert(
     Raises:
         FileNotFoundError, FileExistsError, ValueError: an argument or the checkpoint is wrong.
     """
-    output = _Output(Path(target), format, dtype, max_shard_size, verify, progress)
+    output = Output(Path(target), format, dtype, max_shard_size, verify, progress)
     output.check()
     checkpoint = open_checkpoint(Path(path))
     model_type = read_model_type(checkpoint.config_folder)
     if model_type not in FAMILIES:
         requests = {"head": head, "hidden_act": hidden_act} | (changes.given if changes else {})
-        _require_copyable(checkpoint, model_type, format, requests)
-        return _copy_unknown_model(checkpoint, model_type, output)
+        require_copyable(checkpoint, model_type, format, requests)
+        return copy_unknown_model(checkpoint, model_type, output)
     config = read_config(checkpoint.config_folder)
     if hidden_act is not None:
         config = config.replace(hidden_act=hidden_act)
@@ -215,7 +142,7 @@ def _own_class(config: BertConfig, head: str | None) -> str | None:
 
 
 def _convert_model(
-    checkpoint: Checkpoint, model: PreTrainedModel, matched: MatchedTensors, key: jax.Array | None, output: _Output
+    checkpoint: Checkpoint, model: PreTrainedModel, matched: MatchedTensors, key: jax.Array | None, output: Output
 ) -> Conversion:
     tensors = FiniteCheck(checkpoint.file).tensors(_all_tensors(model, matched, key))
     if output.dtype is not None:
@@ -226,14 +153,14 @@ def _convert_model(
         if output.verify:
             written = open_checkpoint(folder)
             written.verify_checksums()
-            _compare(folder, tensors, match(written, model).tensors)
+            compare(folder, tensors, match(written, model).tensors)
         files = copy_other_files(checkpoint.model_folder, folder, model, max_length=model.config.max_sequence_length)
     return Conversion(
         read=checkpoint.format,
         written=output.format,
         head=architecture.name,
         tensors=len(tensors),
-        bytes=_total_bytes(tensors),
+        bytes=total_bytes(tensors),
         newly_initialised=sorted(matched.missing),
         left_out=sorted([*matched.left_out, *checkpoint.skipped_names]),
         files=["config.json", CHECKSUMS_FILE, *files],
@@ -260,12 +187,12 @@ def _write(
     model: PreTrainedModel,
     matched: MatchedTensors,
     tensors: Mapping[str, LazyTensor],
-    output: _Output,
+    output: Output,
     *,
     in_given_order: bool,
 ) -> None:
     if output.format != ORBAX:
-        options = WriteOptions(_file_format(output.format), output.max_shard_size, in_given_order=in_given_order)
+        options = WriteOptions(file_format(output.format), output.max_shard_size, in_given_order=in_given_order)
         write_model_folder(folder, model, tensors, options)
         return
     digests = write_orbax_params(folder, matched.mappings, tensors)
@@ -273,94 +200,3 @@ def _write(
     for name, text in texts.items():
         with atomic_write(folder / name) as file:
             file.write_text(text, encoding="utf-8")
-
-
-def _file_format(name: str) -> FileFormat:
-    return next(known for known in FILE_FORMATS if known.name == name)
-
-
-def _compare(folder: Path, expected: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
-    differing = [
-        name for name, tensor in expected.items() if name not in written or not tensors_equal(tensor, written[name])
-    ]
-    if differing:
-        raise ValueError(
-            f"{folder}: {len(differing)} tensors differ from the checkpoint's after writing: {', '.join(differing[:5])}"
-        )
-
-
-def _total_bytes(tensors: Mapping[str, LazyTensor]) -> int:
-    return sum(int(np.prod(t.shape, dtype=np.int64)) * t.dtype.itemsize for t in tensors.values())
-
-
-# -- families without a class here, such as ALBERT: tensors are copied unchanged -----------------------
-
-
-def _copy_unknown_model(checkpoint: Checkpoint, model_type: str, output: _Output) -> Conversion:
-    checkpoint.verify_checksums()
-    tensors = FiniteCheck(checkpoint.file).tensors(copied_tensors(checkpoint, output.dtype))
-    with atomic_folder(output.target) as folder:
-        config = _copied_config(checkpoint.config_folder, output.dtype)
-        options = WriteOptions(_file_format(output.format), output.max_shard_size)
-        write_folder(folder, config, output.observed(tensors), options)
-        if output.verify:
-            _compare(folder, tensors, open_checkpoint(folder).tensors)
-        files = copy_tokenizer_files(checkpoint.config_folder, folder)
-        files += copy_files_of_other_tokenizers(checkpoint.config_folder, folder)
-        files += copy_sentence_transformers_files(checkpoint.model_folder, folder)
-    return Conversion(
-        read=checkpoint.format,
-        written=output.format,
-        head=architecture_name(json.loads(config)) or model_type,
-        tensors=len(tensors),
-        bytes=_total_bytes(tensors),
-        newly_initialised=[],
-        left_out=sorted(checkpoint.tensors.keys() - tensors.keys()),
-        files=["config.json", CHECKSUMS_FILE, *files],
-    )
-
-
-def _require_copyable(checkpoint: Checkpoint, model_type: str, format: str, requests: Mapping[str, object]) -> None:
-    """Raise ValueError for a request that needs a class of this library."""
-    folder = checkpoint.config_folder
-    for name, value in requests.items():
-        if value is not None:
-            raise ValueError(
-                f"{folder}: {name} is {value!r}; {_no_single_class(model_type)}, only copied as it is: leave it out"
-            )
-    if format != checkpoint.format and {ORBAX, FLAX.name} & {format, checkpoint.format}:
-        raise ValueError(
-            f"{folder}: {_no_single_class(model_type)}; it cannot be converted from {checkpoint.format} to {format}"
-        )
-    _log.warning("%s: %s; its tensors are copied unchanged", folder, _no_single_class(model_type))
-
-
-def _no_single_class(model_type: str) -> str:
-    """Return the reason why a checkpoint cannot be changed."""
-    if model_type == ENCODER_DECODER:
-        return f"model_type is {model_type!r}, two models (in Python: flaxbert.EncoderDecoderModel)"
-    return f"model_type is {model_type!r}, which has no class here"
-
-
-def copied_tensors(checkpoint: Checkpoint, dtype: str | None = None) -> dict[str, LazyTensor]:
-    """Return all tensors but position ids, which old files hold; floating-point ones as `dtype` where it is given."""
-
-    def convert(name: str, tensor: LazyTensor) -> LazyTensor:
-        floating = np.dtype(tensor.dtype).kind in "fV"  # V: bfloat16
-        return cast(tensor, np.dtype(dtype), name=name) if dtype is not None and floating else tensor
-
-    return {
-        name: convert(name, tensor)
-        for name, tensor in checkpoint.tensors.items()
-        if not name.endswith("embeddings.position_ids")
-    }
-
-
-def _copied_config(folder: Path, dtype: str | None) -> str:
-    """Return the content of config.json with its dtype replaced, and without the keys that name code to run."""
-    values: Mapping[str, object] = read_json(path_inside(folder, "config.json"))
-    dropped = ("auto_map", "torch_dtype", "trust_remote_code")
-    kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in dropped}
-    if dtype is not None or "torch_dtype" in values:
-        kept["dtype"] = dtype if dtype is not None else values["torch_dtype"]
-    return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"

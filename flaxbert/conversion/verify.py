@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flaxbert.conversion.convert import copied_tensors
+from flaxbert.conversion.copied_model import copied_tensors
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import FAMILIES, architecture_of, config_to_dict, random_inputs, read_config, read_model_type
 from flaxbert.models import PreTrainedModel

@@ -35,8 +35,9 @@ import orbax.checkpoint  # noqa: F401 - imported by readers on demand, but here 
 import torch
 
 import flaxbert
-from flaxbert.conversion.convert import FORMATS, convert
+from flaxbert.conversion.convert import convert
 from flaxbert.conversion.origin import resolve_checkpoint_path
+from flaxbert.conversion.output import FORMATS
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.formats.tensorflow_encoding import masked_crc32c, read_varint

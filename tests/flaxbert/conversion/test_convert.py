@@ -20,8 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 import flaxbert
 from flaxbert import files
-from flaxbert.conversion.convert import FORMATS, convert
+from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import inspect
+from flaxbert.conversion.output import FORMATS
 from flaxbert.conversion.verify import verify
 from flaxbert.files import atomic_folder, verify_checksums
 from flaxbert.weights.checkpoint import open_checkpoint

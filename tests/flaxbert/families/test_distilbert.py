@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 
 import flaxbert
 from flaxbert import functional, surgery
-from flaxbert.conversion.convert import FORMATS, convert
+from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import inspect
+from flaxbert.conversion.output import FORMATS
 from flaxbert.conversion.shape_changes import ShapeChanges
 from flaxbert.conversion.verify import verify
 from flaxbert.families.distilbert import DISTILBERT, DistilBertConfig

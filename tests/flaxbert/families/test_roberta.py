@@ -14,8 +14,9 @@ from tokenizers import ByteLevelBPETokenizer, processors
 
 import flaxbert
 from flaxbert import cli, families
-from flaxbert.conversion.convert import FORMATS, convert
+from flaxbert.conversion.convert import convert
 from flaxbert.conversion.inspect import inspect
+from flaxbert.conversion.output import FORMATS
 from flaxbert.conversion.verify import verify
 from flaxbert.families import HeadKind, architecture_of, family_of, model_class
 from flaxbert.families.family import TensorName
