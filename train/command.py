@@ -19,7 +19,7 @@ import tyro
 
 from flaxbert.files import atomic_write
 from train.compilation import compilation_cache
-from train.config import RENAMED_SETTINGS, Config
+from train.config import FORMER_SWITCHES, RENAMED_SETTINGS, Config
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
 from train.tasks.task import TaskSettings
 
@@ -183,8 +183,10 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
         positive = name.removeprefix("no_")
         renamed = RENAMED_SETTINGS.get(f"{section}.{positive}")
         if option.startswith("--") and renamed is not None:
-            section, _, new = renamed.rpartition(".")
+            former, (section, _, new) = f"{section}.{positive}", renamed.rpartition(".")
             negation = "" if positive == name else "no-"
+            if former in FORMER_SWITCHES:
+                negation, new = "", f"{new} {FORMER_SWITCHES[former][positive == name]}"
             raise ValueError(f"{option} is now called --{section}.{negation}{new.replace('_', '-')}")
     given = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
     _check_sets(default.task, given, flags)

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
 import jax.numpy as jnp
 import tyro
@@ -190,6 +190,9 @@ _INPUTS = (
     "distillation.teacher",
 )
 
+# Values of a former switch, as those of the setting that replaced it.
+FORMER_SWITCHES: dict[str, dict[Any, str]] = {"task.leave_out_incomplete": {False: "error", True: "skip"}}
+
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {
     "run.keep_programs": "run.compilation_cache",
@@ -197,6 +200,7 @@ RENAMED_SETTINGS = {
     "task.also": "task.extra_eval",
     "task.also_splits": "task.extra_eval_splits",
     "task.dev_share": "task.validation_split",
+    "task.leave_out_incomplete": "task.bad_rows",
 }
 
 
@@ -242,7 +246,10 @@ class Config(Generic[TaskSettingsT]):
 
 def _settings_by_name(record: str) -> dict[str, Json]:
     """Read run.json as {"section.name": value}, with current names and without the settings of hosts."""
-    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in _flatten(json.loads(record)).items()}
+    stored = _flatten(json.loads(record))
+    for name in FORMER_SWITCHES.keys() & stored.keys():
+        stored[name] = FORMER_SWITCHES[name].get(stored[name], stored[name])
+    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in stored.items()}
     return {name: value for name, value in settings.items() if not name.startswith("hosts.")}
 
 

@@ -22,6 +22,7 @@ from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.encoder_decoder import config_values
 from flaxbert.weights.sentence_transformers import transformer_folder
 from train.config import Config
+from train.data.bad_rows import write_bad_rows
 from train.distributed import Placement
 from train.tasks.task import MODEL_FOLDER, TOKENIZER_FOLDER, Task
 
@@ -131,7 +132,7 @@ def locked(folder: Path, *, first_host: bool) -> Iterator[None]:
 
 
 def write_files(config: Config, task: Task, model: AnyModel, inputs: Mapping[str, str]) -> None:
-    """Write the tokenizer, config.json, inputs.json and run.json into the run's folder; an existing tokenizer stays."""
+    """Write the tokenizer, settings, inputs and bad rows into the run's folder; an existing tokenizer stays."""
     folder = config.run.folder
     if not (folder / TOKENIZER_FOLDER).is_dir():
         task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
@@ -141,6 +142,7 @@ def write_files(config: Config, task: Task, model: AnyModel, inputs: Mapping[str
     for name, content in (("config.json", described), (INPUTS_FILE, dict(inputs))):
         with atomic_write(folder / name) as aside:
             aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_bad_rows(folder, task.bad_rows)
     with atomic_write(folder / RUN_FILE) as aside:
         aside.write_text(config.to_json(), encoding="utf-8")
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tokenize
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 MAX_SHOWN = 5
@@ -26,6 +27,11 @@ def encoding_problem(text: str) -> str | None:
     if 0xDC80 <= code <= 0xDCFF:
         return f"byte 0x{code - 0xDC00:02x} {position} is not UTF-8; convert the text to UTF-8"
     return f"a {'lone surrogate' if code else 'NUL character (UTF-16, or not a text file?)'} {position}"
+
+
+def is_invisible(text: str) -> bool:
+    """Return whether a text has nothing but blanks and other invisible characters, such as zero-width spaces."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
 
 
 def text_cell(
@@ -50,7 +56,7 @@ def text_cell(
     if not isinstance(value, str):
         expected = "a string or a number" if allow_numbers else "a string"
         raise ValueError(f"{column!r} is {value!r:.40}, expected {expected}")
-    problem = encoding_problem(value) if allow_blank or value.strip() else "nothing but blanks"
+    problem = encoding_problem(value) if allow_blank or not is_invisible(value) else "nothing but blanks"
     if problem is not None:
         raise ValueError(f"{column!r}: {problem}")
     return value

@@ -4,6 +4,7 @@ Both training and `flaxbert predict` read their files here, so a header that one
 """
 
 import codecs
+import collections
 import csv
 import dataclasses
 import io
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from flaxbert.files import require_downloaded
 from flaxbert.text.messages import encoding_problem, quote_names
+from flaxbert.text.strict_json import RepeatedKey, find_repeated_key, parse_json
 
 TABLE_FORMATS = {
     ".tsv": "a header, then fields between tabs; quotes are plain characters, as in GLUE's files",
@@ -24,6 +26,7 @@ TABLE_FORMATS = {
 }
 """The file extensions that `read_table` reads, each with a description for errors."""
 
+_MAX_LINE = 2**26  # characters; a longer row is a damaged file, or several rows without line ends
 _LINE_END_BYTES = 2**16  # of the start of a file, in which its kind of line end is looked for
 
 _TNEWS_COLUMNS = ("id", "label", "label_name", "title", "keywords")
@@ -218,63 +221,79 @@ def _json_rows(lines: Iterator[str], name: str, *, document: bool) -> Iterator[T
         lines = itertools.chain([first] if second is None else [first, second], lines)
         if second is None or not (first.lstrip().startswith("{") and first.rstrip().endswith("}")):
             content = list(lines)
-            entries = _document_entries("\n".join(content), name)
+            entries, repeated = _document_entries("\n".join(content), name)
             if entries is not None:
-                yield from (_object_row(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
+                for index, entry in enumerate(entries):
+                    yield _object_row(f"{name}[{index}]", entry, repeated_keys=repeated)
                 return
             lines = iter(content)
     for number, line in enumerate(lines, 1):
-        yield _json_row(f"{name}:{number}", line)
+        yield parse_json_row(f"{name}:{number}", line)
 
 
-def _document_entries(content: str, name: str) -> list[object] | None:
-    """Return the entries of a JSON document; None if it is none."""
+def _document_entries(content: str, name: str) -> tuple[list[object] | None, bool]:
+    """Return (entries of a JSON document, None if it is none; whether an object of it has a key twice)."""
     try:
-        values = json.loads(content)
+        values, repeated = parse_json(content)
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
             raise ValueError(f"{name}: not readable as JSON: {error}") from None
-        return None
+        return None, False
+    if isinstance(values, RepeatedKey):
+        raise ValueError(f"{name}: {values.problem}")
     entries = values.get("data") if isinstance(values, dict) else values
-    return entries if isinstance(entries, list) else None
+    return entries if isinstance(entries, list) else None, repeated
 
 
-def _json_row(source: str, line: str) -> TableRow:
-    if problem := encoding_problem(line):
+def parse_json_row(source: str, line: str) -> TableRow:
+    """Parse a JSON object on a line."""
+    if problem := _line_problem(line):
         return TableRow(source, problem=problem)
     try:
-        values = json.loads(line)
+        values, repeated = parse_json(line)
     except json.JSONDecodeError as error:
         blank = not line.strip()
         return TableRow(source, problem="a blank line" if blank else f"not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 5,000 brackets
         return TableRow(source, problem=f"not readable as JSON: {error}")
-    return _object_row(source, values)
+    return _object_row(source, values, repeated_keys=repeated)
 
 
-def _object_row(source: str, values: object) -> TableRow:
+def _object_row(source: str, values: object, *, repeated_keys: bool) -> TableRow:
     if not isinstance(values, dict):
         return TableRow(source, problem=f"{values!r:.40} is not an object")
+    if repeated_keys and (repeated := find_repeated_key(values)) is not None:
+        return TableRow(source, problem=repeated.problem)
     return TableRow(source, values)
+
+
+def _line_problem(line: str) -> str | None:
+    if len(line) > _MAX_LINE:
+        return f"a line of {len(line):,} characters; at most {_MAX_LINE:,} are read"
+    return encoding_problem(line)
 
 
 def _split_records(lines: Iterable[str], separator: str) -> Iterator[_Record]:
     for number, line in enumerate(lines, 1):
-        yield _Record(number, line.split(separator), encoding_problem(line))
+        yield _Record(number, line.split(separator), _line_problem(line))
 
 
 def _csv_records(lines: Iterable[str]) -> Iterator[_Record]:
-    raw: list[str] = []
+    """Split lines into records; after a malformed one, such as an unclosed quote, go on with the next line."""
+    lines = iter(lines)
+    again: collections.deque[str] = collections.deque()  # lines that a malformed record took, to be read once more
+    taken: list[str] = []  # the lines of the record
 
     def feed() -> Iterator[str]:
-        for line in lines:
-            raw.append(line)
+        size = 0
+        while size < _MAX_LINE and (line := again.popleft() if again else next(lines, None)) is not None:
+            size = len(line) + (size if taken else 0)
+            taken.append(line)
             yield line + "\n"
 
-    reader = csv.reader(feed(), strict=True)
+    reader, first = csv.reader(feed(), strict=True), 1
     while True:
-        first = reader.line_num + 1
-        raw.clear()
+        taken.clear()
         fields: list[str] = []
         problem = None
         # The limit belongs to the whole process, and its default refuses texts over 128 KiB.
@@ -284,10 +303,14 @@ def _csv_records(lines: Iterable[str]) -> Iterator[_Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            problem = f"not CSV up to line {reader.line_num}: {error}"
+            problem = f"not CSV up to line {first + len(taken) - 1}: {error}"
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
+            reader = csv.reader(feed(), strict=True)
         finally:
             csv.field_size_limit(limit)
-        yield _Record(first, fields, encoding_problem("\n".join(raw)) or problem)
+        yield _Record(first, fields, _line_problem("\n".join(taken)) or problem)
+        first += len(taken)
 
 
 def _header_columns(records: Iterator[_Record], name: str, extension: str) -> _Columns:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from flaxbert.text.tags import TagScheme
+from train.data.bad_rows import BadRows
 from train.data.choice_questions import read_choice_questions
 from train.data.labelled_texts import read_labelled_texts
 from train.data.questions import read_squad
@@ -70,8 +71,8 @@ def named_or_left_out(read, path: Path, ending: str, missing: list[int]):
         line.split(": ")[0].rpartition(":")[2] for line in str(refused.value).splitlines()[1 : 1 + min(5, len(missing))]
     ]
     first = {".csv": 2, ".tsv": 2, ".jsonl": 1, ".json": 1, "set": 0}[ending]
-    assert named == [str(first + i) for i in missing[:5]] and "--task.leave-out-incomplete" in str(refused.value)
-    rows = read(path, leave_out_incomplete=True)
+    assert named == [str(first + i) for i in missing[:5]] and "--task.bad-rows skip" in str(refused.value)
+    rows = read(path, bad_rows=BadRows.SKIP)
     assert rows.left_out == len(missing)
     return rows
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from train.data import labelled_texts
+from train.data.bad_rows import BadRows
 from train.data.labelled_texts import Columns, read_labelled_texts
 from train.tasks import problems
 
@@ -62,9 +63,9 @@ def test_spellings_of_one_label(tmp_path, ending):
 @pytest.mark.parametrize("missing", ["-", "", None, float("nan")])
 def test_a_missing_label_is_named_or_left_out(tmp_path, missing):
     path = table(tmp_path / "a.jsonl", "entailment", missing, "neutral")
-    with pytest.raises(ValueError, match=r"1 of 3 rows.*\n.*a\.jsonl:2: no label.*\n.*--task\.leave-out-incomplete"):
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*\n.*a\.jsonl:2: no label.*\n.*--task\.bad-rows skip"):
         read_labelled_texts(path)
-    rows = read_labelled_texts(path, leave_out_incomplete=True)
+    rows = read_labelled_texts(path, bad_rows=BadRows.SKIP)
     assert [row.label for row in rows] == ["entailment", "neutral"] and rows.left_out == 1
     everything = read_labelled_texts(table(tmp_path / "b.jsonl", missing, missing))
     assert [row.label for row in everything] == [None, None]
@@ -83,9 +84,9 @@ def test_blank_texts_are_left_out(tmp_path):
     rows = [{"question1": "a", "question2": "b", "label": 0}, {"question1": "a", "question2": None, "label": 1}]
     rows += [{"question1": " ", "question2": "b", "label": 1}, {"question1": "c", "question2": "d", "label": 1}]
     path = write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(ValueError, match=r"2 of 4 rows.*(\n.*){3}--task\.leave-out-incomplete"):
+    with pytest.raises(ValueError, match=r"2 of 4 rows.*(\n.*){3}--task\.bad-rows skip"):
         read_labelled_texts(path)
-    assert [row.text for row in read_labelled_texts(path, leave_out_incomplete=True)] == ["a", "c"]
+    assert [row.text for row in read_labelled_texts(path, bad_rows=BadRows.SKIP)] == ["a", "c"]
 
 
 def test_minus_one_means_unlabelled_where_it_cannot_be_a_label(tmp_path):
@@ -95,7 +96,7 @@ def test_minus_one_means_unlabelled_where_it_cannot_be_a_label(tmp_path):
     for mixed in ([0, 1, 2, -1], ["no", "yes", "-1"], [0.5, 4.2, -1.0]):
         with pytest.raises(ValueError, match=r"a\.csv:5: no label \('-1'\)|a\.csv:4: no label \('-1(\.0)?'\)"):
             labels(*mixed)
-        assert len(labels(*mixed, leave_out_incomplete=True)) == len(mixed) - 1
+        assert len(labels(*mixed, bad_rows=BadRows.SKIP)) == len(mixed) - 1
         assert len(labels(*mixed, unlabelled=())) == len(mixed)  # the user says that it is a label
     assert labels(-1.0, -1.0) == [None, None]  # STS-B's test set
     assert labels(-1, 0, 1) == ["-1", "0", "1"] and labels(-1, 1) == ["-1", "1"]
@@ -151,7 +152,7 @@ def test_declared_classes_keep_their_ids(tmp_path):
     data.save_to_disk(tmp_path / "set")
     with pytest.raises(ValueError, match=r"1 of 3 rows.*\n.*set:2: no label"):
         read_labelled_texts(tmp_path / "set")
-    rows = read_labelled_texts(tmp_path / "set", leave_out_incomplete=True)
+    rows = read_labelled_texts(tmp_path / "set", bad_rows=BadRows.SKIP)
     assert single(rows) == (("not_equivalent", "equivalent", "other"), [1, 0])
 
 
@@ -188,5 +189,5 @@ def test_words_that_pandas_takes_for_empty_cells(tmp_path):
             read_labelled_texts(path)
         assert single(read_labelled_texts(path, unlabelled=()))[0] == tuple(sorted(["x", word, "y"]))
         assert [row.label for row in read_labelled_texts(path, labels=("x", word, "y"))] == ["x", word, "y"]
-        assert len(read_labelled_texts(path, leave_out_incomplete=True)) == 2
+        assert len(read_labelled_texts(path, bad_rows=BadRows.SKIP)) == 2
         assert single(read_labelled_texts(table(tmp_path / "a.jsonl", "x", word)))[0] == tuple(sorted(["x", word]))

@@ -5,6 +5,7 @@ import lzma
 
 import pytest
 
+from train.data.bad_rows import BadRows
 from train.data.pretraining.reader import END, PYDOC, TextReader
 
 
@@ -53,16 +54,18 @@ def test_records_are_documents(tmp_path):
     records = [{"text": "one\n\ntwo", "id": 1}, {"text": None}, {"text": "  "}, {"text": "three"}]
     lines = tmp_path / "a.jsonl"
     lines.write_text("\n".join(map(json.dumps, records)) + "\n\n")
-    assert read(lines) == ["one", "two", END, "three", END]
+    assert read(lines, bad_rows=BadRows.SKIP) == ["one", "two", END, "three", END]
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: 'text' is None, expected a string.*--task\.bad-rows skip"):
+        read(lines)
     import pyarrow
     import pyarrow.parquet
 
     table = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": [record["text"] for record in records]}), table)
-    assert read(table, column="body") == ["one", "two", END, "three", END]
+    assert read(table, column="body", bad_rows=BadRows.SKIP) == ["one", "two", END, "three", END]
     packed = tmp_path / "b.parquet.gz"
     packed.write_bytes(gzip.compress(table.read_bytes()))
-    assert read(packed, column="body") == ["one", "two", END, "three", END]
+    assert read(packed, column="body", bad_rows=BadRows.SKIP) == ["one", "two", END, "three", END]
     with pytest.raises(ValueError, match=r"a\.parquet: no column 'text'; found 'body'"):
         read(table)
 
@@ -75,7 +78,7 @@ def test_a_data_set(tmp_path):
     assert read(name) == ["one", END, "two", "lines", END]
     with pytest.raises(ValueError, match="no column 'body'; found 'text', 'n'"):
         read(name, column="body")
-    with pytest.raises(ValueError, match="expected strings"):
+    with pytest.raises(ValueError, match="expected a string"):
         read(name, column="n")
 
 
@@ -119,10 +122,10 @@ def test_unreadable_text(tmp_path, content, error):
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ('{"text": "cut', r"a\.jsonl:2: not a JSON object"),
-        ("[" * 5000, r"a\.jsonl:2: not a JSON object"),
-        ('["text"]', r"a\.jsonl:2: no column 'text'; found \['text'\]"),
-        ('{"body": ""}', r"a\.jsonl:2: no column 'text'; found 'body'"),
+        ('{"text": "cut', r"a\.jsonl:2: not (JSON|readable as JSON)"),
+        ("[" * 5000, r"a\.jsonl:2: not (JSON|readable as JSON)"),
+        ('["text"]', r"a\.jsonl:2: \['text'\] is not an object"),
+        ('{"body": ""}', r"a\.jsonl:2: no 'text' beside 'body'"),
         ('{"text": 5}', r"a\.jsonl:2: 'text' is 5, expected a string"),
         ('{"text": "\\ud800"}', r"a\.jsonl:2: 'text': a lone surrogate"),
     ],
@@ -156,7 +159,7 @@ def test_output_of_wikiextractor(tmp_path):
     expected = ["One", "first.", END, "Two", END, "Three", "third.", END, "Four", END]
     assert read(tmp_path) == expected
     assert read(tmp_path / "AA" / "wiki_00") == expected[:5]
-    with pytest.raises(ValueError, match=r"wiki_00:1: no column 'body'; found 'id', 'title', 'text'"):
+    with pytest.raises(ValueError, match=r"wiki_00:1: no 'body' beside 'id', 'title', 'text'"):
         read(tmp_path / "AA" / "wiki_00", column="body")
 
 
@@ -182,5 +185,5 @@ def test_lines_that_end_with_cr_alone(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\r{"text": "b"}\r')
     assert read(tmp_path / "a.jsonl") == ["a", END, "b", END]
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "a"}\r{"text": }\r')
-    with pytest.raises(ValueError, match=r"b\.jsonl:2: not a JSON object"):
+    with pytest.raises(ValueError, match=r"b\.jsonl:2: not (JSON|readable as JSON)"):
         read(tmp_path / "b.jsonl")

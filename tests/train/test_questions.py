@@ -7,6 +7,7 @@ from collections import Counter
 import datasets
 import pytest
 
+from train.data.bad_rows import BadRows
 from train.data.questions import SquadAnswer, WrongOffsets, exclude_questions, read_squad, trainable_questions
 from train.data.sources import split_by_group
 
@@ -97,7 +98,9 @@ def test_offsets_that_are_further_off(read):
         {"answers": [answer("Rome", 4000)]},
         {"answers": [answer("Rome.", -5)]},  # no place from the end
     )
-    found = read(content)
+    with pytest.raises(ValueError, match="5 of 7 rows can't be used"):
+        read(content)
+    found = read(content, wrong_offsets=WrongOffsets.REPAIR)
     places = [[a.start for a in row.answers] for row in found.rows]
     assert places == [[14], [38], [None, 24], [24], [0], [38], [38]]
     assert (found.repaired, found.not_located) == (6, 1)
@@ -141,7 +144,7 @@ def test_a_file_whose_answers_are_all_withheld_is_unlabelled(read):
         found = read(squad(withheld, withheld))
         assert len(found.rows) == 2 and not found.labelled and found.impossible == 0
     with_one = {"answers": [answer("Rome", 14)], "is_impossible": False}
-    found = read(squad(with_one, {"answers": [], "is_impossible": False}), leave_out_incomplete=True)
+    found = read(squad(with_one, {"answers": [], "is_impossible": False}), bad_rows=BadRows.SKIP)
     assert (len(found.rows), found.left_out) == (1, 1)
     found = read(squad(with_one, {"answers": [answer("", -1)], "is_impossible": True}))
     assert [row.impossible for row in found.rows] == [False, True]
@@ -165,7 +168,7 @@ def test_questions_without_ids_are_numbered_and_a_single_missing_id_is_refused(r
         ("[]", 'no list "data"'),
         ({"version": "1.1"}, 'no list "data"'),
         ({"data": []}, "no questions"),
-        ({"data": ["x"]}, r"data\[0\] is 'x', not an object"),
+        ({"data": ["x"]}, r"data\[0\]: 'x' is not an object"),
         ({"data": [{"paragraphs": 3}]}, r"data\[0\]: no list 'paragraphs' beside 'paragraphs'"),
         ({"data": [{"paragraphs": [{}]}]}, r"data\[0\]\.paragraphs\[0\]: no list 'qas'"),
         (squad({"answers": [answer("x", 0)]}, context=None), "'context' is None, expected a string"),
@@ -267,9 +270,9 @@ def test_incomplete_questions_are_left_out(tmp_path):
     rows = [hub(1, "Rome"), hub(2, answers=None), hub(3, "Rome", context=None)]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=r"\[2\]: 'context' is None.*\n.*--task\.leave-out-incomplete"):
+    with pytest.raises(ValueError, match=r"\[2\]: 'context' is None.*\n.*--task\.bad-rows skip"):
         read_squad(path)
-    found = read_squad(path, leave_out_incomplete=True)
+    found = read_squad(path, bad_rows=BadRows.SKIP)
     assert [row.id for row in found.rows] == ["1"] and found.left_out == 2
 
 

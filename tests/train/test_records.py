@@ -12,6 +12,7 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.tasks.test_pretraining import SIZES
 from train.config import Config, Model, Run
+from train.data.bad_rows import BadRows
 from train.data.pretraining.records import RecordBatches, RecordFiles
 from train.distributed import HostShard
 from train.loop import run
@@ -147,6 +148,19 @@ def test_every_epoch_has_its_order_and_all_records(folder):
     whole = batches(folder, seed=1, size=4)[3]
     for name in whole:
         np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))
+
+
+def test_damaged_records_are_skipped_and_listed(config, folder):
+    file = sorted(folder.iterdir())[0]
+    content = file.read_bytes()
+    file.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    try:
+        task = dataclasses.replace(config.task, bad_rows=BadRows.SKIP).prepare(config)
+    finally:
+        file.write_bytes(content)
+    assert task.facts["examples"] == "11 to train on, 5 held out" and task.facts["text bad rows skipped"] == 1
+    (bad,) = task.bad_rows["text"]
+    assert (bad.source, bad.reason) == (f"{file}: the record at byte 0", "is damaged (its CRC differs)")
 
 
 def test_numbers_one_by_one_and_large_ones(tmp_path):

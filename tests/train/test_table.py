@@ -500,8 +500,8 @@ def test_unknown_labels_are_named():
         "  file.tsv:3: label 'postive', near names: 'positive'",
         "  file.tsv:4: no label",
         "  file.tsv:5: label 'zzz', near names: none",
-        "Allowed labels: 'negative', 'positive'. Correct these rows, or give all labels: --task.labels (without a "
-        "value: those of the training data).",
+        "Allowed labels: 'negative', 'positive'. Correct these rows, give all labels: --task.labels (without a "
+        "value: those of the training data), or skip and list them: --task.bad-rows skip.",
     ]
     with pytest.raises(ValueError, match="distinct and at least one, got none"):
         label_ids(labelled("a"), [])

@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from flaxbert.text.tags import TagScheme, entity_spans
+from train.data.bad_rows import BadRows
 from train.data.tagged_examples import InvalidTags, convert_scheme, infer_tags, scheme_of_sentences, tag_ids
 from train.data.tagged_sentences import Separator, TagColumns, TaggedSentence, character_tags, read_tagged_sentences
 
@@ -236,8 +237,8 @@ def test_numbers_of_tags(tmp_path):
 
 def test_sentences_without_words_are_left_out(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"tokens": [], "tags": []}\n{"tokens": ["a"], "tags": ["O"]}\n')
-    assert "1 of 2 rows" in refusal(path) and "--task.leave-out-incomplete" in refusal(path)
-    sentences = read_tagged_sentences(path, leave_out_incomplete=True)
+    assert "1 of 2 rows" in refusal(path) and "--task.bad-rows skip" in refusal(path)
+    sentences = read_tagged_sentences(path, bad_rows=BadRows.SKIP)
     assert [sentence.words for sentence in sentences] == [("a",)] and sentences.left_out == 1
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterable
 
 from flaxbert.text.choices import ChoiceColumns, ContextAndChoices, combine_choices, resolve_choice_columns
 from flaxbert.text.messages import quote_names
 from flaxbert.text.tables import TableRow
-from train.data.sources import LEAVE_OUT, ReadRows, is_blank, parse_rows, read_source
+from train.data.bad_rows import SKIP_REMEDY, BadRow, BadRowList, BadRows, ReadRows
+from train.data.sources import parse_rows, read_source
 
 _USUAL_COLUMNS = ChoiceColumns()
 
@@ -29,14 +31,14 @@ def read_choice_questions(
     columns: ChoiceColumns = _USUAL_COLUMNS,
     split: str | None = None,
     first_label: int = 0,
-    leave_out_incomplete: bool = False,
+    bad_rows: BadRows = BadRows.ERROR,
     training: bool = True,
 ) -> ReadRows[ChoiceQuestion]:
     """Read all questions of a file or data set, which may have different numbers of choices.
 
-    `first_label` is the number of the first choice in the label column; classes of a data set count from 0. With
-    `leave_out_incomplete` questions without a context are left out, and those without a label if others have one. Only
-    a set for `training` must have the column of labels that `columns` names.
+    `first_label` is the number of the first choice in the label column; classes of a data set count from 0. Where bad
+    rows are skipped and some questions have a label, those without one are bad. Only a set for `training` must have the
+    column of labels that `columns` names.
     """
     found = read_source(source, split=split, lists=True)
     if not training and columns.label not in found.columns and columns.label is not None:
@@ -52,11 +54,8 @@ def read_choice_questions(
     label_column = used.label or ""
     classes = found.classes.get(label_column)
 
-    def parse(row: TableRow) -> ChoiceQuestion | None:
+    def parse(row: TableRow) -> ChoiceQuestion:
         cells = row.require_cells()
-        shared = [cells.get(name) for name in (used.context, used.question) if name]
-        if leave_out_incomplete and all(map(is_blank, shared)):
-            return None
         texts = combine_choices(cells, used)
         value = cells.get(label_column)
         if classes and value is not None:  # the name of a class, such as "choice1"
@@ -65,13 +64,20 @@ def read_choice_questions(
             label = _label(value, label_column, texts, first_label)
         return ChoiceQuestion(texts.context, texts.choices, label, row.source)
 
-    remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
-    questions = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
-    labelled = [row for row in questions if row.label is not None]
-    questions = labelled if labelled and leave_out_incomplete else questions
+    remedy = f"{found.expectation} Correct or remove these rows, {SKIP_REMEDY}"
+    bad = BadRowList(bad_rows, len(found.rows))
+    rows = parse_rows(found.rows, parse, bad, remedy)
     parts = {"context": used.context, "question": used.question, "label": label_column}
     columns_read = {part: column for part, column in parts.items() if column} | {"choices": ", ".join(used.choices)}
-    return ReadRows(questions, columns=columns_read, left_out=len(found.rows) - len(questions))
+    questions = ReadRows(rows, columns=columns_read, bad=bad)
+    unlabelled = rows_without_label(questions)
+    some = 0 < len(unlabelled) < len(questions)
+    return questions.without(unlabelled, remedy) if some and bad_rows is BadRows.SKIP else questions
+
+
+def rows_without_label(questions: Iterable[ChoiceQuestion]) -> list[BadRow]:
+    """Return the questions whose right choice is not known."""
+    return [BadRow(row.source, "no label") for row in questions if row.label is None]
 
 
 def _label(value: object, column: str, texts: ContextAndChoices, first: int) -> int | None:

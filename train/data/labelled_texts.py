@@ -9,10 +9,11 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from flaxbert.text.messages import quote_names, raise_problems, text_cell
+from flaxbert.text.messages import quote_names, text_cell
 from flaxbert.text.tables import LABEL_COLUMNS, ColumnNames, TableRow, is_header
+from train.data.bad_rows import SKIP_REMEDY, BadRow, BadRowList, BadRows, ReadRows
 from train.data.labels import TABLE_MARKS, LabelledText, label_key, missing_keys, read_label, vector_length
-from train.data.sources import DATASET_PREFIX, LEAVE_OUT, ReadRows, SourceRows, is_blank, parse_rows, read_source
+from train.data.sources import DATASET_PREFIX, SourceRows, is_blank, parse_rows, read_source
 
 _TEXT, _PAIR, _LABEL = "text", "second text", "label"
 
@@ -42,11 +43,11 @@ class LabelledTexts(ReadRows[LabelledText]):
         *,
         columns: Mapping[str, str],
         classes: Sequence[str],
-        left_out: int,
+        bad: BadRowList,
         vectors: bool,
     ):
         """Hold rows; other arguments as of `ReadRows`."""
-        super().__init__(rows, columns=columns, classes=classes, left_out=left_out)
+        super().__init__(rows, columns=columns, classes=classes, bad=bad)
         self.vectors = vectors
 
 
@@ -58,12 +59,12 @@ def read_labelled_texts(
     separator: str | None = None,
     labels: Sequence[str] = (),
     unlabelled: Sequence[str] | None = None,
-    leave_out_incomplete: bool = False,
+    bad_rows: BadRows = BadRows.ERROR,
     train: LabelledTexts | None = None,
 ) -> LabelledTexts:
     """Read all rows of a file or data set. Nothing that is read is executed.
 
-    Where all labels are missing, the set is unlabelled; where only some are, it is refused.
+    Where all labels are missing, the set is unlabelled; where only some are, rows without one are bad.
 
     Args:
         source: a file or data set.
@@ -73,12 +74,12 @@ def read_labelled_texts(
             vector with 0 or 1 for every label; None where each row has one.
         labels: all labels, if they are known.
         unlabelled: labels that mean that a row has none; None for those that `missing_keys` finds.
-        leave_out_incomplete: leave out rows without a text or label instead of raising an error.
+        bad_rows: treatment of rows that cannot be read, or lack a text or label.
         train: the training set, if this is another one, which has the same columns but may lack that of labels.
 
     Raises:
         FileNotFoundError: there is no such file or data set.
-        ValueError: the columns cannot be used, or some rows cannot be read: they are counted, the first five quoted.
+        ValueError: the columns cannot be used, or there are bad rows: they are counted, the first five quoted.
     """
     found, columns = _read_rows(source, columns, split=split, lists=separator is not None, train=train)
     used = {_TEXT: ""}
@@ -91,37 +92,31 @@ def read_labelled_texts(
             "give --task.columns.text-pair ''"
         )
     names = None if separator is None else _vector_names(found, used, labels, train)
-    remedy = f"{found.expectation} Correct or remove these rows, {LEAVE_OUT}"
+    remedy = f"{found.expectation} Correct or remove these rows, {SKIP_REMEDY}"
+    texts = [column for part, column in used.items() if part != _LABEL]
+    bad = BadRowList(bad_rows, len(found.rows))
 
-    def parse(row: TableRow) -> LabelledText | None:
+    def parse(row: TableRow) -> LabelledText:
         cells = row.require_cells()
-        texts = [column for part, column in used.items() if part != _LABEL]
-        if leave_out_incomplete and any(is_blank(cells.get(column)) for column in texts):
-            return None
         first, second = [*(text_cell(cells, column) for column in texts), None][:2]
         label = read_label(cells, used[_LABEL], separator=separator, vector_names=names) if _LABEL in used else None
         return LabelledText(str(first), second, label, row.source)
 
-    rows = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
-    if not rows:
-        raise ValueError(f"{os.fspath(source)}: all rows are incomplete")
+    rows = parse_rows(found.rows, parse, bad, remedy)
     if unlabelled is None:
         marks = TABLE_MARKS if os.fspath(source).lower().endswith((".csv", ".tsv")) else ()
         of_train = None if train is None else _labels(train)
         missing = missing_keys(_labels(rows), known=labels, train=of_train, marks=marks)
     else:
         missing = {label_key(label) for label in unlabelled}
-    rows, problems = _mark_missing(rows, missing)
-    labelled = [row for row in rows if row.label is not None]
-    if labelled and not leave_out_incomplete:
-        remedy += (
-            f" Where {quote_names(missing)} is a label, give --task.unlabelled without a value." if missing else ""
-        )
-        raise_problems(problems, len(found.rows), remedy)
-    complete = labelled or rows  # a set without any label is an unlabelled one
+    rows, without_label = _mark_missing(rows, missing)
     classes = found.classes.get(used.get(_LABEL, ""), ()) if names is None else names
-    left_out = len(found.rows) - len(complete)
-    return LabelledTexts(complete, columns=used, classes=classes, left_out=left_out, vectors=names is not None)
+    read = LabelledTexts(rows, columns=used, classes=classes, bad=bad, vectors=names is not None)
+    if len(without_label) == len(rows):  # a set without any label is an unlabelled one
+        return read
+    if missing:
+        remedy += f" Where {quote_names(missing)} is a label, give --task.unlabelled without a value."
+    return read.without(without_label, remedy)
 
 
 def _read_rows(
@@ -168,14 +163,14 @@ def _labels(rows: Sequence[LabelledText]) -> set[str]:
     return {row.label for row in rows if row.label is not None}
 
 
-def _mark_missing(rows: Sequence[LabelledText], missing: Collection[str]) -> tuple[list[LabelledText], list[str]]:
-    """Return (the rows with None for missing labels, a problem for each row without a label)."""
+def _mark_missing(rows: Sequence[LabelledText], missing: Collection[str]) -> tuple[list[LabelledText], list[BadRow]]:
+    """Return (the rows with None for missing labels, the rows without a label as bad ones)."""
     marked, problems = [], []
     for row in rows:
         is_missing = row.label is not None and label_key(row.label) in missing
         marked.append(dataclasses.replace(row, label=None) if is_missing else row)
         if marked[-1].label is None:
-            problems.append(f"{row.source}: no label" + (f" ({row.label!r})" if is_missing else ""))
+            problems.append(BadRow(row.source, "no label" + (f" ({row.label!r})" if is_missing else "")))
     return marked, problems
 
 

@@ -11,12 +11,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from flaxbert.text.messages import MAX_SHOWN, encoding_problem, list_cell, quote_names, raise_problems, text_cell
-from train.data.sources import ReadRows
+from train.data.bad_rows import SKIP_REMEDY, BadRow, ReadRows
 
 _MAX_RATINGS = 20  # half stars are classes; more distinct decimals than that are measurements
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 TABLE_MARKS = ("#N/A", "N/A", "NA", "n/a", "<NA>", "NULL", "null", "None")
 """Words in a .csv or .tsv that pandas, and so the `datasets` library, takes for an empty cell."""
+NUMBERS_REMEDY = (
+    "A regression's labels are finite numbers. Correct these rows, name other marks: --task.unlabelled, " + SKIP_REMEDY
+)
 _PLAIN_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?", re.ASCII)  # 01 is a code
 
 
@@ -188,38 +191,59 @@ def label_indicators(rows: Sequence[LabelledText], labels: Sequence[str], *, sep
 
 def label_numbers(rows: Sequence[LabelledText]) -> np.ndarray:
     """Return the labels as numbers [rows]; raise a ValueError that quotes rows whose label is not a finite number."""
-    numbers, problems = [], []
+    raise_problems(list(map(str, rows_without_number(rows))), len(rows), NUMBERS_REMEDY)
+    return np.array([float(row.label or "") for row in rows])
+
+
+def rows_without_number(rows: Iterable[LabelledText]) -> list[BadRow]:
+    """Return the rows whose label is not a finite number."""
+    bad = []
     for row in rows:
         try:
-            numbers.append(float(row.label or ""))
-            if not math.isfinite(numbers[-1]):
-                raise ValueError
+            finite = math.isfinite(float(row.label or ""))
         except ValueError:
-            problems.append(f"{row.source}: " + ("no label" if row.label is None else f"label {row.label[:80]!r}"))
-    remedy = "A regression's labels are finite numbers. Correct these rows, or name other marks: --task.unlabelled."
-    raise_problems(problems, len(rows), remedy)
-    return np.array(numbers)
+            finite = False
+        if not finite:
+            bad.append(BadRow(row.source, "no label" if row.label is None else f"label {row.label[:80]!r}"))
+    return bad
+
+
+def rows_with_other_labels(
+    rows: Iterable[LabelledText], labels: Sequence[str], *, separator: str | None
+) -> list[BadRow]:
+    """Return the rows without a label, or with one that is not among `labels`."""
+    index = _label_index(labels)
+    bad = []
+    for row in rows:
+        names = [] if row.label is None else _split_labels(row.label, separator)
+        other = next((name for name in names if label_key(name) not in index), None)
+        if row.label is None:
+            bad.append(BadRow(row.source, "no label"))
+        elif other is not None:
+            near = difflib.get_close_matches(other[:80], labels) if len(bad) < MAX_SHOWN else []
+            bad.append(BadRow(row.source, f"label {other[:80]!r}, near names: {quote_names(near)}"))
+    return bad
+
+
+def labels_remedy(labels: Sequence[str]) -> str:
+    """Return the end of an error about rows with other labels."""
+    training = "give all labels: --task.labels (without a value: those of the training data)"
+    return f"Allowed labels: {quote_names(labels)}. Correct these rows, {training}, {SKIP_REMEDY}"
 
 
 def _label_ids(rows: Sequence[LabelledText], labels: Sequence[str], *, separator: str | None) -> list[list[int]]:
     """Return the indices in `labels` of each row's labels: one, or any number if there is a separator."""
+    index = _label_index(labels)
+    bad = rows_with_other_labels(rows, labels, separator=separator)
+    raise_problems(list(map(str, bad)), len(rows), labels_remedy(labels))
+    return [[index[label_key(name)] for name in _split_labels(row.label or "", separator)] for row in rows]
+
+
+def _label_index(labels: Sequence[str]) -> dict[str, int]:
     index = {label_key(label): i for i, label in enumerate(labels)}
     if not labels or len(index) != len(labels):
         raise ValueError(f"labels must be distinct and at least one, got {quote_names(labels)}")
-    problems, result = [], []
-    for row in rows:
-        if row.label is None:
-            problems.append(f"{row.source}: no label")
-            continue
-        keys = {name: label_key(name) for name in _split_labels(row.label, separator)}
-        result.append([index[key] for key in keys.values() if key in index])
-        for name, key in keys.items():
-            if key not in index:
-                near = difflib.get_close_matches(name[:80], labels) if len(problems) < MAX_SHOWN else []
-                problems.append(f"{row.source}: label {name[:80]!r}, near names: {quote_names(near)}")
-    remedy = "Correct these rows, or give all labels: --task.labels (without a value: those of the training data)."
-    raise_problems(problems, len(rows), f"Allowed labels: {quote_names(labels)}. {remedy}")
-    return result
+    return index
 
 
 def _split_labels(label: str, separator: str | None) -> list[str]:

@@ -5,19 +5,23 @@ A file is JSON: articles below "data" with "paragraphs" of a "context" and "qas"
 """
 
 import collections
+import copy
 import dataclasses
 import enum
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from flaxbert.files import require_downloaded
-from flaxbert.text.messages import quote_names, raise_problems, text_cell
+from flaxbert.text.messages import quote_names, text_cell
+from flaxbert.text.strict_json import RepeatedKey, find_repeated_key, parse_json
 from flaxbert.text.tables import TableRow, read_table
-from train.data.sources import LEAVE_OUT, dataset_structures, is_blank, is_dataset, parse_rows, reject_split
+from train.data.bad_rows import SKIP_REMEDY, BadRow, BadRowList, BadRows, ReadRows
+from train.data.sources import dataset_structures, is_blank, is_dataset, parse_rows, reject_split
 from train.metrics.squad import normalise_answer
 
 _MAX_OFFSET_ERROR = 2  # characters; Hugging Face's scripts repair offsets of published files that are wrong by as much
@@ -35,7 +39,7 @@ class WrongOffsets(enum.Enum):
     DROP = "drop"
     """Do not train on it; evaluation, which compares texts, still uses it."""
     REFUSE = "refuse"
-    """Refuse the file."""
+    """Treat the question as a bad row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +79,15 @@ class SquadQuestion:
 class SquadQuestions:
     """The questions of a file, and the numbers of their answers with wrong offsets."""
 
-    rows: list[SquadQuestion]
-    left_out: int = 0  # incomplete questions
+    rows: ReadRows[SquadQuestion]
     repaired: int = 0  # answers whose offset was wrong and is repaired
     not_located: int = 0  # answers whose offset is wrong and not repaired
     numbered: bool = False  # the file has no ids: they are the numbers of the questions, from 1
+
+    @property
+    def left_out(self) -> int:
+        """The number of bad rows that were skipped."""
+        return self.rows.left_out
 
     @property
     def labelled(self) -> bool:
@@ -95,18 +103,17 @@ class SquadQuestions:
 def read_squad(
     source: str | os.PathLike[str],
     *,
-    wrong_offsets: WrongOffsets = WrongOffsets.REPAIR,
+    wrong_offsets: WrongOffsets = WrongOffsets.REFUSE,
     split: str | None = None,
-    leave_out_incomplete: bool = False,
+    bad_rows: BadRows = BadRows.ERROR,
 ) -> SquadQuestions:
     """Read all questions of a file, or of a data set.
 
     A question without answers is impossible if "is_impossible" says so, if others in the file have "is_impossible", if
     the version of the file is 2 or more, or if its lists of texts and offsets are empty (the hub's form); if no
-    question of a file has an answer or is impossible, all are unlabelled. Other questions without answers, and those
-    without a context, are an error, or left out with `leave_out_incomplete`. A blank answer at -1 or nowhere is none.
-    In a file without ids, questions are numbered. Answers keep their order; blanks around a question or an answer are
-    removed.
+    question of a file has an answer or is impossible, all are unlabelled. Other questions without answers are bad rows,
+    as are those without a context. A blank answer at -1 or nowhere is none. In a file without ids, questions are
+    numbered. Answers keep their order; blanks around a question or an answer are removed.
     """
     name = os.fspath(source)
     if is_dataset(name):
@@ -116,29 +123,27 @@ def read_squad(
         version, records = _read_file(Path(name).expanduser())
     if not records:
         raise ValueError(f"{name}: no questions. {_EXPECTED}")
-    total = len(records)
-    numbered = all(record.problem is None and record.cells.get("id") is None for record in records)
+    numbered = all(record.problem is not None or record.cells.get("id") is None for record in records)
     if numbered:
-        records = [TableRow(row.source, {**row.cells, "id": i}) for i, row in enumerate(records, 1)]
-    remedy = f"Correct or remove these questions, {LEAVE_OUT} {_EXPECTED}"
-    if leave_out_incomplete:
-        records = [record for record in records if record.problem or not is_blank(record.cells.get("context"))]
-    given = parse_rows(records, _question, remedy)
+        records = [dataclasses.replace(row, cells={**row.cells, "id": i}) for i, row in enumerate(records, 1)]
+    remedy = f"Correct or remove these questions, {SKIP_REMEDY} {_EXPECTED}"
+    bad = BadRowList(bad_rows, len(records))
+    given = ReadRows(parse_rows(records, _question, bad, remedy), bad=bad)
+    given = given.without(list(_repeated_ids(given)), remedy)
     labelled = any(question.answers or question.impossible for question in given)
-    incomplete = _incomplete_questions(version, records, given) if labelled else {}
-    if leave_out_incomplete:
-        given = [question for question in given if question.source not in incomplete]
-    problems = [*_repeated_ids(given), *(() if leave_out_incomplete else incomplete.values())]
-    located = [_locate_answers(question, wrong_offsets) for question in given]
+    if labelled:
+        given = given.without(list(_incomplete_questions(version, records, given)), remedy)
+    located = {question.source: _locate_answers(question, wrong_offsets) for question in given}
     if wrong_offsets is WrongOffsets.REFUSE:
-        problems += [f"{q.source}: an answer is not at its 'answer_start'" for q in located if _count_not_located(q)]
-    raise_problems(problems, total, remedy)
-    changed = sum(answer not in old.answers for new, old in zip(located, given, strict=True) for answer in new.answers)
-    not_located = sum(map(_count_not_located, located))
-    rows = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in located]
-    return SquadQuestions(
-        rows, total - len(rows), repaired=changed - not_located, not_located=not_located, numbered=numbered
-    )
+        repair = "move answers to the nearest place with their text: --task.wrong-offsets repair"
+        misplaced = [bad for question in given for bad in _misplaced_answers(question, located[question.source])]
+        given = given.without(misplaced, f"Correct the offsets, {repair}, {SKIP_REMEDY}")
+    rows = copy.copy(given)
+    rows[:] = [located[question.source] for question in given]
+    changed = sum(answer not in old.answers for new, old in zip(rows, given, strict=True) for answer in new.answers)
+    not_located = sum(map(_count_not_located, rows))
+    rows[:] = [dataclasses.replace(q, impossible=q.impossible or (labelled and not q.answers)) for q in rows]
+    return SquadQuestions(rows, repaired=changed - not_located, not_located=not_located, numbered=numbered)
 
 
 def exclude_questions(rows: Sequence[SquadQuestion], others: Sequence[SquadQuestion]) -> list[SquadQuestion]:
@@ -163,12 +168,14 @@ def _read_file(path: Path) -> tuple[str, list[TableRow]]:
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty. {_EXPECTED}")
     try:
-        content = json.loads(path.read_bytes())
+        content, repeated = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
         require_downloaded(path)
         if path.suffix.lower() in (".jsonl", ".json") and _begins_with_object(path):
             return "", list(read_table(path, name=str(path)))
         raise ValueError(f"{path}: not a JSON file ({error}). {_EXPECTED}") from None
+    if isinstance(content, RepeatedKey):
+        raise ValueError(f"{path}: {content.problem}. {_EXPECTED}")
     if isinstance(content, dict) and "data" not in content and "question" in content:
         content = [content]  # a file of one line
     entries, top = (content, "") if isinstance(content, list) and content else (None, "data")
@@ -176,13 +183,15 @@ def _read_file(path: Path) -> tuple[str, list[TableRow]]:
         entries = content["data"]
     if entries is None:
         raise ValueError(f'{path}: no list "data" at its top. {_EXPECTED}')
-    records = []
-    for i, entry in enumerate(entries):
-        source = f"{path}: {top}[{i}]"
-        if not isinstance(entry, dict):
-            raise ValueError(f"{source} is {entry!r:.40}, not an object. {_EXPECTED}")
-        records.extend(_article(source, entry) if "paragraphs" in entry else [TableRow(source, entry)])
+    records = [row for i, entry in enumerate(entries) for row in _entry_questions(f"{path}: {top}[{i}]", entry)]
+    if repeated:
+        records = [_without_repeated_keys(record) for record in records]
     return str(content.get("version", "")) if isinstance(content, dict) else "", records
+
+
+def _without_repeated_keys(record: TableRow) -> TableRow:
+    found = find_repeated_key(record.cells)
+    return record if found is None else TableRow(record.source, problem=found.problem)
 
 
 def _major_version(version: str) -> int:
@@ -200,24 +209,40 @@ def _begins_with_object(path: Path) -> bool:
             return False
 
 
-def _article(source: str, article: Mapping[str, object]) -> Iterator[TableRow]:
-    for j, paragraph in enumerate(_list(source, article, "paragraphs")):
-        inner = f"{source}.paragraphs[{j}]"
-        if not isinstance(paragraph, dict):
-            raise ValueError(f"{inner} is {paragraph!r:.40}, not an object. {_EXPECTED}")
-        shared = {"title": article.get("title", "")} | {k: v for k, v in paragraph.items() if k == "context"}
-        for k, question in enumerate(_list(inner, paragraph, "qas")):
-            if isinstance(question, dict):
-                yield TableRow(f"{inner}.qas[{k}]", {**question, **shared})
+def _entry_questions(source: str, entry: object) -> Iterator[TableRow]:
+    """Return the question that an entry is, or the questions of the article that it is."""
+    if isinstance(entry, dict) and "paragraphs" not in entry:
+        yield TableRow(source, entry)
+        return
+    paragraphs = _inner_list(entry, "paragraphs")
+    if isinstance(paragraphs, str):
+        yield TableRow(source, problem=paragraphs)
+        return
+    title = entry.get("title", "") if isinstance(entry, dict) else ""
+    for j, paragraph in enumerate(paragraphs):
+        inner, questions = f"{source}.paragraphs[{j}]", _inner_list(paragraph, "qas")
+        if isinstance(questions, str):
+            yield TableRow(inner, problem=questions)
+            continue
+        shared = {"title": title} | {k: v for k, v in paragraph.items() if k == "context"}
+        for k, question in enumerate(questions):
+            row = f"{inner}.qas[{k}]"
+            if isinstance(question, RepeatedKey):
+                yield TableRow(row, problem=question.problem)
+            elif isinstance(question, dict):
+                yield TableRow(row, {**question, **shared})
             else:
-                yield TableRow(f"{inner}.qas[{k}]", problem=f"{question!r:.40} is not an object")
+                yield TableRow(row, problem=f"{question!r:.40} is not an object")
 
 
-def _list(source: str, record: Mapping[str, object], name: str) -> list[object]:
+def _inner_list(record: object, name: str) -> list[Any] | str:
+    """Return a list in a record, or why there is none."""
+    if isinstance(record, RepeatedKey):
+        return record.problem
+    if not isinstance(record, dict):
+        return f"{record!r:.40} is not an object"
     values = record.get(name)
-    if not isinstance(values, list):
-        raise ValueError(f"{source}: no list {name!r} beside {quote_names(record)}. {_EXPECTED}")
-    return values
+    return values if isinstance(values, list) else f"no list {name!r} beside {quote_names(record)}"
 
 
 def _question(record: TableRow) -> SquadQuestion:
@@ -265,25 +290,38 @@ def _answers(value: object) -> Iterator[SquadAnswer]:
 
 def _incomplete_questions(
     version: str, records: Sequence[TableRow], questions: Sequence[SquadQuestion]
-) -> dict[str, str]:
-    """Return a problem for each question without answers of which the file does not say that it has none, by source."""
+) -> Iterator[BadRow]:
+    """Return the questions without answers of which the file does not say that they have none."""
     says_so = _major_version(version) >= 2 or any(row.cells.get("is_impossible") is not None for row in records)
-    problems = {}
-    for record, question in zip(records, questions, strict=True):
+    cells = {record.source: record.cells for record in records}
+    for question in questions:
+        own = cells[question.source]
         if question.answers or question.impossible:
             continue
-        if record.cells.get("is_impossible") is False:
-            problems[question.source] = f"{question.source}: 'is_impossible' is false, and yet there are no 'answers'"
-        elif not says_so and not isinstance(record.cells.get("answers"), dict):
-            problems[question.source] = f"{question.source}: no 'answers', and no 'is_impossible' that says so"
-    return problems
+        if own.get("is_impossible") is False:
+            yield BadRow(question.source, "'is_impossible' is false, and yet there are no 'answers'")
+        elif not says_so and not isinstance(own.get("answers"), dict):
+            yield BadRow(question.source, "no 'answers', and no 'is_impossible' that says so")
 
 
-def _repeated_ids(questions: Sequence[SquadQuestion]) -> Iterator[str]:
+def _repeated_ids(questions: Sequence[SquadQuestion]) -> Iterator[BadRow]:
+    """Return all questions whose id is not their own."""
     times = collections.Counter(question.id for question in questions)
     for question in questions:
         if times[question.id] > 1:
-            yield f"{question.source}: the id {question.id[:80]!r} is there {times[question.id]} times"
+            yield BadRow(question.source, f"the id {question.id[:80]!r} is there {times[question.id]} times")
+
+
+def _misplaced_answers(given: SquadQuestion, located: SquadQuestion) -> Iterator[BadRow]:
+    """Return the question as a bad row if an answer is neither at its offset nor near it."""
+    pairs = zip(given.answers, located.answers, strict=True)
+    wrong = next((old for old, new in pairs if old.start is not None and new.start is None), None)
+    if wrong is not None:
+        there = given.context[max(0, wrong.start or 0) :][: len(wrong.text)]
+        reason = (
+            f"an answer is not at its 'answer_start', {wrong.start}: there is {there!r:.40}, not {wrong.text!r:.40}"
+        )
+        yield BadRow(given.source, reason)
 
 
 def _count_not_located(question: SquadQuestion) -> int:

@@ -4,15 +4,16 @@ import dataclasses
 import difflib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from flaxbert.files import require_downloaded
-from flaxbert.text.messages import quote_names, raise_problems
+from flaxbert.text.messages import is_invisible, quote_names, raise_problems
 from flaxbert.text.tables import TABLE_FORMATS, TableRow, read_table, table_format
+from train.data.bad_rows import BadRow, BadRowList, ReadRows, bad_row_facts
 
 DATASET_PREFIX = "datasets:"
 """Prefix of the name of a data set, to tell it from a file."""
@@ -20,44 +21,15 @@ DATASET_PREFIX = "datasets:"
 _Row = TypeVar("_Row")
 
 
-LEAVE_OUT = "or leave rows without a text or label out: --task.leave-out-incomplete."
-"""The last words of an error about incomplete rows."""
-
-
-class ReadRows(list[_Row]):
-    """The rows of a file or data set, and how they were read."""
-
-    def __init__(
-        self,
-        rows: Iterable[_Row] = (),
-        *,
-        columns: Mapping[str, str] | None = None,
-        classes: Sequence[str] = (),
-        left_out: int = 0,
-    ):
-        """Hold rows.
-
-        Args:
-            rows: the rows.
-            columns: the column of each part of a row.
-            classes: names of all classes, by id, if the data set declares them.
-            left_out: number of incomplete rows that were left out.
-        """
-        super().__init__(rows)
-        self.columns, self.classes, self.left_out = columns or {}, tuple(classes), left_out
-
-
 def reading_facts(sets: Mapping[str, ReadRows[_Row]]) -> dict[str, str | float | int]:
-    """Return the columns that were read of each set, and the rows that were left out, for the first line of a run."""
+    """Return the columns that were read of each set, and the number of bad rows, for the first line of a run."""
     facts: dict[str, str | float | int] = {}
     columns = None
     for name, rows in sets.items():
         if rows.columns and rows.columns != columns:
             facts[f"{name} columns"] = " + ".join(f"{column!r} as {part}" for part, column in rows.columns.items())
             columns = rows.columns
-        if rows.left_out:
-            facts[f"{name} rows left out"] = rows.left_out
-    return facts
+    return facts | bad_row_facts({name: rows.bad.rows for name, rows in sets.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +82,21 @@ def is_dataset(source: str) -> bool:
     return source.startswith(DATASET_PREFIX) or Path(source).expanduser().is_dir()
 
 
-def parse_rows(rows: Sequence[TableRow], parse: Callable[[TableRow], _Row], remedy: str) -> list[_Row]:
-    """Parse each row; raise a ValueError that counts the rows for which `parse` raises one, and quotes five."""
+def parse_rows(rows: Sequence[TableRow], parse: Callable[[TableRow], _Row], bad: BadRowList, remedy: str) -> list[_Row]:
+    """Parse each row; those for which `parse` raises a ValueError are added to the bad ones."""
     parsed, problems = [], []
     for row in rows:
         try:
             parsed.append(parse(row))
         except ValueError as error:
-            problems.append(f"{row.source}: {error}")
-    raise_problems(problems, len(rows), remedy)
+            problems.append(BadRow(row.source, str(error)))
+    bad.add(problems, remedy)
     return parsed
 
 
 def is_blank(value: object) -> bool:
     """Return whether a cell holds nothing: null, or a text of blanks."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and is_invisible(value))
 
 
 def reject_split(split: str | None, file: Path) -> None:
@@ -138,6 +110,8 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> Source
     import datasets
 
     name = name.removeprefix(DATASET_PREFIX)
+    if (json_rows := _json_rows(name, split)) is not None:
+        return SourceRows(json_rows, f"Expected: {TABLE_FORMATS['.jsonl']}.", {})
     data = _load_dataset(name, split)
     # Scalars, and lists of them: decoding an image beside the text costs time.
     list_items = {
@@ -149,12 +123,10 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> Source
     # A class of -1 throughout means that the split is unlabelled (test sets on the hub).
     names = [n for n in features if n not in classes or n in list_items or set(data[n]) != {-1}]
     names += [n for n, f in data.features.items() if lists and isinstance(f, dict)]  # choices with their names
-    table = data.select_columns(names).to_list()
-    for values in table:
-        for n in classes.keys() & names:
-            value = values[n]
-            values[n] = list(map(classes[n].get, value)) if isinstance(value, list) else classes[n].get(value)
-    rows = [TableRow(f"{DATASET_PREFIX}{name}:{i}", values) for i, values in enumerate(table)]
+    rows = [
+        dataclasses.replace(row, cells={n: _class_names(classes.get(n), value) for n, value in row.cells.items()})
+        for row in _stored_rows(name, data.select_columns(names))
+    ]
     declared = {n: list(own.values()) for n, own in classes.items()}
     return SourceRows(rows, "Expected: strings, and scalar labels.", declared)
 
@@ -162,20 +134,39 @@ def dataset_rows(name: str, split: str | None, *, lists: bool = False) -> Source
 def dataset_structures(name: str, split: str | None) -> list[TableRow]:
     """Read the rows of a split as they are, with nested lists and structures."""
     name = name.removeprefix(DATASET_PREFIX)
-    return [TableRow(f"{DATASET_PREFIX}{name}:{i}", row) for i, row in enumerate(_load_dataset(name, split).to_list())]
+    json_rows = _json_rows(name, split)
+    return _stored_rows(name, _load_dataset(name, split)) if json_rows is None else json_rows
 
 
-def dataset_texts(name: str, split: str, column: str) -> Iterator[str | None]:
-    """Read the texts in a column of a split, a thousand rows at a time."""
+def dataset_texts(name: str, split: str, column: str) -> Iterator[TableRow]:
+    """Read a column of a split, a thousand rows at a time."""
     name = name.removeprefix(DATASET_PREFIX)
+    if (json_rows := _json_rows(name, split)) is not None:
+        yield from json_rows
+        return
     data = _load_dataset(name, split)
     if column not in data.column_names:
         raise ValueError(f"{name}: no column {column!r}; found {quote_names(data.column_names)}: name another column")
-    for batch in data.select_columns([column]).iter(batch_size=1000):
-        for value in batch[column]:
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{name}: {column!r} is {value!r:.40}, expected strings")
-            yield value
+    data = data.select_columns([column]).with_format("arrow")
+    first = 0
+    for table in data.iter(batch_size=1000):
+        yield from arrow_rows(table.column(0), column, lambda i, first=first: f"{DATASET_PREFIX}{name}:{first + i}")
+        first += len(table)
+
+
+def arrow_rows(values: Any, column: str, source: Callable[[int], str]) -> Iterator[TableRow]:
+    """Yield the cells of a column, an Arrow array; `source` is a function of the index."""
+    try:
+        cells: Sequence[object] = values.to_pylist()
+    except UnicodeDecodeError:
+        for index, value in enumerate(values):
+            try:
+                yield TableRow(source(index), {column: value.as_py()})
+            except UnicodeDecodeError as error:
+                yield TableRow(source(index), problem=f"{column!r}: not UTF-8 ({error})")
+        return
+    for index, value in enumerate(cells):
+        yield TableRow(source(index), {column: value})
 
 
 def split_by_group(
@@ -209,20 +200,89 @@ def _similar_files(path: Path) -> str:
     return f"{folder} holds {quote_names(shown)}: give one of its files, or `{DATASET_PREFIX}NAME`"
 
 
+def _class_names(names: Mapping[int, str] | None, value: Any) -> object:
+    """Return a cell with the names of its classes; `names` is None in columns without classes."""
+    if names is None:
+        return value
+    return list(map(names.get, value)) if isinstance(value, list) else names.get(value)
+
+
+def _stored_rows(name: str, data: Any) -> list[TableRow]:
+    """Return the rows of a loaded split; those with bytes that are not UTF-8 have a problem."""
+    sources = (f"{DATASET_PREFIX}{name}:{i}" for i in range(len(data)))
+    try:
+        return list(map(TableRow, sources, data.to_list()))
+    except UnicodeDecodeError:
+        columns = {column: list(arrow_rows(data.data[column], column, str)) for column in data.column_names}
+    rows = []
+    for source, *cells in zip(sources, *columns.values(), strict=True):
+        problem = next((cell.problem for cell in cells if cell.problem), None)
+        values = {} if problem else {name: value for cell in cells for name, value in cell.cells.items()}
+        rows.append(TableRow(source, values, problem))
+    return rows
+
+
+def _json_rows(name: str, split: str | None) -> list[TableRow] | None:
+    """Read a split of a folder of JSON files, of which the library would take malformed rows for others.
+
+    Return None for other data sets.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    path = Path(name).expanduser()
+    if not path.is_dir() or (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return None
+    try:
+        builder = datasets.load_dataset_builder(str(path))
+    except (OSError, ValueError, DatasetsError):
+        return None  # loading says why
+    data_files = builder.config.data_files or {}
+    chosen = next(iter(data_files)) if split is None and len(data_files) == 1 else str(split)
+    files = [Path(file) for file in data_files.get(chosen, ())]
+    if builder.info.features or not files or any(file.suffix.lower() not in (".json", ".jsonl") for file in files):
+        return None
+    return [row for file in files for row in read_table(file, name=str(file))]
+
+
+def _check_file(file: Path) -> None:
+    """Check a file of a data set for damage that the library takes for data.
+
+    Raises:
+        ValueError: rows of a .csv or .tsv are malformed, or the checksum of a page of a .parquet is wrong.
+    """
+    require_downloaded(file)
+    if file.suffix.lower() in (".csv", ".tsv"):
+        rows = list(read_table(file, name=str(file)))
+        problems = [f"{row.source}: {row.problem}" for row in rows if row.problem is not None]
+        raise_problems(problems, len(rows), "Correct these rows, or give this file instead of its folder to skip them.")
+    elif file.suffix.lower() == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as table:
+                for _ in table.iter_batches():
+                    pass
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file}: damaged: {error}") from error
+
+
 def _load_dataset(name: str, split: str | None) -> Any:  # datasets.Dataset, whose types are incomplete
     import datasets  # a second of import that files don't need
     from datasets.exceptions import DatasetsError
 
     path = Path(name).expanduser()
+    stored = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    for file in () if stored else path.rglob("*.*"):  # none for the name of a data set
+        if file.suffix.lower() in (*TABLE_FORMATS, ".parquet") and file.is_file():
+            _check_file(file)
     try:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        if stored:
             data = datasets.load_from_disk(str(path))
             if isinstance(data, datasets.Dataset):
                 data = datasets.DatasetDict({str(data.split or "train"): data})
         else:
-            for file in path.rglob("*.*"):  # none for the name of a data set
-                if file.suffix.lower() in (*TABLE_FORMATS, ".parquet") and file.is_file():
-                    require_downloaded(file)
             repository, _, config = (str(path), "", "") if path.exists() else name.partition(":")
             data = datasets.load_dataset(repository, config or None, split=split)
     except (OSError, ValueError, DatasetsError) as error:

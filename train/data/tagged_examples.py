@@ -1,5 +1,6 @@
 """From tagged sentences to examples: tags in one scheme as class ids, words as pieces, long sentences in windows."""
 
+import copy
 import dataclasses
 import difflib
 import enum
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from flaxbert.text.messages import MAX_SHOWN, quote_names, raise_problems
+from flaxbert.text.messages import MAX_SHOWN, quote_names
 from flaxbert.text.tags import (
     OUTSIDE,
     EntitySpan,
@@ -22,8 +23,8 @@ from flaxbert.text.tags import (
 )
 from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.bad_rows import SKIP_REMEDY, BadRow, ReadRows
 from train.data.examples import TaggedSequences
-from train.data.sources import ReadRows
 from train.data.tagged_sentences import TaggedSentence
 
 _NO_PIECES = -1
@@ -119,24 +120,32 @@ def scheme_of_sentences(sentences: Sequence[TaggedSentence]) -> TagScheme:
 
 def convert_scheme(
     sentences: Sequence[TaggedSentence], scheme: TagScheme, *, written: TagScheme, invalid: InvalidTags
-) -> tuple[list[TaggedSentence], int]:
+) -> tuple[ReadRows[TaggedSentence], int]:
     """Return (sentences with tags of `scheme`, number of tags that the scheme `written` does not allow there)."""
-    problems, result, count = [], [], 0
-    for sentence in sentences:
+    sentences = sentences if isinstance(sentences, ReadRows) else ReadRows(sentences)
+    if invalid is InvalidTags.REFUSE:
+        remedy = f"Correct the tags, have them read leniently: --task.invalid-tags repair, {SKIP_REMEDY}"
+        sentences = sentences.without(_invalid_tags(sentences, written), remedy)
+    result, count = copy.copy(sentences), 0
+    for number, sentence in enumerate(sentences):
         valid = repair_tags(sentence.tags, written)
-        wrong = [i for i, (tag, other) in enumerate(zip(sentence.tags, valid, strict=True)) if tag != other]
-        count += len(wrong)
-        if wrong:
-            i = wrong[0]
+        count += sum(tag != other for tag, other in zip(sentence.tags, valid, strict=True))
+        tags = encode_tags(entity_spans(valid), len(valid), scheme)
+        result[number] = dataclasses.replace(sentence, tags=tuple(tags))
+    return result, count
+
+
+def _invalid_tags(sentences: Sequence[TaggedSentence], scheme: TagScheme) -> list[BadRow]:
+    """Return the sentences with a tag that the scheme does not allow there."""
+    bad = []
+    for sentence in sentences:
+        pairs = enumerate(zip(sentence.tags, repair_tags(sentence.tags, scheme), strict=True))
+        i = next((i for i, (tag, other) in pairs if tag != other), None)
+        if i is not None:
             before = f"after {sentence.tags[i - 1]}" if i else "at the beginning"
             found = f"{sentence.tags[i]} of {sentence.words[i]!r:.40}, word {i + 1}, {before}"
-            problems.append(f"{sentence.source}: {found}, is not {written.name}")
-        tags = encode_tags(entity_spans(valid), len(valid), scheme)
-        result.append(dataclasses.replace(sentence, tags=tuple(tags)))
-    if invalid is InvalidTags.REFUSE:
-        remedy = "Correct the tags, or have them read leniently: --task.invalid-tags repair."
-        raise_problems(problems, len(sentences), remedy)
-    return ReadRows(result, classes=sentences.classes if isinstance(sentences, ReadRows) else ()), count
+            bad.append(BadRow(sentence.source, f"{found}, is not {scheme.name}"))
+    return bad
 
 
 def infer_tags(sentences: Sequence[TaggedSentence], scheme: TagScheme) -> tuple[str, ...]:
@@ -159,19 +168,25 @@ def tag_ids(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> dict[
         raise ValueError(f"labels must be distinct, and {OUTSIDE} one of them; got {quote_names(labels)}")
     for label in labels:
         parse_tag(label)
-    ids = {label: i for i, label in enumerate(labels)}
-    problems = []
+    ReadRows(sentences).without(*_with_other_tags(sentences, labels))
+    return {label: i for i, label in enumerate(labels)}
+
+
+def without_other_tags(sentences: ReadRows[TaggedSentence], labels: Sequence[str]) -> ReadRows[TaggedSentence]:
+    """Return the sentences whose tags are all in `labels`; the others are bad rows (see `BadRowList.add`)."""
+    return sentences.without(*_with_other_tags(sentences, labels))
+
+
+def _with_other_tags(sentences: Sequence[TaggedSentence], labels: Sequence[str]) -> tuple[list[BadRow], str]:
+    """Return (sentences with a tag that is not in `labels`, the end of an error about them)."""
+    bad = []
     for sentence in sentences:
-        unknown = next((tag for tag in sentence.tags if tag not in ids), None)
-        if unknown is not None:
-            near = difflib.get_close_matches(unknown[:80], labels) if len(problems) < MAX_SHOWN else []
-            problems.append(f"{sentence.source}: tag {unknown[:80]!r}, near names: {quote_names(near)}")
-    remedy = (
-        f"Allowed tags: {quote_names(labels)}. Correct these rows, or give all tags: --task.labels (without a value: "
-    )
-    remedy += "those of the training data)."
-    raise_problems(problems, len(sentences), remedy)
-    return ids
+        other = next((tag for tag in sentence.tags if tag not in labels), None)
+        if other is not None:
+            near = difflib.get_close_matches(other[:80], labels) if len(bad) < MAX_SHOWN else []
+            bad.append(BadRow(sentence.source, f"tag {other[:80]!r}, near names: {quote_names(near)}"))
+    training = "give all tags: --task.labels (without a value: those of the training data)"
+    return bad, f"Allowed tags: {quote_names(labels)}. Correct these rows, {training}, {SKIP_REMEDY}"
 
 
 def encode_sentences(

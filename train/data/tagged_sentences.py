@@ -17,7 +17,8 @@ from flaxbert.text.messages import encoding_problem, list_cell, quote_names, rai
 from flaxbert.text.tables import TableRow, read_lines, read_table
 from flaxbert.text.tags import EntitySpan, TagScheme, encode_tags, parse_tag
 from flaxbert.text.word_columns import DOCUMENT_MARK, is_remark, split_columns
-from train.data.sources import LEAVE_OUT, ReadRows, SourceRows, dataset_rows, is_dataset, parse_rows, reject_split
+from train.data.bad_rows import SKIP_REMEDY, BadRow, BadRowList, BadRows, ReadRows
+from train.data.sources import SourceRows, dataset_rows, is_dataset, parse_rows, reject_split
 
 _COLUMNS_EXPECTED = "a word a line, its columns between tabs or blanks, a blank line between sentences"
 _JSON_EXPECTED = (
@@ -68,12 +69,12 @@ def read_tagged_sentences(
     columns: TagColumns = _FIRST_AND_LAST,
     split: str | None = None,
     labels: Sequence[str] = (),
-    leave_out_incomplete: bool = False,
+    bad_rows: BadRows = BadRows.ERROR,
 ) -> ReadRows[TaggedSentence]:
     """Read all sentences of a file or data set; the form of each tag is checked, but not their order.
 
-    `labels` are the tags by their numbers, for lists of numbers. With `leave_out_incomplete` rows without words or tags
-    are left out.
+    `labels` are the tags by their numbers, for lists of numbers. In files of columns a sentence with a malformed line
+    is a bad row.
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
@@ -86,9 +87,9 @@ def read_tagged_sentences(
         if path.suffix.lower() == ".csv":
             raise ValueError(f"{path}: a .csv is not read; expected: {_COLUMNS_EXPECTED}, or .jsonl. {_JSON_EXPECTED}")
         if path.suffix.lower() not in (".jsonl", ".json"):
-            return _from_columns(list(read_lines(path, expected=_COLUMNS_EXPECTED)), name, columns)
+            return _from_columns(list(read_lines(path, expected=_COLUMNS_EXPECTED)), name, columns, bad_rows)
         found = SourceRows(list(read_table(path, name=name)), _JSON_EXPECTED, {})
-    return _from_rows(found, name, labels, leave_out_incomplete)
+    return _from_rows(found, name, labels, bad_rows)
 
 
 def character_tags(text: str, label: Mapping[str, object]) -> tuple[list[str], int]:
@@ -129,19 +130,13 @@ def _character_span(text: str, kind: str, surface: str, offsets: object) -> Enti
     return EntitySpan(first, last + 1, kind)
 
 
-def _from_rows(
-    found: SourceRows, name: str, labels: Sequence[str], leave_out_incomplete: bool
-) -> ReadRows[TaggedSentence]:
-    def parse(row: TableRow) -> TaggedSentence | None:
+def _from_rows(found: SourceRows, name: str, labels: Sequence[str], bad_rows: BadRows) -> ReadRows[TaggedSentence]:
+    def parse(row: TableRow) -> TaggedSentence:
         cells = row.require_cells()
         words, tags = _list_columns(cells)
         if words and tags:
-            if leave_out_incomplete and not (cells[words] and cells[tags]):
-                return None
             return _sentence(_strings(cells[words], words), _tags(cells[tags], tags, labels), row.source)
         text, label = cells.get("text"), cells.get("label")
-        if leave_out_incomplete and not (text and isinstance(label, dict)):
-            return None
         if isinstance(text, str) and isinstance(label, dict):
             if problem := encoding_problem(text):
                 raise ValueError(f"'text': {problem}")
@@ -149,14 +144,15 @@ def _from_rows(
             return dataclasses.replace(_sentence(list(text), own, row.source), left_out=left_out)
         raise ValueError(f"neither 'tokens' with 'tags' nor 'text' with 'label', but {quote_names(cells)}")
 
-    remedy = f"{_JSON_EXPECTED} Correct or remove these rows, {LEAVE_OUT}"
-    sentences = [row for row in parse_rows(found.rows, parse, remedy) if row is not None]
-    if not sentences:
+    if not found.rows:
         raise ValueError(f"{name}: no sentences. {_JSON_EXPECTED}")
+    bad = BadRowList(bad_rows, len(found.rows))
+    remedy = f"{_JSON_EXPECTED} Correct or remove these rows, {SKIP_REMEDY}"
+    sentences = parse_rows(found.rows, parse, bad, remedy)
     words, tags = _list_columns(found.columns)
     used = {"words": words, "tags": tags} if words and tags else {"text": "text", "tags": "label"}
     classes = found.classes.get(used["tags"], ())
-    return ReadRows(sentences, columns=used, classes=classes, left_out=len(found.rows) - len(sentences))
+    return ReadRows(sentences, columns=used, classes=classes, bad=bad)
 
 
 def _list_columns(names: Collection[str]) -> tuple[str, str]:
@@ -210,7 +206,7 @@ def _valid_tag(tag: str) -> str:
     return tag
 
 
-def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> ReadRows[TaggedSentence]:
+def _from_columns(lines: Sequence[str], name: str, columns: TagColumns, bad_rows: BadRows) -> ReadRows[TaggedSentence]:
     filled = (n for n, line in enumerate(lines) if line.strip(" \t"))
     first = next((n for n in filled if not is_remark(lines[n]) and not lines[n].startswith(DOCUMENT_MARK)), None)
     if first is None:
@@ -218,30 +214,41 @@ def _from_columns(lines: Sequence[str], name: str, columns: TagColumns) -> ReadR
     separator = columns.separator or (Separator.TAB if "\t" in lines[first] else Separator.BLANKS)
     head = split_columns(lines[first], at_tabs=separator is Separator.TAB)
     _check_columns(columns, head, f"{name}:{first + 1}")
-    sentences, problems, total = [], [], 0
+    sentences, bad = [], []
+    bad_lines: list[str] = []
+    word_lines = 0
     words: list[tuple[str, str]] = []  # with their tags
-    begin = 0
+    begin: int | None = None  # the first line of the sentence; None between sentences
+    problem: BadRow | None = None  # of the sentence
     for n, line in enumerate([*lines, ""], start=1):
         if not line.strip(" \t") or line.startswith(DOCUMENT_MARK):
-            if words:
+            if problem is not None:
+                bad.append(problem)
+            elif begin is not None:
                 sentences.append(TaggedSentence(*zip(*words, strict=True), source=f"{name}:{begin}"))
-            words = []
+            words, begin, problem = [], None, None
             continue
         cells = split_columns(line, at_tabs=separator is Separator.TAB)
         # "# O" is a word in GermEval's files; a remark rarely has as many columns.
         if is_remark(line) and len(cells) != len(head):
             continue
-        total += 1
-        begin = begin if words else n
+        word_lines += 1
+        begin = begin or n
         try:
             words.append(_tagged_word(line, cells, len(head), columns))
         except ValueError as error:
-            problems.append(f"{name}:{n}: {error}")
-    remedy = f"Expected: {_COLUMNS_EXPECTED}; {len(head)} of them, as on line {first + 1}. Correct these lines, or name"
+            bad_lines.append(f"{name}:{n}: {error}")
+            problem = problem or BadRow(f"{name}:{n}", str(error))
+    remedy = f"Expected: {_COLUMNS_EXPECTED}; {len(head)} of them, as on line {first + 1}. Correct these lines, name"
     flags = "--task.columns.word, --task.columns.tag, --task.columns.separator"
-    raise_problems(problems, total, f"{remedy} the columns: {flags}.")
+    remedy += f" the columns: {flags}, {SKIP_REMEDY}"
+    if bad_rows is BadRows.ERROR:
+        raise_problems(bad_lines, word_lines, remedy)
+    found = BadRowList(bad_rows, len(sentences) + len(bad))
+    found.add(bad, remedy)
     used = {"word": columns.word % len(head), "tag": columns.tag % len(head)}
-    return ReadRows(sentences, columns={part: f"{number} of {len(head)}" for part, number in used.items()})
+    parts = {part: f"{number} of {len(head)}" for part, number in used.items()}
+    return ReadRows(sentences, columns=parts, bad=found)
 
 
 def _tagged_word(line: str, cells: Sequence[str], count: int, columns: TagColumns) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
+from train.data.bad_rows import bad_row_facts
 from train.data.examples import TaggedSequences
 from train.data.pretraining.datasets import entropy
 from train.data.pretraining.store import TokenStore
@@ -69,9 +70,15 @@ class LanguageModelling(TextCorpus):
         fields = common_fields(
             rows, config, sizes, tokenizer, max_length=self.max_length, head=HeadKind.CAUSAL_LM, host_shard=host_shard
         )
+        bad_rows = {"text": store.bad_rows, DEV: () if dev is None else dev.bad_rows}
         return LanguageModellingTask(
             **fields,
-            facts={**facts, "unigram entropy of the dev tokens (nat)": round(unigram_entropy, 4)},
+            bad_rows=bad_rows,
+            facts={
+                **facts,
+                **bad_row_facts(bad_rows),
+                "unigram entropy of the dev tokens (nat)": round(unigram_entropy, 4),
+            },
             digests={"text": store.digest, **({} if dev is None else {DEV: dev.digest})},
             unigram_entropy=unigram_entropy,
         )

@@ -13,13 +13,13 @@ from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.choices import ChoiceColumns
-from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config
+from train.data.bad_rows import SKIP_REMEDY
 from train.data.batches import EvaluationBatches
-from train.data.choice_questions import ChoiceQuestion, read_choice_questions
+from train.data.choice_questions import ChoiceQuestion, read_choice_questions, rows_without_label
 from train.data.examples import ChoiceSequences, encoding_arrays
-from train.data.sources import LEAVE_OUT, reading_facts
+from train.data.sources import reading_facts
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
@@ -53,22 +53,23 @@ class MultipleChoice(Supervised):
                 columns=self.columns,
                 first_label=self.first_label,
                 split=split,
-                leave_out_incomplete=self.leave_out_incomplete,
+                bad_rows=self.bad_rows,
                 training=name == "train",
             )
             for name, (source, split) in self.sources.items()
         }
-        questions = self.split_validation(sets, lambda question: question.context, seed=config.run.seed)
-        unlabelled = [f"{question.source}: no label" for question in questions["train"] if question.label is None]
-        raise_problems(
-            unlabelled,
-            len(questions["train"]),
-            f"Training wants the right choice of every question: correct these rows, {LEAVE_OUT}",
+        remedy = (
+            "Training needs the right choice of every question: correct these rows, name the column: "
+            f"--task.columns.label, {SKIP_REMEDY}"
         )
+        sets["train"] = sets["train"].without(rows_without_label(sets["train"]), remedy)
+        questions = self.split_validation(sets, lambda question: question.context, seed=config.run.seed)
         width = max(len(question.choices) for own in questions.values() for question in own)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         examples = {name: _examples(own, tokenizer, self.max_length, width) for name, own in questions.items()}
         facts = {f"{name} questions": len(own) for name, own in questions.items()}
+        unlabelled = {f"{name} questions without a label": len(rows_without_label(own)) for name, own in sets.items()}
+        facts |= {fact: count for fact, count in unlabelled.items() if count}
         kind = HeadKind.MULTIPLE_CHOICE
         head = choose_head(config, kind, (), given=False)
         return MultipleChoiceTask(
@@ -78,6 +79,7 @@ class MultipleChoice(Supervised):
             new_head=head.new,
             facts={"choices": width, **head.facts, **facts, **reading_facts(sets)},
             digests=rows_digests(sets),
+            bad_rows={name: own.bad.rows for name, own in sets.items()},
             questions=questions,
         )
 

@@ -18,6 +18,7 @@ from flaxbert.outputs import PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
+from train.data.bad_rows import bad_row_facts
 from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, store_data
 from train.data.pretraining.masking import Masking
 from train.data.pretraining.records import record_data
@@ -81,7 +82,8 @@ class Pretraining(ExampleOptions, TextCorpus):
             train=data.train,
             steps_per_epoch=data.steps_per_epoch,
             evaluations={"dev": data.held_out},
-            facts={**data.facts, **facts},
+            facts={**data.facts, **facts, **bad_row_facts({"text": data.bad_rows})},
+            bad_rows={"text": data.bad_rows},
             digests={"text": data.digest},
             max_length=self.max_length,
             prompts=self.prompts,
@@ -125,7 +127,7 @@ class Pretraining(ExampleOptions, TextCorpus):
                     f"{self.text} holds pairs of one length, one a row; segments, row_length and stages are for text"
                 )
             path = Path(self.text.removeprefix(_RECORDS_PREFIX)).expanduser()
-            return record_data(path, tokenizer, self, plan)
+            return record_data(path, tokenizer, self, plan, bad_rows=self.bad_rows)
 
         store = self.open_corpus([self.text], config, tokenizer, host_group=host_group)
         return store_data(store, self, plan)

@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.losses import IGNORE
-from train.data.labels import LabelledText, infer_labels, label_ids, label_indicators, label_numbers
+from train.data.labelled_texts import LabelledTexts
+from train.data.labels import (
+    NUMBERS_REMEDY,
+    LabelledText,
+    infer_labels,
+    label_ids,
+    label_indicators,
+    label_numbers,
+    labels_remedy,
+    rows_with_other_labels,
+    rows_without_number,
+)
 from train.metrics import classification
 from train.metrics.classification import ClassScores
 
@@ -55,6 +66,15 @@ def targets(problem: Problem, rows: Sequence[LabelledText]) -> np.ndarray:
     if problem.kind == "multi_label_classification":
         return label_indicators(rows, problem.labels, separator=problem.separator).astype(np.float32)
     return label_numbers(rows).astype(np.float32)
+
+
+def without_bad_targets(problem: Problem, rows: LabelledTexts) -> LabelledTexts:
+    """Return the examples that have a target; raises as `BadRowList.add`."""
+    if problem.kind == "regression":
+        return rows.without(rows_without_number(rows), NUMBERS_REMEDY)
+    separator = problem.separator if problem.kind == "multi_label_classification" else None
+    bad = rows_with_other_labels(rows, problem.labels, separator=separator)
+    return rows.without(bad, labels_remedy(problem.labels))
 
 
 def missing_targets(problem: Problem, count: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from flaxbert.losses import Loss
 from flaxbert.text.answers import AnswerLogits, RankedAnswers, answer_settings_keys
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from train.config import Config
+from train.data.bad_rows import BadRow, bad_row_facts
 from train.data.batches import EvaluationBatches
 from train.data.examples import SpanSequences
 from train.data.questions import (
@@ -67,8 +68,9 @@ class QuestionAnswering(Supervised):
     impossible: bool = True
     """Train on questions without answer too; if there are any, the model may also predict that there is no answer.
     Otherwise HasAns_exact and HasAns_f1 are the figures of the questions that have one, and the loss is theirs."""
-    wrong_offsets: Annotated[WrongOffsets, tyro.conf.EnumChoicesFromValues] = WrongOffsets.REPAIR
-    """Treatment of answers that are not where the file says: repair (nearest occurrence), drop, refuse."""
+    wrong_offsets: Annotated[WrongOffsets, tyro.conf.EnumChoicesFromValues] = WrongOffsets.REFUSE
+    """Treatment of answers that are more than two characters from their offset: repair (nearest occurrence), drop, or
+    refuse, which makes the question a bad row."""
     rule: Annotated[MatchingRule, tyro.conf.EnumChoicesFromValues] = MatchingRule.SQUAD
     """Rule for comparing answers: squad, or cmrc for Chinese."""
     examples: int = 0
@@ -102,7 +104,7 @@ class QuestionAnswering(Supervised):
         tokenizer = self.require_tokenizer(config)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length)
         sizes = sizes.replace(unused=self._keys_for_predictions(sizes.unused))
-        sets, facts = self._read_sets(config.run.seed)
+        sets, facts, bad_rows = self._read_sets(config.run.seed)
         windows = {
             name: question_windows(
                 tokenizer, [q.question for q in rows], [q.context for q in rows], self.make_windowing()
@@ -129,6 +131,7 @@ class QuestionAnswering(Supervised):
             ),
             facts=facts | {f"{name} windows": len(own) for name, own in spans.items()},
             digests=rows_digests(sets),
+            bad_rows=bad_rows,
             sets=answer_sets,
             null_threshold=self.null_threshold,
             beams=self.n_best if self.head == "pointer" else None,
@@ -148,8 +151,8 @@ class QuestionAnswering(Supervised):
         }
         return answer_settings_keys(settings, keys)
 
-    def _read_sets(self, seed: int) -> tuple[dict[str, Sequence[SquadQuestion]], Facts]:
-        """Return the questions to train on and those of each evaluated set, and facts about them."""
+    def _read_sets(self, seed: int) -> tuple[dict[str, Sequence[SquadQuestion]], Facts, dict[str, list[BadRow]]]:
+        """Return the questions to train on and those of each evaluated set, facts about them, and bad rows."""
         files = {name: self._read(*source) for name, source in self.sources.items()}
         if not files["train"].labelled:
             raise ValueError(f"{self.train}: none of its questions has an answer; give a file with answers")
@@ -158,8 +161,8 @@ class QuestionAnswering(Supervised):
             wrong = {"repaired": file.repaired, "not repaired": file.not_located}
             if file.numbered:
                 facts[f"{name} ids"] = "none: the numbers of the questions, from 1"
-            if file.left_out:
-                facts[f"{name} rows left out"] = file.left_out
+            if blank := sum(not row.question for row in file.rows):
+                facts[f"{name} questions without a text"] = blank
             facts |= {
                 f"{name} answers with a wrong offset, {result}": count for result, count in wrong.items() if count
             }
@@ -179,14 +182,15 @@ class QuestionAnswering(Supervised):
         sets["train"] = usable
         for name, rows in sets.items():
             facts |= {f"{name} questions": len(rows), f"{name} without answer": sum(q.impossible for q in rows)}
-        return sets, facts
+        bad_rows = {name: file.rows.bad.rows for name, file in files.items()}
+        return sets, facts | bad_row_facts(bad_rows), bad_rows
 
     def _read(self, source: str, split: str | None) -> SquadQuestions:
         return read_squad(
             source,
             wrong_offsets=self.wrong_offsets,
             split=split,
-            leave_out_incomplete=self.leave_out_incomplete,
+            bad_rows=self.bad_rows,
         )
 
 

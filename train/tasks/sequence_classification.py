@@ -72,14 +72,19 @@ class SequenceClassification(Supervised):
             if sets["train"].vectors and head.labels != problem.labels:  # the model has names for them
                 sets = self._read_sets(head.labels)
             problem = dataclasses.replace(problem, labels=head.labels)
+        # Only the training set must have labels.
+        unlabelled = {name for name, own in sets.items() if name != "train" and all(row.label is None for row in own)}
+        sets = {
+            name: own if name in unlabelled else problems.without_bad_targets(problem, own)
+            for name, own in sets.items()
+        }
         rows = self.split_validation(sets, lambda row: (row.text, row.text_pair), seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=problem.labels)
         sizes = sizes.replace(problem_type=problem.kind)
         examples = {}
         for name, own in rows.items():
-            # Only the training set must have labels.
-            unlabelled = name != "train" and all(row.label is None for row in own)
-            targets = problems.missing_targets(problem, len(own)) if unlabelled else problems.targets(problem, own)
+            missing = name in unlabelled
+            targets = problems.missing_targets(problem, len(own)) if missing else problems.targets(problem, own)
             texts, pairs = [row.text for row in own], [row.text_pair for row in own]
             examples[name] = LabelledSequences.of(tokenizer.encode(texts, pairs, max_length=self.max_length), targets)
         names = " | ".join(problem.labels[:5]) + (" | ..." if len(problem.labels) > 5 else "")
@@ -104,6 +109,7 @@ class SequenceClassification(Supervised):
             new_head=head.new,
             facts={"labels": len(problem.labels), "names of labels": names, **head.facts, **facts},
             digests=rows_digests(sets),
+            bad_rows={name: own.bad.rows for name, own in sets.items()},
             problem=problem,
             rows=rows,
         )
@@ -119,7 +125,7 @@ class SequenceClassification(Supervised):
                 separator=self.separator if self.problem_type == "multi_label_classification" else None,
                 labels=labels,
                 unlabelled=self.unlabelled,
-                leave_out_incomplete=self.leave_out_incomplete,
+                bad_rows=self.bad_rows,
                 train=sets.get("train"),
             )
         return sets

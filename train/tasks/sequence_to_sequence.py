@@ -106,7 +106,12 @@ class SequenceToSequence(Supervised):
         }
         settings = GenerationSettings(max_new_tokens=self.max_target_length - 1, eos_token_id=end, pad_token_id=pad)
         return SequenceToSequenceTask(
-            **fields, facts=facts, digests=rows_digests(sets), rows=rows, generation_settings=settings
+            **fields,
+            facts=facts,
+            digests=rows_digests(sets),
+            bad_rows={name: own.bad.rows for name, own in sets.items()},
+            rows=rows,
+            generation_settings=settings,
         )
 
     def _read_sets(self) -> dict[str, LabelledTexts]:
@@ -116,7 +121,7 @@ class SequenceToSequence(Supervised):
                 source,
                 columns=self.columns,
                 split=split,
-                leave_out_incomplete=self.leave_out_incomplete,
+                bad_rows=self.bad_rows,
                 train=sets.get("train"),
             )
             single = [f"{row.source}: one text" for row in sets[name] if row.text_pair is None]

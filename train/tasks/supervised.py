@@ -6,12 +6,15 @@ import itertools
 import re
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, TypedDict, TypeVar
+
+import tyro
 
 from flaxbert import BertConfig, PreTrainedModel
 from flaxbert.families import HeadKind, model_class
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
+from train.data.bad_rows import BadRows
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
 from train.data.examples import SequenceExamples
 from train.data.sources import split_by_group
@@ -48,8 +51,9 @@ class Supervised(TaskSettings):
     with the same text (article or context, if the task has them) stay together."""
     max_length: int = 128
     """Maximum tokens of an example."""
-    leave_out_incomplete: bool = False
-    """Leave out examples without a text or a label; by default a file with some is refused."""
+    bad_rows: Annotated[BadRows, tyro.conf.EnumChoicesFromValues] = BadRows.ERROR
+    """Treatment of rows that cannot be used (not readable, without a text or label, contradictory): error, or skip,
+    which lists them in the run's folder."""
 
     def __post_init__(self):
         expand_home(self)

@@ -25,6 +25,7 @@ from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.load import load_parameters
 from train.config import Config, Model
+from train.data.bad_rows import BadRow
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard, Placement, TrainSet
 from train.evaluate import EvalStepOutput, Evaluation
 from train.multihost.hosts import SINGLE_HOST, HostGroup
@@ -109,6 +110,7 @@ class Task(abc.ABC):
     evaluations: Mapping[str, Iterable[HostBatch]]  # by the name of the set; "dev" is also evaluated during training
     facts: Facts  # for the first line of the run and its summary
     digests: Mapping[str, str]  # SHA-256 of the data, by the name of the set
+    bad_rows: Mapping[str, Sequence[BadRow]] = dataclasses.field(default_factory=dict)  # skipped ones of each set
     new_head: bool = False  # initialise the head newly, even if the pretrained model has one of this name
 
     @property

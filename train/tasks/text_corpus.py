@@ -3,9 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
+from train.data.bad_rows import BadRows
 from train.data.pretraining.datasets import open_text
 from train.data.pretraining.store import TokenStore
 from train.multihost.hosts import HostGroup
@@ -22,6 +26,9 @@ class TextCorpus(TaskSettings):
     """Vocabulary size of a learned tokenizer."""
     lowercase: bool = True
     """Fold case in a learned tokenizer."""
+    bad_rows: Annotated[BadRows, tyro.conf.EnumChoicesFromValues] = BadRows.ERROR
+    """For text: treatment of lines that are not text, of records without a text, and of damaged TFRecords: error, or
+    skip, which lists them in the run's folder."""
 
     def __post_init__(self):
         expand_home(self)
@@ -45,7 +52,7 @@ class TextCorpus(TaskSettings):
         def learn(lines: Sequence[str]) -> WordPieceTokenizer:
             return learn_tokenizer(lines, self.vocab_size, lowercase=self.lowercase, host_group=host_group)
 
-        store = open_text(texts, tokenizer, learn)
+        store = open_text(texts, tokenizer, learn, bad_rows=self.bad_rows)
         if tokenizer is not None and tokenizer.vocabulary_digest != store.tokenizer.vocabulary_digest:
             raise ValueError(
                 f"{', '.join(texts)} was made with a vocabulary of {store.tokenizer.vocab_size} tokens, another than "

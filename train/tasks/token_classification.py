@@ -17,6 +17,7 @@ from flaxbert.losses import IGNORE, Loss
 from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.config import Config
 from train.data import tagged_examples
+from train.data.bad_rows import ReadRows
 from train.data.batches import EvaluationBatches
 from train.data.examples import TaggedSequences
 from train.data.sources import reading_facts
@@ -68,10 +69,12 @@ class TokenClassification(Supervised):
         labels = self.labels or tagged_examples.infer_tags(sets["train"], scheme)
         head = choose_head(config, HeadKind.TOKEN_CLASSIFICATION, tuple(labels), given=bool(self.labels))
         labels = head.labels
+        ids = tagged_examples.tag_ids([], labels)
+        sets = {name: tagged_examples.without_other_tags(own, labels) for name, own in sets.items()}
         sentences = self.split_validation(sets, lambda sentence: sentence.words, seed=config.run.seed)
         sizes = model_config(config.model, tokenizer, max_length=self.max_length, labels=labels)
         labelling = tagged_examples.TokenLabelling(
-            ids=tagged_examples.tag_ids([sentence for own in sentences.values() for sentence in own], labels),
+            ids=ids,
             scheme=scheme,
             max_length=self.max_length,
             overlap=(self.max_length - 2) // 4 if self.overlap is None else self.overlap,
@@ -81,7 +84,7 @@ class TokenClassification(Supervised):
         examples = {name: own.examples for name, own in pieces.items()}
         evaluated = {name: own for name, own in sentences.items() if name != "train"}
         baseline = {name: _baseline_scores(sentences["train"], own) for name, own in evaluated.items()}
-        facts = {f"{name} sentences": len(own) for name, own in sentences.items()} | facts
+        facts = {f"{name} sentences": len(own) for name, own in sentences.items()} | facts | reading_facts(sets)
         facts |= _piece_facts(sentences, pieces)
         facts |= {f"{name} F1 of each word's most frequent tag": round(b.overall.f1, 4) for name, b in baseline.items()}
         kind = HeadKind.TOKEN_CLASSIFICATION
@@ -92,13 +95,14 @@ class TokenClassification(Supervised):
             new_head=head.new,
             facts={"labels": len(labels), "scheme": scheme.name, **head.facts, **facts},
             digests=rows_digests(sets),
+            bad_rows={name: own.bad.rows for name, own in sets.items()},
             scheme=scheme,
             sentences=evaluated,
             pieces=pieces,
             baseline=baseline,
         )
 
-    def _read_sets(self) -> tuple[dict[str, list[TaggedSentence]], TagScheme, Facts]:
+    def _read_sets(self) -> tuple[dict[str, ReadRows[TaggedSentence]], TagScheme, Facts]:
         """Return the sentences of each set in one scheme, that scheme, and facts about what was changed."""
         read = {
             name: read_tagged_sentences(
@@ -106,13 +110,13 @@ class TokenClassification(Supervised):
                 columns=self.columns,
                 split=split,
                 labels=self.labels,
-                leave_out_incomplete=self.leave_out_incomplete,
+                bad_rows=self.bad_rows,
             )
             for name, (source, split) in self.sources.items()
         }
         # By default the scheme of the training file: a short file may not show which one it has.
         scheme = self.scheme or tagged_examples.scheme_of_sentences(read["train"])
-        sets, facts = {}, reading_facts(read)
+        sets, facts = {}, Facts()
         for name, own in read.items():
             sets[name], repaired = tagged_examples.convert_scheme(
                 own, scheme, written=tagged_examples.scheme_of_sentences(own), invalid=self.invalid_tags

@@ -14,6 +14,7 @@ from flaxbert.text.choices import ChoiceColumns
 from tests.runs import SMALL
 from tests.train.test_loop import records
 from train.config import Config, Model, Run
+from train.data.bad_rows import BadRows
 from train.data.choice_questions import read_choice_questions
 from train.loop import run
 from train.optim import Optim
@@ -143,7 +144,7 @@ def test_training_wants_labels(config, tmp_path):
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     lines[3] = json.dumps(json.loads(lines[3]) | {"answer": -1})
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"train.jsonl:4: no label\nTraining wants the right choice"):
+    with pytest.raises(ValueError, match=r"train.jsonl:4: no label\nTraining needs the right choice"):
         config.task.prepare(config)
     swapped = dataclasses.replace(config.task, train=config.task.dev, dev=config.task.train)
     assert swapped.prepare(config).evaluations["dev"].examples.labels[3] == -100
@@ -158,7 +159,7 @@ def test_choices_and_labels_as_tables_have_them(tmp_path):
     for missing in ('""', "-1", "-1.0", "nan", "-"):
         (tmp_path / "b.csv").write_text("\n".join([*lines, f"\"Is it?\",\"['no', 'yes']\",{missing}"]))
         assert [question.label for question in read_choice_questions(tmp_path / "b.csv")] == [1, 0, None]
-        found = read_choice_questions(tmp_path / "b.csv", leave_out_incomplete=True)
+        found = read_choice_questions(tmp_path / "b.csv", bad_rows=BadRows.SKIP)
         assert [question.label for question in found] == [1, 0] and found.left_out == 1
     assert found.columns == {"question": "question", "label": "label", "choices": "options"}
 

@@ -9,7 +9,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.bad_rows import BadRow, BadRows
 from train.data.pretraining.masking import Masking, MaskingRule
 from train.data.pretraining.reader import TextReader
 from train.data.pretraining.segments import ExampleBuilder, FullSentenceExamples, NextSentencePairs, StreamExamples
@@ -159,6 +161,7 @@ class PretrainingData:
     held_out_counts: np.ndarray  # [V], occurrences of each token in the held-out data
     digest: str  # SHA-256 of the data
     facts: Mapping[str, str | float | int]  # figures for the run's summary
+    bad_rows: Sequence[BadRow] = ()  # skipped
 
     @property
     def unigram_entropy(self) -> float:
@@ -175,7 +178,11 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def open_text(
-    texts: Sequence[str], tokenizer: WordPieceTokenizer | None, learn: Callable[[Sequence[str]], WordPieceTokenizer]
+    texts: Sequence[str],
+    tokenizer: WordPieceTokenizer | None,
+    learn: Callable[[Sequence[str]], WordPieceTokenizer],
+    *,
+    bad_rows: BadRows = BadRows.ERROR,
 ) -> TokenStore:
     """Open the folder of one token store, or tokenize texts that `TextReader` reads into one in memory.
 
@@ -187,12 +194,14 @@ def open_text(
     if stores:
         store = TokenStore.open(stores[0])
     else:
-        lines = list(TextReader(texts))
+        reader = TextReader(texts, bad_rows=bad_rows)
+        lines = list(reader)
         tokenizer = tokenizer or learn(lines)
         tokenize = SentenceTokenizer(tokenizer.backend.to_str(), split=True)
         chunks = note_lost_marks(text_chunks(iter(lines)), tokenizer.backend, flags="--task.")
-        store = TokenStore.of(map(tokenize, chunks), tokenizer)
+        store = dataclasses.replace(TokenStore.of(map(tokenize, chunks), tokenizer), bad_rows=tuple(reader.skipped))
     if not len(store.tokens):
+        raise_problems(list(map(str, store.bad_rows)), len(store.bad_rows), "No text is left. Give another one.")
         raise ValueError(f"{', '.join(texts)}: holds no text; give a file or folder with lines that are not blank")
     return store
 
@@ -235,6 +244,7 @@ def store_data(store: TokenStore, options: ExampleOptions, plan: BatchPlan) -> P
             "tokens": f"{tokens[train].sum():,} to train on, {tokens[held_out].sum():,} held out",
             "SHA-256 of the tokens": store.digest,
         },
+        bad_rows=store.bad_rows,
     )
 
 

@@ -23,7 +23,9 @@ import rich.progress
 import tyro
 
 from flaxbert.files import atomic_folder, atomic_write, read_json, require_absent, require_downloaded
+from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.bad_rows import BAD_ROWS_FILE, BadRows
 from train.data.pretraining.reader import TextReader
 from train.data.pretraining.store import TOKENIZER, StoreWriter
 from train.data.pretraining.tokens import (
@@ -68,6 +70,9 @@ class Preparation:
     """The column of records that holds the text."""
     split: str = "train"
     """The split of data sets."""
+    bad_rows: Annotated[BadRows, tyro.conf.EnumChoicesFromValues] = BadRows.ERROR
+    """Treatment of lines that are not text and of records without a text: error, or skip, which lists them in the
+    store."""
     workers: int = os.cpu_count() or 1
     """Processes that tokenise; the store is the same for any number of them."""
 
@@ -82,6 +87,8 @@ class Preparation:
         """The settings that determine the store's content, as JSON values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["output"], fields["workers"]
+        if fields.pop("bad_rows") is BadRows.SKIP:  # the record of other stores is that of former versions
+            fields["bad_rows"] = BadRows.SKIP.value
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
         return {**plain, "text": list(self.text)}
 
@@ -113,7 +120,9 @@ def prepare_store(settings: Preparation) -> dict[str, int]:
     text must then still begin with what was tokenised. An existing store raises a FileExistsError.
     """
     require_absent(settings.output)
-    reader = TextReader(settings.text, column=settings.column, split=settings.split)
+    reader = TextReader(
+        settings.text, column=settings.column, split=settings.split, bad_rows=settings.bad_rows, flags="--"
+    )
     words = _read_words(settings.words)
     tokenizer = None if settings.tokenizer is None else WordPieceTokenizer.load(settings.tokenizer)
     if words and tokenizer is not None and not tokenizer.has_word_pieces:
@@ -131,12 +140,17 @@ def prepare_store(settings: Preparation) -> dict[str, int]:
             _tokenise(reader, text, make, writer, progress, settings.workers)
             if not writer.counts["tokens"]:
                 shutil.rmtree(folder)
+                raise_problems(
+                    list(map(str, reader.skipped)), len(reader.skipped), "No text is left. Give another one."
+                )
                 given = ", ".join(settings.text)
                 raise ValueError(f"{given}: holds no text; give a file or folder with lines that are not blank")
-            writer.finish(tokenizer, settings.record)
+            writer.finish(tokenizer, settings.record, reader.skipped)
         for name in (_PROGRESS, _LOCK):
             (folder / name).unlink(missing_ok=True)
         os.rename(folder, settings.output)
+    if reader.skipped:
+        print(f"{len(reader.skipped):,} bad rows skipped: {settings.output / BAD_ROWS_FILE}", file=sys.stderr)
     return writer.counts
 
 
@@ -206,8 +220,8 @@ def _load_progress(folder: Path, settings: Preparation) -> _Progress:
         return _Progress(file, new)
     recorded = read_json(file)
     old = recorded.pop("settings")
-    if differing := [name for name in new if new[name] != old.get(name)]:
-        shown = "; ".join(f"{name}: {old.get(name)!r} -> {new[name]!r}" for name in differing)
+    if differing := [name for name in new | old if new.get(name) != old.get(name)]:
+        shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in differing)
         raise ValueError(
             f"{folder} holds an interrupted preparation with other settings ({shown}); delete it, or choose another "
             "--output"

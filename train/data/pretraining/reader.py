@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import io
 import itertools
-import json
 import lzma
 import re
 import sysconfig
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from flaxbert.files import require_downloaded
-from flaxbert.text.messages import encoding_problem, quote_names
-from train.data.sources import DATASET_PREFIX, dataset_texts
+from flaxbert.text.messages import encoding_problem, quote_names, text_cell
+from flaxbert.text.tables import TableRow, parse_json_row
+from train.data.bad_rows import SKIP_REMEDY, BadRow, BadRows
+from train.data.sources import DATASET_PREFIX, arrow_rows, dataset_texts
 
 PYDOC = "pydoc:"
 """The source that needs no file: the documentation inside every CPython."""
@@ -40,12 +41,16 @@ class TextReader:
     .jsonl and .parquet files and data sets a record is a document; in other files documents are separated by blank
     lines, or stand between the tags <doc> and </doc> (wikiextractor). A file without a known extension whose first line
     is a JSON object holds one a line. Files may be compressed (.gz, .bz2, .xz, .zst). No line and no document is empty.
-    Iteration raises a ValueError with the file and line for a file that cannot be read.
+    Iteration raises a ValueError with the file and line for a file that cannot be read. Bad rows are lines that are not
+    text, and records without one.
     """
 
     sources: Sequence[str]
     column: str = "text"
     split: str = "train"
+    bad_rows: BadRows = BadRows.ERROR
+    flags: str = "--task."  # before the names of flags in messages
+    skipped: list[BadRow] = dataclasses.field(default_factory=list, init=False)  # by the last iteration
 
     def __post_init__(self):
         self._files = {s: _find_files(s) for s in self.sources if s != PYDOC and not s.startswith(DATASET_PREFIX)}
@@ -60,16 +65,61 @@ class TextReader:
 
     def __iter__(self) -> Iterator[str]:
         self._read = 0
+        self.skipped.clear()
         for source in self.sources:
             if source == PYDOC:
                 yield from _record_lines(python_documentation())
             elif source.startswith(DATASET_PREFIX):
-                yield from _record_lines(dataset_texts(source, self.split, self.column))
+                yield from _record_lines(self._valid_texts(dataset_texts(source, self.split, self.column)))
             else:
                 for file in self._files[source]:
                     with file.open("rb") as self._stream:
-                        yield from _file_lines(file, self._stream, self.column)
+                        yield from self._file_lines(file, self._stream)
                     self._read, self._stream = self._read + file.stat().st_size, None
+
+    def _file_lines(self, file: Path, raw: BinaryIO) -> Iterator[str]:
+        require_downloaded(file)
+        extension = _content_extension(file)
+        try:
+            stream = _decompress(file, raw)
+            if extension == _TABLE:
+                yield from _record_lines(self._valid_texts(_parquet_rows(file, stream, self.column)))
+                return
+            numbered = _numbered_lines(stream)
+            first, numbered = _peek(numbered)
+            if extension in _RECORDS or _is_record(first):
+                yield from _record_lines(self._valid_texts(_json_rows(file, numbered)))
+                return
+            lines = self._valid_lines(file, numbered)
+            if first.startswith("<mediawiki"):
+                raise ValueError(f"{file}: a dump of MediaWiki; extract its text first, with wikiextractor")
+            yield from _lines_between_tags(lines) if _DOCUMENT_TAG.fullmatch(first.strip()) else _plain_lines(lines)
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if file.suffix.lower() in _COMPRESSED:
+                raise ValueError(f"{file}: cannot be unpacked ({error}); is it whole?") from error
+            raise
+
+    def _valid_lines(self, file: Path, numbered: Iterable[tuple[int, str]]) -> Iterator[str]:
+        for number, line in numbered:
+            if ("\0" in line or not line.isascii()) and (problem := encoding_problem(line)):
+                self._skip(BadRow(f"{file}:{number}", problem))
+            else:
+                yield line
+
+    def _valid_texts(self, rows: Iterable[TableRow]) -> Iterator[str]:
+        for row in rows:
+            try:
+                text = text_cell(row.require_cells(), self.column)
+            except ValueError as error:
+                self._skip(BadRow(row.source, str(error)))
+            else:
+                yield text
+
+    def _skip(self, row: BadRow) -> None:
+        if self.bad_rows is BadRows.ERROR:
+            skip = SKIP_REMEDY.replace("--task.", self.flags)
+            raise ValueError(f"{row}. Correct or remove this row, name another column, {skip}")
+        self.skipped.append(row)
 
 
 def python_documentation() -> Iterator[str]:
@@ -131,30 +181,6 @@ def _content_extension(file: Path) -> str:
     return name.suffix.lower()
 
 
-def _file_lines(file: Path, raw: BinaryIO, column: str) -> Iterator[str]:
-    require_downloaded(file)
-    extension = _content_extension(file)
-    try:
-        stream = _decompress(file, raw)
-        if extension == _TABLE:
-            yield from _record_lines(_parquet_texts(file, stream, column))
-            return
-        lines = _decode(file, stream)
-        first, lines = _peek(lines)
-        if extension in _RECORDS or _is_record(first):
-            yield from _record_lines(_json_texts(file, lines, column))
-        elif first.startswith("<mediawiki"):
-            raise ValueError(f"{file}: a dump of MediaWiki; extract its text first, with wikiextractor")
-        elif _DOCUMENT_TAG.fullmatch(first.strip()):
-            yield from _lines_between_tags(lines)
-        else:
-            yield from _plain_lines(lines)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        if file.suffix.lower() in _COMPRESSED:
-            raise ValueError(f"{file}: cannot be unpacked ({error}); is it whole?") from error
-        raise
-
-
 def _decompress(file: Path, raw: BinaryIO) -> BinaryIO:
     match file.suffix.lower():
         case ".gz":
@@ -172,7 +198,8 @@ def _decompress(file: Path, raw: BinaryIO) -> BinaryIO:
             return raw
 
 
-def _decode(file: Path, stream: Iterable[bytes]) -> Iterator[str]:
+def _numbered_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """Yield (number, line); bytes that are not UTF-8 become lone surrogates (see `encoding_problem`)."""
     number = 0
     for line in stream:
         try:
@@ -182,26 +209,21 @@ def _decode(file: Path, stream: Iterable[bytes]) -> Iterator[str]:
         # CR alone ends the lines of files from old Macintoshes.
         for part in text.rstrip("\r\n").split("\r") if "\r" in text else (text,):
             number += 1
-            if "\0" in part or not part.isascii():
-                _check_encoding(f"{file}:{number}", part)
-            yield part.removeprefix("\ufeff") if number == 1 else part
+            yield number, part.removeprefix("\ufeff") if number == 1 else part
 
 
-def _peek(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
-    """Return the first line that is not blank ("" if all are), and all lines."""
+def _peek(lines: Iterator[tuple[int, str]]) -> tuple[str, Iterator[tuple[int, str]]]:
+    """Return the first line that is not blank ("" if all are), and all lines with their numbers."""
     taken = []
-    for line in lines:
-        taken.append(line)
+    for number, line in lines:
+        taken.append((number, line))
         if line.strip():
             break
-    return taken[-1] if taken else "", itertools.chain(taken, lines)
+    return taken[-1][1] if taken else "", itertools.chain(taken, lines)
 
 
 def _is_record(line: str) -> bool:
-    try:
-        return line.lstrip().startswith("{") and bool(json.loads(line))
-    except (ValueError, RecursionError):
-        return False
+    return re.match(r'\s*{\s*"', line) is not None
 
 
 def _lines_between_tags(lines: Iterable[str]) -> Iterator[str]:
@@ -231,54 +253,39 @@ def _plain_lines(lines: Iterable[str]) -> Iterator[str]:
         yield END
 
 
-def _record_lines(texts: Iterable[str | None]) -> Iterator[str]:
+def _record_lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        lines = [line.strip() for line in (text or "").split("\n")]
-        if any(lines):
-            yield from filter(None, lines)
-            yield END
+        yield from filter(None, (line.strip() for line in text.split("\n")))
+        yield END
 
 
-def _json_texts(file: Path, lines: Iterable[str], column: str) -> Iterator[str | None]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}:{number}: not a JSON object ({error})") from None
-        if not isinstance(record, dict) or column not in record:
-            found = quote_names(record) if isinstance(record, dict) else repr(record)[:40]
-            raise ValueError(f"{file}:{number}: no column {column!r}; found {found}: name another column")
-        yield _check_text(f"{file}:{number}", column, record[column])
+def _json_rows(file: Path, lines: Iterable[tuple[int, str]]) -> Iterator[TableRow]:
+    for number, line in lines:
+        if line.strip():
+            yield parse_json_row(f"{file}:{number}", line)
 
 
-def _parquet_texts(file: Path, stream: BinaryIO, column: str) -> Iterator[str | None]:
+def _parquet_rows(file: Path, stream: BinaryIO, column: str) -> Iterator[TableRow]:
+    """Yield the rows of a table; those after damage in a group of rows are one problem."""
     import pyarrow
     import pyarrow.parquet
 
     # A table is read from its end, so a compressed one must be unpacked as a whole.
     source = pyarrow.BufferReader(stream.read()) if file.suffix.lower() in _COMPRESSED else file
     try:
-        with pyarrow.parquet.ParquetFile(source) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                raise ValueError(f"no column {column!r}; found {quote_names(names)}: name another column")
-            batches = table.iter_batches(batch_size=1024, columns=[column])
-            values = (value for batch in batches for value in batch.column(0).to_pylist())
-            for row, value in enumerate(values, 1):
-                yield _check_text(f"{file}, row {row}", column, value)
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise ValueError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
-
-
-def _check_text(source: str, column: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{source}: {column!r} is {value!r:.40}, expected a string")
-    _check_encoding(f"{source}: {column!r}", value or "")
-    return value
-
-
-def _check_encoding(source: str, text: str) -> None:
-    if problem := encoding_problem(text):
-        raise ValueError(f"{source}: {problem}")
+        table = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    with table:
+        names = table.schema_arrow.names
+        if column not in names:
+            raise ValueError(f"{file}: no column {column!r}; found {quote_names(names)}: name another column")
+        end = 0
+        for group in range(table.num_row_groups):
+            row, end = end, end + table.metadata.row_group(group).num_rows
+            try:
+                for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=[column]):
+                    yield from arrow_rows(batch.column(0), column, lambda i, row=row: f"{file}, row {row + i + 1}")
+                    row += len(batch)
+            except (pyarrow.ArrowException, OSError) as error:
+                yield TableRow(f"{file}, rows {row + 1} to {end}", problem=f"damaged: {error}")

@@ -15,8 +15,10 @@ import numpy as np
 
 from flaxbert.files import require_downloaded
 from flaxbert.losses import IGNORE
+from flaxbert.text.messages import raise_problems
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.formats.tensorflow_encoding import Message, masked_crc32c, read_packed_varints
+from train.data.bad_rows import BadRow, BadRows
 from train.data.pretraining.datasets import BatchPlan, ExampleOptions, PretrainingData, split_documents
 from train.distributed import WHOLE_BATCH, HostBatch, HostShard
 
@@ -136,6 +138,17 @@ class RecordBatches:
             padding[name] = np.full_like(padding[name], IGNORE)
         return {name: np.stack([(row or padding)[name] for row in rows]) for name in padding}
 
+    def bad_records(self) -> dict[int, BadRow]:
+        """Read all chosen records, and return those that cannot be used by their numbers."""
+        bad = {}
+        for number in self.chosen.tolist():
+            try:
+                self._row(number)
+            except ValueError as error:
+                source = self.records.name(number)
+                bad[number] = BadRow(source, str(error).removeprefix(source).lstrip(": "))
+        return bad
+
     def _row(self, number: int) -> HostBatch:
         features = self.records.example(number)
         self._check(number, features)
@@ -171,13 +184,20 @@ class RecordBatches:
                 raise ValueError(f"{self.records.name(number)}: {name} is not of whole numbers from 0 to {bound - 1}")
 
 
-def record_data(path: Path, tokenizer: WordPieceTokenizer, options: ExampleOptions, plan: BatchPlan) -> PretrainingData:
+def record_data(
+    path: Path,
+    tokenizer: WordPieceTokenizer,
+    options: ExampleOptions,
+    plan: BatchPlan,
+    *,
+    bad_rows: BadRows = BadRows.ERROR,
+) -> PretrainingData:
     """Return the data of a TFRecord file, or a folder of them, as create_pretraining_data.py made them with `options`.
 
-    Pairs have a row each, with their masks.
+    Pairs have a row each, with their masks. All records are read at once if bad ones are to be skipped; otherwise a
+    bad one is an error when a batch needs it.
     """
     records = RecordFiles.find(path)
-    train, held_out = split_documents(len(records), options, plan.seed)
     # The files have `max_predictions` slots, whether needed or not.
     predictions = options.max_predictions or options.row_shape.predictions
 
@@ -193,6 +213,13 @@ def record_data(path: Path, tokenizer: WordPieceTokenizer, options: ExampleOptio
             host_shard=plan.host_shard,
         )
 
+    numbers, skipped = np.arange(len(records)), dict[int, BadRow]()
+    if bad_rows is BadRows.SKIP:
+        skipped = record_batches(numbers, plan.size, None).bad_records()
+        if len(skipped) == len(records):
+            raise_problems(list(map(str, skipped.values())), len(records), "None is left.")
+        numbers = np.setdiff1d(numbers, list(skipped))
+    train, held_out = (numbers[chosen] for chosen in split_documents(len(numbers), options, plan.seed))
     train_batches = record_batches(train, plan.size, plan.seed)
     held_out_batches = record_batches(held_out, plan.evaluation_size, None)
     labels = np.concatenate([batch["masked_lm_labels"].reshape(-1) for batch in held_out_batches])
@@ -203,6 +230,7 @@ def record_data(path: Path, tokenizer: WordPieceTokenizer, options: ExampleOptio
         held_out=held_out_batches,
         held_out_counts=np.bincount(labels[labels != IGNORE], minlength=tokenizer.vocab_size),
         digest=records.digest,
+        bad_rows=tuple(skipped.values()),
         facts={"examples": f"{len(train):,} to train on, {len(held_out):,} held out"},
     )
 

@@ -8,6 +8,7 @@ A store is a folder:
     documents.npy    int64 [D + 1], the first sentence of each document; the last entry is S
     word_starts.npy  bool [N], whether a token begins a word; only if a list of words was given
     tokenizer/       vocab.txt, tokenizer.json, tokenizer_config.json
+    bad_rows.jsonl   lines and records that were skipped; only if some were
 
 The .npy files have NumPy's format 1.0, and are mapped into memory, not read.
 """
@@ -19,7 +20,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from flaxbert.files import atomic_write, file_sha256, read_json
 from flaxbert.tokenizer import WordPieceTokenizer
+from train.data.bad_rows import BadRow, write_bad_rows
 from train.data.pretraining.tokens import TokenChunk
 
 FORMAT = "flaxbert tokens"
@@ -50,6 +52,7 @@ class TokenStore:
     documents: np.ndarray
     word_starts: np.ndarray | None  # whether a token begins a word [N]; None if ## marks those that do not
     tokenizer: WordPieceTokenizer
+    bad_rows: tuple[BadRow, ...] = ()  # skipped when the text was tokenized, if it was not read from a folder
 
     @property
     def document_count(self) -> int:
@@ -205,8 +208,11 @@ class StoreWriter:
                 os.fsync(stream.fileno())
         return dict(self.counts)
 
-    def finish(self, tokenizer: WordPieceTokenizer, settings: Mapping[str, object]) -> None:
-        """Complete the arrays and write the record."""
+    def finish(
+        self, tokenizer: WordPieceTokenizer, settings: Mapping[str, object], bad_rows: Sequence[BadRow] = ()
+    ) -> None:
+        """Complete the arrays and write the record, and the bad rows that were skipped."""
+        write_bad_rows(self._folder, {"text": bad_rows})
         self._write("sentences", np.array([self.counts["tokens"]]))
         self._write("documents", np.array([self.counts["sentences"]]))
         sizes = {**self.counts, "word_starts": self.counts["tokens"]}
@@ -224,6 +230,7 @@ class StoreWriter:
             "version": VERSION,
             **{name: self.counts[name] for name in ("documents", "sentences", "tokens")},
             "unknown_tokens": self.counts["unknown"],
+            **({"bad_rows": len(bad_rows)} if bad_rows else {}),
             "vocabulary_sha256": tokenizer.vocabulary_digest,
             "made": settings,
             "files": files,
