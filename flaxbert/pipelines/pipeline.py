@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from flaxbert.config import BertConfig
+from flaxbert.config import ADAPTIVE_FIELDS, BertConfig
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import Architecture, Family, HeadKind, architecture_name, architecture_of, family_of
 from flaxbert.layers import Params
@@ -52,6 +52,8 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
             are truncated, or split into windows, as the subclass says.
         read_ahead: number of inputs that are read before their results are computed, so that inputs of similar length
             share a batch.
+        layer_config, length_config, always_keep_cls_token: layers that run and tokens that they keep, as in
+            `BertModel.__call__`; None takes the folder's.
 
     Raises:
         ValueError: the model has another head, the vocabulary is larger than the model's, or a number is out
@@ -64,6 +66,9 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     batch_size: int = 32
     max_length: int | None = None
     read_ahead: int = 512
+    layer_config: Sequence[int] | None = None
+    length_config: Sequence[int] | None = None
+    always_keep_cls_token: bool | None = None
 
     heads: ClassVar[tuple[HeadKind, ...]]
 
@@ -71,6 +76,10 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         name = architecture_of(self._head_model).name
         self._require_head(family_of(self._head_model), name, name)
         config = self._text_model.config
+        if adaptive := {name: value for name, value in self._adaptive_arguments.items() if value is not None}:
+            config.replace(**adaptive)  # which checks them
+            if self.model.config.is_decoder:
+                raise ValueError(f"{' and '.join(adaptive)} is given to a decoder; leave it out, it is for encoders")
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("read_ahead", self.read_ahead, 1)
         if self.max_length is not None and not _MIN_MAX_LENGTH <= self.max_length <= config.max_sequence_length:
@@ -83,6 +92,10 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model {config.vocab_size}; use the "
                 "tokenizer that the model was trained with"
             )
+
+    @property
+    def _adaptive_arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ADAPTIVE_FIELDS}
 
     @property
     def _head_model(self) -> PreTrainedModel:
@@ -232,7 +245,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
     def _model_outputs(self, params: Params, batch: Mapping[str, jax.Array], **arguments: Any) -> Any:
         """Return the model's output dataclass for a batch; `arguments` are further arguments of the model."""
         inputs = {name: batch[name] for name in self.model.input_names}
-        return self.model.apply({"params": params}, **inputs, **arguments)
+        return self.model.apply({"params": params}, **inputs, **self._adaptive_arguments, **arguments)
 
     @property
     def takes_pairs(self) -> bool:

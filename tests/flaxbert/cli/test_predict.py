@@ -22,6 +22,7 @@ from flaxbert.pipelines import (
     Pooling,
     QuestionAnsweringPipeline,
     SentenceEmbeddingPipeline,
+    TextClassificationPipeline,
     TextGenerationPipeline,
 )
 from tests.flaxbert.reference_folders import saved
@@ -89,6 +90,23 @@ def test_generated_texts_are_streamed(predict):
     assert code == 2 and "--seed is 0 without sampling; give --do-sample" in err
     code, _, err = predict("fill-mask", "a [MASK]", "--num-beams", 2)
     assert code == 2 and "fill-mask has no --num-beams" in err
+
+
+def test_layers_and_tokens_left_out(predict, folders):
+    classify = TextClassificationPipeline.from_pretrained(folders["classify"], batch_size=1)  # of one layer
+    text = "A text with more words than six."
+    adaptive = {"length_config": [1], "always_keep_cls_token": False}
+    (wanted,) = dataclasses.replace(classify, **adaptive)([text])
+    flags = ("--length-config", 1, "--always-keep-cls-token", False)
+    code, out, err = predict("classify", text, *flags, "--json")
+    assert (code, err) == (0, "")
+    found = {label["name"]: label["score"] for label in json.loads(out)["labels"]}
+    assert found == pytest.approx({label.name: label.score for label in wanted.labels}, abs=1e-6)
+    assert found != pytest.approx({label.name: label.score for label in classify([text])[0].labels}, abs=1e-4)
+    code, _, err = predict("classify", text, "--length-config", 6, 7)
+    assert code == 2 and "--length-config has 2 numbers; the model has 1 layers: give one number for each" in err
+    code, _, err = predict("generate", text, "--layer-config", 0)
+    assert code == 2 and "--layer-config is given to a decoder" in err
 
 
 def test_fill_mask_of_arguments(predict, folders):
