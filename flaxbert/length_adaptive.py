@@ -77,7 +77,7 @@ def resolve(
     lengths = (length,) * count
     if length_config is not None:
         if not isinstance(length, int):
-            raise ValueError("length_config is given for inputs of any length; export for inputs of one length: length")
+            raise ValueError("length_config is given and the inputs have any length; give --length, their one length")
         lengths = tuple(min(kept, length) for kept in checked_length_config(length_config, count))
     keep_cls = config.always_keep_cls_token if always_keep_cls_token is None else always_keep_cls_token
     if keep_cls not in (None, False, True):

@@ -190,6 +190,12 @@ class Export:
     """stablehlo runs wherever jax runs (cpu, cuda, tpu); onnx runs in ONNX Runtime and needs the extra [onnx]."""
     length: int | None = None
     """Number of tokens of all inputs, for runtimes without dynamic shapes; by default inputs have any length."""
+    length_config: tuple[int, ...] = ()
+    """Tokens that each layer keeps, as of predict; needs --length. Not for onnx."""
+    layer_config: tuple[int, ...] = ()
+    """Numbers of the layers that run, as of predict. Not for onnx."""
+    always_keep_cls_token: bool | None = None
+    """Keep the first token in every layer, as of predict. Not for onnx."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Compute dtype; onnx supports float32 only."""
     revision: str | None = None
@@ -201,7 +207,17 @@ class Export:
 
         with resolve_checkpoint_path(self.src, revision=self.revision) as folder:
             if self.format == "stablehlo":
-                exported = export_stablehlo(folder, self.dst, length=self.length, dtype=self.dtype)
+                exported = export_stablehlo(
+                    folder,
+                    self.dst,
+                    length=self.length,
+                    dtype=self.dtype,
+                    layer_config=self.layer_config or None,
+                    length_config=self.length_config or None,
+                    always_keep_cls_token=self.always_keep_cls_token,
+                )
+            elif self.layer_config or self.length_config or self.always_keep_cls_token is not None:
+                raise ValueError("--layer-config, --length-config and --always-keep-cls-token need --format stablehlo")
             elif self.dtype != "float32":
                 raise ValueError(f"dtype is {self.dtype}; onnx supports float32 only")
             else:

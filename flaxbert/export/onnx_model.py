@@ -43,8 +43,8 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
 
     Raises:
         FileExistsError, FileNotFoundError, ValueError: as `load_model_to_export`, for the extra [onnx]; or the model is
-            causal, or has pruned heads or relative positions; the weights exceed the 2 GB of an ONNX file, or
-            `torch.onnx` cannot export the model.
+            causal, has pruned heads or relative positions, or leaves out layers or tokens; the weights exceed the 2 GB
+            of an ONNX file, or `torch.onnx` cannot export the model.
     """
     model, params, specs = load_model_to_export(source, target, length=length, packages=_PACKAGES, extra="onnx")
     if not architecture_of(model).is_in_transformers:
@@ -56,6 +56,11 @@ def export_onnx(source: str | Path, target: str | Path, *, length: int | None = 
         raise ValueError(
             "the model has pruned heads or relative positions, and transformers 5, which makes the ONNX graph, has "
             "neither. Use stablehlo"
+        )
+    if model.config.layer_config is not None or model.config.length_config is not None:
+        raise ValueError(
+            "the model's config.json has a layer_config or a length_config, and transformers, which makes the ONNX "
+            "graph, computes all layers and tokens. Use stablehlo"
         )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > _MAX_BYTES:

@@ -68,6 +68,37 @@ def test_onnx_refuses_what_transformers_5_lacks(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_stablehlo_of_one_length_drops_tokens(tmp_path, unchecked):
+    pytest.importorskip("flatbuffers")
+    source, target = folder_of("BertForQuestionAnswering", tmp_path / "model"), tmp_path / "out"
+    lengths = (9, 5)
+    done = export_stablehlo(source, target, length=11, length_config=lengths, layer_config=(0, 1))
+    assert done.parity <= 1e-6 and "lengths" not in done.outputs
+    model, params = flaxbert.from_pretrained(source)
+    inputs = inputs_of(4, 11)
+    given = dict(zip(BertModel.input_names, inputs, strict=True))
+    wanted = model.apply({"params": params}, **given, length_config=lengths, layer_config=(0, 1))
+    found = load_stablehlo(target)(*inputs)
+    np.testing.assert_allclose(found["start_logits"], wanted.start_logits, atol=1e-5)
+    assert np.abs(found["start_logits"] - model.apply({"params": params}, **given).start_logits).max() > 1e-3
+
+
+def test_export_of_dropped_tokens_needs_one_length_and_stablehlo(tmp_path, capsys, unchecked):
+    pytest.importorskip("flatbuffers")
+    source = folder_of("BertForQuestionAnswering", tmp_path / "model")
+    lengths = (9, 5)
+    with pytest.raises(ValueError, match="length_config is given and the inputs have any length; give --length"):
+        export_stablehlo(source, tmp_path / "out", length_config=lengths)
+    flags = ["--format", "onnx", "--length-config", *map(str, lengths)]
+    assert cli.main(["export", str(source), str(tmp_path / "out"), *flags]) == 2
+    assert "--length-config and --always-keep-cls-token need --format stablehlo" in capsys.readouterr().err
+    pytest.importorskip("onnxruntime")
+    source = folder_of("BertModel", tmp_path / "adapted", config=CONFIG.replace(length_config=lengths))
+    with pytest.raises(ValueError, match="computes all layers and tokens. Use stablehlo"):
+        export_onnx(source, tmp_path / "out", length=11)
+
+
+@pytest.mark.slow
 def test_other_weights_of_the_same_sizes_run_in_the_same_program(tmp_path, unchecked):
     pytest.importorskip("flatbuffers")
     source, target = folder_of("BertForMaskedLM", tmp_path / "model"), tmp_path / "out"
