@@ -12,7 +12,7 @@ import torch
 import flaxbert
 from flaxbert import BertConfig, Remat, functional, length_adaptive, sharding
 from flaxbert.families import family_of
-from flaxbert.length_adaptive import LayerPlan
+from flaxbert.length_adaptive import KeptTokens, LayerPlan
 from flaxbert.stack import stack
 from tests.flaxbert import parity
 from tests.flaxbert.length_adaptive import AdaptiveEncoder
@@ -86,6 +86,8 @@ def assert_equal_to_torch(name, seed, folder):
     reference = saved(name, folder, seed, **{key: layers})
     model, params = getattr(flaxbert, name).from_pretrained(folder)
     inputs, labels = random_inputs("padded", model, rng), head_of(model).labels(rng, model.config)
+    if seed % 3:  # padding before and between tokens, too
+        inputs["attention_mask"] &= rng.random(inputs["attention_mask"].shape) < 0.7
     arguments = random_arguments(layers, rng)
     out, _, gradients = run_ours(model, params, inputs | arguments, labels)
     wanted, wanted_gradients, encoder = run_torch(reference, model, inputs, labels, arguments)
@@ -132,6 +134,21 @@ def test_full_lengths_are_the_model_itself():
     np.testing.assert_array_equal(full.last_hidden_state, plain.last_hidden_state)
     np.testing.assert_array_equal(full.pooler_output, plain.pooler_output)
     assert full.lengths == (9, 9, 9) and plain.lengths is None
+
+
+@pytest.mark.parametrize(
+    ("real", "kept", "positions"),
+    [
+        ([1, 1, 1, 1], KeptTokens(2, cls=False), [1, 2]),
+        ([1, 1, 0, 1], KeptTokens(2, cls=False), [1, 3]),
+        ([1, 1, 0, 1], KeptTokens(2, cls=True), [0, 1]),
+        ([0, 1, 0, 0], KeptTokens(3, cls=False), [0, 1, 2]),  # padding in its order
+    ],
+)
+def test_tokens_of_the_highest_scores_are_chosen_and_padding_last(real, kept, positions):
+    scores = jnp.array([[-0.5, 0.4, 0.9, -0.2]])  # a head mask may be negative
+    chosen = length_adaptive.choose_tokens(scores, jnp.array([real]) == 1, kept)
+    np.testing.assert_array_equal(chosen, [positions])
 
 
 @pytest.mark.slow
