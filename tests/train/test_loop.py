@@ -178,7 +178,7 @@ def test_packed_rows_that_fill_up_a_batch_for_more_devices_change_nothing(classi
     loss_of = jax.jit(functools.partial(task.loss, model))
     found = []
     for devices in (1, 8):
-        batch = dataclasses.replace(task.train, multiple=devices)[1]
+        batch = dataclasses.replace(task.train, row_multiple=devices)[1]
         loss = loss_of(params, batch, jax.random.key(5))  # dropout, too, is that of the same rows
         found.append((len(batch["input_ids"]), float(loss.sum), float(loss.weight)))
     (few, total, weight), (many, *others) = found
