@@ -349,8 +349,13 @@ def test_config_json_holds_lists_and_only_where_they_are_given():
     assert not {"length_config", "layer_config", "always_keep_cls_token"} & CONFIG.to_dict().keys()
 
 
-def test_dropped_layers_take_their_lengths_with_them():
-    config = CONFIG.replace(length_config=[7, 5, 4], layer_config=(0, 2))
-    params = random_params(flaxbert.BertModel(CONFIG))
-    smaller, _ = flaxbert.surgery.drop_layers(config, params, keep=[1, 2])
-    assert (smaller.length_config, smaller.layer_config) == ((5, 4), (1,))
+def test_layers_left_out_are_layers_dropped():
+    model = flaxbert.BertModel(CONFIG)
+    params = random_params(model)
+    config, smaller = flaxbert.surgery.drop_layers(CONFIG, params, keep=[0, 2])
+    out, wanted = apply(model, params, layer_config=[0, 2]), apply(model.clone(config=config), smaller)
+    np.testing.assert_allclose(out.last_hidden_state, wanted.last_hidden_state, atol=2e-6)
+    assert out.lengths == (9, 9)
+    adaptive = CONFIG.replace(length_config=[7, 5, 4], layer_config=(0, 2))
+    config, _ = flaxbert.surgery.drop_layers(adaptive, params, keep=[1, 2])
+    assert (config.length_config, config.layer_config) == ((5, 4), (1,))
