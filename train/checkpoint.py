@@ -7,6 +7,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -137,9 +138,14 @@ class Checkpoints:
         self._scores[step] = score
         self._writer.start()
 
+    @property
+    def is_writing(self) -> bool:
+        """True while a checkpoint is being written in the background."""
+        return self._writer is not None and self._writer.is_alive()
+
     def check(self) -> None:
         """Raise OSError if the write in the background has failed, or if none can succeed; cheap."""
-        if self._writer is not None and not self._writer.is_alive():
+        if not self.is_writing:
             self.wait()
         folder = self._files.path
         if self._is_first and not os.access(folder, os.W_OK | os.X_OK):
@@ -293,9 +299,13 @@ def _collect_digests(partial: Path) -> FileDigests:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of the first cause of an error of orbax."""
+    """Return the reason of the operating system, or else the first line of the first cause of an error of orbax."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # as tensorstore ends its messages
+        return os.strerror(int(number[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0].partition(" [tensorstore_spec")[0][:500]
 
 

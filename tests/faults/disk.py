@@ -1,0 +1,144 @@
+"""Take the disk from a training: fill it, forbid writing, or delete its checkpoints, at a random moment.
+
+    python -m tests.faults.disk [--faults 20] [--seed 0] [--target run]
+
+Needs root, for file systems in memory. The training must end with an error for the user, after at most one further step
+has begun and ended, without temporary files, and with the checkpoints that were complete intact. Started again with the
+disk as before, it must end as an unbroken training does. Prints a table, and exits with 1 if one of this fails.
+"""
+
+import argparse
+import collections
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tests.faults.kill import TARGETS, TIMEOUT, forked, leftovers, read_events, run_to_end
+from tests.faults.targets import STEPS
+from train.checkpoint_folder import checkpoint_steps
+from train.manifest import find_damage
+
+USER = 65534  # nobody: root may write everywhere
+MAX_STEPS = 2  # begun after the fault: the write of the first one fails beside the second
+DISK = "32m"
+
+
+def fill(disk: Path) -> None:
+    """Write zeros until the disk is full."""
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        for size in (2**20, 2**12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+def forbid(disk: Path) -> None:
+    """Make the folder of checkpoints read-only."""
+    (disk / "run" / "checkpoints").chmod(0o555)
+
+
+def delete(disk: Path) -> None:
+    """Delete the folder of checkpoints; what is being written into it may make it again for a moment."""
+    aside = disk / "deleted"
+    os.rename(disk / "run" / "checkpoints", aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+FAULTS: dict[str, Callable[[Path], None]] = {"full": fill, "read-only": forbid, "deleted": delete}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a file system in memory, with a folder `run` that USER owns."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", folder], check=True)
+    try:
+        (folder / "run").mkdir()
+        os.chown(folder / "run", USER, USER)
+        os.chown(folder, USER, USER)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def outcome_of(kind: str, disk: Path, *, target: str, event: str, count: int, wanted: str) -> str:
+    """Train until the fault and to the end after it; return "good", or what went wrong."""
+    run, seen, steps, error, happened = disk / "run", 0, 0, "", False
+    with forked(target, run, None, user=USER) as (_, reading):
+        for line, _ in read_events(reading, TIMEOUT):
+            seen += line == event
+            steps += happened and line == "+step"
+            if seen == count and not happened:
+                happened = True
+                FAULTS[kind](disk)
+            error = line[1:] if line[0] in "!=" else error
+    if not happened:
+        return "no fault"
+    if error == wanted:
+        return "late"  # after the last write
+    problems = [] if error else ["no error for the user"]
+    if steps > MAX_STEPS:
+        problems.append(f"{steps} steps after the fault")
+    if kind != "deleted":
+        (run / "checkpoints").chmod(0o755)
+        problems += [f"left {name}" for name in leftovers(run)] if kind == "full" else []
+        found = (find_damage(run / "checkpoints" / str(step)) for step in checkpoint_steps(run / "checkpoints"))
+        problems += [problem for problem in found if problem is not None]
+    (disk / "ballast").unlink(missing_ok=True)
+    found, _ = run_to_end(target, run, user=USER)
+    problems += [] if found == wanted else [f"ends with {found}"]
+    problems += [f"left {name} at the end" for name in leftovers(run)]
+    return "; ".join([*problems, error]) if problems else "good"
+
+
+def run_faults(faults: int, seed: int, *, target: str) -> dict[str, collections.Counter[str]]:
+    """Return how often each fault had each outcome; those that come after the last write are repeated."""
+    random, outcomes = np.random.default_rng(seed), collections.defaultdict(collections.Counter)
+    with tempfile.TemporaryDirectory() as temporary:
+        Path(temporary).chmod(0o755)
+        with small_disk(Path(temporary) / "base") as disk:
+            wanted, _ = run_to_end(target, disk / "run", user=USER)
+        for kind in FAULTS:
+            number = 0
+            while outcomes[kind].total() - outcomes[kind]["late"] - outcomes[kind]["no fault"] < faults:
+                event = ("+step", "-step", "+copy", "+write", "+rename")[int(random.integers(5))]
+                with small_disk(Path(temporary) / f"{kind}-{number}") as disk:
+                    outcome = outcome_of(
+                        kind, disk, target=target, event=event, count=int(random.integers(1, STEPS)), wanted=wanted
+                    )
+                outcomes[kind][outcome] += 1
+                number += 1
+                if outcome not in ("good", "late"):
+                    print(f"{kind} at {event}: {outcome}", file=sys.stderr, flush=True)
+                if number > 3 * faults:
+                    break
+    return dict(outcomes)
+
+
+def main() -> int:
+    """Print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=20, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=TARGETS, default="run")
+    arguments = parser.parse_args()
+    outcomes = run_faults(arguments.faults, arguments.seed, target=arguments.target)
+    print("| folder becomes | faults | error within one step, checkpoints intact, same end | wrong |")
+    print("| --- | --- | --- | --- |")
+    wrong = 0
+    for kind, counts in outcomes.items():
+        total = counts.total() - counts["late"] - counts["no fault"]
+        wrong += total - counts["good"] + (total < arguments.faults)
+        print(f"| {kind} | {total} | {counts['good']} | {total - counts['good']} |")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
