@@ -24,6 +24,8 @@ _CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\0\n]+)|SHA256 \(([^\0\n]
 _MAX_CHECKSUMS_BYTES = 2**20
 # Tags alone in the first line, <Error> being that of object stores: a text may begin with a word about <html>.
 _WEB_PAGE = re.compile(rb"(<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b[^>]*>[ \t]*([<\r\n]|$)", re.IGNORECASE)
+# A name of `tempfile` for a file with one of these endings, or for a folder: users may have other hidden files.
+_TEMPORARY = re.compile(r"\.(.+\.(json|jsonl|md|npz|png|safetensors|tsv|txt)|model|tokenizer|SHA256SUMS)\.[a-z0-9_]{8}")
 _WEB_PAGE_BYTES = 1024  # of the start of a file
 
 
@@ -102,6 +104,16 @@ def atomic_write(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete files and folders that `atomic_write` and `atomic_folder` left in a folder when their process was killed.
+
+    Only call it where no other process writes.
+    """
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def require_absent(target: Path) -> None:

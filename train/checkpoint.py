@@ -5,6 +5,7 @@ orbax writes the arrays. The position in the data needs no storage: batch `i` is
 
 import asyncio
 import json
+import logging
 import math
 import os
 import re
@@ -65,6 +66,8 @@ class Checkpoints:
             ValueError: all checkpoints are damaged.
             PermissionError: a checkpoint must not be read.
         """
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_raised)
         self._host_group, self._is_first, self._scored = host_group, host_group.index == 0, scored
         self._keep, self._keep_every = keep, keep_every
         self._handler = ocp.StandardCheckpointHandler()
@@ -261,6 +264,12 @@ class Checkpoints:
             f"{damaged_file(folder, why)}: damaged or missing ({why}); delete the folder {folder} to go on from an "
             "earlier checkpoint, or from the start"
         )
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Leave out the stack traces that orbax and asyncio log for a failed write, whose error `wait` raises."""
+    text = record.getMessage()
+    return "_SignalingThread" not in text and "Task exception was never retrieved" not in text
 
 
 def _copy_on_cpu(state: TrainState) -> TrainState:

@@ -86,6 +86,7 @@ def run(config: Config) -> Path:
             host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
             state = restore_or_create(setup, checkpoints, pretrained)
             if setup.is_first_host:
+                run_folder.remove_temporary_files(folder)
                 run_folder.write_files(config, setup.task, setup.model, setup.inputs)
             with Reporter(
                 folder,

@@ -15,7 +15,7 @@ import jax
 
 from flaxbert.encoder_decoder import AnyModel, EncoderDecoderModel
 from flaxbert.families import architecture_of
-from flaxbert.files import atomic_write, file_sha256
+from flaxbert.files import atomic_folder, atomic_write, file_sha256, remove_leftovers
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_settings import read_object
 from flaxbert.weights.checkpoint import open_checkpoint
@@ -131,11 +131,21 @@ def locked(folder: Path, *, first_host: bool) -> Iterator[None]:
         yield
 
 
+def remove_temporary_files(folder: Path) -> None:
+    """Delete temporary files that a killed run left in its folder and in those of its models and its tokenizer."""
+    for mark in folder.glob(".shared-*"):  # of `check_shared_folder`
+        mark.unlink(missing_ok=True)
+    for path in (folder, *folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            remove_leftovers(path)
+
+
 def write_files(config: Config, task: Task, model: AnyModel, inputs: Mapping[str, str]) -> None:
     """Write the tokenizer, settings, inputs and bad rows into the run's folder; an existing tokenizer stays."""
     folder = config.run.folder
     if not (folder / TOKENIZER_FOLDER).is_dir():
-        task.tokenizer.save(folder / TOKENIZER_FOLDER, max_length=task.config.max_sequence_length)
+        with atomic_folder(folder / TOKENIZER_FOLDER) as aside:
+            task.tokenizer.save(aside, max_length=task.config.max_sequence_length)
     # With the tokenizer and config.json `flaxbert convert` can read the folder while it is still training.
     pair = isinstance(model, EncoderDecoderModel)
     described = config_values(model) if pair else model.config.to_dict(architecture=architecture_of(model).name)

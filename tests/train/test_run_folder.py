@@ -13,6 +13,7 @@ import pytest
 from tests.train.test_loop import with_run, with_task
 from train import run_folder
 from train.loop import run
+from train.run_folder import remove_temporary_files
 from train.tasks.language_modelling import LanguageModelling
 from train.tasks.multiple_choice import MultipleChoice
 from train.tasks.question_answering import QuestionAnswering
@@ -209,3 +210,16 @@ def test_more_steps_than_a_run_had_are_refused_with_the_way_to_go_on(classificat
     with pytest.raises(ValueError, match=r"run.seed: .*") as error:
         run_folder.check_folder(with_run(steps, seed=7))
     assert "schedule" not in str(error.value)
+
+
+def test_temporary_files_of_a_killed_run_are_deleted(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / ".tokenizer.k3_x9a0b").mkdir()
+    left = [".tokenizer.k3_x9a0b/vocab.txt", ".run.json.abcdefgh", "model/.model.safetensors.a1b2c3_4", ".shared-0f"]
+    others = [".notes.md", "notes.md", ".run.json.abcdefghi", "model/model.safetensors", ".bashrc.abcdefgh"]
+    for name in (*left, *others):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".link.json.abcdefgh").symlink_to(tmp_path / "notes.md")
+    remove_temporary_files(tmp_path)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert found == {*others, ".link.json.abcdefgh"} and not (tmp_path / ".tokenizer.k3_x9a0b").exists()

@@ -44,7 +44,9 @@ class SavingBenchmark:
 
 def random_state(hidden_size: int) -> TrainState:
     """Return parameters and two moments of random numbers, which compress as little as weights do."""
-    config = BertConfig(hidden_size=hidden_size, intermediate_size=4 * hidden_size)
+    config = BertConfig(
+        hidden_size=hidden_size, num_attention_heads=hidden_size // 64, intermediate_size=4 * hidden_size
+    )
     shapes, random = BertForMaskedLM(config).parameter_shapes(), np.random.default_rng(0)
 
     def numbers(leaf: jax.ShapeDtypeStruct) -> jax.Array:
