@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.faults.kill import TARGETS, TIMEOUT, forked, leftovers, read_events, run_to_end
+from tests.faults.kill import TARGETS, TIMEOUT, forked, import_for, leftovers, read_events, run_to_end
 from tests.faults.targets import STEPS
 from train.checkpoint_folder import checkpoint_steps
 from train.manifest import find_damage
@@ -100,6 +100,7 @@ def outcome_of(kind: str, disk: Path, *, target: str, event: str, count: int, wa
 
 def run_faults(faults: int, seed: int, *, target: str) -> dict[str, collections.Counter[str]]:
     """Return how often each fault had each outcome; those that come after the last write are repeated."""
+    import_for(target)
     random, outcomes = np.random.default_rng(seed), collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as temporary:
         Path(temporary).chmod(0o755)

@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import importlib
 import os
 import re
 import select
@@ -129,6 +130,13 @@ class Child:
         return reported
 
 
+def import_for(target: str) -> None:
+    """Import what a whole run imports on demand, which takes longer than the run itself."""
+    names = ("sklearn.metrics", "tensorboardX", "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.figure")
+    for name in (*names, "grain", "datasets") if target == "run" else ():
+        importlib.import_module(name)
+
+
 def wait_for_the_end() -> None:
     """Wait until the other process kills this one."""
     time.sleep(TIMEOUT)
@@ -241,6 +249,7 @@ class Result:
 def run_kills(kills: int, seed: int, *, target: str, kills_per_run: int) -> Result:
     """Kill trainings `kills` times, the same number of times in each phase."""
     warnings.filterwarnings("ignore", message=".*fork.*", category=RuntimeWarning)  # jax, of a fork after its import
+    import_for(target)
     result = Result(collections.Counter(), 0, 0, [])
     random = np.random.default_rng(seed)
     aims = [PHASES[number % len(PHASES)] for number in range(kills)]
