@@ -12,6 +12,7 @@ import tyro
 from flaxbert import AttentionImplementation, BertConfig, Remat
 from train.distillation import Distillation
 from train.distributed import MeshShape
+from train.length_adaptation import LengthAdaptation
 from train.multihost.hosts import Hosts, Json
 from train.optim import Optim
 
@@ -218,6 +219,7 @@ class Config(Generic[TaskSettingsT]):
     mesh: MeshShape = MeshShape()
     hosts: Hosts = Hosts()
     distillation: Distillation = Distillation()
+    length_adaptation: LengthAdaptation = LengthAdaptation()
 
     def to_json(self) -> str:
         """Return all settings as JSON, as run.json stores them."""

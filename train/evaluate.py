@@ -108,4 +108,9 @@ class Evaluator:
         if self._best is None:
             return None
         value = evaluations[DEV].means[self._best]
-        return -value if self._best.endswith("loss") or self._best == "perplexity" else value
+        return -value if lower_is_better(self._best) else value
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a lower value of the metric is the better one."""
+    return metric.endswith("loss") or metric == "perplexity"

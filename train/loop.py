@@ -28,6 +28,7 @@ from train.evaluate import DEV, Evaluation, Evaluator
 from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
 from train.optim import make_optimizer
 from train.report import Reporter
+from train.sandwich import Sandwiches, make_sandwiches
 from train.step import TrainState, compile_step, create_state, state_shapes, state_shardings
 from train.step_log import StepLog, TooManySkipped, describe_parameters
 from train.summary import write_summary
@@ -49,6 +50,7 @@ class Setup:
     total_steps: int
     inputs: dict[str, str]  # digests of what was read
     teacher: Teacher | None
+    sandwiches: Sandwiches | None
     is_first_host: bool  # it writes the files that are not divided among hosts
 
 
@@ -166,6 +168,7 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
         total_steps=total_steps,
         inputs=inputs,
         teacher=load_teacher(config, task, model, placement),
+        sandwiches=make_sandwiches(config, task, model),
         is_first_host=host_group.index == 0,
     )
     host_group.check_same("data", {**task.facts, "steps of an epoch": task.steps_per_epoch, **inputs})
@@ -204,22 +207,26 @@ def train_steps(
         the last state, which is also in a checkpoint, and its step.
     """
     settings, task, placement, total_steps = setup.config.run, setup.task, setup.placement, setup.total_steps
-    teacher = setup.teacher
-    train_step = compile_step(
-        functools.partial(task.loss, setup.model) if teacher is None else teacher.loss,
-        setup.optimizer,
-        placement,
-        setup.state_shardings,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        fixed=() if teacher is None else (placement.parameters(teacher.model),),
-    )
+    teacher, sandwiches = setup.teacher, setup.sandwiches
+    losses = [functools.partial(task.loss, setup.model) if teacher is None else teacher.loss]
+    train_steps = [
+        compile_step(
+            loss,
+            setup.optimizer,
+            placement,
+            setup.state_shardings,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            fixed=() if teacher is None else (placement.parameters(teacher.model),),
+        )
+        for loss in (losses if sandwiches is None else sandwiches.losses)
+    ]
     fixed = () if teacher is None else (teacher.params,)
     log = StepLog(
         setup.config,
         task,
         reporter,
         total_steps,
-        loss_terms=task.loss_terms if teacher is None else teacher.loss_terms,
+        loss_terms=(teacher or sandwiches or task).loss_terms,
         fraction=placement.host_shard.fraction,
         skipped=reporter.skipped_updates,
     )
@@ -233,6 +240,7 @@ def train_steps(
                     f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}"
                 )
                 break
+            train_step = train_steps[0 if sandwiches is None else sandwiches.index(step)]
             step += 1
             state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed), *fixed)
             log.add(step, metrics, task.token_counts(host_batch))

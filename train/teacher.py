@@ -53,9 +53,9 @@ class Teacher:
         """Return the weighted terms of the student's loss; dropout, with a key, is the student's alone."""
         settings = self.settings
         arguments = {"output_hidden_states": True} if settings.cosine_weight else {}
-        student = _RecordingModel(self.student, arguments)
+        student = RecordingModel(self.student, arguments)
         hard = self.task.loss(student, params, batch, key)  # type: ignore[arg-type]
-        target = apply_model(_RecordingModel(self.model, arguments), teacher_params, batch, None)  # type: ignore[arg-type]
+        target = apply_model(RecordingModel(self.model, arguments), teacher_params, batch, None)  # type: ignore[arg-type]
         target = jax.lax.stop_gradient(target)
         pairs = zip(self.task.soft_targets(student.output, batch), self.task.soft_targets(target, batch), strict=True)
         divergences = [soft_cross_entropy(*pair, temperature=settings.temperature) for pair in pairs]
@@ -106,7 +106,7 @@ def load_teacher(config: Config, task: Task, student: AnyModel, placement: Place
 def _check_teacher(settings: Distillation, model: PreTrainedModel, task: Task) -> None:
     if task.config.problem_type in ("regression", "multi_label_classification"):
         raise ValueError(f"the task is a {task.config.problem_type}; distillation needs one label for each text")
-    has_labels = architecture_of(model).head is HeadKind.SEQUENCE_CLASSIFICATION
+    has_labels = architecture_of(model).head in (HeadKind.SEQUENCE_CLASSIFICATION, HeadKind.TOKEN_CLASSIFICATION)
     if has_labels and model.config.id2label != task.config.id2label:
         raise ValueError(
             f"{settings.teacher}: the teacher has the labels {model.config.id2label}, the student "
@@ -137,7 +137,7 @@ def cosine_distance(student: Float[Array, "B T D"], teacher: Float[Array, "B T D
 
 
 @dataclasses.dataclass
-class _RecordingModel:
+class RecordingModel:
     """A model in whose place a task calls it, that keeps the output of the call."""
 
     model: PreTrainedModel
@@ -145,6 +145,7 @@ class _RecordingModel:
     output: Any = None
 
     def apply(self, *arguments: Any, **named: Any) -> Any:
+        """Call the model, with the arguments of the recording."""
         self.output = self.model.apply(*arguments, **named, **self.arguments)
         return self.output
 

@@ -127,6 +127,8 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
         raise ValueError(
             "distillation is not estimated: the step has no teacher here; give --distillation.teacher None"
         )
+    if config.length_adaptation.enabled:
+        raise ValueError("length-adaptive training is not estimated; give --no-length-adaptation.enabled")
     spec: TrainSpec = config.task.train_spec(config)
     model = spec.architecture(spec.config, rules=placement.rules, **config.model.attributes)
     placement.check_model(model)

@@ -40,6 +40,7 @@ class _TrainBatches(abc.ABC):
     seed: int
     total_steps: Callable[[int], int]  # the steps of the run, as a function of the steps of an epoch
     host_shard: HostShard = WHOLE_BATCH
+    programs: int = 1  # compile cost of a shape, in plain train steps
     _last_epoch: tuple[int, list[np.ndarray]] | None = dataclasses.field(default=None, init=False, repr=False)
 
     @property
@@ -58,7 +59,7 @@ class _TrainBatches(abc.ABC):
     @property
     def _compile_cost(self) -> float:
         """The compile cost of one more shape, in padded positions, divided by the number of epochs."""
-        return COMPILE_COST * self.per_epoch / self.total_steps(self.per_epoch)
+        return self.programs * COMPILE_COST * self.per_epoch / self.total_steps(self.per_epoch)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the indices of the examples of each batch of an epoch.
@@ -156,6 +157,7 @@ class EvaluationBatches(Generic[Kind]):
     pad_id: int
     max_length: int
     host_shard: HostShard = WHOLE_BATCH
+    programs: int = 1  # compile cost of a length, in plain eval steps
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.size)
@@ -175,7 +177,8 @@ class EvaluationBatches(Generic[Kind]):
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """The lengths that batches are padded to, ascending."""
-        return choose_padded_sizes(self.examples.longest(self.members), self.max_length, multiple=LENGTH_MULTIPLE)
+        longest, cost = self.examples.longest(self.members), self.programs * COMPILE_COST
+        return choose_padded_sizes(longest, self.max_length, multiple=LENGTH_MULTIPLE, compile_cost=cost)
 
     def by_example(self, outputs: Sequence[PyTree]) -> list[PyTree]:
         """Return the outputs for each example, in the examples' order, from those of each batch, arrays [B, ...]."""

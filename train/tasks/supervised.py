@@ -49,6 +49,8 @@ class Supervised(TaskSettings):
     validation_split: float | None = None
     """Without `dev`: the share of training examples to hold out for it, at least, chosen by the run's seed. Examples
     with the same text (article or context, if the task has them) stay together."""
+    dev_rows: int | None = None
+    """Evaluate dev on this many of its examples, evenly spaced, to save time; None: all of them."""
     max_length: int = 128
     """Maximum tokens of an example."""
     bad_rows: Annotated[BadRows, tyro.conf.EnumChoicesFromValues] = BadRows.ERROR
@@ -61,6 +63,8 @@ class Supervised(TaskSettings):
             raise ValueError(
                 f"extra_eval_splits is {self.extra_eval_splits}; give one for each of extra_eval, {self.extra_eval}"
             )
+        if self.dev_rows is not None and self.dev_rows < 1:
+            raise ValueError(f"dev_rows is {self.dev_rows}; it must be at least 1")
         split = self.validation_split
         if split is not None and (self.dev is not None or not 0 < split < 1):
             raise ValueError(
@@ -85,13 +89,17 @@ class Supervised(TaskSettings):
     ) -> dict[str, Sequence[_Row]]:
         """Return the examples of each set, "train" first, with "dev" held out of it if `validation_split` is given.
 
+        Of "dev" only `dev_rows` are returned.
         Examples with the same `group` are not separated; `seed` is that of the draw.
         """
-        if self.validation_split is None:
-            return dict(sets)
-        groups = [group(example) for example in sets["train"]]
-        train, dev = split_by_group(sets["train"], groups, self.validation_split, seed=seed)
-        return {"train": train, "dev": dev, **{name: rows for name, rows in sets.items() if name != "train"}}
+        sets = dict(sets)
+        if self.validation_split is not None:
+            groups = [group(example) for example in sets["train"]]
+            train, dev = split_by_group(sets["train"], groups, self.validation_split, seed=seed)
+            sets = {"train": train, "dev": dev, **{name: rows for name, rows in sets.items() if name != "train"}}
+        if self.dev_rows is not None and self.dev_rows < len(dev := sets.get("dev", ())):
+            sets["dev"] = [dev[index * len(dev) // self.dev_rows] for index in range(self.dev_rows)]
+        return sets
 
     def require_tokenizer(self, config: Config) -> WordPieceTokenizer:
         """Load the run's tokenizer.
@@ -148,6 +156,7 @@ def common_fields(
         seed=run.seed,
         total_steps=run.total_steps,
         host_shard=host_shard,
+        programs=config.length_adaptation.programs,
     )
     evaluations = {
         name: EvaluationBatches(

@@ -140,7 +140,7 @@ class Task(abc.ABC):
         """Return the training loss; `key` is the key for dropout, None for no dropout."""
 
     def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
-        """Return what a student learns from the output of its teacher's call, or matches it with; for distillation."""
+        """Return what a student learns from the output of its teacher's call, or matches it with."""
         raise NotImplementedError
 
     @abc.abstractmethod

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from train.step import Batch
 from train.tasks.prediction_files import entity_report, escape_cell, write_text
 from train.tasks.pretrained_heads import choose_head
 from train.tasks.supervised import Supervised, common_fields, rows_digests
-from train.tasks.task import Facts, Task, apply_model, model_config
+from train.tasks.task import Facts, SoftTarget, Task, apply_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +146,10 @@ class TokenClassificationTask(Task):
     def loss(self, model: PreTrainedModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return the cross-entropy over the pieces that have a label."""
         return losses.token_classification(apply_model(model, params, batch, key).logits, batch["labels"])
+
+    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+        """Return the logits of every piece that has a label."""
+        return [SoftTarget(output.logits, batch["labels"] != IGNORE)]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:
         """Return loss and accuracy over the pieces that have a label; the outputs are label ids [B, T]."""
