@@ -18,7 +18,7 @@ from flaxbert.families import architecture_of
 from flaxbert.files import atomic_folder, atomic_write, file_sha256, remove_leftovers
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_settings import read_object
-from flaxbert.weights.checkpoint import open_checkpoint
+from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
 from flaxbert.weights.encoder_decoder import config_values
 from flaxbert.weights.sentence_transformers import transformer_folder
 from train.config import Config
@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = "lock"
+_CONFIG = " config.json"  # end of the name of a digest
 
 
 def check_folder(config: Config) -> None:
@@ -170,10 +171,15 @@ def input_digests(config: Config, task: Task) -> dict[str, str]:
             files = [tokenizer_folder(transformer_folder(tokenizer)) / name for name in TOKENIZER_FILES]
         digests["tokenizer"] = _digest_of([file for file in files if file.is_file()])
     if checkpoint is not None:
-        digests["pretrained weights"] = _digest_of(checkpoint.files)
+        digests |= _model_digests("pretrained", checkpoint)
     if config.distillation.teacher is not None:
-        digests["teacher's weights"] = _digest_of(open_checkpoint(config.distillation.teacher).files)
+        digests |= _model_digests("teacher's", open_checkpoint(config.distillation.teacher))
     return digests
+
+
+def _model_digests(name: str, checkpoint: Checkpoint) -> dict[str, str]:
+    configs = [file for file in (checkpoint.config_folder / "config.json",) if file.is_file()]
+    return {f"{name} weights": _digest_of(checkpoint.files), f"{name}{_CONFIG}": _digest_of(configs)}
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
@@ -188,7 +194,9 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     stored: dict[str, str] = json.loads(_stored_json(file))
     names = [name for name in sorted(stored.keys() | inputs.keys()) if stored.get(name) != inputs.get(name)]
     # The run has its own copy of the tokenizer, so the folder that it came from may be gone.
-    differing = [name for name in names if name != "tokenizer" or (name in stored and name in inputs)]
+    # Former runs stored no digests of config.json.
+    optional = [name for name in names if name == "tokenizer" or name.endswith(_CONFIG)]
+    differing = [name for name in names if name not in optional or (name in stored and name in inputs)]
     if differing:
         shown = [f"{name}: SHA-256 {_short(stored.get(name))} -> {_short(inputs.get(name))}" for name in differing]
         raise ValueError(

@@ -158,6 +158,11 @@ def test_replaced_pretrained_weights_are_refused(classification, finished, tmp_p
     prepared(config)
     moved = shutil.copytree(source, tmp_path / "moved")
     prepared(dataclasses.replace(config, model=dataclasses.replace(model, pretrained=moved)))
+    settings = (source / "config.json").read_text()
+    (source / "config.json").write_text(settings.replace("1e-12", "1e-05"))
+    with pytest.raises(ValueError, match=r"\n  pretrained config.json: SHA-256"):
+        prepared(config)
+    (source / "config.json").write_text(settings)
     content = bytearray((source / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (source / "model.safetensors").write_bytes(content)
