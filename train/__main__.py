@@ -8,9 +8,11 @@ from train.environment import (
     run_steps_in_main_thread,
     silence_xla_log_on_cpu,
 )
+from train.preemption import Preemption
 
 if __name__ == "__main__":
     restart_with_malloc_settings()  # first, or the imports below, which take seconds, would be done twice
+    preemption = Preemption().listen()
     disable_loop_unrolling()
     silence_xla_log_on_cpu()
     run_steps_in_main_thread()
@@ -21,4 +23,4 @@ if __name__ == "__main__":
             raise
         sys.exit(f"error: {error.name} is not installed; training needs the extra [train]: pip install -e '.[train]'")
 
-    run_and_exit(sys.argv[1:])
+    run_and_exit(sys.argv[1:], preemption)

@@ -31,7 +31,14 @@ from train.checkpoint_folder import (
     describe,
     remove,
 )
-from train.manifest import FileDigests, digest_files, write_manifest
+from train.manifest import (
+    FileDigests,
+    change_manifest,
+    digest_files,
+    is_unverifiable,
+    read_manifest,
+    write_manifest,
+)
 from train.multihost.hosts import SINGLE_HOST, HostGroup, Json
 from train.step import TrainState
 
@@ -145,6 +152,17 @@ class Checkpoints:
     def is_writing(self) -> bool:
         """True while a checkpoint is being written in the background."""
         return self._writer is not None and self._writer.is_alive()
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """Return the manifest of a checkpoint; empty for one that a former version wrote."""
+        folder = self._files.path / str(step)
+        return self._host_group.share(lambda: {} if is_unverifiable(folder) else read_manifest(folder))
+
+    def add_score(self, step: int, score: float | None, *, metrics: Mapping[str, Any]) -> None:
+        """Add the score and the metrics of an evaluation that came after the save."""
+        self._scores[step] = score = score if score is not None and math.isfinite(score) else None
+        facts = {"score": score, "metrics": metrics}
+        self._host_group.share(lambda: change_manifest(self._files.path / str(step), facts))
 
     def check(self) -> None:
         """Raise OSError if the write in the background has failed, or if none can succeed; cheap."""

@@ -20,6 +20,7 @@ import tyro
 from flaxbert.files import atomic_write
 from train.compilation import compilation_cache
 from train.config import FORMER_SWITCHES, RENAMED_SETTINGS, Config
+from train.preemption import Preemption
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
 from train.tasks.task import TaskSettings
 
@@ -42,15 +43,16 @@ _RENAMED_IMPORTS = {
 }
 
 
-def run_and_exit(arguments: list[str]) -> NoReturn:
+def run_and_exit(arguments: list[str], preemption: Preemption) -> NoReturn:
     """Call `main` and end the process with its exit code."""
     try:
-        code = main(arguments)
+        code = main(arguments, preemption)
     except BaseException:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         code = 1
+    preemption.wait_if_ending()
     if code and jax.distributed.is_initialized():
         # A normal exit would make jax wait for the other hosts, which are ending too.
         sys.stdout.flush()
@@ -59,13 +61,14 @@ def run_and_exit(arguments: list[str]) -> NoReturn:
     sys.exit(code)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], preemption: Preemption | None = None) -> int:
     """Run a config and return the exit code.
 
     Returns:
         0: the run finished. 1: losses or gradients were not finite. 2: a mistake in the settings or the data. 3:
         another host was lost (killed, disconnected, or without a sign of life); start the run again, and it resumes
         from its last checkpoint. 130: interrupted. If one of several hosts fails, all end with its code.
+        A `preemption` that listens to signals ends the process itself, with 75.
     """
     if not arguments or arguments[0].startswith("-"):
         asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
@@ -81,9 +84,9 @@ def main(arguments: list[str]) -> int:
         from train.loop import run
 
         if config.run.seeds:
-            run_seeds(config)
+            run_seeds(config, preemption)
         else:
-            run(config)
+            run(config, preemption)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -96,7 +99,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run_seeds(config: Config) -> Path:
+def run_seeds(config: Config, preemption: Preemption | None = None) -> Path:
     """Run `config` once with each of its seeds, each in a subfolder; return the folder of all.
 
     summary.md there holds the mean of every metric of the last evaluations and its sample standard deviation (n - 1).
@@ -118,7 +121,7 @@ def run_seeds(config: Config) -> Path:
         for seed in seeds:
             settings = dataclasses.replace(config.run, folder=folder / f"seed-{seed}", seed=seed, seeds=())
             print(f"seed {seed}, {seeds.index(seed) + 1} of {len(seeds)}", flush=True)
-            seed_folder = run(dataclasses.replace(config, run=settings))
+            seed_folder = run(dataclasses.replace(config, run=settings), preemption)
             for name, line in last_evaluations(read_record(seed_folder / METRICS_FILE)).items():
                 for metric, value in line.items():
                     metrics.setdefault((name, metric), []).append(value)

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -67,3 +68,23 @@ def compile_time() -> Iterator[CompileTime]:
         yield total
     finally:
         jax.monitoring.unregister_event_duration_listener(add)
+
+
+class Precompiled:
+    """A jitted function of which `compile_for` compiles the program for given arguments without running it."""
+
+    def __init__(self, function: Callable[..., Any]):
+        """Take a function of `jax.jit` whose last changing argument is a batch: arrays by name."""
+        self._function: Any = function
+        self._compiled: set[tuple[object, ...]] = set()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function."""
+        return self._function(*arguments)
+
+    def compile_for(self, batch: Mapping[str, jax.Array], *arguments: Any) -> None:
+        """Compile the program for `arguments`, among which only `batch` ever changes its shapes."""
+        shapes = tuple((name, array.shape, array.dtype) for name, array in batch.items())
+        if shapes not in self._compiled:
+            self._compiled.add(shapes)
+            self._function.lower(*arguments).compile()  # the call that follows finds the program

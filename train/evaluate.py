@@ -13,7 +13,9 @@ from jaxtyping import PyTree
 from flaxbert.encoder_decoder import AnyModel
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
+from train.compilation import Precompiled
 from train.distributed import HostBatch, Placement
+from train.preemption import Preemption
 from train.report import Reporter
 from train.step import Batch
 
@@ -74,10 +76,20 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[HostBatch], 
 class Evaluator:
     """Evaluate sets of a task and report their metrics; each set only once for the same step."""
 
-    def __init__(self, task: "Task", model: AnyModel, placement: Placement, reporter: Reporter, *, best: str | None):
+    def __init__(
+        self,
+        task: "Task",
+        model: AnyModel,
+        placement: Placement,
+        reporter: Reporter,
+        *,
+        best: str | None,
+        preemption: Preemption,
+    ):
         """Prepare the eval step, which is compiled at the first batch; `best` is `run.best`."""
         self._task, self._placement, self._reporter, self._best = task, placement, reporter, best
-        self._eval_step = compile_eval_step(functools.partial(task.eval_step, model), placement)
+        self._compiled = Precompiled(compile_eval_step(functools.partial(task.eval_step, model), placement))
+        self._preemption = preemption
         self._step, self._evaluations = -1, dict[str, Evaluation]()
 
     def evaluate(self, params: Params, step: int, names: Iterable[str]) -> dict[str, Evaluation]:
@@ -89,8 +101,8 @@ class Evaluator:
                 found = evaluate(self._eval_step, params, self._task.evaluations[name], self._placement)
                 metrics = self._task.compute_metrics(name, found, earlier=self._evaluations)
                 means = {**found.means, **metrics}
-                self._evaluations[name] = dataclasses.replace(found, means=means)
                 self._reporter.evaluation(step, name, means)
+                self._evaluations[name] = dataclasses.replace(found, means=means)
         return {name: self._evaluations[name] for name in names}
 
     def metrics(self, step: int) -> dict[str, dict[str, float | None]]:
@@ -101,13 +113,22 @@ class Evaluator:
             for name, evaluation in found.items()
         }
 
+    def _eval_step(self, params: Params, batch: Batch) -> EvalStepOutput:
+        self._compiled.compile_for(batch, params, batch)
+        with self._preemption.launching():
+            return self._compiled(params, batch)
+
     def evaluate_dev(self, params: Params, step: int) -> float | None:
         """Evaluate dev, if the task has it; return the metric that chooses the best model, higher is better."""
         names = [DEV] if DEV in self._task.evaluations else []
-        evaluations = self.evaluate(params, step, names)
-        if self._best is None:
+        self.evaluate(params, step, names)
+        return self.score(step)
+
+    def score(self, step: int) -> float | None:
+        """Return the metric of dev that chooses the best model, if dev was evaluated at this step; higher is better."""
+        if self._best is None or step != self._step or DEV not in self._evaluations:
             return None
-        value = evaluations[DEV].means[self._best]
+        value = self._evaluations[DEV].means[self._best]
         return -value if lower_is_better(self._best) else value
 
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import json
 import logging
 import tempfile
 import time
@@ -11,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 import optax
 
 from flaxbert import PreTrainedModel, save_pretrained
@@ -22,18 +19,19 @@ from flaxbert.weights.folder import copy_other_files
 from train import run_folder
 from train.checkpoint import Checkpoints
 from train.compilation import compilation_cache, compile_time
-from train.config import Config, Run
-from train.distributed import Placement, prefetch
+from train.config import Config
+from train.distributed import Placement
 from train.evaluate import DEV, Evaluation, Evaluator
 from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
 from train.optim import make_optimizer
+from train.preemption import Preemption
 from train.report import Reporter
 from train.sandwich import Sandwiches, make_sandwiches
-from train.step import TrainState, compile_step, create_state, state_shapes, state_shardings
-from train.step_log import StepLog, TooManySkipped, describe_parameters
+from train.step import TrainState, create_state, state_shapes, state_shardings
 from train.summary import write_summary
 from train.tasks.task import Task
 from train.teacher import Teacher, load_teacher
+from train.training_loop import TrainingLoop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Setup:
     is_first_host: bool  # it writes the files that are not divided among hosts
 
 
-def run(config: Config) -> Path:
+def run(config: Config, preemption: Preemption | None = None) -> Path:
     """Train, evaluate, export the model and write the summary; return the run's folder.
 
     Raises:
@@ -62,8 +60,8 @@ def run(config: Config) -> Path:
             written then.
         FloatingPointError: too many losses or gradients in a row were not finite.
     """
-    folder = config.run.folder
-    with join_hosts(config.hosts) as host_group:
+    folder, preemption = config.run.folder, preemption or Preemption()
+    with join_hosts(config.hosts) as host_group, preemption.of_hosts(host_group):
         check_hosts(config, host_group)
         setup, pretrained = make_setup(config, host_group)
         if setup.is_first_host:
@@ -80,6 +78,7 @@ def run(config: Config) -> Path:
                 scored=config.run.best is not None,
                 host_group=host_group,
             ) as checkpoints,
+            preemption.saving(lambda: _wait_for(checkpoints)),
         ):
             # Again, because another run may have used the folder before it was locked.
             run_folder.check_folder(config)
@@ -99,9 +98,12 @@ def run(config: Config) -> Path:
             ) as reporter:
                 reporter.message(run_folder.opening(config, setup.task, setup.placement, first_step=first_step))
                 started = time.perf_counter()
-                evaluator = Evaluator(setup.task, setup.model, setup.placement, reporter, best=config.run.best)
-                state, step = train_steps(setup, state, first_step, evaluator, checkpoints, reporter)
-                state, step = restore_best(setup, state, step, checkpoints, reporter)
+                evaluator = Evaluator(
+                    setup.task, setup.model, setup.placement, reporter, best=config.run.best, preemption=preemption
+                )
+                training = TrainingLoop(setup, state, first_step, evaluator, checkpoints, reporter, preemption)
+                training.run()
+                state, step = restore_best(setup, training.state, training.step, checkpoints, reporter)
                 results = evaluator.evaluate(state.params, step, setup.task.evaluations)
                 seconds = time.perf_counter() - started
                 checkpoints.wait()
@@ -193,90 +195,6 @@ def restore_or_create(setup: Setup, checkpoints: Checkpoints, pretrained: Params
     return create_state(setup.model, setup.optimizer, setup.state_shardings, seed=seed, params=pretrained)
 
 
-def train_steps(
-    setup: Setup,
-    state: TrainState,
-    first_step: int,
-    evaluator: Evaluator,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-) -> tuple[TrainState, int]:
-    """Train from `first_step` to the last step, or until evaluations no longer improve.
-
-    Returns:
-        the last state, which is also in a checkpoint, and its step.
-    """
-    settings, task, placement, total_steps = setup.config.run, setup.task, setup.placement, setup.total_steps
-    teacher, sandwiches = setup.teacher, setup.sandwiches
-    losses = [functools.partial(task.loss, setup.model) if teacher is None else teacher.loss]
-    train_steps = [
-        compile_step(
-            loss,
-            setup.optimizer,
-            placement,
-            setup.state_shardings,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            fixed=() if teacher is None else (placement.parameters(teacher.model),),
-        )
-        for loss in (losses if sandwiches is None else sandwiches.losses)
-    ]
-    fixed = () if teacher is None else (teacher.params,)
-    log = StepLog(
-        setup.config,
-        task,
-        reporter,
-        total_steps,
-        loss_terms=(teacher or sandwiches or task).loss_terms,
-        fraction=placement.host_shard.fraction,
-        skipped=reporter.skipped_updates,
-    )
-    save = functools.partial(save_checkpoint, setup, checkpoints, evaluator)
-    step, postponed = first_step, False
-    try:
-        for host_batch in prefetch(task.train, first_step, total_steps):
-            checkpoints.check()
-            if _out_of_patience(settings, step, checkpoints):
-                reporter.message(
-                    f"stops at step {step}: no better {settings.best} on dev since step {checkpoints.best}"
-                )
-                break
-            train_step = train_steps[0 if sandwiches is None else sandwiches.index(step)]
-            step += 1
-            state, metrics = train_step(state, placement.batch(host_batch), np.uint32(settings.seed), *fixed)
-            log.add(step, metrics, task.token_counts(host_batch))
-            evaluates = _is_due(step, settings.evaluate_every)
-            saves = _is_due(step, settings.checkpoint_every) or postponed
-            if step < total_steps and (evaluates or saves):
-                log.flush()
-                with log.paused():
-                    score = evaluator.evaluate_dev(state.params, step) if evaluates else None
-                    # Not after a skipped update: its cause may be damaged parameters, and older checkpoints are kept.
-                    postponed = saves and log.skipped_in_row > 0
-                    if (saves or score is not None) and not log.skipped_in_row:
-                        save(state, step, score=score)
-        log.flush()
-    except TooManySkipped as error:
-        raise FloatingPointError(f"{error}. {describe_parameters(state.params)} {_resumes_from(checkpoints)}") from None
-    if step != checkpoints.latest:
-        save(state, step, score=evaluator.evaluate_dev(state.params, step) if settings.best else None)
-    return state, step
-
-
-def save_checkpoint(
-    setup: Setup, checkpoints: Checkpoints, evaluator: Evaluator, state: TrainState, step: int, *, score: float | None
-) -> None:
-    """Save the state, and in the manifest the position in the data, the settings and the metrics known at this step."""
-    epoch, batch = divmod(step, setup.task.steps_per_epoch)
-    facts = {
-        "epoch": epoch,
-        "batch": batch,
-        "metrics": evaluator.metrics(step),
-        "config": json.loads(setup.config.to_json()),
-        "inputs": setup.inputs,
-    }
-    checkpoints.save(state, step, score=score, facts=facts)
-
-
 def restore_best(
     setup: Setup, state: TrainState, step: int, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[TrainState, int]:
@@ -364,19 +282,6 @@ def _check_best(config: Config, task: Task) -> None:
         raise ValueError(f"best is {best!r}; give one of the metrics of this task: {', '.join(task.metric_names)}")
 
 
-def _out_of_patience(settings: Run, step: int, checkpoints: Checkpoints) -> bool:
-    """Return whether the last `patience` evaluations were worse than the best; depends on checkpoints alone."""
-    every = settings.evaluate_every
-    if settings.patience is None or every is None or step % every:
-        return False  # the answer changes with evaluations only, and the best score is read from disk
-    best = checkpoints.best
-    return best is not None and (step - best) // every >= settings.patience
-
-
-def _resumes_from(checkpoints: Checkpoints) -> str:
-    latest = checkpoints.latest
-    return f"The last checkpoint is of step {latest}" if latest else "There is no checkpoint yet"
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def _wait_for(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    return f"step {checkpoints.latest} is saved" if checkpoints.latest else "no step was done yet, and nothing is saved"

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from flaxbert.files import read_json, sync
+from flaxbert.files import atomic_write, read_json, sync
 from train.multihost.hosts import Json
 
 MANIFEST_FILE = "manifest.json"
@@ -50,11 +50,21 @@ def write_manifest(folder: Path, facts: Mapping[str, Json], *, known: FileDigest
             digest = _digest(file)
         files[name] = {"bytes": digest[0], "xxh3_128": digest[2]}
         sync(file)
-    content: dict[str, Json] = {**facts, "files": files}
     manifest = folder / MANIFEST_FILE
-    manifest.write_text(json.dumps(content | {"digest": _own_digest(content)}, indent=1) + "\n", encoding="utf-8")
+    manifest.write_text(_manifest_text({**facts, "files": files}), encoding="utf-8")
     for path in (manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
+
+
+def change_manifest(folder: Path, facts: Mapping[str, Json]) -> None:
+    """Replace facts in the manifest of a checkpoint."""
+    content = {**read_manifest(folder), **facts}
+    with atomic_write(folder / MANIFEST_FILE) as aside:
+        aside.write_text(_manifest_text(content), encoding="utf-8")
+
+
+def _manifest_text(content: Mapping[str, Json]) -> str:
+    return json.dumps({**content, "digest": _own_digest(content)}, indent=1) + "\n"
 
 
 def is_unverifiable(folder: Path) -> bool:

@@ -129,7 +129,7 @@ def test_wrong_values(config_file, capsys, flags, expected):
 
 
 def test_an_interrupted_run_ends_without_a_traceback(config_file, capsys, monkeypatch):
-    def interrupted(config):
+    def interrupted(config, preemption):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("train.loop.run", interrupted)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import train.loop
 from tests.flaxbert.saved_models import folder_of
 from tests.runs import SMALL
 from tests.train.test_loop import with_run
 from train.config import Config, Model
 from train.loop import run
+from train.training_loop import TrainingLoop
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
@@ -72,13 +72,13 @@ def test_a_module_that_cannot_be_exported_is_an_error_before_training(sentence_m
 
 
 def test_a_module_that_is_damaged_during_the_run_does_not_lose_the_model(sentence_model, monkeypatch, capsys):
-    train_steps = train.loop.train_steps
+    train_steps = TrainingLoop.run
 
-    def train_and_damage(*arguments):
+    def train_and_damage(self):
         damage(sentence_model)
-        return train_steps(*arguments)
+        train_steps(self)
 
-    monkeypatch.setattr(train.loop, "train_steps", train_and_damage)
+    monkeypatch.setattr(TrainingLoop, "run", train_and_damage)
     folder = run(sentence_model)
     assert (folder / "model" / "model.safetensors").is_file() and (folder / "summary.md").is_file()
     assert f"warning: not all files of {sentence_model.model.pretrained} are copied into" in capsys.readouterr().out

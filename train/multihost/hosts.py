@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 Value = TypeVar("Value")
+Channel = Literal["run", "stop"]
 
 # Variables in which launchers say how many processes they started: the launcher, and whether jax knows its cluster.
 _PROCESS_COUNTS = {
@@ -84,10 +85,14 @@ class HostGroup:
     Attributes:
         index: index of this host; host 0 decides and writes.
         names: machine names by host index.
+        stop_reason: the reason for which a host has called `request_stop`; None if none has.
+        on_stop: called with that reason, in another thread, on the hosts that have not called it.
     """
 
     index: int = 0
     names: tuple[str, ...] = ("",)
+    stop_reason: str | None = None
+    on_stop: Callable[[str], None] | None = None
 
     def __enter__(self) -> "HostGroup":
         return self
@@ -95,9 +100,21 @@ class HostGroup:
     def __exit__(self, *_: object) -> None:
         """Wait for the other hosts; if this host failed, end them instead."""
 
-    def exchange(self, value: Value) -> list[Value]:
-        """Return the values of all hosts by index; values must be representable in JSON."""
+    def exchange(self, value: Value, *, channel: Channel = "run") -> list[Value]:
+        """Return the values of all hosts by index; values must be representable in JSON.
+
+        The order of calls matters within a channel only; "stop" is for the thread that ends the run on request.
+        """
         return [value]
+
+    def request_stop(self, reason: str) -> None:
+        """Ask all other hosts to end the run: their `on_stop` is called."""
+
+    def leave(self) -> None:
+        """Tell the other hosts that this process ends, so that it does not count as lost."""
+
+    def wait_for_leaving(self, seconds: float) -> None:
+        """Wait until all other hosts have called `leave`."""
 
     def share(self, make: Callable[[], Value]) -> Value:
         """Call `make` on host 0 and return its result on all hosts; it must be representable in JSON."""

@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from train.multihost.hosts import HostGroup, Value
+from train.multihost.hosts import Channel, HostGroup, Value
 
 HOST_LOST = 3  # exit code of a host that lost another one
 SILENCE = 15.0  # seconds without a message after which a host counts as lost
@@ -82,21 +82,40 @@ class TcpHostGroup(HostGroup):
     def __init__(self, index: int, names: Sequence[str], connections: Mapping[int, Connection]):
         """Start to read from the connections, given by the index of the host at the other end."""
         self.index, self.names, self._connections = index, tuple(names), connections
-        self._inbox = {other: queue.SimpleQueue() for other in connections}
+        self._inbox = {(other, channel): queue.SimpleQueue() for other in connections for channel in get_args(Channel)}
         self._leaving, self._ending = threading.Event(), threading.Lock()
-        for other in connections:
-            threading.Thread(target=self._read_messages, args=(other,), name=f"host {other}", daemon=True).start()
+        self._readers = [
+            threading.Thread(target=self._read_messages, args=(other,), name=f"host {other}", daemon=True)
+            for other in connections
+        ]
+        for reader in self._readers:
+            reader.start()
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
-    def exchange(self, value: Value) -> list[Value]:
+    def exchange(self, value: Value, *, channel: Channel = "run") -> list[Value]:
         """Return the values of all hosts by index; if a host is lost meanwhile, this process ends."""
         if self.index:
-            self._connections[0].send({"value": value})
-            return self._inbox[0].get()
-        values = [value] + [self._inbox[other].get() for other in sorted(self._connections)]
+            self._connections[0].send({"value": value, "channel": channel})
+            return self._inbox[0, channel].get()
+        values = [value] + [self._inbox[other, channel].get() for other in sorted(self._connections)]
         for connection in self._connections.values():
-            connection.send({"value": values})
+            connection.send({"value": values, "channel": channel})
         return values
+
+    def request_stop(self, reason: str) -> None:
+        """Ask all other hosts to end the run: their `on_stop` is called."""
+        self._send_to_all({"stop": reason})
+
+    def leave(self) -> None:
+        """Tell the other hosts that this process ends, so that it does not count as lost."""
+        self._leaving.set()
+        self._send_to_all({"leaving": True})
+
+    def wait_for_leaving(self, seconds: float) -> None:
+        """Wait until all other hosts have called `leave`."""
+        deadline = time.monotonic() + seconds
+        for reader in self._readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None:
@@ -109,8 +128,7 @@ class TcpHostGroup(HostGroup):
             code = 2 if isinstance(error, FileNotFoundError | ValueError) else 1
             self._leaving.set()  # first, because the other hosts end now and are not lost
             self._send_to_all({"end": f"{self.name(self.index)} failed: {reason}", "code": code})
-        self._leaving.set()
-        self._send_to_all({"leaving": True})
+        self.leave()
 
     def _send_to_all(self, message: Mapping[str, object], *, except_to: int | None = None) -> None:
         for other, connection in self._connections.items():
@@ -129,16 +147,25 @@ class TcpHostGroup(HostGroup):
                 if self._leaving.is_set():
                     return
                 if "value" in message:
-                    self._inbox[other].put(message["value"])
+                    self._inbox[other, message["channel"]].put(message["value"])
+                elif "stop" in message:
+                    self._take_stop(str(message["stop"]), sent_by=other)
                 elif "end" in message:
                     self._end_process(str(message["end"]), int(message["code"]), reported_by=other)
                 elif "leaving" in message:
                     return
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             if not self._leaving.is_set():
                 why = f"silent for {SILENCE:.0f} s" if isinstance(error, TimeoutError) else str(error)
                 lost = f"{self.name(other)} was lost: {why}; start the run again, it goes on from its last checkpoint"
                 self._end_process(lost, HOST_LOST, reported_by=other)
+
+    def _take_stop(self, reason: str, *, sent_by: int) -> None:
+        if self.index == 0:
+            self._send_to_all({"stop": reason}, except_to=sent_by)
+        self.stop_reason = reason
+        if self.on_stop is not None:
+            self.on_stop(reason)
 
     def _end_process(self, why: str, code: int, *, reported_by: int) -> NoReturn:
         """End this process, whatever its other threads are doing, and the other hosts."""
