@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from flaxbert import sharding
 from flaxbert.encoder_decoder import AnyModel
 from flaxbert.sharding import AxisRules
+from train.multihost.hosts import WORK
 
 HostBatch = Mapping[str, np.ndarray]
 """The arrays of a batch by name."""
@@ -131,6 +132,7 @@ class Placement:
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return the global batch, divided over the devices, of which this host gives the rows of `host_shard`."""
+        WORK.begun += 1
         return {name: self._global(values) for name, values in batch.items()}
 
     def _global(self, values: np.ndarray) -> jax.Array:

@@ -3,11 +3,14 @@
 Only the functions that need jax import it: the processes of `tcp_group.py` by themselves start without.
 """
 
+import contextlib
 import dataclasses
+import ipaddress
 import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +51,12 @@ class Hosts:
     """Let jax find all three in the environment: SLURM, Open MPI, Kubernetes or Cloud TPU."""
     timeout: int = 120
     """Seconds to wait for the other hosts at the start."""
+    hang_timeout: int = 1800
+    """Seconds without progress on any host (a step, a batch of an evaluation, a message) after which the run counts as
+    hung and ends; more than the longest compilation, and the longest reading of data, take."""
+    token_file: Path | None = None
+    """File with the secret that hosts present to host 0, the same on all; by default the variable FLAXBERT_HOSTS_TOKEN,
+    or one made by host 0, for processes on its machine."""
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in ("coordinator", "count", "index")}
@@ -62,8 +71,9 @@ class Hosts:
             raise ValueError(f"hosts.index is {self.index}; allowed: 0 to {self.count - 1}")
         if self.coordinator is not None and not 0 < self._port < 2**16:
             raise ValueError(f"hosts.coordinator is {self.coordinator!r}; it must be HOST:PORT, such as 10.0.0.1:8476")
-        if self.timeout < 1:
-            raise ValueError(f"hosts.timeout is {self.timeout}; it must be at least 1")
+        for name in ("timeout", "hang_timeout"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"hosts.{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -149,6 +159,17 @@ class HostGroup:
 SINGLE_HOST = HostGroup()
 
 
+@dataclasses.dataclass
+class WorkCount:
+    """Number of pieces of work that this process has begun, in the order that all hosts do them in."""
+
+    begun: int = 0
+
+
+WORK = WorkCount()
+"""The batches of training and evaluation of this process, which show the other hosts that it does not hang."""
+
+
 def join_hosts(hosts: Hosts) -> HostGroup:
     """Wait until all hosts of the run have joined, and return their group.
 
@@ -208,13 +229,19 @@ def _check_not_launched_with_others() -> None:
 
 def _join_given(hosts: Hosts) -> HostGroup:
     """Connect our own group first: jax would end the process with a stack trace if a host is missing."""
-    from train.multihost import tcp_group
+    from train.multihost.admission import accept_hosts, connect_to_first_host
+    from train.multihost.run_token import find_made_token, given_token, made_token
 
     assert hosts.count is not None and hosts.index is not None
+    given, port = given_token(hosts.token_file), hosts.address[1]
+    timeouts = {"seconds": float(hosts.timeout), "hang_timeout": float(hosts.hang_timeout)}
     if hosts.index == 0:
-        host_group = tcp_group.accept_hosts(_listener(hosts.address[1]), hosts.count, seconds=hosts.timeout)
+        listener = _listener(*hosts.address)
+        with made_token(port) if given is None else contextlib.nullcontext(given) as token:
+            host_group = accept_hosts(listener, hosts.count, token=token, **timeouts)
     else:
-        host_group = tcp_group.connect_to_first_host([hosts.address], hosts.index, hosts.count, seconds=hosts.timeout)
+        find = (lambda: find_made_token(port)) if given is None else lambda: given
+        host_group = connect_to_first_host([hosts.address], hosts.index, hosts.count, token=find, **timeouts)
     _initialize_jax(hosts)
     return host_group
 
@@ -223,7 +250,7 @@ def _join_detected(hosts: Hosts) -> HostGroup:
     """Let jax find the hosts in the environment and connect them; then connect our own group."""
     import jax
 
-    from train.multihost import tcp_group
+    from train.multihost.admission import accept_hosts, connect_to_first_host
 
     def give_up() -> None:
         os.write(2, f"error: not all hosts came within {hosts.timeout} s (--hosts.detect)\n".encode())
@@ -244,14 +271,14 @@ def _join_detected(hosts: Hosts) -> HostGroup:
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
         return SINGLE_HOST
-    listener = _listener(0) if index == 0 else None
-    addresses = _broadcast_text("" if listener is None else _addresses_text(listener.getsockname()[1]))
+    listener = _listener(_own_address(), 0) if index == 0 else None
+    # The token goes by jax's own connections, which have none.
+    made = "" if listener is None else "|".join([*map(str, listener.getsockname()[:2]), secrets.token_hex(16)])
+    address, port, token = _broadcast_text(made).split("|")
+    timeouts = {"seconds": float(hosts.timeout), "hang_timeout": float(hosts.hang_timeout)}
     if listener is not None:
-        return tcp_group.accept_hosts(listener, count, seconds=hosts.timeout)
-    pairs = [pair.split("|") for pair in addresses.split(" ")]
-    return tcp_group.connect_to_first_host(
-        [(address, int(port)) for address, port in pairs], index, count, seconds=hosts.timeout
-    )
+        return accept_hosts(listener, count, token=token, **timeouts)
+    return connect_to_first_host([(address, int(port))], index, count, token=lambda: token, **timeouts)
 
 
 def _initialize_jax(hosts: Hosts) -> None:
@@ -266,6 +293,7 @@ def _initialize_jax(hosts: Hosts) -> None:
         heartbeat_timeout_seconds=timeout,
         shutdown_timeout_seconds=timeout,
         coordinator_address=hosts.coordinator,
+        coordinator_bind_address=hosts.coordinator if hosts.index == 0 else None,
         num_processes=hosts.count,
         process_id=hosts.index,
         cluster_detection_method=None if hosts.detect else "deactivate",
@@ -274,23 +302,27 @@ def _initialize_jax(hosts: Hosts) -> None:
     signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
 
 
-def _listener(port: int) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
+def _listener(host: str, port: int) -> socket.socket:
+    """Listen at one address of this machine."""
     try:
-        return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=1024)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if ipaddress.ip_address(address[0]).is_loopback and host not in ("localhost", address[0]):
+            print(f"note: {host} means {address[0]} here, so that only processes of this machine join", file=sys.stderr)
+        return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise ValueError(f"hosts.coordinator: cannot listen on port {port} here ({error}); choose another") from None
+        raise ValueError(
+            f"hosts.coordinator: cannot listen at {host}:{port} here ({error}); give an address of host 0, and a free "
+            "port"
+        ) from None
 
 
-def _addresses_text(port: int) -> str:
-    """Return "ADDRESS|PORT" for each address of this machine, loopback addresses last."""
+def _own_address() -> str:
+    """Return the address of this machine that other machines reach, a loopback address if there is none."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
         found = set()
-    addresses = sorted(found, key=lambda address: address.startswith(("127.", "::1"))) or ["127.0.0.1"]
-    return " ".join(f"{address}|{port}" for address in addresses)
+    return min(found, key=lambda address: (ipaddress.ip_address(address).is_loopback, address), default="127.0.0.1")
 
 
 def _broadcast_text(text: str) -> str:

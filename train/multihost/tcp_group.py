@@ -16,15 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
-from train.multihost.hosts import Channel, HostGroup, Value
+from train.multihost.hosts import WORK, Channel, HostGroup, Value
 
 HOST_LOST = 3  # exit code of a host that lost another one
+START_AGAIN = 75  # exit code where a host hangs: EX_TEMPFAIL
 SILENCE = 15.0  # seconds without a message after which a host counts as lost
 _HEARTBEAT = 2.0  # seconds between messages that only show that the host is alive
-_GREETING_TIMEOUT = 5.0  # seconds that host 0 waits for the first message of a new connection
 _FAILURE_DELAY = 1.0  # seconds to wait for the report of another host that failed first
 _LONGEST_MESSAGE = 2**28  # bytes
-_VERSION = 1  # of the messages
 
 
 class Connection:
@@ -40,11 +39,14 @@ class Connection:
         with self._writing:
             self._socket.sendall(line)
 
-    def receive(self, seconds: float) -> dict[str, Any]:
-        """Return the next message; raise OSError after a timeout, a closed connection or malformed data."""
+    def receive(self, seconds: float, *, limit: int = _LONGEST_MESSAGE) -> dict[str, Any]:
+        """Return the next message; raise OSError after a timeout, a closed connection or malformed data.
+
+        `limit` is the greatest length of the message in bytes.
+        """
         self._socket.settimeout(seconds)
         try:
-            line = self._reader.readline(_LONGEST_MESSAGE)
+            line = self._reader.readline(limit)
         except ConnectionResetError:  # closed with data of ours unread, as by a process that was killed
             line = b""
         if not line.endswith(b"\n"):
@@ -76,11 +78,31 @@ class Connection:
         self._socket.close()
 
 
+class ProgressWatch:
+    """The work that each host has done, in pieces that all hosts do in the same order, and whether it goes on."""
+
+    def __init__(self, hosts: int, timeout: float):
+        self.counts, self.timeout = [0] * hosts, timeout
+        self._last, self._changed = list(self.counts), time.monotonic()
+
+    def find_hung(self) -> list[int]:
+        """Return the hosts that have done least, if none has done anything for `timeout` seconds."""
+        counts, now = list(self.counts), time.monotonic()
+        if counts != self._last:
+            self._last, self._changed = counts, now
+        hangs = now - self._changed > self.timeout
+        return [index for index, count in enumerate(counts) if count == min(counts)] if hangs else []
+
+
 class TcpHostGroup(HostGroup):
     """A group of several hosts: host 0 is connected to all others, which are connected to it alone."""
 
-    def __init__(self, index: int, names: Sequence[str], connections: Mapping[int, Connection]):
-        """Start to read from the connections, given by the index of the host at the other end."""
+    def __init__(self, index: int, names: Sequence[str], connections: Mapping[int, Connection], *, hang_timeout: float):
+        """Start to read from the connections, given by the index of the host at the other end.
+
+        A run without progress for `hang_timeout` seconds is ended.
+        """
+        self._watch = ProgressWatch(len(names), hang_timeout)
         self.index, self.names, self._connections = index, tuple(names), connections
         self._inbox = {(other, channel): queue.SimpleQueue() for other in connections for channel in get_args(Channel)}
         self._leaving, self._ending = threading.Event(), threading.Lock()
@@ -94,6 +116,7 @@ class TcpHostGroup(HostGroup):
 
     def exchange(self, value: Value, *, channel: Channel = "run") -> list[Value]:
         """Return the values of all hosts by index; if a host is lost meanwhile, this process ends."""
+        WORK.begun += 1
         if self.index:
             self._connections[0].send({"value": value, "channel": channel})
             return self._inbox[0, channel].get()
@@ -137,8 +160,17 @@ class TcpHostGroup(HostGroup):
                     connection.send(message)
 
     def _send_heartbeats(self) -> None:
+        """Tell the other hosts that this one is alive; on host 0, end the run if it hangs."""
         while not self._leaving.wait(_HEARTBEAT):
-            self._send_to_all({})
+            self._watch.counts[self.index] = WORK.begun
+            self._send_to_all({"progress": WORK.begun})
+            hung = self._watch.find_hung() if self.index == 0 else []
+            if hung:
+                names = ", ".join(map(self.name, hung))
+                verb = "hangs" if len(hung) == 1 else "hang"
+                seconds = f"no progress for {self._watch.timeout:.0f} s (--hosts.hang-timeout)"
+                why = f"{names} {verb}: {seconds}; start the run again, it goes on from its last checkpoint"
+                self._end_process(why, START_AGAIN, reported_by=0)
 
     def _read_messages(self, other: int) -> None:
         try:
@@ -152,13 +184,16 @@ class TcpHostGroup(HostGroup):
                     self._take_stop(str(message["stop"]), sent_by=other)
                 elif "end" in message:
                     self._end_process(str(message["end"]), int(message["code"]), reported_by=other)
+                elif "progress" in message:
+                    self._watch.counts[other] = int(message["progress"])
                 elif "leaving" in message:
                     return
         except (OSError, ValueError, TypeError, KeyError) as error:
             if not self._leaving.is_set():
-                why = f"silent for {SILENCE:.0f} s" if isinstance(error, TimeoutError) else str(error)
+                silent = isinstance(error, TimeoutError)
+                why = f"silent for {SILENCE:.0f} s" if silent else str(error)
                 lost = f"{self.name(other)} was lost: {why}; start the run again, it goes on from its last checkpoint"
-                self._end_process(lost, HOST_LOST, reported_by=other)
+                self._end_process(lost, START_AGAIN if silent else HOST_LOST, reported_by=other)
 
     def _take_stop(self, reason: str, *, sent_by: int) -> None:
         if self.index == 0:
@@ -177,104 +212,3 @@ class TcpHostGroup(HostGroup):
         if sys.stdout.isatty():
             os.write(1, b"\x1b[?25h")  # show the cursor again, which the progress bar hides
         os._exit(code)
-
-
-def accept_hosts(listener: socket.socket, count: int, *, seconds: float) -> TcpHostGroup:
-    """Wait as host 0 until all other hosts have connected to `listener`, which is then closed; return the group.
-
-    Raises:
-        ValueError: names hosts that did not connect in time, an index used twice, or a host with another count.
-    """
-    deadline = time.monotonic() + seconds
-    connections: dict[int, Connection] = {}
-    names = {0: socket.gethostname()}
-    try:
-        with listener:
-            while _drop_closed(connections, names) < count:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
-                try:
-                    connection = Connection(listener.accept()[0])
-                except TimeoutError:
-                    missing = ", ".join(str(index) for index in range(count) if index not in names)
-                    present = f"{len(names)} of {count} hosts came within {seconds:.0f} s"
-                    raise ValueError(
-                        f"{present}; missing: {missing}. Were they started with this coordinator?"
-                    ) from None
-                with contextlib.suppress(OSError):  # not a host of this run
-                    _admit(connection, count, connections, names)
-    except ValueError as error:
-        for connection in connections.values():
-            with contextlib.suppress(OSError):
-                connection.send({"refused": str(error)})
-                connection.close()
-        raise
-    ordered = [names[index] for index in range(count)]
-    for connection in connections.values():
-        connection.send({"names": ordered})
-    return TcpHostGroup(0, ordered, connections)
-
-
-def _drop_closed(connections: dict[int, Connection], names: dict[int, str]) -> int:
-    """Forget hosts that have disconnected again, and return the number of hosts that are left."""
-    for index in [index for index, connection in connections.items() if connection.closed]:
-        del connections[index], names[index]
-    return len(names)
-
-
-def _admit(connection: Connection, count: int, connections: dict[int, Connection], names: dict[int, str]) -> None:
-    """Read the first message of a new connection and add its host.
-
-    Raises:
-        OSError: the other side is not a host of this program.
-        ValueError: its settings contradict those of host 0 or of a host that is already there.
-    """
-    greeting = connection.receive(_GREETING_TIMEOUT)
-    index, others, name = (greeting.get(key) for key in ("index", "count", "name"))
-    if greeting.get("flaxbert") != _VERSION or not isinstance(index, int) or not isinstance(name, str):
-        raise ConnectionError("not a host of this program")
-    earlier = connections.pop(index, None)
-    connections[index] = connection
-    problem = None
-    if others != count:
-        problem = f"{name} was started with --hosts.count {others}, {names[0]} with {count}"
-    elif not 0 < index < count or (earlier is not None and not earlier.closed):
-        first = names.get(index, names[0])
-        problem = f"--hosts.index {index} was given to {first} and to {name}; each host needs its own"
-    if problem is not None:
-        if earlier is not None:
-            earlier.send({"refused": problem})
-        raise ValueError(problem)
-    names[index] = name
-
-
-def connect_to_first_host(
-    addresses: Sequence[tuple[str, int]], index: int, count: int, *, seconds: float
-) -> TcpHostGroup:
-    """Connect as host `index` to host 0, wait until all hosts have connected to it, and return the group.
-
-    `addresses` are (host, port) pairs at which host 0 may be reached.
-
-    Raises:
-        ValueError: host 0 was not reached in time, refuses this host, or misses another one.
-    """
-    deadline = time.monotonic() + seconds
-    where = " or ".join(f"{host}:{port}" for host, port in addresses)
-    greeting = {"flaxbert": _VERSION, "index": index, "count": count, "name": socket.gethostname()}
-    reason = "no time left"
-    while time.monotonic() < deadline:
-        for address in addresses:
-            left = deadline - time.monotonic()
-            try:
-                connection = Connection(socket.create_connection(address, timeout=min(5.0, max(0.1, left))))
-                connection.send(greeting)
-                answer = connection.receive(left + _GREETING_TIMEOUT)  # host 0 may have started to wait later
-            except OSError as error:
-                reason = str(error)
-                continue
-            if "refused" in answer:
-                raise ValueError(f"host 0 at {where}: {answer['refused']}")
-            return TcpHostGroup(index, answer["names"], {0: connection})
-        time.sleep(0.3)
-    raise ValueError(
-        f"host 0 was not reached at {where} within {seconds:.0f} s ({reason}), or not all hosts came to it"
-    )

@@ -2,28 +2,33 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from train.multihost import tcp_group
+from tests.faults import strangers
+from train.multihost import hosts, run_token, tcp_group
 from train.multihost.hosts import SINGLE_HOST
 
 ROOT = Path(__file__).parents[3]
 HOST = """
 import socket, sys, time
-from train.multihost import tcp_group
+from train.multihost import admission, tcp_group
+from train.multihost.hosts import WORK
 index, count, port, seconds = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+TOKEN, HOW = "0123456789abcdef", {"seconds": seconds, "hang_timeout": 2.0 if "hangs" in sys.argv else 60.0}
 try:
     if index:
-        host_group = tcp_group.connect_to_first_host([("127.0.0.1", port)], index, count, seconds=seconds)
+        host_group = admission.connect_to_first_host([("127.0.0.1", port)], index, count, token=lambda: TOKEN, **HOW)
     else:
-        host_group = tcp_group.accept_hosts(socket.create_server(("127.0.0.1", port)), count, seconds=seconds)
+        host_group = admission.accept_hosts(socket.create_server(("127.0.0.1", port)), count, token=TOKEN, **HOW)
 except ValueError as error:
     sys.exit(f"error: {error}")
 with host_group:
@@ -36,8 +41,8 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start(index, count, port, body="    pass", seconds=30):
-    words = [sys.executable, "-c", HOST + body, str(index), str(count), str(port), str(seconds)]
+def start(index, count, port, body="    pass", seconds=30, *words):
+    words = [sys.executable, "-c", HOST + body, str(index), str(count), str(port), str(seconds), *words]
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -118,10 +123,28 @@ def test_a_frozen_host_counts_as_lost():
     processes[2].send_signal(signal.SIGSTOP)
     try:
         for code, _, errors in ended(processes[:2]):
-            assert code == tcp_group.HOST_LOST and "host 2" in errors and "was lost: silent for 3 s" in errors
+            assert code == tcp_group.START_AGAIN and "host 2" in errors and "was lost: silent for 3 s" in errors
     finally:
         processes[2].kill()
         ended(processes[2:])
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_host_that_is_stuck_is_named(stuck):
+    """One host does not come to the exchange that the others wait in; its threads live on."""
+    port = free_port()
+    bodies = {stuck: "    host_group.exchange(1)\n    time.sleep(60)"}
+    waiting = "    host_group.exchange(1)\n    host_group.exchange(2)"
+    found = ended([start(index, 3, port, bodies.get(index, waiting), 30, "hangs") for index in range(3)])
+    said = f"stopped: host {stuck} ({socket.gethostname()}) hangs: no progress for 2 s (--hosts.hang-timeout); start"
+    for code, _, errors in found:
+        assert code == tcp_group.START_AGAIN and said in errors, errors
+
+
+def test_progress_keeps_a_run_alive():
+    port = free_port()
+    body = "    for _ in range(16):\n        WORK.begun += 1\n        time.sleep(0.5)"
+    assert ended([start(index, 2, port, body, 30, "hangs") for index in range(2)]) == [(0, "joined\n", "")] * 2
 
 
 @pytest.mark.parametrize(
@@ -191,6 +214,74 @@ def test_a_host_may_reconnect_before_all_are_there():
     ended(first[1:])
     found = ended([first[0], start(1, 3, port), start(2, 3, port)])
     assert found == [(0, "joined\n", "")] * 3
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_is_killed_while_it_joins_is_named(monkeypatch, victim):
+    port = free_port()
+    early = "from train.multihost import admission\nadmission._RETURN_TIMEOUT = 1.0\n"
+    monkeypatch.setattr(sys.modules[__name__], "HOST", early + HOST)
+    processes = [start(0, 3, port, seconds=60), start(1, 3, port, seconds=60)]  # the third one does not come
+    wait_until_connected(processes[1])
+    time.sleep(0.5)
+    processes[victim].kill()
+    code, _, errors = ended(processes)[1 - victim]
+    who = f"host 1 ({socket.gethostname()})" if victim else f"host 0 (127.0.0.1:{port})"
+    assert (
+        code == tcp_group.HOST_LOST
+        and errors == f"stopped: {who} was lost while the hosts joined; start the run again\n"
+    )
+
+
+def wait_until_connected(process):
+    """Wait until the process has a connection."""
+    folder = Path(f"/proc/{process.pid}/fd")
+    while not any("socket" in os.readlink(link) for link in list(folder.iterdir()) if link.is_symlink()):
+        time.sleep(0.02)
+
+
+def test_the_token_of_processes_on_one_machine_is_private_and_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with run_token.made_token(1) as token:
+        (folder,) = tmp_path.iterdir()
+        (file,) = folder.iterdir()
+        assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+        assert run_token.find_made_token(1) == token and run_token.find_made_token(2) is None
+        folder.chmod(0o755)
+        assert run_token.find_made_token(1) is None
+        with pytest.raises(ValueError, match="not a folder of this user alone"), run_token.made_token(2):
+            pass
+        folder.chmod(0o700)
+    assert run_token.find_made_token(1) is None and not list(folder.iterdir())
+
+
+def test_the_token_that_is_given(monkeypatch, tmp_path):
+    monkeypatch.delenv(run_token.TOKEN_VARIABLE, raising=False)
+    assert run_token.given_token(None) is None
+    monkeypatch.setenv(run_token.TOKEN_VARIABLE, "a" * 16 + "\n")
+    assert run_token.given_token(None) == "a" * 16
+    (tmp_path / "token").write_text("b" * 20 + "\n")
+    assert run_token.given_token(tmp_path / "token") == "b" * 20
+    (tmp_path / "token").write_text("short")
+    with pytest.raises(ValueError, match=r"hosts.token_file .*: the token has 5 characters; allowed: 16 or more"):
+        run_token.given_token(tmp_path / "token")
+    with pytest.raises(ValueError, match="cannot be read"):
+        run_token.given_token(tmp_path / "none")
+
+
+def test_strangers_neither_end_nor_slow_the_joining():
+    seconds, first, second = strangers.join_among_strangers(payloads=50, idle=80)
+    assert first == "note: turned away connections without the run's token, first from 127.0.0.1\n" and not second
+    assert seconds < 15
+
+
+def test_host_0_listens_at_the_address_of_the_coordinator_only():
+    with hosts._listener("127.0.0.1", 0) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", listener.getsockname()[1]))
+    with pytest.raises(ValueError, match=r"cannot listen at 192\.0\.2\.1:1 here .*; give an address of host 0"):
+        hosts._listener("192.0.2.1", 1)
 
 
 @pytest.mark.parametrize(
