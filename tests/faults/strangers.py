@@ -32,8 +32,8 @@ _TOKEN = "FLAXBERT_HOSTS_TOKEN"
 def start_host(index: int, port: int, token: str) -> subprocess.Popen[str]:
     """Start a host of a run of two that only joins and exchanges a value."""
     words = [sys.executable, "-c", _HOST, str(index), str(port)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(words, cwd=ROOT, env={**os.environ, _TOKEN: token}, text=True, **pipes)
+    environment, pipe = {**os.environ, _TOKEN: token}, subprocess.PIPE
+    return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
 def join_among_strangers(*, payloads: int, idle: int, seed: int = 0) -> tuple[float, str, str]:
