@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from flaxbert import sharding
 from flaxbert.encoder_decoder import AnyModel
 from flaxbert.sharding import AxisRules
-from train.multihost.hosts import WORK
+from train.multihost.progress import WORK
 
 HostBatch = Mapping[str, np.ndarray]
 """The arrays of a batch by name."""

@@ -159,17 +159,6 @@ class HostGroup:
 SINGLE_HOST = HostGroup()
 
 
-@dataclasses.dataclass
-class WorkCount:
-    """Number of pieces of work that this process has begun, in the order that all hosts do them in."""
-
-    begun: int = 0
-
-
-WORK = WorkCount()
-"""The batches of training and evaluation of this process, which show the other hosts that it does not hang."""
-
-
 def join_hosts(hosts: Hosts) -> HostGroup:
     """Wait until all hosts of the run have joined, and return their group.
 

@@ -16,7 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
-from train.multihost.hosts import WORK, Channel, HostGroup, Value
+from train.multihost.hosts import Channel, HostGroup, Value
+from train.multihost.progress import WORK, ProgressWatch
 
 HOST_LOST = 3  # exit code of a host that lost another one
 START_AGAIN = 75  # exit code where a host hangs: EX_TEMPFAIL
@@ -76,22 +77,6 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.close()
         self._socket.close()
-
-
-class ProgressWatch:
-    """The work that each host has done, in pieces that all hosts do in the same order, and whether it goes on."""
-
-    def __init__(self, hosts: int, timeout: float):
-        self.counts, self.timeout = [0] * hosts, timeout
-        self._last, self._changed = list(self.counts), time.monotonic()
-
-    def find_hung(self) -> list[int]:
-        """Return the hosts that have done least, if none has done anything for `timeout` seconds."""
-        counts, now = list(self.counts), time.monotonic()
-        if counts != self._last:
-            self._last, self._changed = counts, now
-        hangs = now - self._changed > self.timeout
-        return [index for index, count in enumerate(counts) if count == min(counts)] if hangs else []
 
 
 class TcpHostGroup(HostGroup):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 HOST = """
 import socket, sys, time
 from train.multihost import admission, tcp_group
-from train.multihost.hosts import WORK
+from train.multihost.progress import WORK
 index, count, port, seconds = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 TOKEN, HOW = "0123456789abcdef", {"seconds": seconds, "hang_timeout": 2.0 if "hangs" in sys.argv else 60.0}
 try:
