@@ -106,9 +106,8 @@ def main(arguments: list[str]) -> int:
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 failures += 1
                 print(f"run {number}, {case}: {error}", file=sys.stderr)
-    print(
-        "| signal | host | phase | runs | median seconds until the other ended | longest |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| signal | host | phase | runs | median seconds until the other ended | longest |")
+    print("| --- " * 6 + "|")
     for case, seconds in times.items():
         figures = f"{len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f}"
         print(f"| {case.fault.name} | {case.victim} | {case.phase} | {figures} |")
