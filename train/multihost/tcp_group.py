@@ -18,9 +18,10 @@ from typing import Any, NoReturn, get_args
 
 from train.multihost.hosts import Channel, HostGroup, Value
 from train.multihost.progress import WORK, ProgressWatch
+from train.preemption import PREEMPTED
 
 HOST_LOST = 3  # exit code of a host that lost another one
-START_AGAIN = 75  # exit code where a host hangs: EX_TEMPFAIL
+START_AGAIN = PREEMPTED  # exit code where a host hangs
 SILENCE = 15.0  # seconds without a message after which a host counts as lost
 _HEARTBEAT = 2.0  # seconds between messages that only show that the host is alive
 _FAILURE_DELAY = 1.0  # seconds to wait for the report of another host that failed first
