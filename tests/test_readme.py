@@ -75,6 +75,7 @@ def test_every_command_is_one_that_a_test_runs_or_parses():
     modules = ("train", "train.data.prepare", "train.benchmark", "train.benchmark.text", "train.benchmark.alternate")
     modules += ("train.aot", "train.aot.pods", "train.benchmark.decoding")
     modules += ("train.benchmark.pointing", "train.data.casing_pairs", "train.checkpoint")
+    modules += ("train.benchmark.saving", "tests.faults.kill", "tests.faults.mutate", "tests.faults.disk")
     known = [f"python -m {module} " for module in modules]
     known += ["python3 -m venv ", ".venv/bin/pytest", "pip install ", "srun ", "gcloud "]
     tested = {*CONVERTING, *PREDICTING}
