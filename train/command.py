@@ -194,7 +194,7 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
     given = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
     _check_sets(default.task, given, flags)
     return tyro.cli(
-        Config[type(default.task)],
+        type(default)[type(default.task)],  # type: ignore[reportInvalidTypeArguments]
         default=_with_other_length(default, given),
         args=flags,
         description="Train what the config file describes, with these flags applied.",

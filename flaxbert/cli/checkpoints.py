@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
+from flaxbert.cli.adaptive_flags import AdaptiveFlags
 from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.conversion.average import average
 from flaxbert.conversion.convert import convert
@@ -176,10 +177,11 @@ class Average:
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(AdaptiveFlags):
     """Export a model as a program that runs without flaxbert: StableHLO for XLA, or an ONNX graph.
 
-    The written program is loaded again and run; the largest difference from the model is printed.
+    The written program is loaded again and run; the largest difference from the model is printed. Layers and tokens can
+    be left out of StableHLO alone; tokens need --length.
     """
 
     src: tyro.conf.Positional[str]
@@ -190,12 +192,6 @@ class Export:
     """stablehlo runs wherever jax runs (cpu, cuda, tpu); onnx runs in ONNX Runtime and needs the extra [onnx]."""
     length: int | None = None
     """Number of tokens of all inputs, for runtimes without dynamic shapes; by default inputs have any length."""
-    length_config: tuple[int, ...] = ()
-    """Tokens that each layer keeps, as of predict; needs --length. Not for onnx."""
-    layer_config: tuple[int, ...] = ()
-    """Numbers of the layers that run, as of predict. Not for onnx."""
-    always_keep_cls_token: bool | None = None
-    """Keep the first token in every layer, as of predict. Not for onnx."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Compute dtype; onnx supports float32 only."""
     revision: str | None = None
@@ -205,18 +201,11 @@ class Export:
         """Export and print the inputs and outputs of the program."""
         from flaxbert.export import export_onnx, export_stablehlo
 
+        adaptive = self.adaptive_arguments()
         with resolve_checkpoint_path(self.src, revision=self.revision) as folder:
             if self.format == "stablehlo":
-                exported = export_stablehlo(
-                    folder,
-                    self.dst,
-                    length=self.length,
-                    dtype=self.dtype,
-                    layer_config=self.layer_config or None,
-                    length_config=self.length_config or None,
-                    always_keep_cls_token=self.always_keep_cls_token,
-                )
-            elif self.layer_config or self.length_config or self.always_keep_cls_token is not None:
+                exported = export_stablehlo(folder, self.dst, length=self.length, dtype=self.dtype, **adaptive)
+            elif adaptive:
                 raise ValueError("--layer-config, --length-config and --always-keep-cls-token need --format stablehlo")
             elif self.dtype != "float32":
                 raise ValueError(f"dtype is {self.dtype}; onnx supports float32 only")

@@ -14,11 +14,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxbert.cli.adaptive_flags import AdaptiveFlags
 from flaxbert.cli.generation_flags import SETTINGS_FLAGS, GenerationFlags, settings_options
 from flaxbert.cli.prediction_tasks import PAIR_TASKS, TASKS, PredictionTask
 from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
-from flaxbert.config import ADAPTIVE_FIELDS
 from flaxbert.conversion.origin import resolve_checkpoint_path
 from flaxbert.files import atomic_write
 from flaxbert.pipelines import Aggregation, Pipeline, Pooling, SequenceToSequencePipeline, TextGenerationPipeline
@@ -39,7 +39,7 @@ class _Prediction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict(GenerationFlags):
+class Predict(GenerationFlags, AdaptiveFlags):
     """Run a model on texts: fill masks, classify, judge the next sentence, choose, tag, answer, embed, generate.
 
     Texts come from the arguments, from --file, or from standard input with one input per line. Tabs separate the texts
@@ -94,12 +94,6 @@ class Predict(GenerationFlags):
     """Sequences per batch."""
     max_length: int | None = None
     """Maximum number of tokens of a sequence; by default as in training (answer, embed), or the number of positions."""
-    length_config: tuple[int, ...] = ()
-    """Tokens that each layer keeps, one number for each layer, not increasing; by default the folder's, or all."""
-    layer_config: tuple[int, ...] = ()
-    """Numbers of the layers that run, from 0; by default the folder's, or all."""
-    always_keep_cls_token: bool | None = None
-    """Keep the first token in every layer; by default the folder's, or true except for answer."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
 
@@ -146,7 +140,8 @@ class Predict(GenerationFlags):
             raise ValueError("no texts: give them as arguments, with --file, or on standard input")
         if self.stream and (self.json or self.output is not None):
             raise ValueError("--stream prints plain text; give it without --json and --output")
-        options = {name: given[name] for name in (*own, "batch_size", "max_length", *ADAPTIVE_FIELDS) if name in given}
+        options = {name: given[name] for name in (*own, "batch_size", "max_length") if name in given}
+        options |= self.adaptive_arguments()
         options.pop("stream", None)
         if self.task == "generate":
             options = settings_options(options)

@@ -92,7 +92,7 @@ def test_generated_texts_are_streamed(predict):
     assert code == 2 and "fill-mask has no --num-beams" in err
 
 
-def test_layers_and_tokens_left_out(predict, folders):
+def test_layers_and_tokens_left_out(predict, folders, tmp_path):
     classify = TextClassificationPipeline.from_pretrained(folders["classify"], batch_size=1)  # of one layer
     text = "A text with more words than six."
     adaptive = {"length_config": [1], "always_keep_cls_token": False}
@@ -103,6 +103,17 @@ def test_layers_and_tokens_left_out(predict, folders):
     found = {label["name"]: label["score"] for label in json.loads(out)["labels"]}
     assert found == pytest.approx({label.name: label.score for label in wanted.labels}, abs=1e-6)
     assert found != pytest.approx({label.name: label.score for label in classify([text])[0].labels}, abs=1e-4)
+    front = tmp_path / "front.json"
+    front.write_text(json.dumps({"points": {"50%": {"layer_config": None, **adaptive}}}))
+    code, out, _ = predict("classify", text, "--point", f"50%@{front}", "--json")
+    assert code == 0 and {label["name"]: label["score"] for label in json.loads(out)["labels"]} == found
+    code, _, err = predict("classify", text, "--point", f"40%@{front}")
+    assert code == 2 and "front.json has no point '40%'; it has 50%" in err
+    code, _, err = predict("classify", text, "--point", f"50%@{front}", "--layer-config", 0)
+    assert code == 2 and "has all lengths and layers; leave --layer-config out" in err
+    front.write_text('{"points": {"50%": [1]}}')
+    code, _, err = predict("classify", text, "--point", f"50%@{front}")
+    assert code == 2 and "front.json: not the front.json of a search" in err
     code, _, err = predict("classify", text, "--length-config", 6, 7)
     assert code == 2 and "--length-config has 2 numbers; the model has 1 layers: give one number for each" in err
     code, _, err = predict("generate", text, "--layer-config", 0)
