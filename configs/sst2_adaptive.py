@@ -2,9 +2,10 @@
 
     python -m train configs/sst2.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
     python -m train configs/sst2_adaptive.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv
-    python -m train.search configs/sst2_adaptive.py --task.train SST-2/train.tsv --task.dev SST-2/dev.tsv \
-        --search.baseline runs/sst2/model
+    python -m train.search configs/sst2_adaptive.py --search.metric accuracy --search.baseline runs/sst2/model
     flaxbert predict classify "a gem" --model runs/sst2_adaptive/model --point 50%@runs/sst2_adaptive/search/front.json
+
+The third command finds SST-2/train.tsv and SST-2/dev.tsv by the settings below; other files need the same flags.
 
 Not run here in full.
 """

@@ -26,6 +26,7 @@ from train.benchmark.text import main as benchmark_text
 from train.command import load_config, parse_flags
 from train.command import main as train
 from train.data.pretraining.preparation import Preparation, prepare_store
+from train.search.settings import SearchConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,12 +75,20 @@ def test_readme_is_short():
 def test_every_command_is_one_that_a_test_runs_or_parses():
     modules = ("train", "train.data.prepare", "train.benchmark", "train.benchmark.text", "train.benchmark.alternate")
     modules += ("train.aot", "train.aot.pods", "train.benchmark.decoding")
-    modules += ("train.benchmark.pointing", "train.data.casing_pairs", "train.checkpoint")
+    modules += ("train.benchmark.pointing", "train.data.casing_pairs", "train.checkpoint", "train.search")
     modules += ("train.benchmark.saving", "tests.faults.kill", "tests.faults.mutate", "tests.faults.disk")
     known = [f"python -m {module} " for module in modules]
     known += ["python3 -m venv ", ".venv/bin/pytest", "pip install ", "srun ", "gcloud "]
     tested = {*CONVERTING, *PREDICTING}
     assert [command for command in COMMANDS if command not in tested and not command.startswith(tuple(known))] == []
+
+
+def test_search_commands_are_understood():
+    searches = [command for command in COMMANDS if command.startswith("python -m train.search ")]
+    assert searches
+    for command in searches:
+        config, *flags = shlex.split(command)[3:]
+        parse_flags(SearchConfig(**vars(load_config(ROOT / config))), flags)
 
 
 def test_links_lead_to_files_and_headings():
