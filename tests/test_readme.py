@@ -189,7 +189,7 @@ def test_predict_commands(tmp_path, finished, monkeypatch, capsys):
 
 
 def test_train_commands_are_understood(capsys):
-    assert len(TRAIN) >= 20 and sum("--hosts.detect" in command for command in TRAIN) == 3
+    assert len(TRAIN) >= 20 and sum("--hosts.detect" in command for command in TRAIN) == 4
     for command in TRAIN:
         file, *flags = shlex.split(command)
         if "--help" not in flags:

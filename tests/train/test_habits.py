@@ -178,7 +178,7 @@ def test_other_training_data_with_other_labels_than_the_config_names_the_flag(cl
 def test_output_that_cannot_be_encoded_does_not_end_a_run(tmp_path):
     code = (
         "import sys; from train.command import main; import train.loop\n"
-        "train.loop.run = lambda config: print('caf\\u00e9 \\u4f53')\n"
+        "train.loop.run = lambda *_: print('caf\\u00e9 \\u4f53')\n"
         f"sys.exit(main([{str(tmp_path / 'config.py')!r}]))"
     )
     (tmp_path / "config.py").write_text(
