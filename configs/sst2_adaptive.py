@@ -7,7 +7,16 @@
 
 The third command finds SST-2/train.tsv and SST-2/dev.tsv by the settings below; other files need the same flags.
 
-Not run here in full.
+Not run here in full: 300 steps on the first 5000 rows at --optim.learning-rate 5e-5, from a model of half an epoch
+of configs/sst2.py, 22 minutes beside other work. Dev accuracy, all 872 rows padded to 56 tokens, every layer
+keeping the same share of its tokens (constant ratio, no search):
+
+    share of FLOPs      100 %    70 %     50 %     35 %
+    adapted             0.874    0.874    0.868    0.867
+    not adapted         0.880    0.881    0.870    0.861
+
+So short a run, on a part of the rows, cost the full model 0.006 and gains only at 35 %. Dev texts have 25 tokens on
+average, so that up to half of the FLOPs are padding. 2 cores of an AMD EPYC, 2026-11-28.
 """
 
 from pathlib import Path
