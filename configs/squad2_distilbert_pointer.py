@@ -1,7 +1,7 @@
 """Questions about Wikipedia that have an answer (SQuAD 2.0), by DistilBERT and a pointer network, with Adafactor.
 
     flaxbert convert distilbert/distilbert-base-uncased distilbert
-    python -m train configs/squad2_distilbert_pointer.py --task.train train-v2.0.json --task.dev dev-v2.0.json \\
+    python -m train configs/squad2_distilbert_pointer.py --task.train train-v2.0.json --task.dev dev-v2.0.json \
         --task.validation-split None
 
 Questions without an answer are not trained on, and the figures are those of the answerable ones; --task.impossible

@@ -62,6 +62,7 @@ def distilled(masked_lm, finished):
     return with_run(config, steps=3, checkpoint_every=2, log_every=1)
 
 
+@pytest.mark.slow
 def test_a_distilled_run_resumes_bit_for_bit_and_keeps_no_teacher(distilled, monkeypatch, tmp_path):
     unbroken = run(distilled)
     broken = with_run(distilled, folder=tmp_path / "broken")

@@ -116,6 +116,7 @@ def adapted(classification):
     return with_run(config, epochs=None, steps=4, checkpoint_every=2, log_every=1, seed=1)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_and_compiles_each_sandwich_once(adapted, monkeypatch, tmp_path):
     traced = []
     with monkeypatch.context() as patch:

@@ -141,6 +141,7 @@ def test_a_host_that_is_stuck_is_named(stuck):
         assert code == tcp_group.START_AGAIN and said in errors, errors
 
 
+@pytest.mark.slow
 def test_progress_keeps_a_run_alive():
     port = free_port()
     body = "    for _ in range(16):\n        WORK.begun += 1\n        time.sleep(0.5)"

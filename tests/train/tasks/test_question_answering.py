@@ -158,13 +158,6 @@ def test_a_pointer_is_not_distilled(tmp_path):
         task.soft_targets(None, {})
 
 
-def test_a_family_without_a_pointer_is_refused(tmp_path):
-    config = config_in(tmp_path, head="pointer")
-    sizes = flaxbert.CamembertConfig(**{name: getattr(SMALL, name) for name in ("hidden_size", "num_attention_heads")})
-    with pytest.raises(ValueError, match="'camembert' has no model for question answering by a pointer here"):
-        config.task.prepare(dataclasses.replace(config, model=Model(sizes=sizes)))
-
-
 @pytest.mark.slow
 def test_a_run_where_all_have_answers(tmp_path):
     config = config_in(tmp_path, impossible=False)
