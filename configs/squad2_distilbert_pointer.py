@@ -5,8 +5,8 @@
         --task.validation-split None
 
 Questions without an answer are not trained on, and the figures are those of the answerable ones; --task.impossible
-takes both kinds. With --task.context-first the context precedes the question. Answers that are not where the file says
-are repaired. TensorBoard has the curves Train/Loss, Val/Loss, Val/EM and Val/F1; the end prints some questions with
+takes both kinds. With --task.context-first the context precedes the question. Answers one or two characters off are
+repaired. TensorBoard has the curves Train/Loss, Val/Loss, Val/EM and Val/F1; the end prints some questions with
 their answers, and `flaxbert predict answer --model runs/squad2_distilbert_pointer/model` answers others.
 """
 

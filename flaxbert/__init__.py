@@ -4,6 +4,8 @@
 its subcommands would wait two seconds for jax.
 """
 
+import difflib
+
 import lazy_loader
 
 _import_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
@@ -14,4 +16,6 @@ _RENAMED = {"Attention": "AttentionImplementation"}
 def __getattr__(name: str) -> object:
     if name in _RENAMED:
         raise AttributeError(f"flaxbert.{name} is now called flaxbert.{_RENAMED[name]}")
+    if name not in __all__ and (near := difflib.get_close_matches(name, __all__, cutoff=0.85)):
+        raise AttributeError(f"module 'flaxbert' has no attribute {name!r}; near names: {', '.join(near)}")
     return _import_name(name)

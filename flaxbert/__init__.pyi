@@ -1,6 +1,6 @@
 """The public names of flaxbert, and the modules that they come from."""
 
-from . import dropout, functional, losses, pointer, sharding, surgery, transformer, weights
+from . import dropout, functional, length_adaptive, losses, pointer, sharding, surgery, transformer, weights
 
 # pointers to the start and the end of an answer
 from .answer_pointer import BertForPointerQuestionAnswering
@@ -178,6 +178,7 @@ __all__ = [
     "functional",
     "generate",
     "init_cache",
+    "length_adaptive",
     "losses",
     "pointer",
     "save_pretrained",

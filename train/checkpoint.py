@@ -351,8 +351,11 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(arguments[1]).expanduser()
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     steps = checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps and folder.is_dir() and damaged_names(folder):
+        print(f"{folder}: all checkpoints were set aside, because they are damaged: {', '.join(damaged_names(folder))}")
+        return 1
     if not steps:
-        print(f"error: {folder}: holds no checkpoint; give the folder of a run that has written one", file=sys.stderr)
+        print(f"error: {folder}: holds no checkpoint; give the folder of a run, or of its checkpoints", file=sys.stderr)
         return 2
     states = {step: describe(folder / str(step)) for step in steps}
     for step, (state, _) in states.items():

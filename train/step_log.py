@@ -51,7 +51,16 @@ class StepLog:
         self._learning_rate, self._peak = schedule(config.optim, total_steps), peak_flops()
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._compiled = False
-        self._restart()
+        self._done: float | None = None  # when the pending step was done, if that is known
+        self._restart(time.perf_counter())
+
+    def before_step(self) -> None:
+        """Note the time if the last step is done, before the next one is started.
+
+        On the CPU the call that starts a step may last as long as the step, which is no time of the step before.
+        """
+        if self._pending is not None and self._pending[1]["loss"].is_ready():
+            self._done = time.perf_counter()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], counts: TokenCounts) -> None:
         """Take a step that was started; wait for the step before it and report that.
@@ -73,12 +82,13 @@ class StepLog:
             return
         (step, metrics), self._pending = self._pending, None
         fetched = jax.device_get(metrics)
+        done, self._done = self._done or time.perf_counter(), None
         loss, norm = float(fetched["loss"]), float(fetched["gradient_norm"])
         self._reporter.advance(step)
         if step == 1 or step % self._log_every == 0 or step == self._total_steps:
             terms = zip(self._loss_terms, fetched["terms"].tolist(), strict=True) if self._loss_terms else ()
             rate = np.asarray(self._learning_rate(step - 1 - self.skipped)).item()
-            self._report(step, {"loss": loss, **dict(terms), "learning_rate": rate, "gradient_norm": norm})
+            self._report(step, {"loss": loss, **dict(terms), "learning_rate": rate, "gradient_norm": norm}, done)
         if math.isfinite(loss) and math.isfinite(norm):
             self.skipped_in_row = 0
         else:
@@ -105,8 +115,8 @@ class StepLog:
         yield
         self._since += time.perf_counter() - start
 
-    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+    def _report(self, step: int, metrics: Mapping[str, float], done: float) -> None:
+        seconds = max(done - self._since, 1e-9)
         # The time left is unknown after the first step, most of which is compilation.
         left = seconds / max(self._steps, 1) * (self._total_steps - step) if self._compiled else math.inf
         self._compiled = True
@@ -118,10 +128,10 @@ class StepLog:
             mfu=None if self._peak is None else flops / seconds / self._peak,
             eta_seconds=left,
         )
-        self._restart()
+        self._restart(done)
 
-    def _restart(self) -> None:
-        self._steps, self._counts, self._since = 0, TokenCounts(), time.perf_counter()
+    def _restart(self, since: float) -> None:
+        self._steps, self._counts, self._since = 0, TokenCounts(), since
 
 
 def describe_parameters(params: Params) -> str:

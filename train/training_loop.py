@@ -101,6 +101,7 @@ class TrainingLoop:
         arguments = self.state, batch, np.uint32(self.setup.config.run.seed), *self._fixed
         train_step.compile_for(batch, *arguments)
         with self.preemption.launching():
+            self._log.before_step()
             self.state, metrics = train_step(*arguments)
             self.step += 1
             self._log.add(self.step, metrics, self.setup.task.token_counts(host_batch))
