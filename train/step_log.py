@@ -5,6 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ class StepLog:
 
         On the CPU the call that starts a step may last as long as the step, which is no time of the step before.
         """
-        if self._pending is not None and self._pending[1]["loss"].is_ready():
+        loss: Any = None if self._pending is None else self._pending[1]["loss"]
+        if loss is not None and loss.is_ready():
             self._done = time.perf_counter()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], counts: TokenCounts) -> None:
