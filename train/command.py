@@ -61,6 +61,23 @@ def run_and_exit(arguments: list[str], preemption: Preemption) -> NoReturn:
     sys.exit(code)
 
 
+def usage_code(arguments: Sequence[str], usage: str) -> int | None:
+    """Print the usage where no config is given; return the exit code then: 0 if help was asked for, else 2."""
+    if arguments and not arguments[0].startswith("-"):
+        return None
+    asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    print(usage, file=sys.stdout if asked_for_help else sys.stderr)
+    return 0 if asked_for_help else 2
+
+
+def prepare_output() -> None:
+    """Show warnings as plain lines; letters that the terminal's encoding lacks do not end a command."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: list[str], preemption: Preemption | None = None) -> int:
     """Run a config and return the exit code.
 
@@ -70,14 +87,9 @@ def main(arguments: list[str], preemption: Preemption | None = None) -> int:
         from its last checkpoint. 130: interrupted. If one of several hosts fails, all end with its code.
         A `preemption` that listens to signals ends the process itself, with 75.
     """
-    if not arguments or arguments[0].startswith("-"):
-        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(_USAGE, file=sys.stdout if asked_for_help else sys.stderr)
-        return 0 if asked_for_help else 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal's encoding lacks do not end a run
-            stream.reconfigure(errors="backslashreplace")
+    if (code := usage_code(arguments, _USAGE)) is not None:
+        return code
+    prepare_output()
     try:
         config = parse_flags(load_config(Path(arguments[0]).expanduser()), arguments[1:])
         # Imported after the flags are read, so that --help and errors in flags are fast.

@@ -1,12 +1,10 @@
 """Command `python -m train.search`: search for the best length configurations of an adapted model."""
 
-import io
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.command import load_config, parse_flags
+from train.command import load_config, parse_flags, prepare_output, usage_code
 from train.search.settings import SearchConfig
 
 _USAGE = "usage: python -m train.search configs/NAME.py [--search.metric accuracy --search.iterations 10 ...] [--help]"
@@ -14,14 +12,9 @@ _USAGE = "usage: python -m train.search configs/NAME.py [--search.metric accurac
 
 def main(arguments: Sequence[str]) -> int:
     """Run a search; return 0, 2 for a mistake in the settings or the data, or 130 if interrupted."""
-    if not arguments or arguments[0].startswith("-"):
-        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(_USAGE, file=sys.stdout if asked_for_help else sys.stderr)
-        return 0 if asked_for_help else 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal's encoding lacks do not end a search
-            stream.reconfigure(errors="backslashreplace")
+    if (code := usage_code(arguments, _USAGE)) is not None:
+        return code
+    prepare_output()
     try:
         config = load_config(Path(arguments[0]).expanduser())
         search_config = parse_flags(SearchConfig(**vars(config)), arguments[1:])
