@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """What a run does when it is asked to end; without `listen`, signals have their usual effects.
+    """The end of a run on request: save and exit. Without `listen`, signals have their usual effects.
 
     The main thread announces each program that all hosts run together (`launching`). When the run is asked to end, it
     starts no more of them than the host that is farthest. Nothing runs then, and the state is that of one step.

@@ -97,7 +97,7 @@ class Measurer:
 
 
 class Record:
-    """What was measured so far, in a JSON file that each measurement replaces; a search that goes on reads it."""
+    """The measurements so far, in a JSON file that each of them replaces; a search that goes on reads it."""
 
     def __init__(self, file: Path, subject: Mapping[str, Any]):
         """Read the file, if there is one; `subject` is what the measurements depend on.
