@@ -188,6 +188,11 @@ class Checkpoints:
             del self._scores[max(self._scores)]
             raise error
 
+    def wait_and_describe(self) -> str:
+        """Wait as `wait` does, and return a sentence on what is saved."""
+        self.wait()
+        return f"step {self.latest} is saved" if self.latest else "no step was done yet, and nothing is saved"
+
     def restore(self, shapes: TrainState, shardings: TrainState, *, step: int | None = None) -> TrainState:
         """Return the state of `step` (None: the newest) with the given shardings.
 

@@ -78,7 +78,7 @@ def run(config: Config, preemption: Preemption | None = None) -> Path:
                 scored=config.run.best is not None,
                 host_group=host_group,
             ) as checkpoints,
-            preemption.saving(lambda: _wait_for(checkpoints)),
+            preemption.saving(checkpoints.wait_and_describe),
         ):
             # Again, because another run may have used the folder before it was locked.
             run_folder.check_folder(config)
@@ -280,8 +280,3 @@ def _check_best(config: Config, task: Task) -> None:
         raise ValueError(f"best is {best!r}, but the dev set has no labels: give another --task.dev or --run.best None")
     if best is not None and best not in task.metric_names:
         raise ValueError(f"best is {best!r}; give one of the metrics of this task: {', '.join(task.metric_names)}")
-
-
-def _wait_for(checkpoints: Checkpoints) -> str:
-    checkpoints.wait()
-    return f"step {checkpoints.latest} is saved" if checkpoints.latest else "no step was done yet, and nothing is saved"

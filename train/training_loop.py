@@ -151,8 +151,7 @@ class TrainingLoop:
         self._log.flush()
         if self.step and self.step != self.checkpoints.latest:
             self._write(self.evaluator.score(self.step))
-        self.checkpoints.wait()
-        return f"step {self.step} is saved" if self.step else "no step was done yet, and nothing is saved"
+        return self.checkpoints.wait_and_describe()
 
 
 def _out_of_patience(settings: Run, step: int, checkpoints: Checkpoints) -> bool:
