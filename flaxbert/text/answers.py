@@ -12,7 +12,16 @@ import numpy as np
 from flaxbert.text.windows import QuestionWindow
 
 _SETTINGS_KEY, _TASK = "task_specific_params", "question-answering"  # of config.json, as transformers calls them
-_SETTINGS = ("max_length", "max_query", "step", "overlap", "n_best", "max_answer", "context_first")
+# The settings with their lowest values, which have the types of all values.
+_SETTINGS = {
+    "max_length": 1,
+    "max_query": 1,
+    "step": 1,
+    "overlap": 0,
+    "n_best": 1,
+    "max_answer": 1,
+    "context_first": False,
+}
 
 
 def answer_settings_keys(settings: Mapping[str, int | bool | None], keys: Mapping[str, object]) -> dict[str, object]:
@@ -27,11 +36,10 @@ def saved_answer_settings(keys: Mapping[str, object]) -> dict[str, int]:
     tasks = keys.get(_SETTINGS_KEY)
     saved = tasks.get(_TASK) if isinstance(tasks, dict) else None
     values = saved if isinstance(saved, dict) else {}
-    lowest, kinds = {"overlap": 0, "context_first": False}, {"context_first": bool}
     return {
         name: values[name]
-        for name in _SETTINGS
-        if type(values.get(name)) is kinds.get(name, int) and values[name] >= lowest.get(name, 1)
+        for name, lowest in _SETTINGS.items()
+        if type(values.get(name)) is type(lowest) and values[name] >= lowest
     }
 
 
