@@ -21,7 +21,6 @@ from train.multihost.progress import WORK, ProgressWatch
 from train.preemption import PREEMPTED
 
 HOST_LOST = 3  # exit code of a host that lost another one
-START_AGAIN = PREEMPTED  # exit code where a host hangs
 SILENCE = 15.0  # seconds without a message after which a host counts as lost
 _HEARTBEAT = 2.0  # seconds between messages that only show that the host is alive
 _FAILURE_DELAY = 1.0  # seconds to wait for the report of another host that failed first
@@ -156,7 +155,7 @@ class TcpHostGroup(HostGroup):
                 verb = "hangs" if len(hung) == 1 else "hang"
                 seconds = f"no progress for {self._watch.timeout:.0f} s (--hosts.hang-timeout)"
                 why = f"{names} {verb}: {seconds}; start the run again, it goes on from its last checkpoint"
-                self._end_process(why, START_AGAIN, reported_by=0)
+                self._end_process(why, PREEMPTED, reported_by=0)
 
     def _read_messages(self, other: int) -> None:
         try:
@@ -179,7 +178,7 @@ class TcpHostGroup(HostGroup):
                 silent = isinstance(error, TimeoutError)
                 why = f"silent for {SILENCE:.0f} s" if silent else str(error)
                 lost = f"{self.name(other)} was lost: {why}; start the run again, it goes on from its last checkpoint"
-                self._end_process(lost, START_AGAIN if silent else HOST_LOST, reported_by=other)
+                self._end_process(lost, PREEMPTED if silent else HOST_LOST, reported_by=other)
 
     def _take_stop(self, reason: str, *, sent_by: int) -> None:
         if self.index == 0:

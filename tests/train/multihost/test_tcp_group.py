@@ -123,7 +123,7 @@ def test_a_frozen_host_counts_as_lost():
     processes[2].send_signal(signal.SIGSTOP)
     try:
         for code, _, errors in ended(processes[:2]):
-            assert code == tcp_group.START_AGAIN and "host 2" in errors and "was lost: silent for 3 s" in errors
+            assert code == tcp_group.PREEMPTED and "host 2" in errors and "was lost: silent for 3 s" in errors
     finally:
         processes[2].kill()
         ended(processes[2:])
@@ -138,7 +138,7 @@ def test_a_host_that_is_stuck_is_named(stuck):
     found = ended([start(index, 3, port, bodies.get(index, waiting), 30, "hangs") for index in range(3)])
     said = f"stopped: host {stuck} ({socket.gethostname()}) hangs: no progress for 2 s (--hosts.hang-timeout); start"
     for code, _, errors in found:
-        assert code == tcp_group.START_AGAIN and said in errors, errors
+        assert code == tcp_group.PREEMPTED and said in errors, errors
 
 
 @pytest.mark.slow
