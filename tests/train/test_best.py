@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.train.test_loop import records, stop_after, weights, with_run
+from tests.train.test_loop import records, run_until, weights, with_run
 from train.command import run_seeds
 from train.loop import run
 
@@ -44,10 +44,7 @@ def test_the_best_model_is_kept_and_training_stops(overfitting, tmp_path, capsys
     assert f"step {best[0]} had the best loss on dev" in printed
     assert evaluations(unbroken, "test")[-1][0] == best[0]
     # Stopped in between it ends the same, and started again it trains no further.
-    with monkeypatch.context() as patch:
-        stop_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            run(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"))
+    run_until(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"), 5, monkeypatch)
     broken = run(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"))
     capsys.readouterr()
     again = run(with_run(overfitting, patience=2, checkpoint_every=4, folder=tmp_path / "broken"))

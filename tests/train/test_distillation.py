@@ -14,7 +14,7 @@ import torch
 import flaxbert
 from flaxbert.conversion.convert import convert
 from flaxbert.conversion.shape_changes import ShapeChanges
-from tests.train.test_loop import records, stop_after, weights, with_run
+from tests.train.test_loop import records, run_until, weights, with_run
 from train.aot.estimate import compile_config
 from train.config import Model
 from train.distillation import Distillation
@@ -66,10 +66,7 @@ def distilled(masked_lm, finished):
 def test_a_distilled_run_resumes_bit_for_bit_and_keeps_no_teacher(distilled, monkeypatch, tmp_path):
     unbroken = run(distilled)
     broken = with_run(distilled, folder=tmp_path / "broken")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            run(broken)
+    run_until(broken, 3, monkeypatch)
     run(broken)
     chex.assert_trees_all_equal(weights(tmp_path / "broken"), weights(unbroken))
     terms = [{k: r[k] for k in ("hard_loss", "soft_loss", "cosine_loss", "loss")} for r in records(unbroken, "train")]

@@ -11,7 +11,7 @@ import torch
 import flaxbert
 from tests.flaxbert.length_adaptive import AdaptiveEncoder
 from tests.flaxbert.parity import foreign, saved
-from tests.train.test_loop import records, stop_after, weights, with_run
+from tests.train.test_loop import records, run_until, weights, with_run
 from train.aot.estimate import compile_config
 from train.command import parse_flags
 from train.config import Model
@@ -127,10 +127,7 @@ def test_a_run_resumes_bit_for_bit_and_compiles_each_sandwich_once(adapted, monk
         unbroken = run(adapted)
     assert len(traced) == len(set(traced)) == 2
     broken = with_run(adapted, folder=tmp_path / "broken")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            run(broken)
+    run_until(broken, 3, monkeypatch)
     run(broken)
     chex.assert_trees_all_equal(weights(tmp_path / "broken"), weights(unbroken))
     terms = [{k: r[k] for k in ("full_loss", "smallest_loss", "loss")} for r in records(unbroken, "train")]

@@ -33,8 +33,8 @@ def weights(folder):
     return load_file(folder / "model" / "model.safetensors")
 
 
-def stop_after(monkeypatch, step):
-    """Ends the process's training as Ctrl-C would, once this step is reported."""
+def run_until(config, step, monkeypatch):
+    """Runs a config and ends it as Ctrl-C would, once this step is reported."""
     advance = Reporter.advance
 
     def interrupted(self, number):
@@ -42,7 +42,10 @@ def stop_after(monkeypatch, step):
         if number == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Reporter, "advance", interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
 
 
 def test_masked_lm_run_leaves_a_model_that_transformers_loads(finished):
@@ -88,10 +91,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(finished, monkeypatch,
     broken = with_run(finished.config, folder=tmp_path / "broken")
     # The same vocabulary: learning it twice may differ in ties (see WordPieceTokenizer.train).
     broken = dataclasses.replace(broken, task=dataclasses.replace(broken.task, tokenizer=unbroken / "tokenizer"))
-    with monkeypatch.context() as patch:
-        stop_after(patch, 9)
-        with pytest.raises(KeyboardInterrupt):
-            run(broken)
+    run_until(broken, 9, monkeypatch)
     assert [p.name for p in (tmp_path / "broken" / "checkpoints").iterdir()] == ["6"]
     run(broken)
     chex.assert_trees_all_equal(weights(tmp_path / "broken"), weights(unbroken))

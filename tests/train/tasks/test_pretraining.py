@@ -11,7 +11,7 @@ import pytest
 from flaxbert import BertConfig, BertForMaskedLM, BertForPreTraining, losses
 from flaxbert.losses import IGNORE
 from tests.train import corpora
-from tests.train.test_loop import stop_after
+from tests.train.test_loop import run_until
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments, Stage
 from train.data.pretraining.preparation import Preparation, prepare_store
@@ -246,11 +246,8 @@ def test_a_run_in_stages_goes_on_as_it_would_have(config, monkeypatch):
     given = staged(config, Stage(2, batch_size=16, max_length=16), steps=5)
     given = dataclasses.replace(given, run=dataclasses.replace(given.run, checkpoint_every=1, log_every=1))
     whole = run(given)
-    stop_after(monkeypatch, 4)
     again = dataclasses.replace(given, run=dataclasses.replace(given.run, folder=given.run.folder.with_name("again")))
-    with pytest.raises(KeyboardInterrupt):
-        run(again)
-    monkeypatch.undo()
+    run_until(again, 4, monkeypatch)
     run(again)
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, again.run.folder)]
     assert weights[0] == weights[1]

@@ -17,7 +17,7 @@ from flaxbert.conversion.convert import convert
 from flaxbert.families.electra import ElectraConfig
 from flaxbert.losses import IGNORE
 from tests.train import corpora
-from tests.train.test_loop import records, stop_after, with_run
+from tests.train.test_loop import records, run_until, with_run
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments
 from train.data.pretraining.preparation import Preparation, prepare_store
@@ -128,10 +128,7 @@ def test_sizes_of_the_generator():
 def test_a_run_resumes_bit_for_bit_and_exports_both_models(config, monkeypatch, tmp_path, caplog):
     unbroken = run(config)
     broken = with_run(config, folder=tmp_path / "b", checkpoint_every=2)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            run(broken)
+    run_until(broken, 3, monkeypatch)
     run(broken)
     for name in ("model", GENERATOR):
         one, other = (load_file(folder / name / "model.safetensors") for folder in (unbroken, broken.run.folder))
