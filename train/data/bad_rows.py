@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import difflib
 import enum
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flaxbert.files import atomic_write
-from flaxbert.text.messages import raise_problems
+from flaxbert.text.messages import quote_names, raise_problems
 
 SKIP_REMEDY = "or skip and list them: --task.bad-rows skip."
 """The last words of an error about bad rows."""
@@ -35,6 +36,15 @@ class BadRow:
 
     def __str__(self):
         return f"{self.source}: {self.reason}"
+
+
+def with_other_name(source: str, kind: str, name: str, allowed: Sequence[str], *, shown: bool) -> BadRow:
+    """Return a row with a name, such as a label, that is not an allowed one; only if it is shown, with similar names.
+
+    The search for these is slow.
+    """
+    near = difflib.get_close_matches(name[:80], allowed) if shown else []
+    return BadRow(source, f"{kind} {name[:80]!r}, near names: {quote_names(near)}")
 
 
 @dataclasses.dataclass

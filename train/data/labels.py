@@ -2,7 +2,6 @@
 
 import dataclasses
 import decimal
-import difflib
 import math
 import re
 import unicodedata
@@ -11,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from flaxbert.text.messages import MAX_SHOWN, encoding_problem, list_cell, quote_names, raise_problems, text_cell
-from train.data.bad_rows import SKIP_REMEDY, BadRow, ReadRows
+from train.data.bad_rows import SKIP_REMEDY, BadRow, ReadRows, with_other_name
 
 _MAX_RATINGS = 20  # half stars are classes; more distinct decimals than that are measurements
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
@@ -220,8 +219,7 @@ def rows_with_other_labels(
         if row.label is None:
             bad.append(BadRow(row.source, "no label"))
         elif other is not None:
-            near = difflib.get_close_matches(other[:80], labels) if len(bad) < MAX_SHOWN else []
-            bad.append(BadRow(row.source, f"label {other[:80]!r}, near names: {quote_names(near)}"))
+            bad.append(with_other_name(row.source, "label", other, labels, shown=len(bad) < MAX_SHOWN))
     return bad
 
 

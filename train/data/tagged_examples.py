@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import enum
 import itertools
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from flaxbert.text.tags import (
 )
 from flaxbert.text.windows import max_context_windows, sliding_windows
 from flaxbert.tokenizer import WordPieceTokenizer
-from train.data.bad_rows import SKIP_REMEDY, BadRow, ReadRows
+from train.data.bad_rows import SKIP_REMEDY, BadRow, ReadRows, with_other_name
 from train.data.examples import TaggedSequences
 from train.data.tagged_sentences import TaggedSentence
 
@@ -183,8 +182,7 @@ def _with_other_tags(sentences: Sequence[TaggedSentence], labels: Sequence[str])
     for sentence in sentences:
         other = next((tag for tag in sentence.tags if tag not in labels), None)
         if other is not None:
-            near = difflib.get_close_matches(other[:80], labels) if len(bad) < MAX_SHOWN else []
-            bad.append(BadRow(sentence.source, f"tag {other[:80]!r}, near names: {quote_names(near)}"))
+            bad.append(with_other_name(sentence.source, "tag", other, labels, shown=len(bad) < MAX_SHOWN))
     training = "give all tags: --task.labels (without a value: those of the training data)"
     return bad, f"Allowed tags: {quote_names(labels)}. Correct these rows, {training}, {SKIP_REMEDY}"
 
