@@ -17,7 +17,7 @@ from flaxbert.families import architecture_of
 from flaxbert.layers import Params
 from flaxbert.weights.folder import copy_other_files
 from train import run_folder
-from train.checkpoint import Checkpoints
+from train.checkpoint.store import Checkpoints
 from train.compilation import compilation_cache, compile_time
 from train.config import Config
 from train.distributed import Placement

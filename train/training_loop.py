@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.checkpoint import Checkpoints
+from train.checkpoint.store import Checkpoints
 from train.compilation import Precompiled
 from train.config import Run
 from train.distributed import HostBatch, prefetch

@@ -22,8 +22,8 @@ import numpy as np
 
 from tests.faults.kill import TARGETS, TIMEOUT, forked, import_for, leftovers, read_events, run_to_end
 from tests.faults.targets import STEPS
-from train.checkpoint_folder import checkpoint_steps
-from train.manifest import find_damage
+from train.checkpoint.folder import checkpoint_steps
+from train.checkpoint.manifest import find_damage
 
 USER = 65534  # nobody: root may write everywhere
 MAX_STEPS = 2  # begun after the fault: the write of the first one fails beside the second

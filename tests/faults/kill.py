@@ -38,8 +38,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import orbax.checkpoint  # noqa: F401 - imported here, so that no child has to
 
-import train.checkpoint
-import train.checkpoint_folder
+import train.checkpoint.folder
+import train.checkpoint.store
 import train.loop
 import train.summary
 import train.tasks.sequence_classification
@@ -77,8 +77,8 @@ class Child:
 
     def replace_functions(self) -> None:
         """Wrap the functions of the trainer that begin or end a phase."""
-        rename, remove = os.rename, train.checkpoint_folder.remove
-        copy, write = train.checkpoint._copy_on_cpu, train.checkpoint.Checkpoints._write
+        rename, remove = os.rename, train.checkpoint.folder.remove
+        copy, write = train.checkpoint.store.copy_on_cpu, train.checkpoint.store.Checkpoints._write
         moment = 0.0 if self._aim is None else self._aim.moment
 
         def reported_copy(state):
@@ -112,8 +112,8 @@ class Child:
                 self.end("delete")
 
         os.rename = reported_rename
-        train.checkpoint._copy_on_cpu, train.checkpoint.Checkpoints._write = reported_copy, reported_write
-        train.checkpoint_folder.remove = reported_remove
+        train.checkpoint.store.copy_on_cpu, train.checkpoint.store.Checkpoints._write = reported_copy, reported_write
+        train.checkpoint.folder.remove = reported_remove
 
     def started(self) -> None:
         self.end("start")

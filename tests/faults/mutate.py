@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.faults.states import digest_of, restored, state_of, write_states
-from train.checkpoint import Checkpoints
+from train.checkpoint.store import Checkpoints
 
 STEPS = [6, 12]
 TIMEOUT = 20  # seconds

@@ -44,7 +44,7 @@ def observe(preemption: Observed) -> None:
     """Replace functions of the run by ones that note their phase."""
     import train.loop
     import train.training_loop as loop
-    from train.checkpoint import Checkpoints
+    from train.checkpoint.store import Checkpoints
     from train.compilation import Precompiled
     from train.evaluate import Evaluator
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from train.checkpoint import Checkpoints
+from train.checkpoint.store import Checkpoints
 from train.step import TrainState
 
 

@@ -18,7 +18,7 @@ def train_state(folder: Path, started: Callable[[], None], step_of: Callable[[Ca
     import jax
 
     from tests.faults.states import restored, state_of
-    from train.checkpoint import Checkpoints
+    from train.checkpoint.store import Checkpoints
     from train.step import TrainState
 
     def next_state(state: TrainState) -> TrainState:
@@ -99,7 +99,7 @@ def final_digest(folder: Path) -> str:
     import orbax.checkpoint as ocp
     from etils import epath
 
-    from train.checkpoint_folder import checkpoint_steps
+    from train.checkpoint.folder import checkpoint_steps
 
     newest = folder / "checkpoints" / str(checkpoint_steps(folder / "checkpoints")[-1])
     arrays = jax.device_get(ocp.StandardCheckpointHandler().restore(epath.Path(newest / "default")))

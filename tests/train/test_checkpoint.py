@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from train.checkpoint import Checkpoints, main
-from train.checkpoint_folder import checkpoint_steps
+from train.checkpoint.__main__ import main
+from train.checkpoint.folder import checkpoint_steps
+from train.checkpoint.store import Checkpoints
 from train.step import TrainState
 
 
@@ -209,7 +210,7 @@ def test_a_checkpoint_without_access_is_not_set_aside(copied, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "file")
 
-    monkeypatch.setattr("train.manifest._digest", refuse)  # root may read everything
+    monkeypatch.setattr("train.checkpoint.manifest._digest", refuse)  # root may read everything
     with pytest.raises(PermissionError):
         Checkpoints(copied, keep=3)
     assert checkpoint_steps(copied) == [6, 12, 18]
@@ -235,7 +236,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(copied, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with Checkpoints(copied, keep=1) as checkpoints:
-        monkeypatch.setattr("train.checkpoint.write_manifest", fail)
+        monkeypatch.setattr("train.checkpoint.store.write_manifest", fail)
         checkpoints.save(state_of(20), 20)
         with pytest.raises(OSError, match="checkpoint of step 20 cannot be written: .*No space left on device"):
             while True:

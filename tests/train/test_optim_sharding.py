@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from flaxbert import BertConfig, BertForMaskedLM
 from flaxbert.losses import Loss
 from flaxbert.sharding import AxisRules, make_mesh
-from train.checkpoint import Checkpoints
+from train.checkpoint.store import Checkpoints
 from train.distributed import Placement
 from train.optim import Optim, make_optimizer
 from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 import train.preemption
 from tests.train.multihost.test_tcp_group import HOST, all_joined, ended, free_port
+from train.checkpoint.manifest import read_manifest
 from train.evaluate import Evaluator
 from train.loop import run
-from train.manifest import read_manifest
 from train.preemption import PREEMPTED, Preemption
 from train.summary import read_record
 

@@ -24,9 +24,9 @@ import numpy as np
 import tyro
 
 from flaxbert import BertConfig, BertForMaskedLM
-from train.checkpoint import Checkpoints
+from train.checkpoint.manifest import find_damage, write_manifest
+from train.checkpoint.store import Checkpoints
 from train.environment import restart_with_malloc_settings, run_steps_in_main_thread
-from train.manifest import find_damage, write_manifest
 from train.step import TrainState
 
 
@@ -76,7 +76,7 @@ def measure(settings: SavingBenchmark) -> dict[str, float]:
         digesting.append(timed(lambda: write_manifest(*arguments, **options))[0])
 
     with (
-        mock.patch("train.checkpoint.write_manifest", timed_manifest),
+        mock.patch("train.checkpoint.store.write_manifest", timed_manifest),
         Checkpoints(settings.folder / "checkpoints", keep=1) as checkpoints,
     ):
         for run in range(1, settings.runs + 2):

@@ -9,11 +9,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
-from flaxbert.files import atomic_write, read_json, sync
+from flaxbert.files import JsonObject, atomic_write, read_json, sync
 from train.multihost.hosts import Json
 
 MANIFEST_FILE = "manifest.json"
@@ -72,7 +71,7 @@ def is_unverifiable(folder: Path) -> bool:
     return not os.path.lexists(folder / MANIFEST_FILE) and (folder / _FORMER_FILE).is_file()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> JsonObject:
     """Return the content of a checkpoint's manifest.
 
     Raises:
@@ -141,7 +140,7 @@ def _file_names(folder: Path, below: Path) -> Iterator[str]:
 
 
 def _digest(file: Path) -> list[Json]:
-    hasher: Any = xxhash.xxh3_128()
+    hasher = xxhash.xxh3_128()
     with file.open("rb", buffering=0) as opened:
         buffer = memoryview(bytearray(_BLOCK_BYTES))
         read: Callable[[memoryview], int | None] = opened.readinto

@@ -1,37 +1,30 @@
-"""Checkpoints of a run: step, parameters, optimizer state and manifest, written together or not at all.
+"""Checkpoints of a run: writing in the background, verifying and restoring.
 
-orbax writes the arrays. The position in the data needs no storage: batch `i` is a pure function of the seed and `i`.
+The position in the data needs no storage: batch `i` is a pure function of the seed and `i`.
 """
 
-import asyncio
 import json
-import logging
 import math
 import os
-import re
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
+from orbax.checkpoint.future import Future
 
-from flaxbert.files import sync
-from flaxbert.weights.formats.orbax_params import damaged_file
-from flaxbert.weights.names import shape_differences
-from train.checkpoint_folder import (
-    CheckpointFolder,
-    Scores,
-    best_step,
-    checkpoint_steps,
-    damaged_names,
-    describe,
-    remove,
+from flaxbert.files import JsonObject, sync
+from train.checkpoint.arrays import (
+    ARRAYS_FOLDER,
+    WRITE_TIMEOUT,
+    CheckpointArrays,
+    copy_on_cpu,
+    reason_of,
+    wait_for_all,
 )
-from train.manifest import (
+from train.checkpoint.folder import CheckpointFolder, Scores, best_step, remove
+from train.checkpoint.manifest import (
     FileDigests,
     change_manifest,
     digest_files,
@@ -41,9 +34,6 @@ from train.manifest import (
 )
 from train.multihost.hosts import SINGLE_HOST, HostGroup, Json
 from train.step import TrainState
-
-_ITEM = "default"  # folder of the arrays in a checkpoint, named as orbax's own manager does
-_TIMEOUT = 1200.0  # seconds for a write, and for one host to wait for another
 
 
 class Checkpoints:
@@ -73,11 +63,9 @@ class Checkpoints:
             ValueError: all checkpoints are damaged.
             PermissionError: a checkpoint must not be read.
         """
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_is_not_raised)
         self._host_group, self._is_first, self._scored = host_group, host_group.index == 0, scored
         self._keep, self._keep_every = keep, keep_every
-        self._handler = ocp.StandardCheckpointHandler()
+        self._arrays = CheckpointArrays()
         self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._writer: threading.Thread | None = None
         self._error: OSError | None = None
@@ -98,7 +86,7 @@ class Checkpoints:
             if exception_type is None:
                 raise
         finally:
-            self._handler.close()
+            self._arrays.close()
 
     @property
     def latest(self) -> int | None:
@@ -136,15 +124,14 @@ class Checkpoints:
             return
         self.wait()
         score = score if score is not None and math.isfinite(score) else None
-        item = self._partial(step) / _ITEM
-        arguments: Any = ocp.args.StandardSave(_copy_on_cpu(state))
+        partial, copied = self._partial(step), copy_on_cpu(state)
         try:
-            self._host_group.share(lambda: item.mkdir(parents=True))
-            futures: Any = asyncio.run(self._handler.async_save(epath.Path(item), args=arguments))
+            self._host_group.share(lambda: (partial / ARRAYS_FOLDER).mkdir(parents=True))
+            writes = self._arrays.start_writing(partial, copied)
         except Exception as error:
             raise self._write_error(step, error) from None
         facts = {"step": step, "score": score, **(facts or {})}
-        self._writer = threading.Thread(target=self._write, args=(step, futures, facts), name="checkpoint")
+        self._writer = threading.Thread(target=self._write, args=(step, writes, facts), name="checkpoint")
         self._scores[step] = score
         self._writer.start()
 
@@ -153,12 +140,12 @@ class Checkpoints:
         """True while a checkpoint is being written in the background."""
         return self._writer is not None and self._writer.is_alive()
 
-    def facts(self, step: int) -> dict[str, Any]:
+    def facts(self, step: int) -> JsonObject:
         """Return the manifest of a checkpoint; empty for one that a former version wrote."""
         folder = self._files.path / str(step)
         return self._host_group.share(lambda: {} if is_unverifiable(folder) else read_manifest(folder))
 
-    def add_score(self, step: int, score: float | None, *, metrics: Mapping[str, Any]) -> None:
+    def add_score(self, step: int, score: float | None, *, metrics: Mapping[str, Json]) -> None:
         """Add the score and the metrics of an evaluation that came after the save."""
         self._scores[step] = score = score if score is not None and math.isfinite(score) else None
         facts = {"score": score, "metrics": metrics}
@@ -206,21 +193,10 @@ class Checkpoints:
             raise ValueError(f"{folder}: holds no checkpoint; choose the folder of a run that has written one")
         if not self._verify(step):
             raise ValueError(f"{folder / str(step)}: damaged; start again to go on from an earlier checkpoint")
-        self._check_fits(step, shapes)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-        )
-        try:
-            restored: Any = self._handler.restore(self._item(step), args=ocp.args.StandardRestore(target))
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-        return restored
+        return self._arrays.restore(folder / str(step), shapes, shardings)
 
     def _partial(self, step: int) -> Path:
         return self._files.path / f"{step}.partial"
-
-    def _item(self, step: int) -> epath.Path:
-        return epath.Path(self._files.path / str(step) / _ITEM)
 
     def _verify(self, step: int) -> bool:
         if step not in self._verified and self._files.verify(step):
@@ -229,14 +205,14 @@ class Checkpoints:
 
     # -- writing, in a thread ----------------------------------------------------------------------------
 
-    def _write(self, step: int, futures: Sequence[Any], facts: Mapping[str, Json]) -> None:
+    def _write(self, step: int, writes: Sequence[Future], facts: Mapping[str, Json]) -> None:
         partial, final = self._partial(step), self._files.path / str(step)
         try:
-            _wait_for_all(futures)
+            wait_for_all(writes)
             self._write_own_digests(partial)
             self._wait_for_hosts(f"arrays of step {step}")
             if self._is_first:
-                self._handler.finalize(epath.Path(partial / _ITEM))
+                self._arrays.finish_writing(partial)
                 write_manifest(partial, facts, known=_collect_digests(partial))
                 os.rename(partial, final)
                 sync(final.parent)
@@ -247,78 +223,22 @@ class Checkpoints:
 
     def _write_own_digests(self, partial: Path) -> None:
         """Digest the files that this host wrote, so that host 0 need not read those of all."""
-        own = f"{_ITEM}/ocdbt.process_{jax.process_index()}"
+        own = f"{ARRAYS_FOLDER}/ocdbt.process_{jax.process_index()}"
         if len(self._host_group.names) > 1 and (partial / own).is_dir():
             digests = digest_files(partial, own)
             (partial / f"digests-{self._host_group.index}").write_text(json.dumps(digests), encoding="utf-8")
 
     def _wait_for_hosts(self, name: str) -> None:
-        self._barrier(key=f"{self._files.path}: {name}", timeout_ms=round(_TIMEOUT * 1000))
+        self._barrier(key=f"{self._files.path}: {name}", timeout_ms=round(WRITE_TIMEOUT * 1000))
 
     def _write_error(self, step: int, error: BaseException) -> OSError:
         """Delete what was written, and return an error for the user."""
         if self._is_first:
             remove(self._partial(step))
         return OSError(
-            f"{self._files.path}: the checkpoint of step {step} cannot be written: {_reason(error)}; "
+            f"{self._files.path}: the checkpoint of step {step} cannot be written: {reason_of(error)}; "
             "make room or give back the access, and start the run again: it goes on from its last checkpoint"
         )
-
-    # -- restoring ---------------------------------------------------------------------------------------
-
-    def _check_fits(self, step: int, shapes: TrainState) -> None:
-        # Checked before orbax starts to read, because an error during the read leaves background tasks behind.
-        try:
-            stored: Any = self._handler.metadata(self._item(step))
-            stored["params"]
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-        differing = shape_differences(stored["params"], shapes.params)
-        if differing:
-            raise ValueError(
-                f"{self._files.path / str(step)}: the checkpoint does not fit this model; choose another --run.folder, "
-                "or delete it:\n" + "\n".join(differing)
-            )
-
-    def _unreadable(self, step: int, error: BaseException) -> ValueError:
-        """Return an error that names the damaged file of a checkpoint, which orbax's own does at most in a cause."""
-        folder, why = self._files.path / str(step), _reason(error)
-        return ValueError(
-            f"{damaged_file(folder, why)}: damaged or missing ({why}); delete the folder {folder} to go on from an "
-            "earlier checkpoint, or from the start"
-        )
-
-
-def _is_not_raised(record: logging.LogRecord) -> bool:
-    """Leave out the stack traces that orbax and asyncio log for a failed write, whose error `wait` raises."""
-    text = record.getMessage()
-    return "_SignalingThread" not in text and "Task exception was never retrieved" not in text
-
-
-def _copy_on_cpu(state: TrainState) -> TrainState:
-    """Copy arrays of the CPU backend, which orbax would read where they are.
-
-    The next train step, to which the state is donated, would then wait until orbax has written them: 1.2 to 3 s for a
-    BERT-base, instead of 0.2 to 0.4 s for the copy.
-    """
-
-    def copy(array: jax.Array) -> jax.Array:
-        is_on_cpu = all(device.platform == "cpu" for device in array.sharding.device_set)
-        return jax.device_put(array, array.sharding, may_alias=False) if is_on_cpu else array
-
-    return jax.block_until_ready(jax.tree.map(copy, state))
-
-
-def _wait_for_all(futures: Sequence[Any]) -> None:
-    """Wait until orbax has ended all writes, then raise the first error: nothing may be written after it."""
-    errors = []
-    for future in futures:
-        try:
-            future.result(timeout=_TIMEOUT)
-        except Exception as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
 
 
 def _collect_digests(partial: Path) -> FileDigests:
@@ -328,47 +248,3 @@ def _collect_digests(partial: Path) -> FileDigests:
         digests |= json.loads(file.read_text(encoding="utf-8"))
         file.unlink()
     return digests
-
-
-def _reason(error: BaseException) -> str:
-    """Return the reason of the operating system, or else the first line of the first cause of an error of orbax."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # as tensorstore ends its messages
-        return os.strerror(int(number[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}".splitlines()[0].partition(" [tensorstore_spec")[0][:500]
-
-
-# -- command ---------------------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Verify all checkpoints of a run, and print a line for each.
-
-    Returns:
-        0: all are intact. 1: a checkpoint is damaged. 2: there is none, or the arguments are wrong.
-    """
-    if len(arguments) != 2 or arguments[0] != "verify":
-        print("usage: python -m train.checkpoint verify FOLDER (of a run, or of its checkpoints)", file=sys.stderr)
-        return 2
-    folder = Path(arguments[1]).expanduser()
-    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    steps = checkpoint_steps(folder) if folder.is_dir() else []
-    if not steps and folder.is_dir() and damaged_names(folder):
-        print(f"{folder}: all checkpoints were set aside, because they are damaged: {', '.join(damaged_names(folder))}")
-        return 1
-    if not steps:
-        print(f"error: {folder}: holds no checkpoint; give the folder of a run, or of its checkpoints", file=sys.stderr)
-        return 2
-    states = {step: describe(folder / str(step)) for step in steps}
-    for step, (state, _) in states.items():
-        print(f"{step}: {state}")
-    for name in damaged_names(folder):
-        print(f"{name}: set aside by a run, because it was damaged")
-    return int(not all(intact for _, intact in states.values()))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from flaxbert.files import read_json
-from train.manifest import find_damage, is_unverifiable, read_manifest
+from train.checkpoint.manifest import find_damage, is_unverifiable, read_manifest
 from train.multihost.hosts import HostGroup
 
 _log = logging.getLogger(__name__)

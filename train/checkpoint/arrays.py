@@ -1,0 +1,128 @@
+"""Arrays of a checkpoint, which orbax writes and reads."""
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.future import Future
+
+from flaxbert.weights.formats.orbax_params import damaged_file
+from flaxbert.weights.names import shape_differences
+from train.step import TrainState
+
+ARRAYS_FOLDER = "default"  # in a checkpoint, named as orbax's own manager does
+WRITE_TIMEOUT = 1200.0  # seconds for a write, and for one host to wait for another
+
+
+class CheckpointArrays:
+    """Writer and reader of the arrays of checkpoints, one at a time."""
+
+    def __init__(self):
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_raised)
+        self._handler = ocp.StandardCheckpointHandler()
+
+    def close(self) -> None:
+        """End the threads of orbax."""
+        self._handler.close()
+
+    def start_writing(self, checkpoint: Path, state: TrainState) -> Sequence[Future]:
+        """Start to write a state, which nothing may change, into a checkpoint; return the writes in progress."""
+        arguments = ocp.args.StandardSave(state)
+        return asyncio.run(self._handler.async_save(epath.Path(checkpoint / ARRAYS_FOLDER), args=arguments)) or ()
+
+    def finish_writing(self, checkpoint: Path) -> None:
+        """Complete the files, on one host, once all hosts have written theirs."""
+        self._handler.finalize(epath.Path(checkpoint / ARRAYS_FOLDER))
+
+    def restore(self, checkpoint: Path, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """Return the state in a checkpoint with the given shardings.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of another model; lists each parameter that differs.
+        """
+        self._check_fits(checkpoint, shapes)
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        )
+        try:
+            restored = self._handler.restore(_item(checkpoint), args=ocp.args.StandardRestore(target))
+        except Exception as error:
+            raise _unreadable(checkpoint, error) from error
+        return restored
+
+    def _check_fits(self, checkpoint: Path, shapes: TrainState) -> None:
+        # Checked before orbax starts to read, because an error during the read leaves background tasks behind.
+        try:
+            stored = self._handler.metadata(_item(checkpoint))
+            params = stored["params"]
+        except Exception as error:
+            raise _unreadable(checkpoint, error) from error
+        differing = shape_differences(params, shapes.params)
+        if differing:
+            raise ValueError(
+                f"{checkpoint}: the checkpoint does not fit this model; choose another --run.folder, or delete it:\n"
+                + "\n".join(differing)
+            )
+
+
+def copy_on_cpu(state: TrainState) -> TrainState:
+    """Copy arrays of the CPU backend, which orbax would read where they are.
+
+    The next train step, to which the state is donated, would then wait until orbax has written them: 1.2 to 3 s for a
+    BERT-base, instead of 0.2 to 0.4 s for the copy.
+    """
+
+    def copy(array: jax.Array) -> jax.Array:
+        is_on_cpu = all(device.platform == "cpu" for device in array.sharding.device_set)
+        return jax.device_put(array, array.sharding, may_alias=False) if is_on_cpu else array
+
+    return jax.block_until_ready(jax.tree.map(copy, state))
+
+
+def wait_for_all(writes: Sequence[Future]) -> None:
+    """Wait until orbax has ended all writes, then raise the first error: nothing may be written after it."""
+    errors = []
+    for write in writes:
+        try:
+            write.result(timeout=WRITE_TIMEOUT)
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason of the operating system, or else the first line of the first cause of an error of orbax."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # as tensorstore ends its messages
+        return os.strerror(int(number[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}".splitlines()[0].partition(" [tensorstore_spec")[0][:500]
+
+
+def _item(checkpoint: Path) -> epath.Path:
+    return epath.Path(checkpoint / ARRAYS_FOLDER)
+
+
+def _unreadable(checkpoint: Path, error: BaseException) -> ValueError:
+    """Return an error that names the damaged file of a checkpoint, which orbax's own does at most in a cause."""
+    why = reason_of(error)
+    return ValueError(
+        f"{damaged_file(checkpoint, why)}: damaged or missing ({why}); delete the folder {checkpoint} to go on from an "
+        "earlier checkpoint, or from the start"
+    )
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Leave out the stack traces that orbax and asyncio log for a failed write, whose error is raised."""
+    text = record.getMessage()
+    return "_SignalingThread" not in text and "Task exception was never retrieved" not in text
