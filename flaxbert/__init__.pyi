@@ -98,6 +98,9 @@ from .heads import (
 from .lm_heads import BertForMaskedLM, BertLMHeadModel
 from .models import BertModel, PreTrainedModel
 
+# length-adaptive models
+from .search_points import load_point
+
 # weights
 from .weights.folder import save_pretrained
 from .weights.load import from_pretrained
@@ -179,6 +182,7 @@ __all__ = [
     "generate",
     "init_cache",
     "length_adaptive",
+    "load_point",
     "losses",
     "pointer",
     "save_pretrained",

@@ -5,16 +5,28 @@ import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypedDict, cast
 
 import numpy as np
 
 from flaxbert.functional import ACTIVATIONS, LEARNED_ACTIVATIONS
 
-ADAPTIVE_FIELDS = ("layer_config", "length_config", "always_keep_cls_token")
-"""Fields that `transformers` does not have; config.json has them only where they are given."""
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+class AdaptiveArguments(TypedDict, total=False):
+    """Layers that run and tokens that they keep, as in `BertModel.__call__`.
+
+    `transformers` does not have these fields; config.json has them only where they are given.
+    """
+
+    layer_config: Sequence[int] | None
+    length_config: Sequence[int] | None
+    always_keep_cls_token: bool | None
+
+
+ADAPTIVE_FIELDS = tuple(AdaptiveArguments.__annotations__)
 
 # Far beyond any BERT, near enough that a hostile file cannot make a loop over names run for hours.
 _LIMITS = {"num_hidden_layers": 1024, "num_attention_heads": 65536, "num_labels": 2**20}

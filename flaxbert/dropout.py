@@ -13,8 +13,7 @@ import numpy as np
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
-from flaxbert.constraints import constrain
-from flaxbert.sharding import AxisRules
+from flaxbert.sharding import AxisRules, constrain
 
 LANE_BITS = 32
 """Bits in one element of `packed_keep_mask`."""

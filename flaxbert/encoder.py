@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 from flaxbert import functional
 from flaxbert.cache import KeyValueCache, check_cached_call
 from flaxbert.config import BertConfig
-from flaxbert.constraints import constrain
 from flaxbert.dropout import dropout
 from flaxbert.execution import Execution
 from flaxbert.functional import linear, require_range, require_shape
 from flaxbert.layers import Declaration, Params, declare_embedding, declare_layer_norm, declare_linear
 from flaxbert.length_adaptive import LayerPlan, resolve
 from flaxbert.outputs import BaseModelOutput
+from flaxbert.sharding import constrain
 from flaxbert.stack import declare_layers, stack
 from flaxbert.transformer import SharedInputs
 

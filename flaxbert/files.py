@@ -11,9 +11,9 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 CHECKSUMS_FILE = "SHA256SUMS"  # beside the weights; `sha256sum -c SHA256SUMS` reads it too
 
@@ -52,6 +52,8 @@ def _resolves_into(folder: Path, file: Path) -> bool:
         return False
 
 
+JsonValue: TypeAlias = "Mapping[str, JsonValue] | Sequence[JsonValue] | str | int | float | bool | None"
+"""A value that can be written as JSON."""
 JsonObject = dict[str, Any]
 """The content of a JSON file whose outermost value is an object."""
 

@@ -18,9 +18,8 @@ from jax.nn.initializers import constant, normal, ones, zeros
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from flaxbert.constraints import gather
 from flaxbert.functional import LEARNED_ACTIVATIONS
-from flaxbert.sharding import AxisRules, LogicalAxes
+from flaxbert.sharding import AxisRules, LogicalAxes, gather
 
 LAYERS = "layers"
 """The logical name of a stack's leading axis, and the name of the stack in the tree of parameters."""

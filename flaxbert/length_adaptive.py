@@ -6,16 +6,13 @@ keeps the state that the layer before gave it. `transformer.layer` drops tokens,
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from flaxbert.config import ADAPTIVE_FIELDS, BertConfig, checked_layer_config, checked_length_config
+from flaxbert.config import BertConfig, checked_layer_config, checked_length_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,27 +84,6 @@ def resolve(
         raise ValueError(f"always_keep_cls_token is {keep_cls!r}; allowed: None, False, True")
     keep_cls = keep_cls_by_default if keep_cls is None else bool(keep_cls)
     return LayerPlan(length, layers, tuple(lengths[layer] for layer in layers), keep_cls)
-
-
-def load_point(point: str) -> dict[str, Any]:
-    """Return a named point of a search as keyword arguments of models and pipelines; `point` is NAME@FILE.
-
-    The file is the front.json of `python -m train.search`.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file or no such point; the message lists the points.
-    """
-    name, _, file = point.partition("@")
-    if not file:
-        raise ValueError(f"point is {point!r}; give a name and the front.json of a search: 50%@runs/search/front.json")
-    try:
-        points = json.loads(Path(file).read_text(encoding="utf-8"))["points"]
-        found = {one: {field: values[field] for field in ADAPTIVE_FIELDS} for one, values in points.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: not the front.json of a search: {error!r:.80}") from error
-    if name not in found:
-        raise ValueError(f"{file} has no point {name!r}; it has {', '.join(found)}")
-    return found[name]
 
 
 # -- choice of tokens -------------------------------------------------------------------------------------

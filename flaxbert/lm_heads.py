@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert import functional
 from flaxbert.config import BertConfig
-from flaxbert.constraints import constrain
 from flaxbert.execution import Execution
 from flaxbert.functional import linear
 from flaxbert.layers import Declaration, Params, declare_activation, declare_layer_norm, declare_linear, declare_vector
 from flaxbert.models import CrossAttentionInputs, DecoderInputs, TaskModel
 from flaxbert.outputs import CausalLMOutput, MaskedLMOutput
+from flaxbert.sharding import constrain
 
 
 def declare_masked_lm_head(config: BertConfig, *, vocab_rows: int) -> Declaration:

@@ -5,9 +5,9 @@ They declare parameters and call the functions of `encoder.py`; `apply` is a pur
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from flaxbert import layers
 from flaxbert.cache import KeyValueCache
-from flaxbert.config import BertConfig
+from flaxbert.config import AdaptiveArguments, BertConfig
 from flaxbert.encoder import CrossMask, EncoderInputs, Mask, declare_encoder, encode
 from flaxbert.execution import AttentionImplementation, Execution, Remat
 from flaxbert.layers import Declaration, Params, ParamsDict
@@ -29,7 +29,7 @@ from flaxbert.sharding import AxisRules
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
-class ModelInputs(TypedDict, total=False):
+class ModelInputs(AdaptiveArguments, total=False):
     """The keyword arguments that `BertModel` and every head take beside `input_ids`; see `BertModel.__call__`."""
 
     attention_mask: Mask | None
@@ -39,9 +39,6 @@ class ModelInputs(TypedDict, total=False):
     inputs_embeds: Float[ArrayLike, "B T D"] | None
     output_attentions: bool
     output_hidden_states: bool
-    layer_config: Sequence[int] | None
-    length_config: Sequence[int] | None
-    always_keep_cls_token: bool | None
 
 
 class CrossAttentionInputs(ModelInputs, total=False):

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from flaxbert import functional, kernels, length_adaptive
 from flaxbert.cache import KeyValues, LayerCache
 from flaxbert.config import BertConfig
-from flaxbert.constraints import constrain
 from flaxbert.dropout import DropoutRates, KeepMasks, draw_keep_masks, dropout
 from flaxbert.execution import AttentionImplementation, Execution
 from flaxbert.functional import linear
@@ -32,7 +31,7 @@ from flaxbert.layers import (
     prepare,
 )
 from flaxbert.length_adaptive import KeptTokens
-from flaxbert.sharding import AxisRules
+from flaxbert.sharding import AxisRules, constrain
 
 
 def declare_layer(config: BertConfig, *, heads: int | None = None) -> Declaration:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import tyro
 
 from flaxbert import AttentionImplementation, BertConfig, Remat
+from flaxbert.files import JsonValue
 from train.distillation import Distillation
 from train.distributed import MeshShape
 from train.length_adaptation import LengthAdaptation
-from train.multihost.hosts import Hosts, Json
+from train.multihost.hosts import Hosts
 from train.optim import Optim
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Config(Generic[TaskSettingsT]):
         return json.dumps(_to_plain(self), indent=2, ensure_ascii=False) + "\n"
 
     @property
-    def common_to_hosts(self) -> dict[str, Json]:
+    def common_to_hosts(self) -> dict[str, JsonValue]:
         """Settings by name that must be equal on all hosts of a run: all except those that name the host."""
         return _settings_by_name(self.to_json())
 
@@ -246,7 +247,7 @@ class Config(Generic[TaskSettingsT]):
         return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
-def _settings_by_name(record: str) -> dict[str, Json]:
+def _settings_by_name(record: str) -> dict[str, JsonValue]:
     """Read run.json as {"section.name": value}, with current names and without the settings of hosts."""
     stored = _flatten(json.loads(record))
     for name in FORMER_SWITCHES.keys() & stored.keys():
@@ -255,7 +256,7 @@ def _settings_by_name(record: str) -> dict[str, Json]:
     return {name: value for name, value in settings.items() if not name.startswith("hosts.")}
 
 
-def _to_plain(value: object) -> Json:
+def _to_plain(value: object) -> JsonValue:
     """Convert dataclasses, enums and paths to JSON values; the name of a dataclass is stored under "kind"."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -269,10 +270,10 @@ def _to_plain(value: object) -> Json:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _defaults(settings: object) -> dict[str, Json]:
+def _defaults(settings: object) -> dict[str, JsonValue]:
     """Return the default values of settings as JSON values: a later version must keep the meaning of a default."""
     assert dataclasses.is_dataclass(settings)
-    found: dict[str, Json] = {"kind": type(settings).__name__}
+    found: dict[str, JsonValue] = {"kind": type(settings).__name__}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -282,7 +283,7 @@ def _defaults(settings: object) -> dict[str, Json]:
     return found
 
 
-def _flatten(value: Json, prefix: str = "") -> dict[str, Json]:
+def _flatten(value: JsonValue, prefix: str = "") -> dict[str, JsonValue]:
     if not isinstance(value, dict):
         return {prefix.removesuffix("."): value}
     return {name: item for key, child in value.items() for name, item in _flatten(child, f"{prefix}{key}.").items()}

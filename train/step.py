@@ -12,11 +12,10 @@ from flax import struct
 from jax.sharding import Sharding
 from jaxtyping import PyTree
 
-from flaxbert.constraints import constrain
 from flaxbert.encoder_decoder import AnyModel
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from flaxbert.sharding import AxisRules
+from flaxbert.sharding import AxisRules, constrain
 from train.distributed import Placement
 from train.optim import global_norm
 

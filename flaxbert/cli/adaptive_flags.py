@@ -1,9 +1,8 @@
 """Flags for layers and tokens to leave out, given one by one or as a point of a search."""
 
 import dataclasses
-from typing import Any
 
-from flaxbert.config import ADAPTIVE_FIELDS
+from flaxbert.config import ADAPTIVE_FIELDS, AdaptiveArguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,18 +18,18 @@ class AdaptiveFlags:
     point: str | None = None
     """A point of a search, such as 50%@front.json: its lengths and layers, instead of these three flags."""
 
-    def adaptive_arguments(self) -> dict[str, Any]:
+    def adaptive_arguments(self) -> AdaptiveArguments:
         """Return the arguments of the model that were given.
 
         Raises:
-            FileNotFoundError, ValueError: as `length_adaptive.load_point`; or a point is given beside its own fields.
+            FileNotFoundError, ValueError: as `load_point`; or a point is given beside its own fields.
         """
         given = {name: getattr(self, name) for name in ADAPTIVE_FIELDS if getattr(self, name) not in ((), None)}
         if self.point is None:
-            return given
+            return AdaptiveArguments(**given)
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"--point is {self.point} and has all lengths and layers; leave {flags} out")
-        from flaxbert.length_adaptive import load_point
+        from flaxbert.search_points import load_point
 
         return load_point(self.point)

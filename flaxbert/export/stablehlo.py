@@ -12,8 +12,8 @@ equal sizes could not share a program, and flatbuffers end at 2 GB. JAX runs the
 https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees. `ExportedModel.readable_by` states it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
+from flaxbert.config import AdaptiveArguments
 from flaxbert.export.exported_model import (
     DESCRIPTION,
     ExportedModel,
@@ -47,9 +48,7 @@ def export_stablehlo(
     *,
     length: int | None = None,
     dtype: DTypeLike = jnp.float32,
-    layer_config: Sequence[int] | None = None,
-    length_config: Sequence[int] | None = None,
-    always_keep_cls_token: bool | None = None,
+    **adaptive: Unpack[AdaptiveArguments],
 ) -> ExportedModel:
     """Export a model folder as StableHLO, for any batch size and for inputs of any length or of a fixed one.
 
@@ -58,8 +57,8 @@ def export_stablehlo(
         target: the folder to create.
         length: number of tokens of all inputs; None allows 1 to the model's number of positions.
         dtype: compute dtype; the weights stay float32.
-        layer_config, length_config, always_keep_cls_token: layers that run and tokens that they keep, as in
-            `BertModel.__call__`; None takes the folder's. A `length_config` needs a fixed `length`.
+        **adaptive: layers that run and tokens that they keep; None takes the folder's. A `length_config` needs a fixed
+            `length`.
 
     Raises:
         FileExistsError, FileNotFoundError, ValueError: as `load_model_to_export`, for the extra [export]; or as
@@ -68,12 +67,7 @@ def export_stablehlo(
     model, params, specs = load_model_to_export(
         source, target, length=length, packages=_PACKAGES, extra="export", dtype=dtype
     )
-    given = {
-        "layer_config": layer_config,
-        "length_config": length_config,
-        "always_keep_cls_token": always_keep_cls_token,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in adaptive.items() if value is not None}
     model = model.clone(config=model.config.replace(**changes))
     weights = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
     weight_specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}

@@ -7,10 +7,9 @@ import jax
 from jaxtyping import Array, Bool, Float, UInt32
 
 from flaxbert.config import BertConfig
-from flaxbert.constraints import constrain, current_mesh
 from flaxbert.functional import linear
 from flaxbert.layers import Params
-from flaxbert.sharding import AxisRules
+from flaxbert.sharding import AxisRules, constrain, current_mesh
 
 _log = logging.getLogger("flaxbert")
 

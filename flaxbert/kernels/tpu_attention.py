@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
-from flaxbert import constraints, dropout, functional
+from flaxbert import dropout, functional, sharding
 from flaxbert.execution import SAVED_BY_KERNELS
 from flaxbert.kernels import platform
 from flaxbert.sharding import REPLICATED, AxisRules
@@ -70,7 +70,7 @@ def attention(
         bias = functional.mask_bias(mask[:, 0])
     bias = jnp.broadcast_to(bias, (rows, *bias.shape[1:]))
     scale = 1.0 if keep_mask is None else dropout.dropout_scale(rate)
-    static = _Static(width // heads, scale, platform() != "tpu", constraints.current_mesh(), rules)
+    static = _Static(width // heads, scale, platform() != "tpu", sharding.current_mesh(), rules)
     return _attention(static, query, key, value, bias, keep_mask)
 
 
@@ -132,7 +132,7 @@ def _call(
     if static.mesh is None:
         return local(vectors, bias, keep_mask)
     # Also on a mesh of one device, which tells pallas the kind of chip.
-    spec_of = functools.partial(constraints.local_spec, static.mesh, static.rules)
+    spec_of = functools.partial(sharding.local_spec, static.mesh, static.rules)
     spec, bias_spec = spec_of(("batch", None, "heads")), spec_of(("batch", None, None))
     keep_spec = None if keep_mask is None else spec_of(("batch", "heads", None, None))
     in_specs = ((spec,) * len(vectors), bias_spec, keep_spec)

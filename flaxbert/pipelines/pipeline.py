@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from flaxbert.config import ADAPTIVE_FIELDS, BertConfig
+from flaxbert.config import ADAPTIVE_FIELDS, AdaptiveArguments, BertConfig
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
 from flaxbert.families import Architecture, Family, HeadKind, architecture_name, architecture_of, family_of
 from flaxbert.layers import Params
@@ -94,8 +94,8 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
             )
 
     @property
-    def _adaptive_arguments(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ADAPTIVE_FIELDS}
+    def _adaptive_arguments(self) -> AdaptiveArguments:
+        return AdaptiveArguments(**{name: getattr(self, name) for name in ADAPTIVE_FIELDS})
 
     @property
     def _head_model(self) -> PreTrainedModel:

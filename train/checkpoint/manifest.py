@@ -12,15 +12,14 @@ from pathlib import Path
 
 import xxhash
 
-from flaxbert.files import JsonObject, atomic_write, read_json, sync
-from train.multihost.hosts import Json
+from flaxbert.files import JsonObject, JsonValue, atomic_write, read_json, sync
 
 MANIFEST_FILE = "manifest.json"
 
 _FORMER_FILE = "_CHECKPOINT_METADATA"  # former versions wrote it instead of a manifest
 _BLOCK_BYTES = 2**22
 
-FileDigests = dict[str, list[Json]]
+FileDigests = dict[str, list[JsonValue]]
 """Size, modification time in nanoseconds and digest of files, by their paths relative to the checkpoint."""
 
 
@@ -33,7 +32,7 @@ def digest_files(folder: Path, below: str = ".") -> FileDigests:
     return {name: _digest(folder / name) for name in sorted(_file_names(folder, folder / below))}
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Json], *, known: FileDigests | None = None) -> None:
+def write_manifest(folder: Path, facts: Mapping[str, JsonValue], *, known: FileDigests | None = None) -> None:
     """Digest the files of a checkpoint, wait until they are on the disk, and add a manifest with these facts.
 
     Args:
@@ -55,14 +54,14 @@ def write_manifest(folder: Path, facts: Mapping[str, Json], *, known: FileDigest
         sync(path)
 
 
-def change_manifest(folder: Path, facts: Mapping[str, Json]) -> None:
+def change_manifest(folder: Path, facts: Mapping[str, JsonValue]) -> None:
     """Replace facts in the manifest of a checkpoint."""
     content = {**read_manifest(folder), **facts}
     with atomic_write(folder / MANIFEST_FILE) as aside:
         aside.write_text(_manifest_text(content), encoding="utf-8")
 
 
-def _manifest_text(content: Mapping[str, Json]) -> str:
+def _manifest_text(content: Mapping[str, JsonValue]) -> str:
     return json.dumps({**content, "digest": _own_digest(content)}, indent=1) + "\n"
 
 
@@ -139,7 +138,7 @@ def _file_names(folder: Path, below: Path) -> Iterator[str]:
                 yield path.relative_to(folder).as_posix()
 
 
-def _digest(file: Path) -> list[Json]:
+def _digest(file: Path) -> list[JsonValue]:
     hasher = xxhash.xxh3_128()
     with file.open("rb", buffering=0) as opened:
         buffer = memoryview(bytearray(_BLOCK_BYTES))
@@ -150,7 +149,7 @@ def _digest(file: Path) -> list[Json]:
     return [status.st_size, status.st_mtime_ns, hasher.hexdigest()]
 
 
-def _own_digest(content: Mapping[str, Json]) -> str:
+def _own_digest(content: Mapping[str, JsonValue]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 

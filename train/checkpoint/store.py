@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import Future
 
-from flaxbert.files import JsonObject, sync
+from flaxbert.files import JsonObject, JsonValue, sync
 from train.checkpoint.arrays import (
     ARRAYS_FOLDER,
     WRITE_TIMEOUT,
@@ -32,7 +32,7 @@ from train.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from train.multihost.hosts import SINGLE_HOST, HostGroup, Json
+from train.multihost.hosts import SINGLE_HOST, HostGroup
 from train.step import TrainState
 
 
@@ -107,7 +107,7 @@ class Checkpoints:
         return step
 
     def save(
-        self, state: TrainState, step: int, *, score: float | None = None, facts: Mapping[str, Json] | None = None
+        self, state: TrainState, step: int, *, score: float | None = None, facts: Mapping[str, JsonValue] | None = None
     ) -> None:
         """Copy the state to the host and write it in the background.
 
@@ -145,7 +145,7 @@ class Checkpoints:
         folder = self._files.path / str(step)
         return self._host_group.share(lambda: {} if is_unverifiable(folder) else read_manifest(folder))
 
-    def add_score(self, step: int, score: float | None, *, metrics: Mapping[str, Json]) -> None:
+    def add_score(self, step: int, score: float | None, *, metrics: Mapping[str, JsonValue]) -> None:
         """Add the score and the metrics of an evaluation that came after the save."""
         self._scores[step] = score = score if score is not None and math.isfinite(score) else None
         facts = {"score": score, "metrics": metrics}
@@ -205,7 +205,7 @@ class Checkpoints:
 
     # -- writing, in a thread ----------------------------------------------------------------------------
 
-    def _write(self, step: int, writes: Sequence[Future], facts: Mapping[str, Json]) -> None:
+    def _write(self, step: int, writes: Sequence[Future], facts: Mapping[str, JsonValue]) -> None:
         partial, final = self._partial(step), self._files.path / str(step)
         try:
             wait_for_all(writes)

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+from flaxbert.files import JsonValue
+
 Value = TypeVar("Value")
 Channel = Literal["run", "stop"]
 
@@ -135,7 +136,7 @@ class HostGroup:
         """Wait until all hosts have called this method."""
         self.exchange(None)
 
-    def check_same(self, what: str, values: Mapping[str, Json]) -> None:
+    def check_same(self, what: str, values: Mapping[str, JsonValue]) -> None:
         """Check, on all hosts, that every host has the values of host 0; `what` is a noun, such as "settings".
 
         Raises:

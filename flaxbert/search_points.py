@@ -1,0 +1,31 @@
+"""Named points of a search for length configurations: the front.json of `python -m train.search`."""
+
+from pathlib import Path
+
+from flaxbert.config import AdaptiveArguments
+from flaxbert.files import read_json
+
+
+def load_point(point: str) -> AdaptiveArguments:
+    """Return a named point of a search as keyword arguments of models and pipelines; `point` is NAME@FILE.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file or no such point; the message lists the points.
+    """
+    name, _, file = point.partition("@")
+    if not file:
+        raise ValueError(f"point is {point!r}; give a name and the front.json of a search: 50%@runs/search/front.json")
+    try:
+        found = {
+            one: AdaptiveArguments(
+                layer_config=values["layer_config"],
+                length_config=values["length_config"],
+                always_keep_cls_token=values["always_keep_cls_token"],
+            )
+            for one, values in read_json(Path(file))["points"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: not the front.json of a search: {error!r:.80}") from error
+    if name not in found:
+        raise ValueError(f"{file} has no point {name!r}; it has {', '.join(found)}")
+    return found[name]
