@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import PyTree
 
 from flaxbert.encoder_decoder import AnyModel
+from flaxbert.files import JsonValue
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
 from train.compilation import Precompiled
@@ -105,7 +106,7 @@ class Evaluator:
                 self._evaluations[name] = dataclasses.replace(found, means=means)
         return {name: self._evaluations[name] for name in names}
 
-    def metrics(self, step: int) -> dict[str, dict[str, float | None]]:
+    def metrics(self, step: int) -> dict[str, JsonValue]:
         """Return the metrics of the sets that were evaluated at this step; None stands for one that is not finite."""
         found = self._evaluations if step == self._step else {}
         return {
