@@ -2,8 +2,12 @@
 
 import json
 import os
+import resource
 import shutil
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +247,26 @@ def test_a_full_disk_is_reported_and_leaves_nothing(copied, monkeypatch):
                 checkpoints.check()
         assert checkpoints.latest == 18
     assert sorted(path.name for path in Path(copied).iterdir()) == ["12", "18", "6"]
+
+
+def test_writes_that_fail_print_no_stack_traces(tmp_path, monkeypatch, capfd):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    numbers = np.random.default_rng(0).standard_normal((20, 256, 256)).astype(np.float32)
+    state = TrainState(jnp.int32(1), {str(index): jnp.asarray(own) for index, own in enumerate(numbers)}, {})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # as a full disk, in the middle of a file
+            checkpoints.save(state, 1)
+            with pytest.raises(OSError, match="checkpoint of step 1 cannot be written: File too large"):
+                checkpoints.wait()
+            time.sleep(0.2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError("another"), object=None))
+    assert [str(own.exc_value) for own in printed] == ["another"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_folder_that_is_gone_is_noticed_at_once(copied):

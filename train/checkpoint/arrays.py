@@ -1,11 +1,14 @@
 """Arrays of a checkpoint, which orbax writes and reads."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,6 +29,8 @@ class CheckpointArrays:
     def __init__(self):
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_is_not_raised)
+        if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+            sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
         self._handler = ocp.StandardCheckpointHandler()
 
     def close(self) -> None:
@@ -120,6 +125,22 @@ def _unreadable(checkpoint: Path, error: BaseException) -> ValueError:
         f"{damaged_file(checkpoint, why)}: damaged or missing ({why}); delete the folder {checkpoint} to go on from an "
         "earlier checkpoint, or from the start"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutClosedLoops:
+    """A hook for exceptions that nothing can catch, without those of writes that end after another one has failed.
+
+    orbax closes its event loop at the first error of several writes. Each of the others then fails to report its end to
+    that loop, which tensorstore prints with a stack trace. The first error is raised.
+    """
+
+    hook: Callable[[Any], object]
+
+    def __call__(self, unraisable: Any) -> None:
+        is_closed_loop = isinstance(unraisable.exc_value, RuntimeError) and unraisable.object is None
+        if not (is_closed_loop and str(unraisable.exc_value) == "Event loop is closed"):
+            self.hook(unraisable)
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
