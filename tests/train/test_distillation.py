@@ -15,6 +15,7 @@ import flaxbert
 from flaxbert.conversion.convert import convert
 from flaxbert.conversion.shape_changes import ShapeChanges
 from tests.train.test_loop import records, run_until, weights, with_run
+from tests.train.test_step import bits_of_shards
 from train.aot.estimate import compile_config
 from train.config import Model
 from train.distillation import Distillation
@@ -85,7 +86,7 @@ def test_a_distilled_run_resumes_bit_for_bit_and_keeps_no_teacher(distilled, mon
         run(again)
 
 
-def test_every_mesh_has_the_terms_of_one_device(distilled):
+def test_every_mesh_has_the_terms_of_one_device_and_skips_updates_that_are_not_finite(distilled):
     results = []
     for mesh, devices, steps in ((MeshShape(), 1, 1), (MeshShape(fsdp=2, tensor=2), 8, 2)):
         placement = Placement.of(mesh, jax.devices()[:devices])
@@ -110,6 +111,15 @@ def test_every_mesh_has_the_terms_of_one_device(distilled):
         for number in range(2):
             state, metrics = step(state, placement.batch(task.train[number]), np.uint32(0), teacher.params)
         results.append(jax.device_get((metrics["terms"], state.params)))
+    # On the mesh of the last program: a teacher whose output is not finite teaches nothing.
+    before = bits_of_shards(state)
+    damaged = jax.tree.map(jnp.copy, teacher.params)
+    damaged["predictions"]["bias"] = damaged["predictions"]["bias"].at[3].set(jnp.nan)
+    state, metrics = step(state, placement.batch(task.train[2]), np.uint32(0), jax.device_put(damaged, fixed))
+    assert np.isnan(metrics["loss"])
+    assert {path for path, bits in bits_of_shards(state).items() if bits != before[path]} == {
+        (".step", device.id) for device in jax.devices()
+    }
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)
 
 

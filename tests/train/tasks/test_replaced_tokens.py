@@ -18,6 +18,7 @@ from flaxbert.families.electra import ElectraConfig
 from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.test_loop import records, run_until, with_run
+from tests.train.test_step import bits_of_shards
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments
 from train.data.pretraining.preparation import Preparation, prepare_store
@@ -25,7 +26,8 @@ from train.distillation import Distillation
 from train.distributed import MeshShape, Placement
 from train.electra_pair import GENERATOR, ElectraPair, generator_sizes, replace_tokens, run_pair
 from train.loop import make_model, run
-from train.optim import Optim
+from train.optim import Optim, make_optimizer
+from train.step import compile_step, create_state, state_shardings
 from train.tasks.replaced_tokens import ReplacedTokens
 from train.teacher import load_teacher
 
@@ -117,6 +119,29 @@ def test_embeddings_are_shared_and_draws_have_no_gradient(config):
         assert np.any(leaf)
     assert not any(map(np.any, jax.tree.leaves(replaced[GENERATOR])))
     assert not any(map(np.any, jax.tree.leaves(words["discriminator"])))
+
+
+def test_an_update_is_skipped_if_either_model_has_a_loss_that_is_not_finite(config):
+    task, placement = config.task.prepare(config), Placement.of(MeshShape(), jax.devices()[:2])
+    model = task.architecture(task.config, **config.model.attributes)
+
+    def poisoned(params, batch, key):
+        loss = task.loss(model, params, {name: batch[name] for name in batch if name != "poison"}, key)
+        return losses.Loss(loss.sum * (1 + jnp.sum(batch["poison"], axis=0)), loss.weight)
+
+    optimizer = make_optimizer(dataclasses.replace(config.optim, warmup=0.0), 10)
+    shardings = state_shardings(model, optimizer, placement)
+    step = compile_step(poisoned, optimizer, placement, shardings)
+    state = create_state(model, optimizer, shardings, seed=0)
+    for number, term in enumerate((None, 0, 1, None)):
+        poison = np.zeros((8, 2), np.float32)
+        if term is not None:
+            poison[5, term] = np.nan  # a row of the second device
+        before = bits_of_shards(state)
+        state, metrics = step(state, placement.batch({**task.train[number], "poison": poison}), np.uint32(0))
+        assert np.isfinite(metrics["terms"]).tolist() == [term != 0, term != 1]
+        changed = {path for path, bits in bits_of_shards(state).items() if bits != before[path]}
+        assert {name for name, _ in changed} == {".step"} if term is not None else len(changed) > 2
 
 
 def test_sizes_of_the_generator():
