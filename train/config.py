@@ -109,6 +109,8 @@ class Run:
     """Keep the checkpoints of steps that are multiples of this, too; None: only the newest, and the best."""
     stop_after_skipped: int = 3
     """Stop after this many updates in a row were skipped, because their loss or gradient was not finite."""
+    ledger_every: int = 100
+    """Steps between lines of ledger.jsonl, digests of data and parameters; each checkpoint has one, too."""
     compilation_cache: bool = True
     """Store compiled programs in the folder, so that a restarted run need not compile them again."""
     best: str | None = None
@@ -137,6 +139,7 @@ class Run:
             "keep",
             "keep_every",
             "stop_after_skipped",
+            "ledger_every",
             "patience",
         ]:
             value = getattr(self, name)
@@ -175,6 +178,7 @@ _MAY_CHANGE_ON_RESUME = (
     "run.keep",
     "run.stop_after_skipped",
     "run.keep_every",
+    "run.ledger_every",
     "run.compilation_cache",
     "run.evaluation_batch_size",
     "mesh.data",

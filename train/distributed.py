@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -165,6 +165,15 @@ class Placement:
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
 
+_Batch = TypeVar("_Batch", covariant=True)
+
+
+class Indexed(Protocol[_Batch]):
+    """Batches by number, with whatever belongs to them."""
+
+    def __getitem__(self, index: int, /) -> _Batch: ...
+
+
 class TrainSet(Protocol):
     """Endless batches by number; batch `i` is always the same, so the position in the data is a step number."""
 
@@ -173,7 +182,7 @@ class TrainSet(Protocol):
         ...
 
 
-def prefetch(train_set: TrainSet, start: int, stop: int) -> Iterator[HostBatch]:
+def prefetch(train_set: Indexed[_Batch], start: int, stop: int) -> Iterator[_Batch]:
     """Return batches `start` to `stop - 1` in order, up to 8 of them built ahead of time in two threads."""
     import grain  # not needed to build batches, and not installed everywhere that builds them
 

@@ -20,8 +20,10 @@ from train import run_folder
 from train.checkpoint.store import Checkpoints
 from train.compilation import compilation_cache, compile_time
 from train.config import Config
+from train.digest import TreeDigest
 from train.distributed import Placement
 from train.evaluate import DEV, Evaluation, Evaluator
+from train.ledger import Ledger
 from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
 from train.optim import make_optimizer
 from train.preemption import Preemption
@@ -86,6 +88,13 @@ def run(config: Config, preemption: Preemption | None = None) -> Path:
             first_step = checkpoints.latest or 0
             host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
             state = restore_or_create(setup, checkpoints, pretrained)
+            ledger = Ledger(
+                folder,
+                every=config.run.ledger_every,
+                step=first_step,
+                parameters=TreeDigest(state.params).text,
+                host_group=host_group,
+            )
             if setup.is_first_host:
                 run_folder.remove_temporary_files(folder)
                 run_folder.write_files(config, setup.task, setup.model, setup.inputs)
@@ -101,7 +110,16 @@ def run(config: Config, preemption: Preemption | None = None) -> Path:
                 evaluator = Evaluator(
                     setup.task, setup.model, setup.placement, reporter, best=config.run.best, preemption=preemption
                 )
-                training = TrainingLoop(setup, state, first_step, evaluator, checkpoints, reporter, preemption)
+                training = TrainingLoop(
+                    setup,
+                    state,
+                    first_step,
+                    evaluator,
+                    checkpoints,
+                    ledger,
+                    reporter,
+                    preemption,
+                )
                 training.run()
                 state, step = restore_best(setup, training.state, training.step, checkpoints, reporter)
                 results = evaluator.evaluate(state.params, step, setup.task.evaluations)

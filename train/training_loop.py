@@ -10,8 +10,10 @@ import numpy as np
 from train.checkpoint.store import Checkpoints
 from train.compilation import Precompiled
 from train.config import Run
+from train.digest import TreeDigest
 from train.distributed import HostBatch, prefetch
 from train.evaluate import DEV, Evaluator
+from train.ledger import DigestedBatches, Ledger
 from train.preemption import Preemption
 from train.report import Reporter
 from train.step import TrainState, compile_step
@@ -34,6 +36,7 @@ class TrainingLoop:
     step: int
     evaluator: Evaluator
     checkpoints: Checkpoints
+    ledger: Ledger
     reporter: Reporter
     preemption: Preemption
 
@@ -73,17 +76,19 @@ class TrainingLoop:
             FloatingPointError: too many updates in a row were skipped.
         """
         run, total_steps = self.setup.config.run, self.setup.total_steps
+        host_shard = self.setup.placement.host_shard
+        batches = DigestedBatches(self.setup.task.train, host_shard, is_first_host=self.setup.is_first_host)
         with self.preemption.saving(self._save_on_request):
             try:
                 self._repeat_evaluation()
-                for host_batch in prefetch(self.setup.task.train, self.step, total_steps):
+                for host_batch, batch_digest in prefetch(batches, self.step, total_steps):
                     self.checkpoints.check()
                     if _out_of_patience(run, self.step, self.checkpoints):
                         self.reporter.message(
                             f"stops at step {self.step}: no better {run.best} on dev since step {self.checkpoints.best}"
                         )
                         break
-                    self._train(host_batch)
+                    self._train(host_batch, batch_digest)
                     if self.step < total_steps:
                         self._evaluate_and_save()
                 self._log.flush()
@@ -94,7 +99,7 @@ class TrainingLoop:
             if self.step != self.checkpoints.latest:
                 self._save(self.evaluator.evaluate_dev(self.state.params, self.step) if run.best else None)
 
-    def _train(self, host_batch: HostBatch) -> None:
+    def _train(self, host_batch: HostBatch, batch_digest: int) -> None:
         batch = self.setup.placement.batch(host_batch)
         sandwiches = self.setup.sandwiches
         train_step = self._train_steps[0 if sandwiches is None else sandwiches.index(self.step)]
@@ -105,6 +110,9 @@ class TrainingLoop:
             self.state, metrics = train_step(*arguments)
             self.step += 1
             self._log.add(self.step, metrics, self.setup.task.token_counts(host_batch))
+            self.ledger.add(batch_digest)
+            if self.ledger.is_due(self.step):
+                self._write_ledger()
 
     def _evaluate_and_save(self) -> None:
         run, step = self.setup.config.run, self.step
@@ -136,6 +144,7 @@ class TrainingLoop:
 
     def _write(self, score: float | None) -> None:
         """Save the state, the position in the data, the settings and the metrics known at this step."""
+        self._write_ledger()  # first, because a checkpoint without its line is refused
         epoch, batch = divmod(self.step, self.setup.task.steps_per_epoch)
         facts = {
             "epoch": epoch,
@@ -145,6 +154,9 @@ class TrainingLoop:
             "inputs": self.setup.inputs,
         }
         self.checkpoints.save(self.state, self.step, score=score, facts=facts)
+
+    def _write_ledger(self) -> None:
+        self.ledger.write(self.step, TreeDigest(self.state.params).text)
 
     def _save_on_request(self) -> str:
         """Save the state in the thread of the preemption, and return what to print."""

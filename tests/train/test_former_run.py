@@ -12,6 +12,7 @@ import pytest
 
 from flaxbert import BertConfig
 from train.config import Config, Model, Run
+from train.ledger import read_ledger
 from train.loop import run
 from train.optim import Optim
 from train.tasks.sequence_classification import SequenceClassification
@@ -41,6 +42,7 @@ def test_a_run_of_a_former_version_is_resumed(tmp_path, monkeypatch, capsys):
     )
     run(config)
     assert "resumed from step 2" in capsys.readouterr().out
+    assert [line.step for line in read_ledger(Path("run"))] == [2, 4]  # it had none
     found = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in found] == [line["step"] for line in former]
     for line, reference in zip(found, former, strict=True):

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassifi
 import flaxbert
 from train.data.batches import PaddedBatches
 from train.distributed import MeshShape
+from train.ledger import read_ledger
 from train.loop import run
 from train.report import Reporter
 from train.tasks.task import TokenCounts
@@ -98,6 +99,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(finished, monkeypatch,
     assert [r["step"] for r in records(tmp_path / "broken", "train")] == [1, 4, 8, 12]
     losses = [[r["loss"] for r in records(f, "train")] for f in (unbroken, tmp_path / "broken")]
     assert losses[0] == losses[1]
+    assert read_ledger(tmp_path / "broken") == read_ledger(unbroken)
 
 
 @pytest.mark.slow  # half a minute; test_meshes.py trains on meshes, test_hosts.py goes on with other processes

@@ -22,6 +22,7 @@ from tests.flags import with_devices
 from tests.runs import made_once
 from train.config import Config
 from train.distributed import MeshShape
+from train.ledger import read_ledger
 from train.loop import make_setup, run
 from train.multihost.hosts import SINGLE_HOST, HostGroup, Hosts, join_hosts
 
@@ -238,6 +239,9 @@ def two_hosts(finished, tmp_path_factory):
 
 def test_two_processes_train_as_one_does(two_hosts, finished):
     assert_same_run(two_hosts.folder, finished.folder)
+    ours, theirs = read_ledger(two_hosts.folder), read_ledger(finished.folder)
+    assert [(line.step, line.data) for line in ours] == [(line.step, line.data) for line in theirs]
+    assert ours[0].parameters == theirs[0].parameters  # the later ones differ by rounding
 
 
 def test_only_the_first_host_prints(two_hosts, finished):
