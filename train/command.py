@@ -21,6 +21,7 @@ from flaxbert.files import atomic_write
 from train.compilation import compilation_cache
 from train.config import FORMER_SWITCHES, RENAMED_SETTINGS, Config
 from train.preemption import Preemption
+from train.state_check import CORRUPT_STATE, CorruptState
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
 from train.tasks.task import TaskSettings
 
@@ -84,7 +85,8 @@ def main(arguments: list[str], preemption: Preemption | None = None) -> int:
     Returns:
         0: the run finished. 1: losses or gradients were not finite. 2: a mistake in the settings or the data. 3:
         another host was lost (killed, disconnected, or without a sign of life); start the run again, and it resumes
-        from its last checkpoint. 130: interrupted. If one of several hosts fails, all end with its code.
+        from its last checkpoint. 4: the state was corrupted (`--run.verify-every`). 130: interrupted.
+        If one of several hosts fails, all end with its code.
         A `preemption` that listens to signals ends the process itself, with 75.
     """
     if (code := usage_code(arguments, _USAGE)) is not None:
@@ -105,6 +107,9 @@ def main(arguments: list[str], preemption: Preemption | None = None) -> int:
     except FloatingPointError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
+    except CorruptState as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return CORRUPT_STATE
     except KeyboardInterrupt:
         print("interrupted; start the run again, and it resumes from its last checkpoint", file=sys.stderr)
         return 130

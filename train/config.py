@@ -109,6 +109,9 @@ class Run:
     """Keep the checkpoints of steps that are multiples of this, too; None: only the newest, and the best."""
     stop_after_skipped: int = 3
     """Stop after this many updates in a row were skipped, because their loss or gradient was not finite."""
+    verify_every: int = 0
+    """Compute one step in this many twice, and compare both results and the copies of the state on several devices, to
+    find damaged memory and devices that compute wrongly; checkpoints are compared, too. 0: never."""
     ledger_every: int = 100
     """Steps between lines of ledger.jsonl, digests of data and parameters; each checkpoint has one, too."""
     compilation_cache: bool = True
@@ -145,6 +148,8 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.verify_every < 0:
+            raise ValueError(f"verify_every is {self.verify_every}; give 0 for never, or a number of steps")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
             raise ValueError(f"epochs is {self.epochs}; it must be greater than 0 and less than 1000000")
         for seed in (self.seed, *self.seeds):
@@ -178,6 +183,7 @@ _MAY_CHANGE_ON_RESUME = (
     "run.keep",
     "run.stop_after_skipped",
     "run.keep_every",
+    "run.verify_every",
     "run.ledger_every",
     "run.compilation_cache",
     "run.evaluation_batch_size",

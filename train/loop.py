@@ -29,6 +29,7 @@ from train.optim import make_optimizer
 from train.preemption import Preemption
 from train.report import Reporter
 from train.sandwich import Sandwiches, make_sandwiches
+from train.state_check import StateCheck, check_deterministic
 from train.step import TrainState, create_state, state_shapes, state_shardings
 from train.summary import write_summary
 from train.tasks.task import Task
@@ -117,6 +118,7 @@ def run(config: Config, preemption: Preemption | None = None) -> Path:
                     evaluator,
                     checkpoints,
                     ledger,
+                    StateCheck(config.run.verify_every, host_group=host_group),
                     reporter,
                     preemption,
                 )
@@ -160,6 +162,8 @@ def make_setup(config: Config, host_group: HostGroup) -> tuple[Setup, Params | N
     accumulation = settings.gradient_accumulation_steps
     placement.check_rows("batch_size", settings.batch_size, gradient_accumulation_steps=accumulation)
     placement.check_rows("evaluation_batch_size", settings.evaluation_batch_size or settings.batch_size)
+
+    check_deterministic(settings.verify_every)
 
     # Data
     run_folder.check_folder(config)

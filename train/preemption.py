@@ -138,7 +138,7 @@ class Preemption:
             self._host_group.leave()
         except Exception as error:
             os.write(2, f"stopped: {reason}, but the run could not be saved: {error}\n".encode())
-            _exit(1)
+            _exit(getattr(error, "exit_code", 1))
         if self._host_group.index == 0:
             print(f"preempted by {reason}: {done}; start the run again, and it goes on from there", flush=True)
             time.sleep(_LEAVE_DELAY if len(self._host_group.names) > 1 else 0.0)

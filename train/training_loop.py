@@ -16,6 +16,7 @@ from train.evaluate import DEV, Evaluator
 from train.ledger import DigestedBatches, Ledger
 from train.preemption import Preemption
 from train.report import Reporter
+from train.state_check import StateCheck
 from train.step import TrainState, compile_step
 from train.step_log import StepLog, TooManySkipped, describe_parameters
 
@@ -37,6 +38,7 @@ class TrainingLoop:
     evaluator: Evaluator
     checkpoints: Checkpoints
     ledger: Ledger
+    state_check: StateCheck
     reporter: Reporter
     preemption: Preemption
 
@@ -107,7 +109,7 @@ class TrainingLoop:
         train_step.compile_for(batch, *arguments)
         with self.preemption.launching():
             self._log.before_step()
-            self.state, metrics = train_step(*arguments)
+            self.state, metrics = self.state_check.run(train_step, self.step + 1, *arguments)
             self.step += 1
             self._log.add(self.step, metrics, self.setup.task.token_counts(host_batch))
             self.ledger.add(batch_digest)
@@ -144,6 +146,7 @@ class TrainingLoop:
 
     def _write(self, score: float | None) -> None:
         """Save the state, the position in the data, the settings and the metrics known at this step."""
+        self.state_check.check(self.state, self.step)
         self._write_ledger()  # first, because a checkpoint without its line is refused
         epoch, batch = divmod(self.step, self.setup.task.steps_per_epoch)
         facts = {

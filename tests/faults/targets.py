@@ -3,6 +3,10 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.config import Config
 
 STEPS = 6
 
@@ -36,12 +40,8 @@ def train_state(folder: Path, started: Callable[[], None], step_of: Callable[[Ca
             checkpoints.save(state, step, score=1.0 if step == 2 else 0.0)
 
 
-def train_run(folder: Path, started: Callable[[], None], step_of: Callable[[Callable], Callable]) -> None:
-    """Run the trainer on a few sentences, with dropout, evaluations and a checkpoint after each step."""
-    import contextlib
-    import os
-
-    import train.loop
+def small_run(folder: Path, **settings: Any) -> "Config":
+    """Return the config of a run on a few sentences, which are written beside its folder; `settings` are of `Run`."""
     from flaxbert import BertConfig
     from train.config import Config, Model, Run
     from train.optim import Optim
@@ -56,29 +56,31 @@ def train_run(folder: Path, started: Callable[[], None], step_of: Callable[[Call
     task = SequenceClassification(
         train=str(data / "train.tsv"), dev=str(data / "dev.tsv"), tokenizer=data / "vocab.txt", max_length=16
     )
-    config = Config(
-        task,
-        Run(
-            folder,
-            batch_size=8,
-            steps=STEPS,
-            log_every=1,
-            checkpoint_every=1,
-            evaluate_every=2,
-            best="loss",
-            keep=1,
-        ),
-        Model(sizes=sizes),
-        Optim(learning_rate=1e-3),
+    return Config(task, Run(folder, batch_size=8, **settings), Model(sizes=sizes), Optim(learning_rate=1e-3))
+
+
+def train_run(folder: Path, started: Callable[[], None], step_of: Callable[[Callable], Callable]) -> None:
+    """Run the trainer on a few sentences, with dropout, evaluations and a checkpoint after each step."""
+    import contextlib
+    import os
+
+    import train.loop
+    import train.training_loop as loop
+
+    config = small_run(
+        folder, steps=STEPS, log_every=1, checkpoint_every=1, evaluate_every=2, best="loss", keep=1, ledger_every=1
     )
-    compile_step, prefetch = train.loop.compile_step, train.loop.prefetch
+    prefetch = loop.prefetch
 
     def prefetch_after_start(*arguments):
         started()
         return prefetch(*arguments)
 
-    train.loop.compile_step = lambda *arguments, **options: step_of(compile_step(*arguments, **options))
-    train.loop.prefetch = prefetch_after_start
+    class Observed(loop.Precompiled):
+        def __call__(self, *arguments):
+            return step_of(super().__call__)(*arguments)
+
+    loop.Precompiled, loop.prefetch = Observed, prefetch_after_start
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train.loop.run(config)
 
@@ -94,7 +96,7 @@ def write_sentences(folder: Path) -> None:
 
 
 def final_digest(folder: Path) -> str:
-    """Return the SHA-256 of all arrays of the newest checkpoint, and of the exported model if there is one."""
+    """Return the SHA-256 of all arrays of the newest checkpoint, and of the exported model and ledger, if there are."""
     import jax
     import orbax.checkpoint as ocp
     from etils import epath
@@ -106,6 +108,6 @@ def final_digest(folder: Path) -> str:
     digest = hashlib.sha256(newest.name.encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
-    model = folder / "model" / "model.safetensors"
-    digest.update(model.read_bytes() if model.is_file() else b"")
+    for file in (folder / "model" / "model.safetensors", folder / "ledger.jsonl"):
+        digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()

@@ -131,9 +131,9 @@ class TcpHostGroup(HostGroup):
         else:
             time.sleep(_FAILURE_DELAY)  # if another host failed first, its message ends this process meanwhile
             reason = str(error).strip() or "interrupted"
-            if not isinstance(error, FileNotFoundError | ValueError | FloatingPointError):
+            code = getattr(error, "exit_code", 2 if isinstance(error, FileNotFoundError | ValueError) else 1)
+            if code == 1 and not isinstance(error, FloatingPointError):
                 reason = f"{type(error).__name__}: {reason}"
-            code = 2 if isinstance(error, FileNotFoundError | ValueError) else 1
             self._leaving.set()  # first, because the other hosts end now and are not lost
             self._send_to_all({"end": f"{self.name(self.index)} failed: {reason}", "code": code})
         self.leave()
