@@ -3,9 +3,9 @@
     python -m tests.faults.kill [--kills 200] [--seed 0] [--target run] [--kills-per-run 1]
 
 Each kill (SIGKILL) is aimed at a phase, at a random moment of it. One that lands elsewhere does not count and is
-repeated. After the kills of a run it is started again and must end with the same bits of parameters, optimizer state
-and exported model, without temporary files and without damaged checkpoints. Prints a table, and exits with 1 if a run
-ends differently or if a phase was not hit.
+repeated. After the kills of a run it is started again and must end with the same bits of parameters, optimizer state,
+exported model and ledger, without temporary files and without damaged checkpoints. Prints a table, and exits with 1 if
+a run ends differently or if a phase was not hit.
 
 The processes are forked from one that has imported everything. In them, functions around the phases are replaced; the
 trainer itself knows nothing of this.
@@ -16,6 +16,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import re
 import select
@@ -40,6 +41,7 @@ import orbax.checkpoint  # noqa: F401 - imported here, so that no child has to
 
 import train.checkpoint.folder
 import train.checkpoint.store
+import train.ledger
 import train.loop
 import train.summary
 import train.tasks.sequence_classification
@@ -47,6 +49,7 @@ from tests.faults.targets import STEPS, final_digest, train_run, train_state
 
 TARGETS = {"state": train_state, "run": train_run}
 PHASES = ("start", "step", "copy", "write", "rename", "delete")
+PHASES_OF = {"state": PHASES, "run": (*PHASES, "ledger")}
 TIMEOUT = 120.0  # seconds for one process
 LEFTOVER = re.compile(r"\d+\.(partial|deleted|damaged.*)|\..+\.[a-z0-9_]{8}|.*orbax-checkpoint-tmp.*")
 
@@ -111,7 +114,22 @@ class Child:
             if folder.suffix == ".deleted":
                 self.end("delete")
 
+        def reported_append(ledger, line):
+            is_aim = self.begin("ledger")
+            if is_aim and moment < 0.4:
+                wait_for_the_end()
+            if is_aim and moment < 0.7:
+                text = json.dumps(vars(line))
+                with ledger.file.open("a") as file:
+                    file.write(text[: round((moment - 0.4) / 0.3 * len(text))])
+                wait_for_the_end()
+            append(ledger, line)
+            if is_aim:
+                wait_for_the_end()
+            self.end("ledger")
+
         os.rename = reported_rename
+        append, train.ledger.Ledger._append = train.ledger.Ledger._append, reported_append
         train.checkpoint.store.copy_on_cpu, train.checkpoint.store.Checkpoints._write = reported_copy, reported_write
         train.checkpoint.folder.remove = reported_remove
 
@@ -224,7 +242,7 @@ def kill_once(target: str, folder: Path, aim: Aim, typical: float) -> bool:
         else:
             return False
         # Kills in a rename or a deletion need no exact time: the process waits for them.
-        time.sleep(0.0 if aim.phase in ("rename", "delete") else typical * aim.moment)
+        time.sleep(0.0 if aim.phase in ("rename", "delete", "ledger") else typical * aim.moment)
         os.kill(process, signal.SIGKILL)
         for event, _ in events:
             running[event[1:]] += 1 if event[0] == "+" else -1
@@ -252,7 +270,8 @@ def run_kills(kills: int, seed: int, *, target: str, kills_per_run: int) -> Resu
     import_for(target)
     result = Result(collections.Counter(), 0, 0, [])
     random = np.random.default_rng(seed)
-    aims = [PHASES[number % len(PHASES)] for number in range(kills)]
+    phases = PHASES_OF[target]
+    aims = [phases[number % len(phases)] for number in range(kills)]
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary) / "base"
         base.mkdir()
@@ -289,9 +308,10 @@ def main() -> int:
     parser.add_argument("--kills-per-run", type=int, default=1)
     arguments = parser.parse_args()
     result = run_kills(arguments.kills, arguments.seed, target=arguments.target, kills_per_run=arguments.kills_per_run)
-    print(f"| {' | '.join(PHASES)} | all | aimed at a phase and missed it | runs with the same end |")
-    print(f"|{' --- |' * (len(PHASES) + 3)}")
-    numbers = [*(result.landed[phase] for phase in PHASES), result.landed.total(), result.missed]
+    phases = PHASES_OF[arguments.target]
+    print(f"| {' | '.join(phases)} | all | aimed at a phase and missed it | runs with the same end |")
+    print(f"|{' --- |' * (len(phases) + 3)}")
+    numbers = [*(result.landed[phase] for phase in phases), result.landed.total(), result.missed]
     print(f"| {' | '.join(map(str, numbers))} | {result.runs - len(result.problems)} of {result.runs} |")
     print("\n".join(result.problems), file=sys.stderr)
     return int(bool(result.problems) or result.landed.total() < arguments.kills)
