@@ -1,8 +1,11 @@
 """Which model a run ends with, when it stops, and several seeds in one command."""
 
 import dataclasses
+import functools
 import json
+import os
 import shutil
+import signal
 import statistics
 
 import jax
@@ -11,8 +14,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.train.test_loop import records, run_until, weights, with_run
+from tests.train.test_preemption import exit_code_of
+from train.checkpoint.folder import checkpoint_steps
 from train.command import run_seeds
+from train.ledger import read_ledger
 from train.loop import run
+from train.preemption import PREEMPTED
+from train.report import Reporter
 
 SLOWLY = {"epochs": 8, "evaluate_every": 3, "best": "loss"}
 
@@ -78,9 +86,25 @@ def test_what_makes_no_sense_is_told_before_anything_is_written(overfitting, cha
     assert not overfitting.run.folder.exists()
 
 
-def test_several_seeds(no_cache, classification, tmp_path, capsys, caplog):
+def test_several_seeds_of_which_the_second_is_interrupted(
+    no_cache, classification, tmp_path, capsys, caplog, monkeypatch
+):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)  # `no_cache` puts it back
-    folder = run_seeds(with_run(classification, seeds=(3, 5)))
+    config = with_run(classification, seeds=(3, 5))
+    advance, steps = Reporter.advance, []
+
+    def interrupted(self, step):
+        advance(self, step)
+        steps.append(step)
+        if steps[-3:] == [1, 2, 3] and steps.count(1) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "advance", interrupted)
+        assert exit_code_of(functools.partial(run_seeds, config)) == PREEMPTED
+    assert checkpoint_steps(config.run.folder / "seed-3" / "checkpoints") == [6]
+    assert checkpoint_steps(config.run.folder / "seed-5" / "checkpoints") in ([3], [4], [5])
+    folder = run_seeds(config)
     assert "metric" not in caplog.text
     printed = capsys.readouterr().out
     finals = [evaluations(folder / f"seed-{seed}")[-1][1] for seed in (3, 5)]
@@ -96,9 +120,10 @@ def test_several_seeds(no_cache, classification, tmp_path, capsys, caplog):
     assert not list(folder.glob("seed-*/compiled"))
     assert json.loads((folder / "seed-5" / "run.json").read_text())["run"]["seed"] == 5
     shutil.copytree(folder / "compiled", tmp_path / "alone" / "compiled")  # a run of its own compiles the same
-    alone = run(with_run(classification, seed=3, folder=tmp_path / "alone"))
+    alone = run(with_run(classification, seed=5, folder=tmp_path / "alone"))
     for name, values in weights(alone).items():
-        np.testing.assert_array_equal(load_file(folder / "seed-3" / "model" / "model.safetensors")[name], values)
+        np.testing.assert_array_equal(load_file(folder / "seed-5" / "model" / "model.safetensors")[name], values)
+    assert read_ledger(alone)[-1].parameters == read_ledger(folder / "seed-5")[-1].parameters
 
 
 def test_seeds_are_for_one_process(classification):

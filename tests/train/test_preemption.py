@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT, to one process and to several hosts."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -99,6 +100,27 @@ def test_an_error_while_saving_is_reported():
     assert ended([process])[0][::2] == (1, "stopped: SIGTERM, but the run could not be saved: disk full\n")
 
 
+def exit_code_of(program):
+    """Return the code with which a program ends that sends its own process a signal; it is given the `Preemption`."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    codes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train.preemption, "_exit", lambda code: codes.append(code) or os.kill(os.getpid(), signal.SIGUSR1)
+        )
+        try:
+            preemption = Preemption().listen()
+            signal.signal(signal.SIGUSR1, signal.default_int_handler)
+            with pytest.raises(KeyboardInterrupt):
+                program(preemption)
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    (code,) = codes
+    return code
+
+
 def test_a_run_ended_in_its_evaluation_equals_an_unbroken_one(finished, monkeypatch, tmp_path):
     task = dataclasses.replace(finished.config.task, tokenizer=finished.folder / "tokenizer")
     settings = dataclasses.replace(finished.config.run, folder=tmp_path / "run", evaluate_every=4, best="loss", keep=9)
@@ -111,23 +133,9 @@ def test_a_run_ended_in_its_evaluation_equals_an_unbroken_one(finished, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self, params, step, names)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    codes = []
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", interrupted)
-        patch.setattr(
-            train.preemption, "_exit", lambda code: codes.append(code) or os.kill(os.getpid(), signal.SIGUSR1)
-        )
-        try:
-            preemption = Preemption().listen()
-            signal.signal(signal.SIGUSR1, signal.default_int_handler)
-            with pytest.raises(KeyboardInterrupt):
-                run(config, preemption)
-        finally:
-            signal.set_wakeup_fd(-1)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    assert codes == [PREEMPTED]
+        assert exit_code_of(functools.partial(run, config)) == PREEMPTED
     checkpoints = tmp_path / "run" / "checkpoints"
     assert read_manifest(checkpoints / "8")["score"] is None
     run(config)
