@@ -38,7 +38,7 @@ class JaxImplementation:
             dtype=jnp.dtype(work.dtype),
             scan=scan,
             remat=Remat.NONE,
-            attn_implementation=AttentionImplementation.EAGER,
+            attn_implementation=AttentionImplementation.FUSED,
             vocab_multiple=128,
         )
         placement = Placement.of(MeshShape(), jax.devices()[:1])

@@ -53,6 +53,8 @@ class Benchmark:
     """Type of matrix products; parameters are float32."""
     kinds: tuple[Pass, ...] = ("train", "forward")
     """A train step (dropout 0.1, AdamW), or the forward pass with the loss."""
+    attention_dropout: float = 0.1
+    """Dropout of attention probabilities in train steps; with 0, flaxbert trains with cuDNN's attention on GPUs."""
     peers: tuple[Literal["eager", "sdpa", "compile"], ...] = ("eager", "sdpa")
     """PyTorch with attention as matrix products, with its fused attention, or that with torch.compile."""
     scan: bool = False
@@ -124,7 +126,10 @@ def main(arguments: list[str]) -> int:
 
 def workloads(settings: Benchmark) -> list[Workload]:
     """Return the workloads of all sizes at all lengths."""
-    configs: dict[str, BertConfig] = {name: getattr(BertConfig, name)() for name in settings.sizes}
+    rate = settings.attention_dropout
+    configs: dict[str, BertConfig] = {
+        name: getattr(BertConfig, name)(attention_probs_dropout_prob=rate) for name in settings.sizes
+    }
     return [
         Workload(name, config, settings.rows, length, settings.dtype, settings.fill)
         for name, config in configs.items()
