@@ -20,7 +20,7 @@ from train.tasks.pretraining import Pretraining
 
 config = Config(
     task=Pretraining(text="runs/corpus", max_length=128, max_predictions=20, copies=10),
-    model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=AttentionImplementation.PALLAS),
+    model=Model(sizes=BertConfig.base(), dtype="bfloat16", attn_implementation=AttentionImplementation.FUSED),
     optim=Optim(learning_rate=1e-4, warmup=10_000 / 900_000, algorithm=BertAdam(), schedule=Google()),
     run=Run(
         folder=Path("runs/pretrain_base_128"),

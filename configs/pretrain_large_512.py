@@ -23,7 +23,7 @@ config = Config(
         sizes=BertConfig.large(),
         dtype="bfloat16",
         remat=Remat.DOTS,
-        attn_implementation=AttentionImplementation.PALLAS,
+        attn_implementation=AttentionImplementation.FUSED,
     ),
     optim=Optim(learning_rate=1e-4, warmup=0.1, algorithm=BertAdam(), schedule=Google()),
     run=Run(

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,14 @@ class AttentionImplementation(enum.Enum):
     """Implementation of attention, by Hugging Face's names where it has them; the results differ by rounding alone.
 
     "eager": matrix products and a softmax that XLA compiles, on any device.
-    "pallas": one kernel on TPUs (`kernels/tpu_attention.py`), which keeps no scores in memory, for calls that
-    `kernels.supports_fused_attention` accepts; "eager" for all others. On several devices, apply the model under
-    `jax.set_mesh`: the compiler cannot divide a kernel, so without a mesh each device would compute all batch rows.
+    "fused": one kernel, which keeps no scores in memory: `kernels/tpu_attention.py` on TPUs, cuDNN's on NVIDIA GPUs
+    (`kernels/gpu_attention.py`), for calls that `kernels.supports_fused_attention` accepts; "eager" for all others. On
+    several devices, apply the model under `jax.set_mesh`: the compiler cannot divide a kernel, so without a mesh each
+    device would compute all batch rows.
     """
 
     EAGER = "eager"
-    PALLAS = "pallas"
+    FUSED = "fused"
 
 
 class Remat(enum.Enum):
@@ -35,10 +37,17 @@ class Remat(enum.Enum):
     FULL = "full"
 
 
+def _is_gpu_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Return True for cuDNN's forward pass, whose residuals JAX does not name."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 REMAT_POLICIES: dict[Remat, Callable[..., bool]] = {
     Remat.DOTS: jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED_BY_KERNELS),
+        jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.save_only_these_names(SAVED_BY_KERNELS), _is_gpu_attention
+        ),
     ),
     Remat.FULL: jax.checkpoint_policies.nothing_saveable,
 }

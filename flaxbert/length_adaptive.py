@@ -110,11 +110,13 @@ def choose_tokens(
     return jnp.sort(jnp.argsort(-scores, axis=1)[:, : kept.count], axis=1)
 
 
-def gather_tokens(x: Shaped[Array, "B T *rest"], positions: Int[Array, "B R"]) -> Shaped[Array, "B R *rest"]:
-    """Return the entries of x at ascending positions, each at most once."""
+def gather_tokens(
+    x: Shaped[Array, "B T *rest"], positions: Int[Array, "B R"], *, ascending: bool = True
+) -> Shaped[Array, "B R *rest"]:
+    """Return the entries of x at positions, each at most once, which are ascending unless `ascending` is False."""
 
     def gather(row: Array, indices: Array) -> Array:
-        return row.at[indices].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
+        return row.at[indices].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=ascending)
 
     return jax.vmap(gather)(x, positions)
 

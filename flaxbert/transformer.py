@@ -253,6 +253,9 @@ def _attend_to_self(
         self_attention=source is None and cache is None,
         needs_scores=needs_probabilities
         or not all(part is None for part in (head_mask, shared.distances, shared.bias)),
+        dtype=execution.dtype,
+        mask_per_query=shared.mask is not None and shared.mask.shape[2] > 1,
+        dropout=own.key is not None and config.attention_probs_dropout_prob > 0,
     )
     attended = x if source is None else source
     if cache is not None:

@@ -62,7 +62,7 @@ class Model:
     attn_implementation: Annotated[AttentionImplementation, tyro.conf.EnumChoicesFromValues] = (
         AttentionImplementation.EAGER
     )
-    """pallas: a fused kernel on TPUs for lengths that are multiples of 32 up to 512; eager in all other cases."""
+    """fused: one kernel on TPUs and NVIDIA GPUs (see `kernels.supports_fused_attention`); eager in all other cases."""
 
     def __post_init__(self):
         expand_home(self)
@@ -202,8 +202,11 @@ _INPUTS = (
     "distillation.teacher",
 )
 
-# Values of a former switch, as those of the setting that replaced it.
-FORMER_SWITCHES: dict[str, dict[Any, str]] = {"task.leave_out_incomplete": {False: "error", True: "skip"}}
+# Former values of a setting, or of the switch that it replaced, as those of today.
+FORMER_SWITCHES: dict[str, dict[Any, str]] = {
+    "model.attn_implementation": {"pallas": "fused"},
+    "task.leave_out_incomplete": {False: "error", True: "skip"},
+}
 
 # Former names of settings. A former flag is refused with the new name; a run stored with it can be resumed.
 RENAMED_SETTINGS = {

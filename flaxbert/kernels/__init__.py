@@ -4,11 +4,14 @@ import functools
 import logging
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt32
 
 from flaxbert.config import BertConfig
 from flaxbert.functional import linear
 from flaxbert.layers import Params
+from flaxbert.length_adaptive import gather_tokens
 from flaxbert.sharding import AxisRules, constrain, current_mesh
 
 _log = logging.getLogger("flaxbert")
@@ -25,14 +28,28 @@ def platform() -> str:
     return jax.default_backend() if mesh is None or mesh.abstract_device is None else mesh.abstract_device.platform
 
 
-def supports_fused_attention(config: BertConfig, length: int, *, self_attention: bool, needs_scores: bool) -> bool:
+def supports_fused_attention(
+    config: BertConfig,
+    length: int,
+    *,
+    self_attention: bool,
+    needs_scores: bool,
+    dtype: DTypeLike,
+    mask_per_query: bool,
+    dropout: bool,
+) -> bool:
     """Return True if there is a kernel for this call.
 
-    The rule: on TPUs, for self-attention over all positions, for lengths that are multiples of 32 up to 512 and head
-    sizes that divide 128, without a cache, and where neither scores nor probabilities are needed: for relative
-    positions, a head mask, or because they are asked for. The reason for another answer on a TPU is logged once.
+    The rule: for self-attention over all positions, without a cache, and where neither scores nor probabilities are
+    needed: for relative positions, a head mask, or because they are asked for.
+    - On TPUs, for lengths that are multiples of 32 up to 512 and head sizes that divide 128.
+    - On NVIDIA GPUs from Ampere on, in bfloat16 or float16, without dropout of probabilities, for even lengths and head
+      sizes that are multiples of 8 up to 128. With a mask for each query, for lengths that are multiples of 128.
+
+    The reason for another answer on a TPU or GPU is logged once.
     """
-    if platform() != "tpu":
+    device = platform()
+    if device not in ("gpu", "tpu"):
         return False
     if not self_attention or needs_scores:
         reason = (
@@ -40,9 +57,18 @@ def supports_fused_attention(config: BertConfig, length: int, *, self_attention:
         )
         _log_once(f"fused attention is not used where {reason}")
         return False
-    from flaxbert.kernels import tpu_attention  # imports Pallas, which takes half a second
+    if device == "tpu":
+        from flaxbert.kernels import tpu_attention  # imports Pallas, which takes half a second
 
-    return tpu_attention.supports(length, heads=config.num_attention_heads, head_size=config.head_size)
+        return tpu_attention.supports(length, heads=config.num_attention_heads, head_size=config.head_size)
+    if dropout:
+        _log_once("fused attention is not used on GPUs with dropout of probabilities (attention_probs_dropout_prob)")
+        return False
+    from flaxbert.kernels import gpu_attention
+
+    return gpu_attention.has_cudnn() and gpu_attention.supports(
+        length, head_size=config.head_size, dtype=dtype, mask_per_query=mask_per_query
+    )
 
 
 @jax.named_scope("attention")
@@ -59,6 +85,8 @@ def attend_fused(
 
     The arguments are those of `transformer.attend`; `keep` is packed (`dropout.packed_keep_mask`).
     """
+    if platform() == "gpu":
+        return _attend_on_gpu(params, x, mask, rules=rules)
     from flaxbert.kernels import tpu_attention
 
     projections = [params[name] for name in ("query", "key", "value")]
@@ -69,6 +97,23 @@ def attend_fused(
     )
     context = tpu_attention.attention(query, key, value, mask, heads=heads, keep_mask=keep, rate=rate, rules=rules)
     return linear(_merge_heads(params["output"], inputs=2), context, "BTE,ED->BTD")
+
+
+def _attend_on_gpu(
+    params: Params, x: Float[Array, "B T D"], mask: Bool[Array, "#B 1 #T T"] | None, *, rules: AxisRules
+) -> Float[Array, "B T D"]:
+    from flaxbert.kernels import gpu_attention
+
+    attended, counts = x, None
+    if mask is not None and mask.shape[2] == 1:
+        order, counts = gpu_attention.keys_first(jnp.broadcast_to(mask, (len(x), *mask.shape[1:])))
+        attended, mask = gather_tokens(x, order, ascending=False), None
+    query, key, value = (
+        constrain(linear(params[name], source, "BTD,DHK->BTHK"), rules, "batch", None, "heads", None)
+        for name, source in (("query", x), ("key", attended), ("value", attended))
+    )
+    context = gpu_attention.attention(query, key, value, counts=counts, mask=mask, rules=rules)
+    return linear(params["output"], context, "BTHK,HKD->BTD")
 
 
 def _merge_heads(params: Params, *, inputs: int) -> dict[str, Array]:

@@ -119,7 +119,7 @@ def as_on_a_tpu(monkeypatch):
     monkeypatch.setattr("flaxbert.kernels.platform", lambda: "tpu")
 
 
-def model(attention=AttentionImplementation.PALLAS, config=CONFIG, **arguments):
+def model(attention=AttentionImplementation.FUSED, config=CONFIG, **arguments):
     return flaxbert.BertForMaskedLM(config, attn_implementation=attention, **arguments)
 
 
@@ -145,7 +145,7 @@ def test_a_model_computes_the_same_and_drops_the_same(as_on_a_tpu, params, remat
         this = model(attention, remat=remat)
         return jax.jit(jax.value_and_grad(lambda params: loss(this, params, deterministic=False)))(params)
 
-    (value, gradients), (wanted, theirs) = both(AttentionImplementation.PALLAS), both(AttentionImplementation.EAGER)
+    (value, gradients), (wanted, theirs) = both(AttentionImplementation.FUSED), both(AttentionImplementation.EAGER)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
     for found, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(found, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1e-3))

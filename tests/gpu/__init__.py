@@ -1,0 +1,1 @@
+"""Checks that need a GPU, as commands of their own."""
