@@ -116,7 +116,7 @@ def test_head_sizes_and_types_of_the_kernel():
     assert [supports(head_size=64, dtype=dtype) for dtype in types] == [False, True, True]
 
 
-@pytest.mark.parametrize("name", ["holes", "no keys", "packed"])
+@pytest.mark.parametrize("name", ["holes", "no keys", pytest.param("packed", marks=pytest.mark.slow)])
 def test_all_around_the_call_is_eager_attention_on_a_mesh_too(name):
     shape, mask = (8, 40, 2, 8), on_gpu.attention_mask(name, 8, 40)
     wanted = on_gpu.outputs_and_gradients(on_gpu.eager, mask, shape, jnp.float32)

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import jax
@@ -152,7 +153,7 @@ def check_packing(shape: tuple[int, int, int, int]) -> str | None:
     return None if worst < 2e-2 else f"{shape} packed rows differ from rows of one sequence by {worst:.2e}"
 
 
-def masked_lm(implementation: AttentionImplementation, *, rate: float) -> tuple[Callable, dict]:
+def masked_lm(implementation: AttentionImplementation, *, rate: float) -> tuple[Callable, Any]:
     """Return a loss of (params, key) of a model of two layers, and its parameters."""
     config = BertConfig.base().replace(num_hidden_layers=2, vocab_size=1024, attention_probs_dropout_prob=rate)
     model = flaxbert.BertForMaskedLM(config, dtype=jnp.dtype(jnp.bfloat16), attn_implementation=implementation)
@@ -161,7 +162,7 @@ def masked_lm(implementation: AttentionImplementation, *, rate: float) -> tuple[
 
     def loss(params, key):
         rngs = None if key is None else {"dropout": key}
-        out = model.apply({"params": params}, ids, attention_mask=mask, deterministic=key is None, rngs=rngs)
+        out: Any = model.apply({"params": params}, ids, attention_mask=mask, deterministic=key is None, rngs=rngs)
         return -jnp.mean(jax.nn.log_softmax(out.logits)[..., 7] * mask)
 
     return loss, model.init(jax.random.key(0), ids)["params"]

@@ -99,7 +99,8 @@ def _estimate(
 
     def forward(params: Params, batch: Batch) -> Array:
         with placement.tracing():
-            output = model.apply({"params": params}, **batch, length_config=length_config)
+            arguments: dict[str, Any] = {**batch, "length_config": length_config}
+            output: Any = model.apply({"params": params}, **arguments)
         if has_logits:
             return output.logits
         return pool_tokens(output.last_hidden_state.astype(jnp.float32), batch["attention_mask"], Pooling.MEAN)
