@@ -1,4 +1,4 @@
-"""Command `python -m train.aot`: estimate a config's train step, or forward passes, on a TPU slice, by compiling them."""
+"""Command `python -m train.aot`: estimate a train step or forward passes of a config on a TPU slice, without a TPU."""
 
 import argparse
 import dataclasses
