@@ -9,6 +9,7 @@ import optax
 from flaxbert import BertConfig, BertForPreTraining
 from flaxbert.families import BERT
 from flaxbert.weights import names
+from tests.trees import initial
 from train.optim import make_optimizer
 
 MODEL = BertForPreTraining(
@@ -27,7 +28,7 @@ STEPS = 50
 @functools.cache
 def start():
     """Fresh parameters."""
-    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0), MODEL.example_ids)["params"])
+    return initial(MODEL)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from flaxbert.pipelines import QuestionAnsweringPipeline
 from flaxbert.text.answers import AnswerLogits, rank_answers
 from flaxbert.text.windows import QuestionWindow
 from tests.flaxbert.saved_models import CONFIG, folder_of
+from tests.trees import initial
 
 NAME = "BertForPointerQuestionAnswering"
 B, T = 4, 11
@@ -227,7 +228,7 @@ def test_every_family_has_the_head(tmp_path, family):
     config = family.config_class(vocab_size=40, max_position_embeddings=20, **sizes)
     (architecture,) = [a for a in family.architectures if a.head is HeadKind.ANSWER_POINTER]
     model = architecture.model_class(config)
-    params = model.init(jax.random.key(3), model.example_ids)["params"]
+    params = initial(model, seed=3)
     flaxbert.save_pretrained(tmp_path, model, params)
     loaded, found = flaxbert.from_pretrained(tmp_path)
     assert type(loaded) is architecture.model_class
@@ -237,7 +238,7 @@ def test_every_family_has_the_head(tmp_path, family):
     base = next(a for a in family.architectures if a.head is HeadKind.NONE).model_class(config)
     encoder = dict(found[family.prefix])
     if "pooler" in base.parameter_shapes():
-        encoder["pooler"] = base.init(jax.random.key(0), ids)["params"]["pooler"]
+        encoder["pooler"] = initial(base, ids)["pooler"]
     states = base.apply({"params": encoder}, ids).last_hidden_state
     alone = point_at_answers(found["pointer"], states, jnp.ones(ids.shape, bool), start_positions=None, beams=2)
     np.testing.assert_array_equal(out.starts, alone.starts)

@@ -15,6 +15,7 @@ from flaxbert.cache import init_cache
 from flaxbert.families import BERT
 from flaxbert.weights import names
 from tests.flaxbert.parity import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, randomise
+from tests.trees import initial
 
 ROWS, LENGTH, SOURCE = 3, 9, 5
 SIZES = {
@@ -36,7 +37,7 @@ RIGHT = np.array([[1] * 9, [1] * 3 + [0] * 2 + [1] * 4, [1] + [0] * 4 + [1] * 4]
 
 def random_model(config, **arguments):
     model = flaxbert.BertLMHeadModel(config, **arguments)
-    params = model.init(jax.random.key(0), IDS[:1, :1])["params"]
+    params = initial(model, IDS[:1, :1])
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
@@ -162,7 +163,7 @@ def test_padding_on_either_side_changes_nothing_with_positions_of_tokens(kind, s
 def test_roberta_counts_positions_on_from_the_cache():
     config = flaxbert.RobertaConfig(**SIZES, is_decoder=True)
     model = flaxbert.RobertaModel(config)
-    params = model.init(jax.random.key(0), IDS)["params"]
+    params = initial(model, IDS)
     ids = np.maximum(IDS, 2)  # no padding
     wanted = model.apply({"params": params}, ids).last_hidden_state
     cache = init_cache(model, rows=ROWS, length=LENGTH)
@@ -244,7 +245,7 @@ REFUSED = {
 def test_arguments_that_a_model_cannot_take_are_named(case):
     config, arguments, message = REFUSED[case]
     model = flaxbert.BertModel(config)
-    params = model.init(jax.random.key(0), IDS[:1, :2])["params"]
+    params = initial(model, IDS[:1, :2])
     with pytest.raises(ValueError, match=message):
         model.apply({"params": params}, IDS, **arguments)
 
@@ -317,7 +318,7 @@ def test_layouts_give_the_same_outputs_gradients_and_dropout(kind, layout):
 @pytest.mark.parametrize("kind", ["absolute", "relative_key"])
 def test_first_positions_alone_equal_those_of_all(kind):
     model = flaxbert.BertModel(ENCODER.replace(position_embedding_type=kind))
-    params = model.init(jax.random.key(0), IDS)["params"]
+    params = initial(model, IDS)
     first = np.array([[0, 4], [0, 3], [0, 7]])
     packed = np.arange(LENGTH)[None, :, None] // 4 == np.arange(LENGTH)[None, None] // 4
     call = {"first_positions": first, "attention_mask": np.repeat(packed, ROWS, axis=0)}
@@ -329,7 +330,7 @@ def test_first_positions_alone_equal_those_of_all(kind):
 def test_a_causal_encoder_is_loaded_with_a_warning(tmp_path, caplog):
     config = ENCODER.replace(is_decoder=True)
     model = flaxbert.BertForMaskedLM(config)
-    flaxbert.save_pretrained(tmp_path, model, model.init(jax.random.key(0), IDS)["params"])
+    flaxbert.save_pretrained(tmp_path, model, initial(model, IDS))
     flaxbert.BertLMHeadModel.from_pretrained(tmp_path)
     assert "is_decoder" not in caplog.text
     flaxbert.from_pretrained(tmp_path)

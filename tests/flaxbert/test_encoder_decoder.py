@@ -15,6 +15,7 @@ import flaxbert
 from flaxbert import losses, sharding
 from flaxbert.generation import prepare_for_generation
 from tests.flaxbert.parity import randomise
+from tests.trees import initial
 
 B, X, T = 3, 7, 5
 SIZES = {"vocab_size": 40, "num_hidden_layers": 2, "intermediate_size": 30, "max_position_embeddings": 12}
@@ -85,7 +86,7 @@ def test_folders_go_both_ways(untied, tmp_path):
 def test_checkpoints_are_joined_with_a_new_cross_attention(tmp_path, caplog):
     config = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2, unused={"cls_token_id": 2})
     bert = flaxbert.BertForMaskedLM(config)
-    bert_params = bert.init(jax.random.key(0), IDS)["params"]
+    bert_params = initial(bert, IDS)
     flaxbert.save_pretrained(tmp_path / "bert", bert, bert_params)
     with caplog.at_level(logging.WARNING):
         model, params = flaxbert.EncoderDecoderModel.from_two(tmp_path / "bert", tmp_path / "bert")
@@ -105,7 +106,7 @@ def test_the_layer_between_two_widths_is_placed_on_the_mesh(tmp_path):
     for name, width in (("wide", 24), ("narrow", 16)):
         config = flaxbert.BertConfig(**SIZES, hidden_size=width, num_attention_heads=2)
         bert = flaxbert.BertForMaskedLM(config)
-        flaxbert.save_pretrained(tmp_path / name, bert, bert.init(jax.random.key(0), IDS)["params"])
+        flaxbert.save_pretrained(tmp_path / name, bert, initial(bert, IDS))
     mesh, rules = sharding.make_mesh(fsdp=4), sharding.FSDP
     model, params = flaxbert.EncoderDecoderModel.from_two(
         tmp_path / "wide", tmp_path / "narrow", decoder_start_token_id=1, mesh=mesh, rules=rules
@@ -119,7 +120,7 @@ def test_the_layer_between_two_widths_is_placed_on_the_mesh(tmp_path):
 def test_tied_models_share_the_encoders_weights(tmp_path):
     config = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
     bert = flaxbert.BertModel(config)
-    flaxbert.save_pretrained(tmp_path / "bert", bert, bert.init(jax.random.key(0), IDS)["params"])
+    flaxbert.save_pretrained(tmp_path / "bert", bert, initial(bert, IDS))
     join = functools.partial(flaxbert.EncoderDecoderModel.from_two, tmp_path / "bert", tmp_path / "bert")
     model, params = join(decoder_start_token_id=1, tied=True)
     assert params["decoder"]["bert"].keys() == {"layers"}
@@ -172,7 +173,7 @@ def test_two_checkpoints_that_differ_are_not_tied(tmp_path):
     config = flaxbert.BertConfig(**SIZES, hidden_size=16, num_attention_heads=2)
     model = flaxbert.BertModel(config)
     for seed in range(2):
-        params = model.init(jax.random.key(seed), IDS)["params"]
+        params = initial(model, IDS, seed=seed)
         flaxbert.save_pretrained(tmp_path / str(seed), model, params)
     with pytest.raises(ValueError, match="tied is true, but the weights of .*1 differ from those of .*0"):
         flaxbert.EncoderDecoderModel.from_two(tmp_path / "0", tmp_path / "1", tied=True)
@@ -204,7 +205,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="decoder_start_token_id is 40; the decoder's vocabulary has 40 tokens"):
         flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), decoder, decoder_start_token_id=40)
     model = flaxbert.EncoderDecoderModel(flaxbert.BertModel(encoder), decoder)
-    params = model.init(jax.random.key(0), IDS)["params"]
+    params = initial(model, IDS)
     with pytest.raises(ValueError, match="decoder_start_token_id is None and pad_token_id None; both are needed"):
         model.shift_right(LABELS)
     with pytest.raises(ValueError, match="these are not the parameters of EncoderDecoderModel"):

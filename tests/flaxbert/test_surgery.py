@@ -13,7 +13,7 @@ import flaxbert
 from flaxbert import BertConfig, surgery
 from flaxbert.layers import stack_layers, unstack_layers
 from tests.flaxbert.transformers4_fixtures import FOLDER, as_tensors, stored_values
-from tests.trees import by_path
+from tests.trees import by_path, initial
 
 SIZES = {
     "vocab_size": 23,
@@ -32,7 +32,7 @@ def random_model(name="BertForMaskedLM", **changes):
     """A model and parameters of which none is 0 or 1 in all entries."""
     model_class = getattr(flaxbert, name)
     model = model_class(model_class.config_class(**{**SIZES, **changes}))
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32), params)
 
@@ -230,7 +230,7 @@ def test_new_vectors_have_the_mean_and_the_scaled_covariance_of_the_old_ones():
 
 def test_a_vocabulary_is_rounded_up_and_its_padded_rows_are_left_out():
     model = random_model("BertForPreTraining")[0].clone(vocab_multiple=16)
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     config, new = surgery.resize_token_embeddings(model.config, params, pad_to_multiple_of=8)
     assert config.vocab_size == 24
     chex.assert_trees_all_equal_shapes(new, model.clone(config=config, vocab_multiple=1).parameter_shapes())

@@ -10,6 +10,7 @@ import pytest
 import flaxbert
 from flaxbert import AttentionImplementation, BertConfig, Remat, dropout, functional, sharding
 from flaxbert.kernels import tpu_attention
+from tests.trees import initial
 
 KEY = jax.random.key(3)
 
@@ -136,7 +137,7 @@ def program(model, params, **how):
 
 @pytest.fixture(scope="module")
 def params():
-    return model().init(jax.random.key(0), IDS)["params"]
+    return initial(model(), IDS)
 
 
 @pytest.mark.parametrize("remat", [pytest.param(Remat.NONE, marks=pytest.mark.slow), Remat.DOTS])
@@ -169,4 +170,4 @@ def test_no_kernel_where_weights_are_wanted_or_devices_are_no_tpus(params, monke
     assert "attention_forward" not in program(model(), params, output_attentions=True)
     assert "attention_forward" not in program(model(), params, head_mask=np.ones(4, np.float32))
     uneven = model(config=CONFIG.replace(hidden_size=384, num_attention_heads=8))  # heads of 48; 128 / 48 is not whole
-    assert "attention_forward" not in program(uneven, uneven.init(jax.random.key(0), IDS)["params"])
+    assert "attention_forward" not in program(uneven, initial(uneven, IDS))

@@ -16,6 +16,7 @@ from flaxbert.conversion.convert import convert
 from flaxbert.conversion.shape_changes import ShapeChanges
 from tests.train.test_loop import records, run_until, weights, with_run
 from tests.train.test_step import bits_of_shards
+from tests.trees import initial
 from train.aot.estimate import compile_config
 from train.config import Model
 from train.distillation import Distillation
@@ -130,7 +131,7 @@ def _without_dropout(config):
 def saved_model(config, folder, **changes):
     task = config.task.prepare(config)
     model = task.architecture(task.config.replace(**changes))
-    flaxbert.save_pretrained(folder, model, model.init(jax.random.key(0), model.example_ids)["params"])
+    flaxbert.save_pretrained(folder, model, initial(model))
     task.tokenizer.save(folder, max_length=32)
     return folder
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
 
 import flaxbert
+from tests.trees import initial
 from train.data.batches import PaddedBatches
 from train.distributed import MeshShape
 from train.ledger import read_ledger
@@ -162,7 +163,7 @@ def test_an_epoch_of_packed_batches_is_one_of_padded_ones(classification):
     for packed in (False, True):
         task = with_task(classification, packed=packed).task.prepare(classification)
         model = task.architecture(task.config)
-        params = model.init(jax.random.key(0), model.example_ids)["params"]
+        params = initial(model)
         loss = jax.jit(functools.partial(task.loss, model, key=None))
         batches = [task.train[i] for i in range(task.steps_per_epoch)]
         sums.append(jax.tree.map(lambda *x: sum(x), *[loss(params, batch) for batch in batches]))
@@ -176,7 +177,7 @@ def test_an_epoch_of_packed_batches_is_one_of_padded_ones(classification):
 def test_packed_rows_that_fill_up_a_batch_for_more_devices_change_nothing(classification):
     task = with_task(classification, packed=True).task.prepare(classification)
     model = task.architecture(task.config)
-    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     loss_of = jax.jit(functools.partial(task.loss, model))
     found = []
     for devices in (1, 8):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from flaxbert import BertConfig, BertForPreTraining, BertForSequenceClassification, Remat, losses
-from tests.trees import by_path
+from tests.trees import by_path, initial
 from train.distributed import MeshShape, Placement
 from train.optim import Optim, make_optimizer
 from train.step import compile_step, create_state, state_shapes, state_shardings
@@ -101,7 +101,7 @@ def trained(task, placement, *, gradient_accumulation_steps=1, remat=Remat.NONE)
 @functools.cache
 def fresh(architecture):
     model = architecture(CONFIG)
-    return jax.device_get(jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"])
+    return initial(model)
 
 
 def moments(state):

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
 import flaxbert
 from flaxbert import BertConfig, length_adaptive
+from tests.trees import initial
 from train.length_adaptation import LengthAdaptation
 from train.search import __main__ as command
 from train.search.evolution import (
@@ -91,7 +91,7 @@ def searched(classification):
     """A search on the model of `classification`, which is not trained, and has large weights."""
     task = classification.task.prepare(classification)
     model = task.architecture(task.config.replace(initializer_range=0.5))
-    params = model.init(jax.random.key(3), model.example_ids)["params"]
+    params = initial(model, seed=3)
     flaxbert.save_pretrained(classification.run.folder / "model", model, params)
     task.tokenizer.save(classification.run.folder / "model", max_length=32)
     search = Search(metric="loss", iterations=1, population=1, mutations=1, crossovers=1, points=(0.9,))

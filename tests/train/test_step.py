@@ -5,6 +5,7 @@ import numpy as np
 
 from flaxbert import BertConfig, BertForMaskedLM, losses
 from flaxbert.sharding import make_mesh
+from tests.trees import initial
 from train.distributed import Placement
 from train.optim import Optim, make_optimizer
 from train.step import compile_step, create_state, state_shapes, state_shardings
@@ -88,7 +89,7 @@ def test_state_is_float32_and_whole_on_every_device_of_a_mesh_that_divides_rows_
 
 def test_gradients_are_float32_under_bfloat16():
     model = MODEL.clone(dtype=jax.numpy.bfloat16)
-    params = jax.jit(model.init)(jax.random.key(0), batch(0)["input_ids"])["params"]
+    params = initial(model, batch(0)["input_ids"])
 
     def loss(params):
         return losses.masked_lm(model.apply({"params": params}, batch(0)["input_ids"]).logits, batch(0)["labels"]).mean

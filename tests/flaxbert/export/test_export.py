@@ -14,6 +14,7 @@ from flaxbert.export import export_onnx, export_stablehlo, exported_model, load_
 from flaxbert.models import BertModel
 from tests.flaxbert.saved_models import BERT_CLASSES, CONFIG, folder_of
 from tests.flaxbert.transformers4_fixtures import FOLDER
+from tests.trees import initial
 
 # BertForPreTraining is both of its heads; these are slow to compile, nine times.
 OTHERS = sorted(set(BERT_CLASSES) - {"BertLMHeadModel", "BertForPreTraining"})
@@ -153,7 +154,7 @@ def test_onnx_refuses_causal_models(tmp_path, unchecked):
 def test_onnx_of_a_model_without_pooler(tmp_path, unchecked):
     pytest.importorskip("onnxruntime")
     model = flaxbert.BertModel(CONFIG, add_pooling_layer=False)
-    params = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    params = initial(model, np.zeros((1, 2), np.int32))
     flaxbert.save_pretrained(tmp_path / "model", model, params)
     exported = export_onnx(tmp_path / "model", tmp_path / "out")
     assert exported.parity <= 1e-5

@@ -10,6 +10,7 @@ from flaxbert import losses
 from flaxbert.conversion.convert import convert
 from flaxbert.families.electra import ELECTRA, ElectraConfig
 from tests.flaxbert.parity import assert_parity, assert_round_trip, saved
+from tests.trees import initial
 
 CLASSES = [known.name for known in ELECTRA.architectures if known.is_in_transformers]
 CASES = [
@@ -72,7 +73,7 @@ def test_dropout_of_the_summary():
         summary_last_dropout=1.0,
     )
     model = flaxbert.ElectraForMultipleChoice(config)
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     logits = lambda **more: model.apply({"params": params}, model.example_ids, **more).logits  # noqa: E731
     assert not np.any(logits(deterministic=False, rngs={"dropout": jax.random.key(0)})) and np.any(logits())
 

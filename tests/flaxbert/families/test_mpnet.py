@@ -14,6 +14,7 @@ from flaxbert.conversion.convert import convert
 from flaxbert.families.mpnet import BUCKETS, MPNET, MPNetConfig
 from flaxbert.pipelines import SentenceEmbeddingPipeline
 from tests.flaxbert.parity import assert_parity, assert_round_trip, saved
+from tests.trees import initial
 
 CLASSES = [known.name for known in MPNET.architectures if known.is_in_transformers]
 CASES = [
@@ -56,7 +57,7 @@ def test_buckets_are_those_of_transformers():
 
 def new_model(name, **changes):
     model = getattr(flaxbert, name)(MPNetConfig.tiny(vocab_size=30, max_position_embeddings=20, **changes))
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     table = params["mpnet"]["relative_bias"]["embedding"]
     params["mpnet"]["relative_bias"]["embedding"] = jax.random.normal(jax.random.key(1), table.shape)
     return model, params

@@ -25,6 +25,7 @@ from flaxbert.pipelines import FillMaskPipeline, TextClassificationPipeline
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.names import leaf_at, name_mappings
 from tests.flaxbert.parity import B, C, T, head_of
+from tests.trees import initial
 
 VOCAB_SIZE = 99
 OUTPUT_TOLERANCE = 1e-5
@@ -194,7 +195,7 @@ def test_padding_row_of_a_new_model_is_zero_and_has_no_gradient(name):
 def test_a_sequence_beyond_the_positions_is_refused():
     model = flaxbert.RobertaModel(RobertaConfig.tiny(vocab_size=VOCAB_SIZE, max_position_embeddings=20))
     assert model.config.max_sequence_length == 18
-    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     model.apply({"params": params}, np.full((1, 18), 7))
     with pytest.raises(ValueError, match="19 tokens; the model takes 18"):
         model.apply({"params": params}, np.full((1, 19), 7))
@@ -206,7 +207,7 @@ def test_packed_rows_score_like_rows_apart():
     model = flaxbert.RobertaForSequenceClassification(
         RobertaConfig.tiny(vocab_size=VOCAB_SIZE, max_position_embeddings=20, num_labels=3)
     )
-    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     ids = np.arange(10, 18)[None]
     segments = np.array([[1, 1, 1, 2, 2, 2, 2, 2]])
     packed = model.apply(
@@ -290,7 +291,7 @@ def test_a_table_with_one_name_for_the_decoder_bias(tied, tmp_path, monkeypatch)
     name = flaxbert.RobertaForMaskedLM
     monkeypatch.setitem(families._BY_CLASS, name, (family, architecture_of(name)))
     model = flaxbert.RobertaForMaskedLM(RobertaConfig.tiny(vocab_size=VOCAB_SIZE, tie_word_embeddings=tied))
-    params = model.init(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params)
     flaxbert.save_pretrained(tmp_path / "a", model, params)

@@ -13,6 +13,7 @@ import flaxbert
 from flaxbert import losses
 from flaxbert.generation import GenerationSettings, generate, prepare_for_generation
 from flaxbert.tokenizer import WordPieceTokenizer
+from tests.trees import initial
 
 PROMPTS, T, NEW = 50, 10, 24
 pytestmark = pytest.mark.slow  # training: a minute
@@ -40,7 +41,7 @@ def trained(ids, tmp_path_factory):
         is_decoder=True,
     )
     model = flaxbert.BertLMHeadModel(config)
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     optimizer = optax.adam(3e-3)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -22,7 +22,7 @@ from flaxbert.losses import IGNORE
 from tests.runs import made_once
 from tests.train import corpora
 from tests.train.test_loop import records, weights, with_run, with_task
-from tests.trees import by_path
+from tests.trees import by_path, initial
 from train.config import Config, Model, Run
 from train.data.pretraining.preparation import Preparation, prepare_store
 from train.distributed import HostShard, MeshShape, Placement
@@ -175,7 +175,7 @@ def test_eight_devices_and_a_scan_train_as_one_device_does(trained):
 def test_a_pretrained_encoder_becomes_a_decoder(config, tmp_path):
     sizes = SIZES.replace(vocab_size=corpora.tokenizer().vocab_size)
     encoder = flaxbert.BertForMaskedLM(sizes)
-    params = encoder.init(jax.random.key(1), encoder.example_ids)["params"]
+    params = initial(encoder, seed=1)
     flaxbert.save_pretrained(tmp_path / "encoder", encoder, params)
     corpora.tokenizer().save(tmp_path / "encoder", max_length=LENGTH)
     given = dataclasses.replace(with_task(config, tokenizer=None), model=Model(pretrained=tmp_path / "encoder"))

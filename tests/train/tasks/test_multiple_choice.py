@@ -13,6 +13,7 @@ import transformers
 from flaxbert.text.choices import ChoiceColumns
 from tests.runs import SMALL
 from tests.train.test_loop import records
+from tests.trees import initial
 from train.config import Config, Model, Run
 from train.data.bad_rows import BadRows
 from train.data.choice_questions import read_choice_questions
@@ -125,7 +126,7 @@ def test_a_run_learns_and_transformers_says_the_same(config):
 def test_what_is_not_there_and_filling_changes_nothing(config):
     task = config.task.prepare(config)
     model = task.architecture(task.config, **config.model.attributes)
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     examples = task.evaluations["dev"].examples
     whole = examples.batch(np.arange(30), size=40, pad_id=0, lengths=(16,))
     shorter = examples.batch(np.arange(30), size=30, pad_id=0, lengths=tuple(range(1, 17)))

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ import flaxbert
 from flaxbert import BertForMultipleChoice, BertForSequenceClassification, BertForTokenClassification
 from tests.runs import SMALL
 from tests.train.test_loop import with_run, with_task
+from tests.trees import initial
 from train.loop import make_setup, run
 from train.multihost.hosts import SINGLE_HOST
 from train.tasks.multiple_choice import MultipleChoice
@@ -24,7 +24,7 @@ def vocabulary(classification):
 def saved(folder, labels, cls=BertForSequenceClassification, **changes):
     """Save a model with these labels, and return its head's kernel."""
     model = cls(SMALL.replace(vocab_size=11, id2label=tuple(labels), **changes))
-    params = model.init(jax.random.key(1), model.example_ids)["params"]
+    params = initial(model, seed=1)
     flaxbert.save_pretrained(folder, model, params)
     return np.asarray(params["classifier"]["kernel"])
 

@@ -12,6 +12,7 @@ from flaxbert import BertConfig, BertForMaskedLM, BertForPreTraining, losses
 from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.test_loop import run_until
+from tests.trees import initial
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments, Stage
 from train.data.pretraining.preparation import Preparation, prepare_store
@@ -48,7 +49,7 @@ def changed(config, **changes):
 
 def parameters(task, **how):
     model = task.architecture(task.config, **how)
-    return model, model.init(jax.random.key(0), model.example_ids)["params"]
+    return model, initial(model)
 
 
 def per_example(scores, params, batch, segments):

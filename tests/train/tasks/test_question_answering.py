@@ -18,6 +18,7 @@ from flaxbert.text.answers import AnswerLogits
 from flaxbert.tokenizer import SPECIAL_TOKENS
 from tests.runs import SMALL
 from tests.train.test_loop import with_task
+from tests.trees import initial
 from train.config import Config, Model, Run
 from train.data.batches import EvaluationBatches
 from train.data.examples import SpanSequences
@@ -175,7 +176,7 @@ def test_a_run_where_all_have_answers(tmp_path):
 def logits_of(task, sizes):
     """What a fresh model says of dev, and its scores, in batches of these sizes."""
     model = task.architecture(task.config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = initial(model, jnp.zeros((1, 4), jnp.int32))
     placement = Placement.of(Config.mesh)
     eval_step = compile_eval_step(lambda params, batch: task.eval_step(model, params, batch), placement)
     for size in sizes:
@@ -198,7 +199,7 @@ def test_loss_and_logits_equal_pytorch(tmp_path):
     config = config_in(tmp_path)
     task = config.task.prepare(config)
     model = task.architecture(task.config)
-    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = initial(model, jnp.zeros((1, 4), jnp.int32), seed=1)
     flaxbert.save_pretrained(tmp_path / "model", model, params)
     reference = BertForQuestionAnswering.from_pretrained(tmp_path / "model").eval()
     batch = next(batch for batch in map(task.train.__getitem__, range(9)) if batch["weight"].all())

@@ -19,6 +19,7 @@ from flaxbert.losses import IGNORE
 from tests.train import corpora
 from tests.train.test_loop import records, run_until, with_run
 from tests.train.test_step import bits_of_shards
+from tests.trees import initial
 from train.config import Config, Model, Run
 from train.data.pretraining.datasets import Segments
 from train.data.pretraining.preparation import Preparation, prepare_store
@@ -56,7 +57,7 @@ def config(tmp_path):
 
 def made(task, **changes):
     model = task.architecture(task.config, **changes)
-    return model, jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    return model, initial(model)
 
 
 def test_tokens_are_drawn_at_the_masked_positions_alone():

@@ -25,7 +25,7 @@ from flaxbert.losses import IGNORE
 from tests.runs import made_once
 from tests.train import corpora
 from tests.train.test_loop import records, weights, with_run, with_task
-from tests.trees import by_path
+from tests.trees import by_path, initial
 from train.config import Config, Model, Run
 from train.data.casing_pairs import main as write_casing_pairs
 from train.data.examples import TargetSequences
@@ -217,7 +217,7 @@ def test_the_formula_of_flops_is_what_xla_counts(config):
 
 def test_a_pretrained_encoder_becomes_both(config, trained, tmp_path, caplog):
     encoder = flaxbert.BertForMaskedLM(SIZES.replace(vocab_size=TOKENIZER.vocab_size))
-    params = encoder.init(jax.random.key(1), encoder.example_ids)["params"]
+    params = initial(encoder, seed=1)
     flaxbert.save_pretrained(tmp_path / "encoder", encoder, params)
     TOKENIZER.save(tmp_path / "encoder", max_length=LENGTH)
     given = dataclasses.replace(

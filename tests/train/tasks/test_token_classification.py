@@ -14,6 +14,7 @@ from transformers import BertForTokenClassification
 from flaxbert.text.tags import TagScheme
 from flaxbert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from tests.runs import SMALL
+from tests.trees import initial
 from train.config import Config, Model, Run
 from train.data.tagged_examples import LabelledPieces, TokenLabelling, encode_sentences, infer_tags, tag_ids
 from train.data.tagged_sentences import TaggedSentence, read_tagged_sentences
@@ -193,7 +194,7 @@ def test_a_run_finds_the_entities(config, capsys):
 def test_the_loss_is_a_mean_over_labelled_words_whatever_the_padding(config):
     task = prepared(config)
     model = task.architecture(task.config)
-    params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+    params = initial(model)
     loss = jax.jit(functools.partial(task.loss, model, key=None))
     examples, rows = task.pieces["train"].examples, np.arange(5)
     found = []
@@ -212,7 +213,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(config):
         sized = dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation_batch_size=size))
         task, placement = prepared(sized), Placement.of(config.mesh)
         model = task.architecture(task.config)
-        params = jax.jit(model.init)(jax.random.key(0), model.example_ids)["params"]
+        params = initial(model)
         params["classifier"]["kernel"] *= 50.0  # or every word would have the same tag
         eval_step = compile_eval_step(
             lambda params, batch, task=task, model=model: task.eval_step(model, params, batch), placement
