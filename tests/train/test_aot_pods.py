@@ -44,9 +44,10 @@ def test_every_kind_of_chip_is_estimated_alone_before_its_slices():
     assert found[11].config == "large_512"
 
 
-def test_rows_grow_with_the_memory_of_a_chip():
-    rows = [PodCase("large_512", name, Preset.FSDP).rows for name in ("v5e:4x4", "v4:4x4x8", "v6e:1x1", "v5p:1x1x1")]
-    assert rows == [20, 40, 40, 80]  # of 16, 32, 32 and 95 GiB
+def test_rows_grow_with_the_memory_of_a_device():
+    topologies = ("v5e:4x4", "v4:4x4x8", "v6e:1x1", "v5p:1x1x1", "tpu7x:4x4x4")
+    rows = [PodCase("large_512", name, Preset.FSDP).rows for name in topologies]
+    assert rows == [20, 40, 40, 80, 80]  # of 16, 32, 32, 95, and for each device of a chip 96 GiB
     assert "--rows-per-device 40 --json" in PodCase("large_512", "v4:4x4x8", Preset.FSDP).key
 
 

@@ -1,8 +1,8 @@
 """Command `python -m train.aot.pods --json FILE`: estimates of BERT's pretraining on many slices, as one table.
 
 Each estimate is made by `python -m train.aot` in a separate process and appended to FILE at once, so that the same
-command continues an interrupted table. Weak scaling compares with one chip of the same generation and the same rows per
-chip; the batch grows with the slice. Rows are counted for each chip also where several chips compute the same rows
+command continues an interrupted table. Weak scaling compares with one chip of the same generation and the same rows of
+a device; the batch grows with the slice. Rows are counted for each device also where several compute the same rows
 (`fsdp+tensor`), so that every chip has as much work as the single one.
 """
 
@@ -21,12 +21,23 @@ from typing import Any
 from train.aot.topology import Preset, parse_topology
 
 _CONFIGS = {"base_128": 80, "base_512": 40, "large_128": 80, "large_512": 20}
-"""For each configs/pretrain_NAME.py, the rows of a chip with 16 GiB; a chip with 32 GiB has twice as many, and so on.
+"""For each configs/pretrain_NAME.py, the rows of a device with 16 GiB; one with 32 GiB has twice as many, and so on.
 
 The factor 5 divides no size of a model, so that `whole_batches` can recognise arrays of the whole batch.
 """
-_TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:16x16", "v5p:8x8x16")
-_HEAD = ("config", "slice", "chips", "preset", "rows a chip", "memory", "step", "collectives", "MFU", "weak scaling")
+_TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:16x16", "v5p:8x8x16", "tpu7x:4x4x4")
+_HEAD = (
+    "config",
+    "slice",
+    "devices",
+    "preset",
+    "rows a device",
+    "memory",
+    "step",
+    "collectives",
+    "MFU",
+    "weak scaling",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +50,9 @@ class PodCase:
 
     @property
     def rows(self) -> int:
-        """Return the rows of each chip: those for the 16 GiB of a v5e times a power of two."""
+        """Return the rows of each device, of which a tpu7x chip has two: those for 16 GiB times a power of two."""
         chip, _ = parse_topology(self.topology)
-        return _CONFIGS[self.config] * 2 ** int(math.log2(chip.hbm_bytes / 2**34))
+        return _CONFIGS[self.config] * 2 ** int(math.log2(chip.hbm_bytes / chip.devices / 2**34))
 
     @property
     def command(self) -> list[str]:
@@ -65,7 +76,7 @@ class PodEstimate:
     topology: str
     preset: str
     rows: int
-    """Rows of each chip."""
+    """Rows of each device."""
     versions: str
     date: str
     estimate: Any
@@ -80,7 +91,7 @@ class PodEstimate:
 
     @property
     def comparable(self) -> tuple[str, str, int]:
-        """Return config, generation and rows per chip: what two lines must share to be compared."""
+        """Return config, generation and rows of a device: what two lines must share to be compared."""
         return self.config, self.topology.partition(":")[0], self.rows
 
     @property
