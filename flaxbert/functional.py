@@ -14,8 +14,12 @@ from flaxbert.dropout import dropout_scale
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU by the error function: Hugging Face's "gelu"; Google's later code uses the tanh form instead."""
-    return jax.nn.gelu(x, approximate=False)
+    """GELU by the error function: Hugging Face's "gelu"; Google's later code uses the tanh form instead.
+
+    PyTorch's formula. `jax.nn.gelu` has erfc in place of 1 + erf, which takes more than twice as many operations.
+    """
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 1 + erf cancels
+    return (0.5 * y * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
