@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 
 from flaxbert.sharding import AxisRules
 
-SAVED_BY_KERNELS = "attention"
-"""The name, for policies of `jax.checkpoint`, of the arrays that fused kernels save for their backward pass."""
+SAVED_WITH_PRODUCTS = "saved_with_products"
+"""The name, for policies of `jax.checkpoint`, of arrays that `Remat.DOTS` saves beside the matrix products: those that
+fused kernels save for their backward pass, and the statistics of norms."""
 
 
 class AttentionImplementation(enum.Enum):
@@ -30,7 +31,7 @@ class AttentionImplementation(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """Activations of a layer that are saved for the backward pass: all, only matrix products, or only its input."""
+    """Activations of a layer saved for the backward pass: all, matrix products and norms' statistics, or its input."""
 
     NONE = "none"
     DOTS = "dots"
@@ -46,7 +47,7 @@ REMAT_POLICIES: dict[Remat, Callable[..., bool]] = {
     Remat.DOTS: jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.save_only_these_names(SAVED_BY_KERNELS), _is_gpu_attention
+            jax.checkpoint_policies.save_only_these_names(SAVED_WITH_PRODUCTS), _is_gpu_attention
         ),
     ),
     Remat.FULL: jax.checkpoint_policies.nothing_saveable,

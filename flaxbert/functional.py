@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from flaxbert.dropout import dropout_scale
+from flaxbert.execution import SAVED_WITH_PRODUCTS
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -100,9 +102,11 @@ def layer_norm(
     The variance is taken around the mean in a second pass: E[x^2] - E[x]^2 cancels where |mean| >> deviation.
     """
     y = x.astype(jnp.float32)
-    centred = y - jnp.mean(y, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + epsilon)
+    # Both statistics are saved for the backward pass also where the layer's other activations are not.
+    mean = checkpoint_name(jnp.mean(y, axis=-1), SAVED_WITH_PRODUCTS)
+    centred = y - mean[..., None]
+    variance = checkpoint_name(jnp.mean(jnp.square(centred), axis=-1), SAVED_WITH_PRODUCTS)
+    y = centred * jax.lax.rsqrt(variance + epsilon)[..., None]
     broadcast = (1,) * (x.ndim - 1) + (-1,)
     return (y * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
 

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
 from flaxbert import dropout, functional, sharding
-from flaxbert.execution import SAVED_BY_KERNELS
+from flaxbert.execution import SAVED_WITH_PRODUCTS
 from flaxbert.kernels import platform
 from flaxbert.sharding import REPLICATED, AxisRules
 
@@ -63,8 +63,8 @@ def attention(
     """
     rows, length, width = query.shape
     assert supports(length, heads=heads, head_size=width // heads), query.shape
-    query, key, value = (checkpoint_name(x, SAVED_BY_KERNELS) for x in (query, key, value))
-    keep_mask = None if keep_mask is None else checkpoint_name(keep_mask, SAVED_BY_KERNELS)
+    query, key, value = (checkpoint_name(x, SAVED_WITH_PRODUCTS) for x in (query, key, value))
+    keep_mask = None if keep_mask is None else checkpoint_name(keep_mask, SAVED_WITH_PRODUCTS)
     bias = jnp.zeros((1, 1, length), jnp.float32)
     if mask is not None:
         bias = functional.mask_bias(mask[:, 0])
@@ -107,7 +107,7 @@ def _forward(
     context: Array = _attention(static, query, key, value, bias, keep_mask)
     # Saved as integers: JAX rounds saved floats to their own precision, which is one more pass through memory.
     bits = jnp.dtype(f"uint{8 * context.dtype.itemsize}")
-    saved = checkpoint_name(jax.lax.bitcast_convert_type(context, bits), SAVED_BY_KERNELS)
+    saved = checkpoint_name(jax.lax.bitcast_convert_type(context, bits), SAVED_WITH_PRODUCTS)
     context = jax.lax.bitcast_convert_type(saved, context.dtype)
     return context, (query, key, value, bias, keep_mask, context)
 

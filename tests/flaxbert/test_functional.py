@@ -8,6 +8,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from flaxbert import dropout, functional
+from flaxbert.execution import REMAT_POLICIES, Remat
 
 KEY = jax.random.key(3)
 
@@ -138,3 +139,15 @@ def test_require_range_names_value_place_and_reason():
         functional.require_range("ids", np.array([[0, 8], [9, 1]]), 0, 8, why="the table")
     functional.require_range("ids", None, 0, 8, why="the table")
     jax.jit(lambda x: functional.require_range("ids", x, 0, 8, why="traced: cannot be looked at"))(np.array([9]))
+
+
+def test_statistics_of_norms_are_computed_once_where_some_activations_are_saved():
+    def norm(x):
+        return functional.layer_norm(x, jnp.ones(8), jnp.zeros(8), epsilon=1e-12)
+
+    def sums(remat):
+        saving = jax.checkpoint(norm, policy=REMAT_POLICIES[remat])
+        gradient = jax.grad(lambda x: jnp.sum(jnp.square(saving(x))))
+        return str(jax.make_jaxpr(gradient)(jnp.ones((2, 4, 8)))).count(" reduce_sum[")
+
+    assert sums(Remat.FULL) == sums(Remat.DOTS) + 2  # the mean and the variance
