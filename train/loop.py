@@ -236,7 +236,7 @@ def restore_best(
 def export(setup: Setup, params: Params, results: Mapping[str, Evaluation], reporter: Reporter) -> None:
     """Save the model as a folder that transformers loads, and write the predictions of the task."""
     folder, task = setup.config.run.folder, setup.task
-    for name, (model, own_params) in task.models(setup.model, params).items():
+    for name, (model, own_params) in task.models(setup.model, params, results).items():
         target = folder / name
         save_pretrained(target, dataclasses.replace(model, origin=None), own_params)
         if setup.is_first_host:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flaxbert.cli.adaptive_flags import AdaptiveFlags
 from flaxbert.cli.generation_flags import SETTINGS_FLAGS, GenerationFlags, settings_options
-from flaxbert.cli.prediction_tasks import PAIR_TASKS, TASKS, PredictionTask
+from flaxbert.cli.prediction_tasks import PAIR_TASKS, TASKS, AnyPipeline, PredictionTask
 from flaxbert.cli.printed_text import escape_control_characters, json_text
 from flaxbert.cli.text_inputs import InputShape, TextInput, count_inputs, file_inputs, line_inputs, usable_texts
 from flaxbert.conversion.origin import resolve_checkpoint_path
@@ -75,7 +75,7 @@ class Predict(GenerationFlags, AdaptiveFlags):
     aggregation: Annotated[Aggregation | None, tyro.conf.EnumChoicesFromValues] = None
     """tag: rule for the tag of a word of several pieces; by default first."""
     null_threshold: float | None = None
-    """answer: give no answer if "no answer" scores better by more than this; by default there is always an answer."""
+    """answer: give no answer if "no answer" scores better by more than this; by default as in training, or never."""
     max_answer: int | None = None
     """answer: maximum number of tokens of an answer; by default as in training, or 30."""
     max_query: int | None = None
@@ -207,7 +207,7 @@ def _task_flags(task: PredictionTask) -> list[str]:
 
 
 def _predict(
-    pipeline: Pipeline[Any, Any],
+    pipeline: AnyPipeline,
     task: PredictionTask,
     inputs: Iterable[tuple[str, ...]],
 ) -> Iterator[_Prediction]:
@@ -222,7 +222,7 @@ def _predict(
         yield _Prediction(pending.popleft(), result)
 
 
-def _print_streams(pipeline: Pipeline[Any, Any], inputs: Iterable[tuple[str, ...]]) -> int:
+def _print_streams(pipeline: AnyPipeline, inputs: Iterable[tuple[str, ...]]) -> int:
     """Print each text and its continuation, or the text that is written for it, while that is generated."""
     assert isinstance(pipeline, TextGenerationPipeline)
     between = "\n  " if isinstance(pipeline, SequenceToSequencePipeline) else ""

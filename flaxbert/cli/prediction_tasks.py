@@ -10,6 +10,8 @@ from flaxbert import pipelines
 from flaxbert.cli.text_inputs import InputShape
 from flaxbert.families import FAMILIES
 
+AnyPipeline = pipelines.Pipeline[Any, Any]
+
 _MASKS = tuple(dict.fromkeys(family.special_tokens.mask for family in FAMILIES.values()))
 
 
@@ -22,7 +24,7 @@ class PredictionTask:
         result_json: converts a result to JSON values.
     """
 
-    pipeline: type[pipelines.Pipeline[Any, Any]]
+    pipeline: type[AnyPipeline]
     shape: InputShape
     result_lines: Callable[[Sequence[str], Any], Sequence[str]]
     result_json: Callable[[Any], dict[str, object]] = dataclasses.asdict

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
@@ -65,7 +65,7 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
             longest question leaves in a window.
         context_first: put the context before the question, for models that were trained so.
         null_threshold: the answer is empty if `null_odds` exceeds this. None, for models that were not trained with
-            unanswerable questions, always takes the best text.
+            unanswerable questions, always takes the best text, and so does infinity.
     """
 
     top_k: int = 5
@@ -91,8 +91,8 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         self._windowing_options()  # raises an error for numbers out of range
 
     @classmethod
-    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> dict[str, Any]:
-        """Return the windows and limits of the run that trained the model."""
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the settings of the run that trained the model."""
         saved = saved_answer_settings(config.unused)
         if "max_length" in saved:
             saved["max_length"] = min(saved["max_length"], config.max_sequence_length)

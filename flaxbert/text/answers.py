@@ -4,6 +4,7 @@ Spans are counted in characters of the context, so that scripts without spaces b
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,18 +22,19 @@ _SETTINGS = {
     "n_best": 1,
     "max_answer": 1,
     "context_first": False,
+    "null_threshold": -math.inf,
 }
 
 
-def answer_settings_keys(settings: Mapping[str, int | bool | None], keys: Mapping[str, object]) -> dict[str, object]:
-    """Return the keys of a config.json with the windows and limits of a run, so that predictions can use them."""
+def answer_settings_keys(settings: Mapping[str, float | None], keys: Mapping[str, object]) -> dict[str, object]:
+    """Return the keys of a config.json with the settings of a run, so that predictions can use them."""
     others = keys.get(_SETTINGS_KEY)
-    saved = {name: settings[name] for name in _SETTINGS if settings[name] is not None}
+    saved = {name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
     return {**keys, _SETTINGS_KEY: {**(others if isinstance(others, dict) else {}), _TASK: saved}}
 
 
-def saved_answer_settings(keys: Mapping[str, object]) -> dict[str, int]:
-    """Return the windows and limits in the keys of a config.json; values that cannot be theirs are left out."""
+def saved_answer_settings(keys: Mapping[str, object]) -> dict[str, float]:
+    """Return the settings of answers in the keys of a config.json; values that cannot be theirs are left out."""
     tasks = keys.get(_SETTINGS_KEY)
     saved = tasks.get(_TASK) if isinstance(tasks, dict) else None
     values = saved if isinstance(saved, dict) else {}

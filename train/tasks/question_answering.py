@@ -1,6 +1,7 @@
 """Question answering: find the part of a text that answers a question, or that there is none."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +12,12 @@ import numpy as np
 import tyro
 
 from flaxbert import PreTrainedModel, losses
+from flaxbert.encoder_decoder import AnyModel
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
-from flaxbert.text.answers import AnswerLogits, RankedAnswers, answer_settings_keys
+from flaxbert.outputs import AdaptiveOutput, PointerQuestionAnsweringModelOutput, QuestionAnsweringModelOutput
+from flaxbert.text.answers import AnswerLogits, RankedAnswers, answer_settings_keys, saved_answer_settings
 from flaxbert.text.windows import QuestionWindow, WindowingOptions, question_windows
 from train.config import Config
 from train.data.bad_rows import BadRow, bad_row_facts
@@ -38,6 +41,9 @@ from train.tasks.task import Facts, SoftTarget, Task, apply_model, model_config
 
 # A position beyond the end of every sequence: no loss counts it.
 _IGNORED_POSITION = np.iinfo(np.int32).max
+
+
+_Output = QuestionAnsweringModelOutput | PointerQuestionAnsweringModelOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,10 +224,11 @@ class QuestionAnsweringTask(Task):
         """Return half the cross-entropy of starts and half that of ends, as two terms."""
         return _loss(self._outputs(model, params, batch, key, beams=0), batch)
 
-    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+    def soft_targets(self, output: AdaptiveOutput, batch: Batch) -> Sequence[SoftTarget]:
         """Return the logits of every position as start and as end."""
         if self.beams is not None:  # teacher and student would each be given another start
             raise ValueError("a pointer is not distilled: give --task.head linear, or leave --distillation.teacher out")
+        assert isinstance(output, QuestionAnsweringModelOutput)
         weight = batch["attention_mask"].any(axis=-1)
         return [SoftTarget(output.start_logits, weight), SoftTarget(output.end_logits, weight)]
 
@@ -267,7 +274,7 @@ class QuestionAnsweringTask(Task):
     ) -> Sequence[str]:
         """Write predictions_NAME.json, nbest_predictions_NAME.json and null_odds_NAME.json for every evaluated set.
 
-        A line gives the threshold, which `flaxbert predict answer` needs.
+        A line gives the threshold, which the saved model has among its settings.
         """
         threshold = self._threshold(results)
         lines = []
@@ -276,10 +283,29 @@ class QuestionAnsweringTask(Task):
             self.sets[name].write(folder, name, answers, threshold)
             lines += [f"{name}: {line}" for line in self.sets[name].examples(answers, threshold, self.examples)]
         lines += [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
-        if any(answer_set.trained_on_no_answer for answer_set in self.sets.values()):
+        if self._learns_no_answer:
             # All digits, because the threshold is the null odds of one question, which must not fall out.
-            lines.append(f"there is no answer where null odds exceed {threshold!r}: --null-threshold of predict")
+            lines.append(
+                f"there is no answer where null odds exceed {threshold!r}; the model's folder has this threshold, and "
+                "--null-threshold of predict replaces it"
+            )
         return lines
+
+    def models(
+        self, model: AnyModel, params: Params, results: Mapping[str, Evaluation]
+    ) -> Mapping[str, tuple[AnyModel, Params]]:
+        """Return the model, with the threshold for "no answer" among its settings if it has learned to give none."""
+        threshold = self._threshold(results)
+        if not self._learns_no_answer or not math.isfinite(threshold):
+            return super().models(model, params, results)
+        assert isinstance(model, PreTrainedModel)
+        keys = model.config.unused
+        keys = answer_settings_keys(saved_answer_settings(keys) | {"null_threshold": float(threshold)}, keys)
+        return super().models(model.clone(config=model.config.replace(unused=keys)), params, results)
+
+    @property
+    def _learns_no_answer(self) -> bool:
+        return any(answer_set.trained_on_no_answer for answer_set in self.sets.values())
 
     def _answers(self, name: str, evaluation: Evaluation) -> dict[str, RankedAnswers]:
         return self.sets[name].ranked_answers(self.evaluations[name].by_example(evaluation.outputs))
@@ -322,5 +348,5 @@ def _spans(
     )
 
 
-def _loss(out: Any, batch: Batch) -> Loss:
+def _loss(out: _Output, batch: Batch) -> Loss:
     return losses.question_answering(out.start_logits, out.end_logits, batch["start_positions"], batch["end_positions"])

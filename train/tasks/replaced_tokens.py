@@ -126,7 +126,9 @@ class ReplacedTokensTask(PretrainingTask):
         params = load_parameters(checkpoint, model.discriminator, strict=False, key=key, mesh=placement.mesh)
         return model, {**params, GENERATOR: make(key)}
 
-    def models(self, model: AnyModel, params: Params) -> Mapping[str, tuple[AnyModel, Params]]:
+    def models(
+        self, model: AnyModel, params: Params, results: Mapping[str, Evaluation]
+    ) -> Mapping[str, tuple[AnyModel, Params]]:
         """Return the discriminator, and the generator."""
         assert isinstance(model, ElectraPair)
         return {

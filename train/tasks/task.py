@@ -21,6 +21,7 @@ from flaxbert.encoder_decoder import AnyModel
 from flaxbert.families import read_config
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
+from flaxbert.outputs import AdaptiveOutput
 from flaxbert.tokenizer import WordPieceTokenizer
 from flaxbert.weights.checkpoint import open_checkpoint
 from flaxbert.weights.load import load_parameters
@@ -131,15 +132,20 @@ class Task(abc.ABC):
         key, mesh = jax.random.key(config.run.seed), placement.mesh
         return model, load_parameters(checkpoint, model, strict=False, new_head=self.new_head, key=key, mesh=mesh)
 
-    def models(self, model: AnyModel, params: Params) -> Mapping[str, tuple[AnyModel, Params]]:
-        """Return the models to save at the end, with their parameters, by their folder inside the run's folder."""
+    def models(
+        self, model: AnyModel, params: Params, results: Mapping[str, Evaluation]
+    ) -> Mapping[str, tuple[AnyModel, Params]]:
+        """Return the models to save at the end, with their parameters, by their folder inside the run's folder.
+
+        `results` are those of `write_predictions`.
+        """
         return {MODEL_FOLDER: (model, params)}
 
     @abc.abstractmethod
     def loss(self, model: AnyModel, params: Params, batch: Batch, key: jax.Array | None) -> Loss:
         """Return the training loss; `key` is the key for dropout, None for no dropout."""
 
-    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+    def soft_targets(self, output: AdaptiveOutput, batch: Batch) -> Sequence[SoftTarget]:
         """Return what a student learns from the output of its teacher's call, or matches it with."""
         raise NotImplementedError
 
@@ -211,7 +217,7 @@ def apply_model(model: PreTrainedModel, params: Params, batch: Batch, key: jax.A
     attention mask.
     """
     names = (*model.input_names, *_POSITION_INPUTS)
-    arguments: dict[str, Any] = {name: batch[name] for name in names if name in batch}
+    arguments: dict[str, jax.Array] = {name: batch[name] for name in names if name in batch}
     if "segment_ids" in batch:
         arguments["attention_mask"] = functional.packed_mask(batch["segment_ids"])
     if "position_ids" in arguments:  # counted from 0

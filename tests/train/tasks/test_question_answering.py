@@ -106,7 +106,7 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
             assert all(c["text"] in context for c in candidates)
             assert len({c["text"] for c in candidates}) == len(candidates) <= 21
     # The threshold is that of dev, for both, and told at the end.
-    assert f"no answer where null odds exceed {found['dev']['threshold']!r}: --null-threshold" in printed
+    assert f"no answer where null odds exceed {found['dev']['threshold']!r}; the model's folder has this" in printed
     assert found["dev"]["threshold"] == found["test"]["threshold"] == found["dev"]["best_f1_thresh"]
     name = {"linear": "BertForQuestionAnswering", "pointer": "BertForPointerQuestionAnswering"}[head]
     assert type(flaxbert.from_pretrained(folder / "model")[0]).__name__ == name
@@ -121,6 +121,7 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
     pipeline = QuestionAnsweringPipeline.from_pretrained(folder / "model")
     assert (pipeline.max_length, pipeline.max_query, pipeline.step, pipeline.overlap) == (24, 8, 6, None)
     assert (pipeline.n_best, pipeline.max_answer) == (20, 30)
+    assert pipeline.null_threshold == found["dev"]["threshold"]
     pipeline = QuestionAnsweringPipeline.from_pretrained(folder / "model", overlap=2, max_answer=3)
     assert (pipeline.max_length, pipeline.step, pipeline.overlap, pipeline.max_answer) == (24, None, 2, 3)
     convert(folder / "model", tmp_path / "copy")
