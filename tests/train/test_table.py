@@ -118,7 +118,7 @@ def test_real_labels(data_dir):
     train = infer_labels(read_labelled_texts(folder / "tnews_1k/toutiao_category_train.txt"))
     test = read_labelled_texts(folder / "tnews_1k/toutiao_category_test.txt")
     assert len(train) == 14 and set(infer_labels(test)) - set(train) == {"114"}
-    with pytest.raises(ValueError, match=r"test\.txt:\d+: label '114', near names: '1\d\d', "):
+    with pytest.raises(ValueError, match=r"test\.txt:\d+: label '114' is not allowed; near names: '1\d\d', "):
         label_ids(test, train)
     rte = read_labelled_texts(folder / "glue/RTE/train.tsv")
     assert infer_labels(rte) == ("entailment", "not_entailment")
@@ -497,9 +497,9 @@ def test_unknown_labels_are_named():
         label_ids(labelled("positive", "postive", None, "zzz"), ("negative", "positive"))
     assert str(caught.value).splitlines() == [
         "3 of 4 rows can't be used:",
-        "  file.tsv:3: label 'postive', near names: 'positive'",
+        "  file.tsv:3: label 'postive' is not allowed; near names: 'positive'",
         "  file.tsv:4: no label",
-        "  file.tsv:5: label 'zzz', near names: none",
+        "  file.tsv:5: label 'zzz' is not allowed",
         "Allowed labels: 'negative', 'positive'. Correct these rows, give all labels: --task.labels (without a "
         "value: those of the training data), or skip and list them: --task.bad-rows skip.",
     ]

@@ -197,7 +197,7 @@ def test_labels():
     assert labels == ("O", "B-X", "I-X", "B-Y", "I-Y")
     assert infer_tags(sentences, TagScheme.BIOES)[:5] == ("O", "B-X", "I-X", "E-X", "S-X")
     assert tag_ids(sentences, labels)["B-Y"] == 3
-    with pytest.raises(ValueError, match="f:1: tag 'B-Y', near names: 'B-X'"):
+    with pytest.raises(ValueError, match="f:1: tag 'B-Y' is not allowed; near names: 'B-X'"):
         tag_ids(sentences, labels[:3])
     for wrong in (("B-X",), ("O", "O"), ("O", "X")):
         with pytest.raises(ValueError, match="labels must be distinct, and O one of them|'X' is no tag"):

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import enum
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -44,7 +45,8 @@ def with_other_name(source: str, kind: str, name: str, allowed: Sequence[str], *
     The search for these is slow.
     """
     near = difflib.get_close_matches(name[:80], allowed) if shown else []
-    return BadRow(source, f"{kind} {name[:80]!r}, near names: {quote_names(near)}")
+    names = f"; near names: {quote_names(near)}" if near else ""
+    return BadRow(source, f"{kind} {name[:80]!r} is not allowed{names}")
 
 
 @dataclasses.dataclass
@@ -119,9 +121,16 @@ def bad_row_facts(bad_rows: Mapping[str, Sequence[BadRow]]) -> dict[str, str | f
 
 
 def write_bad_rows(folder: Path, bad_rows: Mapping[str, Sequence[BadRow]]) -> None:
-    """Write a line with set, source and reason for each bad row; no file if there are none."""
-    lines = [{"set": name, **dataclasses.asdict(row)} for name, rows in bad_rows.items() for row in rows]
+    """Write a line with set, source and reason for each bad row, in the order of the data; no file without any."""
+    lines = [
+        {"set": name, **dataclasses.asdict(row)} for name, rows in bad_rows.items() for row in sorted(rows, key=_place)
+    ]
     if lines:
         with atomic_write(folder / BAD_ROWS_FILE) as aside:
             text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)
             aside.write_text(text, encoding="utf-8")
+
+
+def _place(row: BadRow) -> list[str | int]:
+    """Return the parts of a source, texts and numbers in turns, so that line 10 comes after line 9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", row.source)]
