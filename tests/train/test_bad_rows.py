@@ -91,7 +91,7 @@ JSON = {
 }
 LABELS = {
     '{"text": "x", "label": null}': "no label",
-    '{"text": "x", "label": "c"}': "label 'c', near names",
+    '{"text": "x", "label": "c"}': "label 'c' is not allowed",
     '{"text": "x", "label": {"a": 1}}': "'label' is .* expected a string or a number",
     '{"text": "x", "label": ["a"]}': "'label' is the list",
 }
@@ -102,7 +102,7 @@ TSV = {
     "\ta": "'text': nothing but blanks",
     "x\x00\ta": "a NUL character",
     "x\t": "no label",
-    "x\tc": "label 'c', near names",
+    "x\tc": "label 'c' is not allowed",
     "": "a blank line",
 }
 CSV = {
@@ -277,9 +277,11 @@ def test_data_of_bad_rows_alone_is_refused(tmp_path):
 def test_bad_rows_are_listed_in_a_file(tmp_path):
     write_bad_rows(tmp_path, {"train": []})
     assert not (tmp_path / BAD_ROWS_FILE).exists()
-    write_bad_rows(tmp_path, {"train": [BadRow("a.tsv:3", "no label")], "dev": [BadRow("b.tsv:1", "x")]})
+    train = [BadRow("a.tsv:10", "no text"), BadRow("a.tsv:3", "no label")]  # found one kind after the other
+    write_bad_rows(tmp_path, {"train": train, "dev": [BadRow("b.tsv:1", "x")]})
     assert list(map(json.loads, (tmp_path / BAD_ROWS_FILE).read_text().splitlines())) == [
         {"set": "train", "source": "a.tsv:3", "reason": "no label"},
+        {"set": "train", "source": "a.tsv:10", "reason": "no text"},
         {"set": "dev", "source": "b.tsv:1", "reason": "x"},
     ]
 
@@ -307,6 +309,19 @@ def test_a_flipped_bit_in_a_parquet_page_with_a_checksum(tmp_path):
     assert [row.source for row in corpus(path, BadRows.SKIP)[1]] == [f"{path}, rows 3 to 4"]
     with pytest.raises(ValueError, match=rf"{path}: damaged: "):
         read_labelled_texts(tmp_path)
+
+
+def test_files_of_a_folder_are_checked_once(tmp_path, monkeypatch):
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("text,label\nx,a\n")
+    checked = []
+    monkeypatch.setattr("train.data.sources.read_table", lambda file, name: checked.append(file.name) or [])
+    for split in ("train", "test", "train"):
+        read_labelled_texts(tmp_path, split=split)
+    assert sorted(checked) == ["test.csv", "train.csv"]
+    (tmp_path / "test.csv").write_text("text,label\nx,a\ny,b\n")
+    read_labelled_texts(tmp_path, split="test")
+    assert sorted(checked) == ["test.csv", "test.csv", "train.csv"]
 
 
 def test_bad_rows_of_parquet_files(tmp_path):

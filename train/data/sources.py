@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -245,8 +246,9 @@ def _json_rows(name: str, split: str | None) -> list[TableRow] | None:
     return [row for file in files for row in read_table(file, name=str(file))]
 
 
-def _check_file(file: Path) -> None:
-    """Check a file of a data set for damage that the library takes for data.
+@functools.cache
+def _check_file(file: Path, _size_and_time: tuple[int, int]) -> None:
+    """Check a file of a data set for damage that the library takes for data; once, while it does not change.
 
     Raises:
         ValueError: rows of a .csv or .tsv are malformed, or the checksum of a page of a .parquet is wrong.
@@ -276,7 +278,8 @@ def _load_dataset(name: str, split: str | None) -> Any:  # datasets.Dataset, who
     stored = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     for file in () if stored else path.rglob("*.*"):  # none for the name of a data set
         if file.suffix.lower() in (*TABLE_FORMATS, ".parquet") and file.is_file():
-            _check_file(file)
+            status = file.stat()
+            _check_file(file, (status.st_size, status.st_mtime_ns))
     try:
         if stored:
             data = datasets.load_from_disk(str(path))
