@@ -28,6 +28,13 @@ class AdaptiveArguments(TypedDict, total=False):
 
 ADAPTIVE_FIELDS = tuple(AdaptiveArguments.__annotations__)
 
+
+def given_adaptive_arguments(holder: object) -> AdaptiveArguments:
+    """Return the fields of a configuration, or of other settings with these names, that are neither None nor empty."""
+    values = {name: getattr(holder, name) for name in ADAPTIVE_FIELDS}
+    return AdaptiveArguments(**{name: value for name, value in values.items() if value not in (None, ())})
+
+
 # Far beyond any BERT, near enough that a hostile file cannot make a loop over names run for hours.
 _LIMITS = {"num_hidden_layers": 1024, "num_attention_heads": 65536, "num_labels": 2**20}
 _SIZE_LIMIT = 2**28
@@ -73,13 +80,13 @@ class BertConfig:
     pruned_heads: Any = ()  # once built a tuple of (layer, tuple of heads)
     chunk_size_feed_forward: int = 0  # positions that the feed-forward half computes at a time; 0 for all
     # Defaults of the call arguments; once built tuples, or None for all layers and all tokens.
-    layer_config: Any = None
-    length_config: Any = None
+    layer_config: Sequence[int] | None = None
+    length_config: Sequence[int] | None = None
     always_keep_cls_token: bool | None = None
     problem_type: str | None = None
     num_labels: Any = None  # once built a whole number: len(id2label), or 2
     id2label: Any = None  # once built a tuple of names
-    unused: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    unused: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
         self._resolve_labels()
@@ -94,43 +101,42 @@ class BertConfig:
     @classmethod
     def tiny(cls, **changes) -> "BertConfig":
         """BERT-tiny: 2 layers, width 128 (Turc et al., 2019)."""
-        return cls._of_size(2, 128, changes)
+        return cls._of_size(2, 128).replace(**changes)
 
     @classmethod
     def mini(cls, **changes) -> "BertConfig":
         """BERT-mini: 4 layers, width 256 (Turc et al., 2019)."""
-        return cls._of_size(4, 256, changes)
+        return cls._of_size(4, 256).replace(**changes)
 
     @classmethod
     def small(cls, **changes) -> "BertConfig":
         """BERT-small: 4 layers, width 512 (Turc et al., 2019)."""
-        return cls._of_size(4, 512, changes)
+        return cls._of_size(4, 512).replace(**changes)
 
     @classmethod
     def medium(cls, **changes) -> "BertConfig":
         """BERT-medium: 8 layers, width 512 (Turc et al., 2019)."""
-        return cls._of_size(8, 512, changes)
+        return cls._of_size(8, 512).replace(**changes)
 
     @classmethod
     def base(cls, **changes) -> "BertConfig":
         """BERT-base: 12 layers, width 768 (Devlin et al., 2018)."""
-        return cls._of_size(12, 768, changes)
+        return cls._of_size(12, 768).replace(**changes)
 
     @classmethod
     def large(cls, **changes) -> "BertConfig":
         """BERT-large: 24 layers, width 1024 (Devlin et al., 2018)."""
-        return cls._of_size(24, 1024, changes)
+        return cls._of_size(24, 1024).replace(**changes)
 
     @classmethod
-    def _of_size(cls, layers: int, width: int, changes: Mapping[str, Any]) -> "BertConfig":
+    def _of_size(cls, layers: int, width: int) -> "BertConfig":
         # All published sizes have heads of 64 and a feed-forward of four times the width.
-        sizes = {
-            "num_hidden_layers": layers,
-            "hidden_size": width,
-            "num_attention_heads": width // 64,
-            "intermediate_size": 4 * width,
-        }
-        return cls(**{**sizes, **changes})
+        return cls(
+            num_hidden_layers=layers,
+            hidden_size=width,
+            num_attention_heads=width // 64,
+            intermediate_size=4 * width,
+        )
 
     def replace(self, **changes) -> "BertConfig":
         """A copy with `changes`; changing one of `num_labels` and `id2label` resets the other."""
@@ -150,7 +156,7 @@ class BertConfig:
         return cast(Self, read_config(path, family_of_config_class(cls)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
         """Build a configuration from the keys of a config.json; see `families.config_from_dict`."""
         from flaxbert.families import config_from_dict, family_of_config_class
 

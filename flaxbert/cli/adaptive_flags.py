@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxbert.config import ADAPTIVE_FIELDS, AdaptiveArguments
+from flaxbert.config import AdaptiveArguments, given_adaptive_arguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ class AdaptiveFlags:
         Raises:
             FileNotFoundError, ValueError: as `load_point`; or a point is given beside its own fields.
         """
-        given = {name: getattr(self, name) for name in ADAPTIVE_FIELDS if getattr(self, name) not in ((), None)}
+        given = given_adaptive_arguments(self)
         if self.point is None:
-            return AdaptiveArguments(**given)
+            return given
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"--point is {self.point} and has all lengths and layers; leave {flags} out")

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from flaxbert.config import AdaptiveArguments
 from flaxbert.families import random_inputs
 from flaxbert.files import atomic_folder, require_absent
 from flaxbert.layers import Params
@@ -46,6 +47,7 @@ class ExportedModel:
         readable_by: library versions that are guaranteed to read it.
         architecture: class name of the model.
         max_length: maximum number of tokens of an input.
+        adaptive: layers that run and tokens that they keep, where not all: the arguments of `AdaptiveArguments`.
         files: names of the files in the folder.
         parity: largest absolute difference between the outputs of the model and of the loaded program, for random
             input.
@@ -60,6 +62,7 @@ class ExportedModel:
     readable_by: str
     architecture: str
     max_length: int
+    adaptive: AdaptiveArguments = dataclasses.field(default_factory=AdaptiveArguments)
     files: tuple[str, ...] = ()
     parity: float = 0.0
     exported_on: str = ""

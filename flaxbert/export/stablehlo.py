@@ -22,7 +22,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from flaxbert.config import AdaptiveArguments
+from flaxbert.config import AdaptiveArguments, given_adaptive_arguments
 from flaxbert.export.exported_model import (
     DESCRIPTION,
     ExportedModel,
@@ -89,6 +89,7 @@ def export_stablehlo(
         ),
         architecture=architecture_of(model).name,
         max_length=length or model.config.max_sequence_length,
+        adaptive=given_adaptive_arguments(model.config),
     )
 
     def write_program(folder: Path) -> LoadedProgram:

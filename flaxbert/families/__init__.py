@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.config import ADAPTIVE_FIELDS, BertConfig
+from flaxbert.config import ADAPTIVE_FIELDS, BertConfig, given_adaptive_arguments
 from flaxbert.families.bert import BERT
 from flaxbert.families.camembert import CAMEMBERT
 from flaxbert.families.distilbert import DISTILBERT
@@ -263,8 +263,7 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
     written back, because they may change what other programs do: the activation of a CrossEncoder, for example.
     """
     family = family_of_config_class(type(config))
-    adaptive = {name: getattr(config, name) for name in ADAPTIVE_FIELDS}
-    written_below = ("pruned_heads", "num_labels", "id2label", *adaptive)
+    written_below = ("pruned_heads", "num_labels", "id2label", *ADAPTIVE_FIELDS)
     fields = {key: name for key, name in _fields_by_key(family).items() if name not in written_below}
     values = carried_keys(config.unused) | {key: getattr(config, name) for key, name in fields.items()}
     values |= {
@@ -273,7 +272,7 @@ def config_to_dict(config: BertConfig, *, architecture: str | None = None, dtype
         "id2label": {str(i): name for i, name in enumerate(config.id2label)},
         "label2id": {name: i for i, name in enumerate(config.id2label)},
     }
-    values |= {name: value for name, value in adaptive.items() if value is not None}
+    values |= given_adaptive_arguments(config)
     if config.pruned_heads:
         values["pruned_heads"] = {str(layer): list(heads) for layer, heads in config.pruned_heads}
     if architecture is not None:

@@ -75,6 +75,8 @@ def test_stablehlo_of_one_length_drops_tokens(tmp_path, unchecked):
     lengths = (9, 5)
     done = export_stablehlo(source, target, length=11, length_config=lengths, layer_config=(0, 1))
     assert done.parity <= 1e-6 and "lengths" not in done.outputs
+    adaptive = json.loads((target / "export.json").read_text())["adaptive"]
+    assert adaptive == {"length_config": [9, 5], "layer_config": [0, 1]}
     model, params = flaxbert.from_pretrained(source)
     inputs = inputs_of(4, 11)
     given = dict(zip(BertModel.input_names, inputs, strict=True))
