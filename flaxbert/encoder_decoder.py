@@ -48,7 +48,7 @@ class EncoderDecoderModel:
     pad_token_id: int | None = None
     tied: bool = False
     origin: Path | None = dataclasses.field(default=None, compare=False, repr=False)
-    unused: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    unused: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
         if not self.decoder.config.add_cross_attention:

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jaxtyping import PyTree
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -73,16 +73,16 @@ def compile_time() -> Iterator[CompileTime]:
 class Precompiled:
     """A jitted function of which `compile_for` compiles the program for given arguments without running it."""
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: jax.stages.Wrapped):
         """Take a function of `jax.jit` whose last changing argument is a batch: arrays by name."""
-        self._function: Any = function
+        self._function = function
         self._compiled: set[tuple[object, ...]] = set()
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: PyTree) -> PyTree:
         """Call the function."""
         return self._function(*arguments)
 
-    def compile_for(self, batch: Mapping[str, jax.Array], *arguments: Any) -> None:
+    def compile_for(self, batch: Mapping[str, jax.Array], *arguments: PyTree) -> None:
         """Compile the program for `arguments`, among which only `batch` ever changes its shapes."""
         shapes = tuple((name, array.shape, array.dtype) for name, array in batch.items())
         if shapes not in self._compiled:

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypedDict, TypeVar
 
 import jax.numpy as jnp
 import tyro
@@ -203,7 +203,7 @@ _INPUTS = (
 )
 
 # Former values of a setting, or of the switch that it replaced, as those of today.
-FORMER_SWITCHES: dict[str, dict[Any, str]] = {
+FORMER_SWITCHES: dict[str, dict[object, str]] = {
     "model.attn_implementation": {"pallas": "fused"},
     "task.leave_out_incomplete": {False: "error", True: "skip"},
 }

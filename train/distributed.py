@@ -88,7 +88,7 @@ class Placement:
     rules: AxisRules = sharding.FSDP_TENSOR
 
     @classmethod
-    def of(cls, shape: MeshShape, devices: Sequence[Any] | None = None) -> "Placement":
+    def of(cls, shape: MeshShape, devices: Sequence[object] | None = None) -> "Placement":
         """Make a mesh of these devices, by default of all devices of the run.
 
         Raises:

@@ -45,7 +45,7 @@ class Evaluation:
 EvalStep = Callable[[Params, Batch], EvalStepOutput]
 
 
-def compile_eval_step(eval_step: EvalStep, placement: Placement) -> EvalStep:
+def compile_eval_step(eval_step: EvalStep, placement: Placement) -> jax.stages.Wrapped:
     """Return the jitted eval step; its results are on every device."""
 
     def traced(params: Params, batch: Batch) -> EvalStepOutput:

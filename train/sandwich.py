@@ -21,6 +21,7 @@ from flaxbert.encoder_decoder import AnyModel
 from flaxbert.families import HeadKind, architecture_of
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
+from flaxbert.outputs import AdaptiveOutput
 from train.config import Config
 from train.data.batches import PackedBatches
 from train.length_adaptation import LengthAdaptation
@@ -142,7 +143,7 @@ class Sandwiches:
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *terms)
         return Loss(joined.sum / self.settings.models, joined.weight)
 
-    def _divergence(self, output: object, target: object, batch: Batch) -> Loss:
+    def _divergence(self, output: AdaptiveOutput, target: AdaptiveOutput, batch: Batch) -> Loss:
         pairs = zip(self.task.soft_targets(output, batch), self.task.soft_targets(target, batch), strict=True)
         reverse, problem = self.settings.divergence == "reverse", self.task.config.problem_type
         # Several predictions of a row, as the start and the end of an answer, count as one: their mean.

@@ -110,7 +110,7 @@ def train_step(
     metrics = {"loss": jnp.sum(terms), "terms": terms, "gradient_norm": global_norm(gradients)}
     is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
 
-    def update() -> tuple[Any, optax.OptState]:
+    def update() -> tuple[optax.Params, optax.OptState]:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
 
@@ -181,7 +181,7 @@ def compile_step(
     *,
     gradient_accumulation_steps: int = 1,
     fixed: Sequence[PyTree] = (),
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """Return the jitted train step; it donates the memory of the old state to the new one.
 
     The seed is an argument of the step and not a constant in it, so that runs with several seeds share one program. The

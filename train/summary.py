@@ -5,14 +5,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from flaxbert.files import atomic_write
+from flaxbert.files import JsonObject, atomic_write
 
 METRICS_FILE = "metrics.jsonl"
-Line: TypeAlias = dict[str, Any]  # a line of the metrics file
+Line: TypeAlias = JsonObject  # a line of the metrics file
 
 
 def write_summary(folder: Path, *, title: str, facts: Mapping[str, str | float | int]) -> Path:

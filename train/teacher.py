@@ -149,5 +149,5 @@ class RecordingModel:
         self.output = self.model.apply(*arguments, **named, **self.arguments)
         return self.output
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.model, name)

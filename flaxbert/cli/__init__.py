@@ -109,7 +109,7 @@ def _parse(arguments: list[str]) -> Any:
     )
 
 
-def _expand_home(value: object) -> Any:
+def _expand_home(value: object) -> object:
     """Replace ~ at the start of a path or of several, as a shell does not in `--output=~/file`."""
     if isinstance(value, tuple):
         return tuple(map(_expand_home, value))

@@ -2,15 +2,18 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flaxbert.cli.generation_flags import SETTINGS_FLAGS
 from flaxbert.cli.prediction_tasks import TASKS
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _OTHER_NAMES = {"keep": "keep_layers", "vocab_size": "resize_vocab"}  # arguments that differ from their flags
 
 
-def name_flags(message: str, subcommand: Any) -> str:
+def name_flags(message: str, subcommand: "DataclassInstance") -> str:
     """Name the flags in place of arguments: those that were given, and all settings of generation.
 
     A name of one word may be plain English: it is replaced only at the start or after a path, before "is".

@@ -1,7 +1,8 @@
 """Flags of `flaxbert predict generate`: the settings of generation, under Hugging Face's names."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,9 @@ SETTINGS_FLAGS = ("top_k", *(f.name for f in dataclasses.fields(GenerationFlags)
 """The flags that are settings of generation."""
 
 
-def settings_options(flags: dict[str, Any]) -> dict[str, Any]:
+def settings_options(flags: Mapping[str, object]) -> dict[str, object]:
     """Return options of the pipeline: flags that are settings of generation become one option, "settings"."""
     settings = {name: value for name, value in flags.items() if name in SETTINGS_FLAGS}
     if "early_stopping" in settings:
-        settings["early_stopping"] = {"true": True, "false": False}.get(settings["early_stopping"], "never")
+        settings["early_stopping"] = {"true": True, "false": False}.get(str(settings["early_stopping"]), "never")
     return {name: value for name, value in flags.items() if name not in settings} | {"settings": settings}

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -28,6 +28,9 @@ from flaxbert.families import architecture_of
 from flaxbert.layers import Params
 from flaxbert.models import PreTrainedModel
 from flaxbert.weights.folder import save_pretrained
+
+if TYPE_CHECKING:
+    import torch
 
 GRAPH = "model.onnx"
 _OPSET = 17  # the first with LayerNormalization
@@ -126,7 +129,7 @@ def _write_graph(file: Path, model: PreTrainedModel, params: Params, description
             raise ValueError(f"torch.onnx can't export this {type(model).__name__}: {error}. Use stablehlo") from None
 
 
-def _torch_model(model: PreTrainedModel, params: Params) -> Any:
+def _torch_model(model: PreTrainedModel, params: Params) -> "torch.nn.Module":
     """Return the `transformers` model with these parameters."""
     import transformers
 

@@ -97,7 +97,7 @@ class GenerationSettings:
         names, settings = static
         return settings._with_leaves(dict(zip(names, leaves, strict=True)))
 
-    def _with_leaves(self, values: Mapping[str, Any]) -> Self:
+    def _with_leaves(self, values: Mapping[str, object]) -> Self:
         changed = copy.copy(self)
         for name, value in values.items():
             object.__setattr__(changed, name, value)  # without the checks, which a traced number does not pass
@@ -252,8 +252,9 @@ _LEAVES = ("temperature", "top_p", "repetition_penalty", "length_penalty")
 """The numbers that change nothing where they are 1."""
 
 
-def _token_ids(name: str, value: Any) -> tuple[int, ...]:
-    ids = () if value is None else (value,) if isinstance(value, int) else value
-    if not isinstance(ids, Sequence) or not all(type(id) is int and id >= 0 for id in ids):
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    given = () if value is None else (value,) if isinstance(value, int) else value
+    ids = tuple(id for id in given if type(id) is int and id >= 0) if isinstance(given, Sequence) else ()
+    if not isinstance(given, Sequence) or len(ids) < len(given):
         raise ValueError(f"{name} is {value!r:.80}; it must hold token ids, whole numbers of at least 0")
-    return tuple(ids)
+    return ids

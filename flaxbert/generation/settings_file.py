@@ -4,9 +4,8 @@ import logging
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
 
-from flaxbert.files import read_json
+from flaxbert.files import JsonObject, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -14,7 +13,7 @@ LENGTHS = (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length"))
 """Names of the limits on the new tokens, and of those on a sequence with its prompt; one of each pair may be given."""
 
 # Keys of a generation_config.json that change the tokens and are not built, with the values that change nothing.
-_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
+_NOT_BUILT: Mapping[str, tuple[object, ...]] = {
     "assistant_early_exit": (None,),
     "begin_suppress_tokens": (None, []),
     "constraints": (None,),
@@ -50,7 +49,7 @@ _WITHOUT_EFFECT = re.compile(
 )
 
 
-def read_settings(folder: Path, names: Set[str], changes: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(folder: Path, names: Set[str], changes: Mapping[str, object]) -> JsonObject:
     """Return the settings of a folder with these names, replaced by `changes`; a warning names other keys.
 
     Raises:

@@ -139,10 +139,10 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         )
         given = {name: value for name, value in options.items() if value is not None}
         saved = cls._saved_options(found.checkpoint.config_folder, built.config, given)
-        return cls(model, params, tokenizer, **(saved | given))
+        return cls(model, params, tokenizer, **{**saved, **given})
 
     @classmethod
-    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> dict[str, Any]:
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> Mapping[str, Any]:
         """Return attributes that the folder specifies, as defaults of those that are given (`options`)."""
         return {}
 
@@ -231,7 +231,7 @@ class Pipeline(abc.ABC, Generic[Item, Result]):
         """Return a tree of arrays [B, ...] for a batch; compiled once per length."""
 
     @abc.abstractmethod
-    def _decode(self, item: Item, sequences: Sequence[InputSequence], outputs: Iterable[Any]) -> Result:
+    def _decode(self, item: Item, sequences: Sequence[InputSequence], outputs: Iterable[PyTree]) -> Result:
         """Return the result of an input from the outputs of its sequences, all of which are read."""
 
     def _encode_pairs(self, pairs: Iterable[tuple[str, str | None]]) -> list[InputSequence]:

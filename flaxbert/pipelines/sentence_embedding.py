@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ class SentenceEmbeddingPipeline(Pipeline[str, np.ndarray]):
     heads: ClassVar = (HeadKind.NONE,)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: DTypeLike = jnp.float32, **options: Any) -> Self:
+    def from_pretrained(cls, folder: str | Path, *, dtype: DTypeLike = jnp.float32, **options: object) -> Self:
         """Load a model folder, with the settings of sentence-transformers if it has some.
 
         The arguments and errors are those of `Pipeline.from_pretrained`; options that are None count as not given.

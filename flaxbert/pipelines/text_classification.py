@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class TextClassificationPipeline(Pipeline[TextOrPair, Classification]):
             )
 
     @classmethod
-    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> dict[str, Any]:
+    def _saved_options(cls, folder: Path, config: BertConfig, options: Mapping[str, object]) -> Mapping[str, object]:
         """Return the activation of a CrossEncoder, from the keys that sentence-transformers writes or wrote."""
         file = path_inside(folder, "config_sentence_transformers.json")
         settings = read_json(file) if file.is_file() else None

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
 from flaxbert import generation
 from flaxbert.conversion.model_checkpoint import ModelCheckpoint
@@ -88,7 +89,7 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
         folder: str | Path,
         *,
         dtype: DTypeLike = jnp.float32,
-        settings: GenerationSettings | Mapping[str, Any] | None = None,
+        settings: GenerationSettings | Mapping[str, object] | None = None,
         **options: Any,
     ) -> Self:
         """Load a model folder with its tokenizer; see `Pipeline.from_pretrained`.
@@ -159,14 +160,14 @@ class TextGenerationPipeline(Pipeline[str, GeneratedText]):
         return encoded
 
     @functools.cached_property
-    def _compiled_forward(self) -> Callable[[ModelBatch], Any]:
+    def _compiled_forward(self) -> Callable[[ModelBatch], PyTree]:
         return functools.partial(self._forward, self.params)  # compiled inside, for each length of prompts
 
-    def _forward(self, params: Params, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _forward(self, params: Params, batch: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         # Rows that only fill the batch repeat the first one, so that they end with it.
         mask = np.asarray(batch["attention_mask"])
         rows = np.where(mask.any(axis=1), np.arange(mask.shape[0]), 0)
-        ids, arguments = batch["input_ids"][rows], self._arguments(batch["key"][rows])
+        ids, arguments = np.asarray(batch["input_ids"])[rows], self._arguments(np.asarray(batch["key"])[rows])
         out = generation.generate(*self._ready_model, ids, **arguments | {"attention_mask": mask[rows]})
         arrays = {"tokens": out.sequences[:, self._prompt_columns(ids) :], "lengths": out.lengths, "scores": out.scores}
         shape = (len(ids), self.settings.num_return_sequences)
@@ -214,7 +215,7 @@ class SequenceToSequencePipeline(TextGenerationPipeline):
         folder: str | Path,
         *,
         dtype: DTypeLike = jnp.float32,
-        settings: GenerationSettings | Mapping[str, Any] | None = None,
+        settings: GenerationSettings | Mapping[str, object] | None = None,
         **options: Any,
     ) -> Self:
         """Load the folder of an encoder-decoder with its tokenizer; arguments as of `TextGenerationPipeline`."""

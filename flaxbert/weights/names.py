@@ -144,7 +144,7 @@ def _rows_of_own_layers(row: TensorName, numbers: Sequence[int]) -> Iterator[Ten
         yield dataclasses.replace(row, name=row.name.format(layer=number), path=path)
 
 
-def leaf_at(tree: PyTree, path: ParameterPath) -> Any:
+def leaf_at(tree: PyTree, path: ParameterPath) -> PyTree:
     """Return the leaf of a tree of dicts at a path."""
     for key in path:
         tree = tree[key]

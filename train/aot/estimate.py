@@ -141,7 +141,7 @@ def compile_config(config: Config, placement: Placement) -> CompiledStep:
     state = state_shapes(model, optimizer)
 
     loss = functools.partial(spec.loss, model)
-    step: Any = compile_step(loss, optimizer, placement, shardings, gradient_accumulation_steps=accumulation)
+    step = compile_step(loss, optimizer, placement, shardings, gradient_accumulation_steps=accumulation)
     lowered = step.lower(state, batch, np.uint32(config.run.seed))
     started = time.perf_counter()
     executable = compile_lowered(lowered)

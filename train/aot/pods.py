@@ -16,8 +16,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from flaxbert.files import JsonObject
 from train.aot.topology import Preset, parse_topology
 
 _CONFIGS = {"base_128": 80, "base_512": 40, "large_128": 80, "large_512": 20}
@@ -79,7 +79,7 @@ class PodEstimate:
     """Rows of each device."""
     versions: str
     date: str
-    estimate: Any
+    estimate: JsonObject | None
     """The JSON of `python -m train.aot` without operations; None if there is no program."""
     error: str | None
     """Reason why there is no program."""

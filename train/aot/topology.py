@@ -5,7 +5,6 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from train.distributed import MeshShape
 from train.flops import CHIPS, Chip
@@ -44,7 +43,7 @@ class Preset(enum.Enum):
         return MeshShape(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
 
 
-def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
+def slice_devices(name: str) -> tuple[Chip, Sequence[object]]:
     """Return the chip and the JAX devices of a slice such as "v5e:16x16" (generation, chips along each dimension).
 
     Raises:
@@ -59,7 +58,7 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[Any]]:
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, str | tuple[int, ...]] = {}
     if chip.name in ("v4", "v5p"):
         settings["chip_config_name"] = "megacore"  # both cores as one device, as JAX shows them on a TPU machine
     sizes = (*shape, *(1,) * (3 - len(shape)))

@@ -107,7 +107,7 @@ def _random_parameters(model: flaxbert.BertLMHeadModel) -> Params:
     """Return parameters that are large enough for the tokens not to be nearly equal in score."""
     rng = np.random.default_rng(0)
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def leaf(path: jax.tree_util.KeyPath, shape: jax.ShapeDtypeStruct) -> jax.Array:
         mean, deviation = (1.0, 0.0) if path[-1].key == "scale" else (0.0, 0.05)
         return jnp.asarray(rng.normal(mean, deviation, shape.shape), jnp.float32)
 

@@ -17,7 +17,7 @@ from flaxbert.losses import Loss
 from flaxbert.models import BertModel
 from train.benchmark.workload import Pass, Workload, labels_of_all_positions
 from train.distributed import MeshShape, Placement
-from train.evaluate import compile_eval_step
+from train.evaluate import EvalStepOutput, compile_eval_step
 from train.optim import Optim, make_optimizer
 from train.step import Batch, compile_step, create_state, state_shardings
 from train.tasks.pretraining import pretraining_loss
@@ -51,13 +51,12 @@ class JaxImplementation:
         def loss(params: Params, batch: Batch, key: jax.Array | None) -> Loss:
             return pretraining_loss(self._model, params, batch, key)
 
-        def eval_step(params: Params, batch: Batch) -> Any:
-            return pretraining_loss(self._model, params, batch, None).mean
+        def eval_step(params: Params, batch: Batch) -> EvalStepOutput:
+            return EvalStepOutput({"loss": pretraining_loss(self._model, params, batch, None)})
 
-        # Jitted functions; `Any` because their declared types have no `lower`.
-        self._step: Any = compile_step(loss, optimizer, placement, shardings)
-        self._eval_step: Any = compile_eval_step(eval_step, placement)
-        self._compiled: dict[Pass, Any] = {}
+        self._step = compile_step(loss, optimizer, placement, shardings)
+        self._eval_step = compile_eval_step(eval_step, placement)
+        self._compiled: dict[Pass, jax.stages.Compiled] = {}
 
     def save(self, folder: Path) -> None:
         """Write the initial parameters, for other implementations to load."""
@@ -66,7 +65,7 @@ class JaxImplementation:
     def loss(self) -> float:
         """Return the loss of the batch with the initial parameters, without dropout."""
         self._compile("forward")
-        return float(self._compiled["forward"](self._state.params, self._batch))
+        return float(self._compiled["forward"](self._state.params, self._batch).metrics["loss"].mean)
 
     def prepare(self, kind: Pass) -> None:
         """Compile a pass, and run it three times."""
@@ -85,6 +84,7 @@ class JaxImplementation:
         self._compiled[kind] = lowered.compile()
         self.compile_seconds[kind] = time.perf_counter() - start
         stats = self._compiled[kind].memory_analysis()
+        assert stats is not None
         arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         peak = arguments + stats.temp_size_in_bytes
         self.peak_bytes[kind] = None if jax.default_backend() == "cpu" else peak
@@ -122,7 +122,7 @@ class TorchImplementation:
         arrays = {name: batch[name] for name in BertModel.input_names} | {"labels": labels_of_all_positions(batch)}
         arrays |= {"next_sentence_label": batch["next_sentence_labels"]}
         self._batch = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in arrays.items()}
-        self._optimizer: Any = None
+        self._optimizer: torch.optim.Optimizer | None = None
 
     def loss(self) -> float:
         """Return the loss of the batch with the initial parameters, without dropout."""
@@ -152,6 +152,7 @@ class TorchImplementation:
                     loss = self._model(**self._batch).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self._plain.parameters(), 1.0)
+                assert self._optimizer is not None
                 self._optimizer.step()
                 self._optimizer.zero_grad()
             else:

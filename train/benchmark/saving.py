@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from unittest import mock
 
 import jax
@@ -28,6 +28,8 @@ from train.checkpoint.manifest import find_damage, write_manifest
 from train.checkpoint.store import Checkpoints
 from train.environment import restart_with_malloc_settings, run_steps_in_main_thread
 from train.step import TrainState
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ def random_state(hidden_size: int) -> TrainState:
     return TrainState(jnp.int32(0), params, tuple(moments))
 
 
-def timed(function: Callable[..., Any]) -> tuple[float, Any]:
+def timed(function: Callable[[], Result]) -> tuple[float, Result]:
     """Return the seconds of a call and its result."""
     started = time.perf_counter()
     result = jax.block_until_ready(function())

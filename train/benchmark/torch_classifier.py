@@ -10,7 +10,6 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from train.tasks.sequence_classification import SequenceClassification, Sequence
 
 def main(arguments: list[str]) -> None:
     """Train and evaluate as the config specifies."""
-    config: Config[Any] = parse_flags(load_config(Path(arguments[0])), arguments[1:])
+    config: Config = parse_flags(load_config(Path(arguments[0])), arguments[1:])
     if not isinstance(config.task, SequenceClassification) or config.model.pretrained is None:
         raise SystemExit("the config must fine-tune a pretrained folder for sequence classification")
     torch.manual_seed(config.run.seed)
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 
 def train_torch(
-    model: torch.nn.Module, config: Config[Any], task: SequenceClassificationTask, total_steps: int
+    model: torch.nn.Module, config: Config, task: SequenceClassificationTask, total_steps: int
 ) -> list[float]:
     """Train all steps and print a line every 100; return the loss of each step."""
     optim = config.optim

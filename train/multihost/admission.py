@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from flaxbert.files import JsonObject
 from train.multihost.run_token import TOKEN_VARIABLE, is_proof, prove
 from train.multihost.tcp_group import HOST_LOST, Connection, TcpHostGroup
 
@@ -252,7 +253,7 @@ class _Joining:
     token: str | None
     admitted: bool = False
 
-    def join(self, connection: Connection, seconds: float) -> dict[str, Any]:
+    def join(self, connection: Connection, seconds: float) -> JsonObject:
         """Return the last message of host 0 before the run begins.
 
         Raises:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from flaxbert.files import JsonValue
 
@@ -129,8 +129,8 @@ class HostGroup:
 
     def share(self, make: Callable[[], Value]) -> Value:
         """Call `make` on host 0 and return its result on all hosts; it must be representable in JSON."""
-        values: list[Any] = self.exchange(make() if self.index == 0 else None)
-        return values[0]
+        values = self.exchange(make() if self.index == 0 else None)
+        return cast(Value, values[0])
 
     def wait(self) -> None:
         """Wait until all hosts have called this method."""

@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, get_args
+from typing import NoReturn, get_args
 
+from flaxbert.files import JsonObject
 from train.multihost.hosts import Channel, HostGroup, Value
 from train.multihost.progress import WORK, ProgressWatch
 from train.preemption import PREEMPTED
@@ -40,7 +41,7 @@ class Connection:
         with self._writing:
             self._socket.sendall(line)
 
-    def receive(self, seconds: float, *, limit: int = _LONGEST_MESSAGE) -> dict[str, Any]:
+    def receive(self, seconds: float, *, limit: int = _LONGEST_MESSAGE) -> JsonObject:
         """Return the next message; raise OSError after a timeout, a closed connection or malformed data.
 
         `limit` is the greatest length of the message in bytes.

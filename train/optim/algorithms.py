@@ -1,7 +1,7 @@
 """Optimizers: AdamW, BERT's own Adam, LAMB and Adafactor, each as settings that build an optax transformation."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,8 @@ def scale_by_uncorrected_adam(beta1: float, beta2: float, epsilon: float) -> opt
     def init(params: optax.Params) -> UncorrectedAdamState:
         return UncorrectedAdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> Update:
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Update:
+        assert isinstance(state, UncorrectedAdamState)
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, updates)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), UncorrectedAdamState(mu, nu)

@@ -1,9 +1,9 @@
 """Results of a search: front.json, and a picture of the metric over the cost."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from flaxbert.files import atomic_write
 from train.search.evolution import Configuration, Measurements, pareto_front
@@ -12,12 +12,35 @@ from train.summary import markdown_table
 FRONT_FILE = "front.json"
 
 
+class SearchFacts(TypedDict):
+    """The subject of a search, as front.json has it."""
+
+    metric: str
+    cost: str
+    length: int
+    model: str
+
+
+class PointEntry(TypedDict):
+    """A configuration in front.json: the arguments of a model, metrics and cost."""
+
+    layer_config: list[int]
+    length_config: list[int]
+    always_keep_cls_token: bool
+    metrics: dict[str, float]
+    flops: float
+    flops_share: float
+    seconds: float | None
+    compiled_flops: NotRequired[float]
+    baseline: NotRequired[float]
+
+
 def write_front(
     folder: Path,
-    facts: Mapping[str, Any],
+    facts: SearchFacts,
     measured: Measurements,
     named: Mapping[str, Configuration],
-    entries: Mapping[Configuration, Mapping[str, Any]],
+    entries: Mapping[Configuration, PointEntry],
 ) -> list[str]:
     """Write front.json and front.png, and return lines to print: a table of the named points, and the files.
 
@@ -44,9 +67,9 @@ def write_front(
     rows = []
     for name, one in named.items():
         entry = entries[one]
-        compiled = f"{entry['compiled_flops'] / entries[named['full']]['compiled_flops']:.1%}"
+        compiled = f"{entry.get('compiled_flops', 0) / entries[named['full']].get('compiled_flops', 1):.1%}"
         seconds = "" if entry["seconds"] is None else f"{1e3 * entry['seconds']:.1f}"
-        own = [entry["baseline"]] if baseline else []
+        own = [entry.get("baseline")] if baseline else []
         lengths = " ".join(map(str, one.lengths))
         left_out = "" if one.layers == next(iter(measured)).layers else f", layers {' '.join(map(str, one.layers))}"
         share = f"{entry['flops'] / full['flops']:.1%}"
@@ -57,10 +80,10 @@ def write_front(
 
 def _draw(
     path: Path,
-    facts: Mapping[str, Any],
+    facts: SearchFacts,
     measured: Measurements,
     named: Mapping[str, Configuration],
-    entries: Mapping[Configuration, Mapping[str, Any]],
+    entries: Mapping[Configuration, PointEntry],
 ) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -69,7 +92,7 @@ def _draw(
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
 
-    def series(configurations: Any) -> tuple[list[float], list[float]]:
+    def series(configurations: Iterable[Configuration]) -> tuple[list[float], list[float]]:
         own = list(configurations)
         return [measured[one].cost / full for one in own], [entries[one]["metrics"][metric] for one in own]
 
@@ -79,10 +102,16 @@ def _draw(
     for name, one in named.items():
         place = (measured[one].cost / full, entries[one]["metrics"][metric])
         axes.annotate(name, place, xytext=(4, -12), textcoords="offset points", fontsize=8)
-    compared = [one for one in named.values() if "baseline" in entries[one]]
+    compared = {one: entry["baseline"] for one in named.values() if "baseline" in (entry := entries[one])}
     if compared:
-        values = [entries[one]["baseline"] for one in compared]
-        axes.plot(series(compared)[0], values, linestyle="", marker="x", color="C3", label="without adaptation")
+        axes.plot(
+            series(compared)[0],
+            list(compared.values()),
+            linestyle="",
+            marker="x",
+            color="C3",
+            label="without adaptation",
+        )
     axes.set_xlabel(f"{facts['cost']}, share of the full model")
     axes.set_ylabel(f"{metric} on dev", parse_math=False)
     axes.legend(frameon=False)

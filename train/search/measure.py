@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -71,8 +70,8 @@ class Measurer:
     def compiled_flops(self, configuration: Configuration) -> float:
         """Return the FLOPs of the matrix products for one row in the compiled program, the head's included."""
         batch = self.placement.batch(self.batches[0])
-        step: Any = self._eval_step(configuration)
-        program = parse_program(step.lower(self.params, batch).compile().as_text())
+        step = self._eval_step(configuration)
+        program = parse_program(step.lower(self.params, batch).compile().as_text() or "")
         counted = sum(
             matmul_flops(part, line)
             for part in program.computations.values()
@@ -81,7 +80,7 @@ class Measurer:
         )
         return counted * self.placement.data_parallel_size / len(batch["input_ids"])
 
-    def _eval_step(self, configuration: Configuration) -> EvalStep:
+    def _eval_step(self, configuration: Configuration) -> jax.stages.Wrapped:
         chosen = self.model.config.replace(layer_config=configuration.layers, length_config=configuration.lengths)
         return compile_eval_step(
             functools.partial(self.task.eval_step, self.model.clone(config=chosen)), self.placement
@@ -99,7 +98,7 @@ class Measurer:
 class Record:
     """The measurements so far, in a JSON file that each of them replaces; a search that goes on reads it."""
 
-    def __init__(self, file: Path, subject: Mapping[str, Any]):
+    def __init__(self, file: Path, subject: Mapping[str, object]):
         """Read the file, if there is one; `subject` is what the measurements depend on.
 
         Raises:

@@ -21,7 +21,7 @@ from train.search.evolution import (
     evolve,
     smallest_configuration,
 )
-from train.search.front import FRONT_FILE, write_front
+from train.search.front import FRONT_FILE, PointEntry, SearchFacts, write_front
 from train.search.measure import Measurer, Record
 from train.search.settings import Search, SearchConfig
 from train.tasks.task import MODEL_FOLDER, Task
@@ -61,7 +61,7 @@ def run_search(config: SearchConfig) -> Path:
             baseline = make_search(with_model(config, settings.baseline))[0]
             for one in named.values():
                 entries[one]["baseline"] = baseline.measure(one, timed=False).metrics[metric]
-        facts = {"metric": metric, "cost": settings.cost, "length": space.length, "model": str(config.model.pretrained)}
+        facts = SearchFacts(metric=metric, cost=settings.cost, length=space.length, model=str(config.model.pretrained))
         for line in write_front(folder, facts, measured, named, entries):
             print(line, flush=True)
     return folder / FRONT_FILE
@@ -149,8 +149,8 @@ class Progress:
         ]
         print(f"round {number} of {self.settings.iterations}: {self.metric} {', '.join(shown)}", flush=True)
 
-    def entry(self, configuration: Configuration) -> dict[str, object]:
-        """Return what front.json has about a configuration: the arguments of a model, metrics and cost."""
+    def entry(self, configuration: Configuration) -> PointEntry:
+        """Return the entry of a configuration in front.json."""
         found = self.record.get(configuration, timed=False)
         assert found is not None
         model, flops = self.measurer.model, self.measurer.flops(configuration)

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from flaxbert import BertConfig, PreTrainedModel, losses
 from flaxbert.families import HeadKind, architecture_of, model_class
 from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
-from flaxbert.outputs import PreTrainingOutput
+from flaxbert.outputs import AdaptiveOutput, MaskedLMOutput, PreTrainingOutput
 from flaxbert.sharding import fetch_global, is_multihost
 from flaxbert.tokenizer import WordPieceTokenizer
 from train.config import Config, expand_home
@@ -222,8 +221,9 @@ class PretrainingTask(Task):
         """Return `pretraining_loss`."""
         return pretraining_loss(model, params, batch, key)
 
-    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+    def soft_targets(self, output: AdaptiveOutput, batch: Batch) -> Sequence[SoftTarget]:
         """Return the logits of the masked positions."""
+        assert isinstance(output, PreTrainingOutput | MaskedLMOutput)
         logits = output.prediction_logits if isinstance(output, PreTrainingOutput) else output.logits
         return [SoftTarget(logits, batch["masked_lm_labels"] != IGNORE)]
 

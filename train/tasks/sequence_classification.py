@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
+from flaxbert.outputs import AdaptiveOutput, SequenceClassifierOutput
 from flaxbert.text.messages import raise_problems
 from train.config import Config
 from train.data.batches import EvaluationBatches, PackedBatches, PaddedBatches
@@ -148,8 +149,9 @@ class SequenceClassificationTask(Task):
         """Return the cross-entropy, binary cross-entropy or squared error over the labelled examples."""
         return self._loss(_logits(model, params, batch, key), batch)
 
-    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+    def soft_targets(self, output: AdaptiveOutput, batch: Batch) -> Sequence[SoftTarget]:
         """Return the logits of every labelled text."""
+        assert isinstance(output, SequenceClassifierOutput)
         return [SoftTarget(output.logits, batch["weight"])]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypedDict, TypeVar
 
 import tyro
 
@@ -20,6 +20,9 @@ from train.data.examples import SequenceExamples
 from train.data.sources import split_by_group
 from train.distributed import HostShard, TrainSet
 from train.tasks.task import TaskSettings, load_tokenizer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _MAX_NAME_BYTES = 100  # of a set, of the 255 that a file name may have
 _Row = TypeVar("_Row")
@@ -179,7 +182,7 @@ def common_fields(
     )
 
 
-def rows_digests(sets: Mapping[str, Iterable[Any]]) -> dict[str, str]:
+def rows_digests(sets: Mapping[str, Iterable["DataclassInstance"]]) -> dict[str, str]:
     """Return the SHA-256 of the rows of each set, without `source`, the place that a row was read from."""
     digests = {}
     for name, rows in sets.items():

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flaxbert import PreTrainedModel, losses
 from flaxbert.families import HeadKind
 from flaxbert.layers import Params
 from flaxbert.losses import IGNORE, Loss
+from flaxbert.outputs import AdaptiveOutput, TokenClassifierOutput
 from flaxbert.text.tags import OUTSIDE, TagScheme
 from train.config import Config
 from train.data import tagged_examples
@@ -147,8 +148,9 @@ class TokenClassificationTask(Task):
         """Return the cross-entropy over the pieces that have a label."""
         return losses.token_classification(apply_model(model, params, batch, key).logits, batch["labels"])
 
-    def soft_targets(self, output: Any, batch: Batch) -> Sequence[SoftTarget]:
+    def soft_targets(self, output: AdaptiveOutput, batch: Batch) -> Sequence[SoftTarget]:
         """Return the logits of every piece that has a label."""
+        assert isinstance(output, TokenClassifierOutput)
         return [SoftTarget(output.logits, batch["labels"] != IGNORE)]
 
     def eval_step(self, model: PreTrainedModel, params: Params, batch: Batch) -> EvalStepOutput:

@@ -19,7 +19,8 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import IO, TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +28,9 @@ import numpy as np
 from flaxbert.files import require_downloaded
 from flaxbert.weights.formats.torch_pickle import STORAGES, scan_pickle
 from flaxbert.weights.tensors import LazyTensor, TensorSpec, tensor_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 _OLDEST_TORCH = "2.10"
 _MAX_PICKLE_BYTES = 4 * 2**20  # also the limit of a zip file's directory; a BERT's takes tens of kilobytes
@@ -52,7 +56,7 @@ class TorchTensor(TensorSpec):
 
     supports_row_reads = True
 
-    tensor: Any
+    tensor: "torch.Tensor"
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """Return the tensor, or consecutive rows; a view of the mapped file where that is possible."""
@@ -90,7 +94,7 @@ def open_torch_bin(file: Path) -> dict[str, TorchTensor]:
         raise ValueError(f"{file}: not a readable PyTorch file: {reason}") from None
 
 
-def _load(torch: Any, file: Path, is_zip: bool) -> Any:
+def _load(torch: ModuleType, file: Path, is_zip: bool) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # of many types
@@ -98,7 +102,7 @@ def _load(torch: Any, file: Path, is_zip: bool) -> Any:
         raise ValueError("torch refuses it" if unsafe_advice else str(error)) from None
 
 
-def _import_torch(file: Path) -> Any:
+def _import_torch(file: Path) -> ModuleType:
     try:
         import torch
     except ImportError:
@@ -113,7 +117,7 @@ def _import_torch(file: Path) -> Any:
     )
 
 
-def _tensors(content: Any, torch: Any, max_bytes: int) -> dict[str, TorchTensor]:
+def _tensors(content: object, torch: ModuleType, max_bytes: int) -> dict[str, TorchTensor]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dict of tensors")
     tensors = {}
@@ -162,7 +166,7 @@ def write_torch_bin(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[L
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def _map(torch: Any, mapped: mmap.mmap, offset: int, spec: TensorSpec) -> Any:
+def _map(torch: ModuleType, mapped: mmap.mmap, offset: int, spec: TensorSpec) -> "torch.Tensor":
     """Return the tensor at an offset, with a storage of its own."""
     dtype = getattr(torch, spec.dtype.name)
     if not spec.size:
