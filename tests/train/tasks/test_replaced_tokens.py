@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_both_models_in_pytorch(config, row_length, tmp_path
     assert loss.weight[1] == (outputs.labels != IGNORE).sum() and (outputs.labels == 1).sum() > 0
     if row_length:
         return
-    for name, (part, own) in task.models(model, params).items():
+    for name, (part, own) in task.models(model, params, {}).items():
         flaxbert.save_pretrained(tmp_path / name, part, own)
     generator = transformers.ElectraForMaskedLM.from_pretrained(tmp_path / GENERATOR)
     discriminator = transformers.ElectraForPreTraining.from_pretrained(tmp_path / "model")

@@ -254,7 +254,7 @@ def test_a_share_is_held_out_by_the_seed(config):
         ({"overlap": 10}, "overlap is 10; allowed: 0 to max_length - 3, 9"),
         (
             {"labels": ("O", "B-PER", "I-PER")},
-            r"rows can't be used:\s.*near names: .*Allowed tags: 'O', 'B-PER'(?s:.*)",
+            r"rows can't be used:\s.*is not allowed.*Allowed tags: 'O', 'B-PER'(?s:.*)",
         ),
     ],
 )
