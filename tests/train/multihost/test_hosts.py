@@ -25,6 +25,7 @@ from train.distributed import MeshShape
 from train.ledger import read_ledger
 from train.loop import make_setup, run
 from train.multihost.hosts import SINGLE_HOST, HostGroup, Hosts, join_hosts
+from train.state_check import CORRUPT_STATE
 
 ROOT = Path(__file__).parents[3]
 CACHE = (
@@ -327,6 +328,33 @@ def killed(config: Config, place: Path, count: int, victim: int, *, after: str, 
             process.kill()
     del found[victim]
     return found, time.monotonic() - start
+
+
+FLIP = """
+import jax
+from tests.faults.flip import with_flipped_bit
+from train.state_check import StateCheck
+run = StateCheck.run
+def with_flip(self, train_step, step, state, *arguments):
+    if step == 6 and jax.process_index() == 1:
+        head = state.params["predictions"]
+        bias = with_flipped_bit(head["bias"], 30, jax.local_devices()[1])
+        state = state.replace(params={**state.params, "predictions": {**head, "bias": bias}})
+    return run(self, train_step, step, state, *arguments)
+StateCheck.run = with_flip
+"""
+
+
+@pytest.mark.slow  # test_state_check.py flips bits in one process
+def test_a_bit_that_flips_on_one_host_ends_all(masked_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.train.multihost.test_hosts.CONFIG", CONFIG + FLIP)
+    config = changed(masked_lm, run={"verify_every": 4})
+    found = ended(launch(config, tmp_path, 2, devices=2), tmp_path)
+    assert [code for code, *_ in found] == [CORRUPT_STATE] * 2
+    for *_, errors in found:
+        place = r"params/predictions/bias on cpu device \d+ of host 1 \(\S+\): after step 6"
+        assert re.search(rf"stopped: (host \d \(\S+\) failed: )?{place} not equal to the copies", errors), errors
+    assert list((config.run.folder / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
