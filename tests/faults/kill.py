@@ -149,10 +149,22 @@ class Child:
 
 
 def import_for(target: str) -> None:
-    """Import what a whole run imports on demand, which takes longer than the run itself."""
-    names = ("sklearn.metrics", "tensorboardX", "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.figure")
-    for name in (*names, "grain", "datasets") if target == "run" else ():
-        importlib.import_module(name)
+    """Import what a training imports on demand, which takes longer than the run itself and needs the rights to read it.
+
+    The names are those that a training in another process has imported at its end.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        names, folder = Path(temporary) / "names", Path(temporary) / "run"
+        folder.mkdir()
+        process = os.fork()
+        if process == 0:
+            TARGETS[target](folder, lambda: None, lambda step: step)
+            names.write_text("\n".join(sys.modules))
+            os._exit(0)
+        os.waitpid(process, 0)
+        for name in names.read_text().splitlines():
+            with contextlib.suppress(Exception):  # modules that are not found by their name
+                importlib.import_module(name)
 
 
 def wait_for_the_end() -> None:
