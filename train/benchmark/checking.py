@@ -2,7 +2,7 @@
 
     python -m train.benchmark.checking
 
-Blocks of 100 steps with each value, in turns. Prints the median over the blocks of the mean seconds of a step, and the
+Blocks of steps with each value, in turns. Prints the median over the blocks of the mean seconds of a step, and the
 medians of the seconds of the digests, as JSON.
 """
 
@@ -32,8 +32,6 @@ from train.state_check import StateCheck
 from train.step import Batch, compile_step, create_state, state_shardings
 from train.tasks.pretraining import pretraining_loss
 
-_STEPS = 100  # of a block
-
 
 @dataclasses.dataclass(frozen=True)
 class CheckingBenchmark:
@@ -47,7 +45,9 @@ class CheckingBenchmark:
     length: int = 128
     """Tokens of a row."""
     blocks: int = 3
-    """Blocks of 100 steps with each value of `--run.verify-every`."""
+    """Blocks of steps with each value of `--run.verify-every`."""
+    steps: int = 100
+    """Steps of a block; values that are greater are left out."""
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
@@ -74,15 +74,15 @@ def measure(settings: CheckingBenchmark) -> dict[str, float]:
     state = create_state(model, optimizer, shardings, seed=0)
     host_batch = Workload("", config, settings.rows, settings.length, "float32").batch(0)
     batch, numbers = placement.batch(host_batch), itertools.count(1)
-    times: dict[int, list[float]] = {0: [], 100: [], 10: [], 1: []}
+    times: dict[int, list[float]] = {every: [] for every in (0, 100, 10, 1) if every <= settings.steps}
     digests: list[float] = []
     # The first round compiles.
     for _, every in itertools.product(range(settings.blocks + 1), times):
         check, started = StateCheck(every), time.perf_counter()
-        for _ in range(_STEPS):
+        for _ in range(settings.steps):
             state, _ = check.run(step, next(numbers), state, batch, np.uint32(0))
         jax.block_until_ready(state)
-        times[every].append((time.perf_counter() - started) / _STEPS)
+        times[every].append((time.perf_counter() - started) / settings.steps)
         digests.append(seconds_of(lambda state=state: TreeDigest(state.params).text))
     batches = DigestedBatches([host_batch], placement.host_shard, is_first_host=True)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
