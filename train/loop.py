@@ -24,7 +24,8 @@ from train.digest import TreeDigest
 from train.distributed import Placement
 from train.evaluate import DEV, Evaluation, Evaluator
 from train.ledger import Ledger
-from train.multihost.hosts import HostGroup, check_shared_folder, join_hosts
+from train.multihost.hosts import HostGroup
+from train.multihost.joining import check_shared_folder, join_hosts
 from train.optim import make_optimizer
 from train.preemption import Preemption
 from train.report import Reporter

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 _HOST = """
 import sys
 from train.multihost.hosts import Hosts
-from train.multihost import hosts
-hosts._initialize_jax = lambda _: None
+from train.multihost import joining
+joining._initialize_jax = lambda _: None
 index, port = int(sys.argv[1]), sys.argv[2]
-with hosts._join_given(Hosts(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=90)) as group:
+with joining._join_given(Hosts(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=90)) as group:
     print(group.exchange(index), flush=True)
 """
 _TOKEN = "FLAXBERT_HOSTS_TOKEN"

@@ -24,7 +24,8 @@ from train.config import Config
 from train.distributed import MeshShape
 from train.ledger import read_ledger
 from train.loop import make_setup, run
-from train.multihost.hosts import SINGLE_HOST, HostGroup, Hosts, join_hosts
+from train.multihost.hosts import SINGLE_HOST, HostGroup, Hosts
+from train.multihost.joining import join_hosts
 from train.state_check import CORRUPT_STATE
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import strangers
-from train.multihost import hosts, run_token, tcp_group
+from train.multihost import joining, run_token, tcp_group
 from train.multihost.hosts import SINGLE_HOST
 
 ROOT = Path(__file__).parents[3]
@@ -277,12 +277,12 @@ def test_strangers_neither_end_nor_slow_the_joining():
 
 
 def test_host_0_listens_at_the_address_of_the_coordinator_only():
-    with hosts._listener("127.0.0.1", 0) as listener:
+    with joining._listener("127.0.0.1", 0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", listener.getsockname()[1]))
     with pytest.raises(ValueError, match=r"cannot listen at 192\.0\.2\.1:1 here .*; give an address of host 0"):
-        hosts._listener("192.0.2.1", 1)
+        joining._listener("192.0.2.1", 1)
 
 
 @pytest.mark.parametrize(
