@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flaxbert import AttentionImplementation
 from train import environment
 from train.command import main, parse_flags
-from train.config import RENAMED_SETTINGS, Config, Run
+from train.config import RENAMED_SETTINGS, Config, Model, Run
 from train.optim import Optim
 from train.optim.algorithms import Lamb
 from train.optim.schedules import Polynomial
@@ -290,8 +291,11 @@ def test_all_former_names_have_a_current_one(config_file):
 
 
 def test_a_record_with_former_names_can_be_resumed(tmp_path):
-    config = Config(task=SequenceClassification("train.tsv", validation_split=0.1), run=Run(folder=tmp_path, steps=1))
+    task = SequenceClassification("train.tsv", validation_split=0.1)
+    model = Model(attn_implementation=AttentionImplementation.FUSED)
+    config = Config(task=task, run=Run(folder=tmp_path, steps=1), model=model)
     stored = json.loads(config.to_json())
+    stored["model"]["attn_implementation"] = "pallas"
     for former, name in RENAMED_SETTINGS.items():
         section, _, field = name.partition(".")
         stored[section][former.partition(".")[2]] = stored[section].pop(field)
