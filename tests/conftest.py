@@ -11,8 +11,6 @@ from tests.flags import with_devices
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {with_devices(8)}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Programs without the lines of code that they come from are lowered sooner.
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # The workers share the cores: threads of PyTorch and NumPy would spin while they wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -43,6 +41,8 @@ pytest_plugins = ["tests.runs"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# Programs without the lines of code that they come from are lowered sooner.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Python walks the hundreds of megabytes of programs and modules that stay anyway less often: a sixth of the time.
 gc.freeze()

@@ -63,7 +63,10 @@ def placement():
 
 @pytest.fixture(scope="module")
 def compiled(config, placement):
-    return compile_config(config, placement)
+    before = jax.config.values["jax_traceback_in_locations_limit"]
+    jax.config.update("jax_traceback_in_locations_limit", 10)  # JAX's default: reports name lines of code
+    yield compile_config(config, placement)
+    jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 @pytest.fixture(scope="module")
