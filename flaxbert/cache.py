@@ -96,7 +96,7 @@ class KeyValueCache:
         last = jax.lax.dynamic_slice(count, (0, self.length - tokens), (count.shape[0], tokens))
         return last[:, :, None] - count[:, None, :]
 
-    def take_rows(self, rows: Int[ArrayLike, "rows"]) -> "KeyValueCache":
+    def take_rows(self, rows: Int[ArrayLike, " rows"]) -> "KeyValueCache":
         """Return the cache of the given batch rows, in their order: those of the chosen beams, for example."""
         indices = jnp.asarray(rows)
         axis = 1 if isinstance(self.layers, LayerCache) else 0

@@ -196,7 +196,7 @@ class BertForMultipleChoice(TaskModel):
         )
 
 
-def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, "BC *rest"] | None:
+def flatten_choices(x: Shaped[ArrayLike, "B C *rest"] | None) -> Shaped[Array, " BC *rest"] | None:
     """Reshape [B, C, ...] to [B*C, ...], so that every choice is a batch row; None stays None."""
     if x is None:
         return None
