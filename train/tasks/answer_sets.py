@@ -100,11 +100,16 @@ class AnswerSet:
         return {**metrics, "threshold": threshold} if self.trained_on_no_answer else metrics
 
     def examples(self, answers: Mapping[str, RankedAnswers], threshold: float, count: int) -> list[str]:
-        """Return lines with a question, its answer and those of the file, for `count` questions of the whole set."""
-        lines, count = [], min(count, len(self.questions))
+        """Return lines with a question, its answer and those of the file, for `count` questions of the whole set.
+
+        A model that never says that there is no answer is shown with questions that may have one.
+        """
+        limit = self._limit(threshold)
+        questions = [question for question in self.questions if limit is not None or not question.impossible]
+        lines, count = [], min(count, len(questions))
         for number in range(count):
-            question = self.questions[number * len(self.questions) // count]
-            found = answers[question.id].text(self._limit(threshold)) or "no answer"
+            question = questions[number * len(questions) // count]
+            found = answers[question.id].text(limit) or "no answer"
             known = dict.fromkeys(answer.text for answer in question.answers)
             wanted = " | ".join(known) or ("no answer" if question.impossible else "unknown")
             lines.append(f"{question.question} -> {found} (in the file: {wanted})")

@@ -14,7 +14,7 @@ import flaxbert
 from flaxbert import cli, losses
 from flaxbert.conversion.convert import convert
 from flaxbert.pipelines import QuestionAnsweringPipeline
-from flaxbert.text.answers import AnswerLogits
+from flaxbert.text.answers import AnswerLogits, RankedAnswers
 from flaxbert.tokenizer import SPECIAL_TOKENS
 from tests.runs import SMALL
 from tests.train.test_loop import with_task
@@ -126,6 +126,15 @@ def test_a_run_learns_to_answer_and_to_say_that_there_is_no_answer(tmp_path, cap
     assert (pipeline.max_length, pipeline.step, pipeline.overlap, pipeline.max_answer) == (24, None, 2, 3)
     convert(folder / "model", tmp_path / "copy")
     assert QuestionAnsweringPipeline.from_pretrained(tmp_path / "copy").step == 6
+
+
+def test_examples_have_an_answer_where_the_model_always_gives_one(tmp_path):
+    config = config_in(tmp_path, impossible=True)
+    for trained, count in ((True, 24), (False, 18)):
+        answers = dataclasses.replace(config.task, impossible=trained).prepare(config).sets["dev"]
+        found = {question.id: RankedAnswers((), 0.0) for question in answers.questions}
+        lines = answers.examples(found, 0.0, 100)
+        assert len(lines) == count and any("(in the file: no answer)" in line for line in lines) == trained
 
 
 def test_a_pointer_trains_and_predicts(tmp_path, capsys):
