@@ -53,8 +53,11 @@ def main(arguments: list[str]) -> int:
         texts = texts[: settings.count]
         implementations = {name: embed for size in settings.batch_sizes for name, embed in _both(settings, size)}
         tokens = _check(implementations, texts, settings)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"error: {error}; pip install -e '.[benchmark]'", file=sys.stderr)
         return 2
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in range(settings.rounds):
