@@ -35,12 +35,13 @@ def axes_of(found, *kinds):
 @pytest.mark.parametrize(
     ("name", "topology", "preset", "rows", "mesh"),
     [
-        pytest.param("base_128", "v6e:16x16", "replicated", 20, (256, 1, 1), marks=pytest.mark.slow),
+        ("base_128", "v6e:16x16", "replicated", 20, (256, 1, 1)),
         ("large_512", "v5e:16x16", "fsdp", 5, (16, 16, 1)),
-        pytest.param("large_128", "v5e:4x4", "fsdp+tensor", 20, (1, 8, 2), marks=pytest.mark.slow),
-        pytest.param("base_128", "v5p:8x8x16", "fsdp+tensor", 20, (32, 16, 2), marks=pytest.mark.slow),
+        ("large_128", "v5e:4x4", "fsdp+tensor", 20, (1, 8, 2)),
+        ("base_128", "v5p:8x8x16", "fsdp+tensor", 20, (32, 16, 2)),
     ],
 )
+@pytest.mark.slow  # test_aot_compile.py looks at the same in a small model on a small slice
 def test_pretraining_is_laid_out_as_asked(name, topology, preset, rows, mesh):
     found = compiled(name, topology, preset, rows)
     data, fsdp, tensor = mesh
