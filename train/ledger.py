@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from train.multihost.hosts import SINGLE_HOST, HostGroup
 
 if TYPE_CHECKING:
     from train.distributed import HostBatch, HostShard, TrainSet
+
+_log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.jsonl"
 _MODULUS = 2**128  # digests of batches are added: sums of any division into lines, steps and hosts agree
@@ -100,14 +103,22 @@ class Ledger:
     def _open(self, step: int, parameters: str) -> str:
         """Check and cut the file; return the chain of its last line."""
         begun = LedgerLine.after("", step=step, data=f"{0:032x}", parameters=parameters)
+        if step and not self.file.is_file():
+            _log.warning(
+                "warning: %s is missing: a new ledger begins at step %d, and proves nothing of the steps before",
+                self.file,
+                step,
+            )
         if step == 0 or not self.file.is_file():
             self._replace([begun])
             return begun.chain
         lines = read_ledger(self.file.parent)
         kept = [line for line in lines if line.step <= step]
-        new = f"or delete it, and a new ledger begins at step {step}"
         if (number := broken_line(lines)) is not None:
-            raise ValueError(f"{self.file}: line {number} is altered, or does not follow on the one before; {new}")
+            raise ValueError(
+                f"{self.file}: line {number} is altered, or does not follow on the one before; put back a copy of the "
+                f"ledger, or delete the ledger: then a new one begins at step {step}"
+            )
         if not kept or kept[-1].step != step:
             raise ValueError(
                 f"{self.file}: has no line of step {step}, from which the run goes on; if a former version has "
@@ -117,7 +128,7 @@ class Ledger:
             raise ValueError(
                 f"{self.file}: the parameters of the checkpoint of step {step} are not those of this run: their "
                 f"digest is {parameters}, and {kept[-1].parameters} in the ledger; put back the run's own checkpoint, "
-                f"{new}"
+                "or choose another --run.folder"
             )
         self._replace(kept)
         return kept[-1].chain
@@ -220,7 +231,8 @@ def compare(first: Sequence[LedgerLine], second: Sequence[LedgerLine]) -> tuple[
             equal = f"equal up to step {before}" if step > before else "no step is equal"
             return f"first difference at step {step}, in {' and '.join(differ)}; {equal}", False
         before = step
-    return f"equal up to step {common[-1]}, at all {len(common)} steps that both ledgers have", True
+    unknown = f"; the data before step {common[0]} was not compared" if common[0] else ""
+    return f"equal up to step {common[-1]}, at all {len(common)} steps that both ledgers have{unknown}", True
 
 
 def _data_between(lines: Sequence[LedgerLine], before: int, step: int) -> int:
@@ -238,12 +250,18 @@ def main(arguments: Sequence[str]) -> int:
     """Compare the ledgers of two runs, or verify that of one; print a line.
 
     Returns:
-        0: equal, or intact. 1: different, or altered. 2: there is no ledger, or the arguments are wrong.
+        0: equal, or intact. 1: two intact ledgers differ, or the one to verify is altered. 2: there is no ledger, one
+            of two is altered, or the arguments are wrong.
     """
+    usage = "usage: python -m train.ledger compare RUN_A RUN_B | verify RUN (folders of runs)"
+    if list(arguments) in (["--help"], ["-h"]):
+        print(usage)
+        return 0
     command, folders = (arguments[0], arguments[1:]) if arguments else ("", [])
     if {"compare": 2, "verify": 1}.get(command) != len(folders):
-        print("usage: python -m train.ledger compare RUN_A RUN_B | verify RUN (folders of runs)", file=sys.stderr)
+        print(usage, file=sys.stderr)
         return 2
+    altered = 1 if command == "verify" else 2
     try:
         ledgers = [read_ledger(Path(folder).expanduser()) for folder in folders]
     except FileNotFoundError as error:
@@ -251,15 +269,19 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return altered
     numbers = [broken_line(lines) for lines in ledgers]
     for folder, number in zip(folders, numbers, strict=True):
         if number is not None:
             print(f"{folder}: line {number} of {LEDGER_FILE} is altered, or does not follow on the one before")
-            return 1
+            return altered
+    for folder, lines in zip(folders, ledgers, strict=True):
+        if not lines:
+            print(f"{folder}: {LEDGER_FILE} has no complete line")
+            return altered
     if command == "verify":
         (lines,) = ledgers
-        steps = f"from step {lines[0].step} to step {lines[-1].step}" if lines else "an empty ledger"
+        steps = f"from step {lines[0].step} to step {lines[-1].step}"
         print(f"{folders[0]}: {len(lines)} lines, {steps}, each follows on the one before")
         return 0
     sentence, equal = compare(*ledgers)

@@ -88,6 +88,9 @@ def run(config: Config, preemption: Preemption | None = None) -> Path:
             run_folder.check_folder(config)
             run_folder.check_inputs(folder, setup.inputs)
             first_step = checkpoints.latest or 0
+            if first_step:
+                checkpoint = folder / "checkpoints" / str(first_step)
+                run_folder.check_checkpoint(config, checkpoint, checkpoints.facts(first_step))
             host_group.check_same("checkpoints in the folder of the run", {"the newest": first_step})
             state = restore_or_create(setup, checkpoints, pretrained)
             ledger = Ledger(

@@ -15,7 +15,7 @@ import jax
 
 from flaxbert.encoder_decoder import AnyModel, EncoderDecoderModel
 from flaxbert.families import architecture_of
-from flaxbert.files import atomic_folder, atomic_write, file_sha256, remove_leftovers
+from flaxbert.files import JsonValue, atomic_folder, atomic_write, file_sha256, remove_leftovers
 from flaxbert.tokenizer_files import TOKENIZER_FILES, tokenizer_folder
 from flaxbert.tokenizer_settings import read_object
 from flaxbert.weights.checkpoint import Checkpoint, open_checkpoint
@@ -57,6 +57,21 @@ def check_folder(config: Config) -> None:
         raise ValueError(
             f"{folder} holds a run with other settings; choose another --run.folder, or delete it:\n  "
             + "\n  ".join([*differences, *_ways_to_go_on(folder, differences)])
+        )
+
+
+def check_checkpoint(config: Config, checkpoint: Path, facts: Mapping[str, JsonValue]) -> None:
+    """Check that a checkpoint is one of this run, by the settings in its manifest.
+
+    Raises:
+        ValueError: names the settings that differ.
+    """
+    stored = facts.get("config")  # former versions have none
+    differences = config.differences(json.dumps(stored), inputs_by_content=True) if stored else []
+    if differences:
+        raise ValueError(
+            f"{checkpoint}: of a run with other settings; put back the run's own checkpoint, or choose another "
+            "--run.folder:\n  " + "\n  ".join(differences)
         )
 
 

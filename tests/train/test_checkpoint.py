@@ -149,6 +149,7 @@ def test_a_damaged_checkpoint_is_set_aside(copied, caplog, capsys, kind):
     assert main(["verify", str(copied)]) == 1
     printed = capsys.readouterr().out
     assert "6: intact\n12: intact\n18: damaged: " in printed and problem in printed
+    assert main(["verify", str(copied / "12")]) == 0 and capsys.readouterr().out == f"{copied / '12'}: intact\n"
     with Checkpoints(copied, keep=3) as checkpoints:
         assert checkpoints.latest == 12
         assert_state(restored(checkpoints), 12)
@@ -222,6 +223,7 @@ def test_a_checkpoint_without_access_is_not_set_aside(copied, monkeypatch):
 
 def test_arguments_of_the_command(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2 and "holds no checkpoint" in capsys.readouterr().err
+    assert main(["--help"]) == 0 and "usage: python -m train.checkpoint" in capsys.readouterr().out
     assert main(["check", str(tmp_path)]) == 2 and "usage: python -m train.checkpoint" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from train.checkpoint.manifest import change_manifest
 from train.data.batches import PackedBatches
 from train.data.examples import LabelledSequences
 from train.distributed import WHOLE_BATCH, HostShard
@@ -128,18 +129,21 @@ def test_other_parameters_or_a_missing_line_are_refused(tmp_path):
         ledger_of(tmp_path, 20, begun=15)
     assert (tmp_path / "ledger.jsonl").read_text() == before
     (tmp_path / "ledger.jsonl").write_text(before.replace("p20", "p21"))
-    with pytest.raises(ValueError, match=r"ledger.jsonl: line 3 is altered, .* a new ledger begins at step 10"):
+    with pytest.raises(ValueError, match=r"ledger.jsonl: line 3 is altered, .* then a new one begins at step 10"):
         ledger_of(tmp_path, 20, begun=10)
 
 
-def test_runs_are_compared_at_the_steps_that_both_have(tmp_path):
+def test_runs_are_compared_at_the_steps_that_both_have(tmp_path, caplog):
     first = ledger_of(tmp_path / "a", 40)
     assert compare(first, ledger_of(tmp_path / "b", 35, every=5)) == (
         "equal up to step 30, at all 4 steps that both ledgers have",
         True,
     )
     late = ledger_of(tmp_path / "late", 40, begun=20)
-    assert compare(first, late) == ("equal up to step 40, at all 3 steps that both ledgers have", True)
+    unknown = "; the data before step 20 was not compared"
+    assert compare(first, late) == (f"equal up to step 40, at all 3 steps that both ledgers have{unknown}", True)
+    assert f"{tmp_path / 'late' / 'ledger.jsonl'} is missing: a new ledger begins at step 20" in caplog.text
+    assert caplog.text.count("is missing") == 1
     other_data = ledger_of(tmp_path / "c", 40, data=lambda step: step * 2**100 + (step == 25))
     assert compare(first, other_data) == ("first difference at step 30, in data; equal up to step 20", False)
     both = ledger_of(tmp_path / "d", 40, parameters="q{}", data=lambda step: step)
@@ -159,10 +163,11 @@ def test_command(tmp_path, capsys):
     ]
     for wrong in ([], ["compare", a], ["verify", a, b], ["verify", str(tmp_path)]):
         assert main(wrong) == 2
+    assert main(["--help"]) == 0
     file = tmp_path / "b" / "ledger.jsonl"
-    for text in (file.read_text().replace('"10"', '"11"'), '{"step": 1}\n', "[]\n", "\xff\n"):
+    for text in (file.read_text().replace('"10"', '"11"'), '{"step": 1}\n', "[]\n", "\xff\n", ""):
         file.write_text(text)
-        assert main(["verify", b]) == 1 == main(["compare", a, b])
+        assert main(["verify", b]) == 1 and main(["compare", a, b]) == 2
 
 
 def test_a_run_is_not_resumed_with_other_parameters_than_its_ledger_has(finished, tmp_path):
@@ -178,3 +183,11 @@ def test_a_run_is_not_resumed_with_other_parameters_than_its_ledger_has(finished
     with pytest.raises(ValueError, match=re.escape(f"and {lines[2].parameters} in the ledger; put back")):
         run(config)
     assert (folder / "ledger.jsonl").read_text() == text and (folder / "metrics.jsonl").read_text() == record
+    # Without the ledger, the manifest shows that a checkpoint is of another run.
+    (folder / "ledger.jsonl").unlink()
+    settings = json.loads(config.to_json())
+    settings["run"]["seed"] = 5
+    change_manifest(folder / "checkpoints" / "6", {"config": settings})
+    with pytest.raises(ValueError, match=r"checkpoints/6: of a run with other settings;(.|\n)*run.seed: 5 -> 0"):
+        run(config)
+    assert not (folder / "ledger.jsonl").exists()
