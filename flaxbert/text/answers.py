@@ -4,13 +4,16 @@ Spans are counted in characters of the context, so that scripts without spaces b
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flaxbert.text.windows import QuestionWindow
+
+_log = logging.getLogger("flaxbert")
 
 _SETTINGS_KEY, _TASK = "task_specific_params", "question-answering"  # of config.json, as transformers calls them
 # The settings with their lowest values, which have the types of all values.
@@ -34,15 +37,20 @@ def answer_settings_keys(settings: Mapping[str, float | None], keys: Mapping[str
 
 
 def saved_answer_settings(keys: Mapping[str, object]) -> dict[str, float]:
-    """Return the settings of answers in the keys of a config.json; values that cannot be theirs are left out."""
+    """Return the settings of answers in the keys of a config.json; warn of values that cannot be theirs."""
     tasks = keys.get(_SETTINGS_KEY)
     saved = tasks.get(_TASK) if isinstance(tasks, dict) else None
     values = saved if isinstance(saved, dict) else {}
-    return {
-        name: values[name]
-        for name, lowest in _SETTINGS.items()
-        if type(values.get(name)) is type(lowest) and values[name] >= lowest
-    }
+    settings = {}
+    for name, lowest in _SETTINGS.items():
+        value: Any = values.get(name)
+        if type(lowest) is float and type(value) is int:
+            value = float(value)
+        if type(value) is type(lowest) and value >= lowest:
+            settings[name] = value
+        elif value is not None:
+            _log.warning("%s of %s in config.json is %r, which it cannot be, and is not used", name, _TASK, value)
+    return settings
 
 
 @dataclasses.dataclass(frozen=True)

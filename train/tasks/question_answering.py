@@ -70,7 +70,8 @@ class QuestionAnswering(Supervised):
     max_answer: int = 30
     """Maximum tokens of an answer."""
     null_threshold: float | None = None
-    """A question whose null odds are above it has no answer; None for the one with the best F1 on dev (0 without)."""
+    """A question has no answer if its null odds (the score of "no answer" minus that of the best answer) are above it;
+    inf gives every question an answer. None for the threshold with the best F1 on dev, or 0 where there is no dev."""
     impossible: bool = True
     """Train on questions without answer too; if there are any, the model may also predict that there is no answer.
     Otherwise HasAns_exact and HasAns_f1 are the figures of the questions that have one, and the loss is theirs."""
@@ -91,6 +92,10 @@ class QuestionAnswering(Supervised):
             raise ValueError(
                 f"n_best is {self.n_best}, max_answer {self.max_answer}, examples {self.examples}; must be at least 2, "
                 "1 and 0"
+            )
+        if self.null_threshold is not None and not self.null_threshold > -math.inf:
+            raise ValueError(
+                f"null_threshold is {self.null_threshold}; give a number, inf for a model that always answers, or None"
             )
 
     def make_windowing(self) -> WindowingOptions:
@@ -283,7 +288,7 @@ class QuestionAnsweringTask(Task):
             self.sets[name].write(folder, name, answers, threshold)
             lines += [f"{name}: {line}" for line in self.sets[name].examples(answers, threshold, self.examples)]
         lines += [f"predictions: {folder / f'predictions_{name}.json'}" for name in self.evaluations]
-        if self._learns_no_answer:
+        if self._learns_no_answer and math.isfinite(threshold):
             # All digits, because the threshold is the null odds of one question, which must not fall out.
             lines.append(
                 f"there is no answer where null odds exceed {threshold!r}; the model's folder has this threshold, and "

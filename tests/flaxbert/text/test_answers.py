@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from flaxbert.text.answers import AnswerLogits, rank_answers
+from flaxbert.text.answers import AnswerLogits, rank_answers, saved_answer_settings
 from flaxbert.text.windows import (
     QuestionWindow,
     WindowingOptions,
@@ -343,3 +343,13 @@ def test_invalid_scores():
         rank_answers("abc", [], [])
     with pytest.raises(ValueError, match="at least 1, or 2"):
         rank_answers("abc", [window], [AnswerLogits(np.zeros(7), np.zeros(7))], n_best=1, may_be_empty=True)
+
+
+@pytest.mark.parametrize("value", [True, float("nan"), [1], "abc"])
+def test_saved_settings_that_cannot_be_theirs_are_told(value, caplog):
+    def saved(threshold):
+        return saved_answer_settings({"task_specific_params": {"question-answering": {"null_threshold": threshold}}})
+
+    assert saved(value) == {} and "null_threshold of question-answering in config.json is" in caplog.text
+    caplog.clear()
+    assert saved(2) == saved(2.0) == {"null_threshold": 2.0} and saved(None) == {} and not caplog.text

@@ -137,6 +137,12 @@ def test_examples_have_an_answer_where_the_model_always_gives_one(tmp_path):
         assert len(lines) == count and any("(in the file: no answer)" in line for line in lines) == trained
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), -float("inf")])
+def test_a_threshold_that_no_model_can_have_is_refused(tmp_path, threshold):
+    with pytest.raises(ValueError, match=f"null_threshold is {threshold}; give a number, inf for"):
+        config_in(tmp_path, null_threshold=threshold)
+
+
 def test_a_pointer_trains_and_predicts(tmp_path, capsys):
     """Metrics, files and `flaxbert predict` take the beam over starts, and predict the order of the two texts."""
     config = config_in(tmp_path, head="pointer", context_first=True, examples=4)
