@@ -42,6 +42,7 @@ _RENAMED_IMPORTS = {
     "train.optim.adam": "train.optim.algorithms",
     "train.optim.lamb": "train.optim.algorithms",
 }
+_RENAMED_MEMBERS = {"PALLAS": "FUSED, a member of AttentionImplementation"}  # of enums
 
 
 def run_and_exit(arguments: list[str], preemption: Preemption) -> NoReturn:
@@ -180,6 +181,11 @@ def load_config(file: Path) -> Config:
         if former not in _RENAMED_IMPORTS:
             raise
         raise ValueError(f"{file}: {former} is now {_RENAMED_IMPORTS[former]}") from error
+    except AttributeError as error:
+        former = error.name or str(error)
+        if former not in _RENAMED_MEMBERS:
+            raise
+        raise ValueError(f"{file}: {former} is now {_RENAMED_MEMBERS[former]}") from error
     except TypeError as error:
         renamed = _renamed_field(str(error))
         if renamed is None:

@@ -273,6 +273,7 @@ def test_a_config_file_with_a_former_name_is_refused_with_the_new_name(config_fi
         ("from train.data.pretraining.batches import Stage", "is now train.data.pretraining.datasets"),
         ("from train.tasks.start import minilm", "train.tasks.start is now train.tasks.task"),
         ("from train.tasks.answer_sets import Rule", "Rule is now train.tasks.answer_sets.MatchingRule"),
+        ("import flaxbert; flaxbert.AttentionImplementation.PALLAS", "PALLAS is now FUSED"),
     ],
 )
 def test_a_config_file_that_imports_a_former_name_is_refused_with_the_new_name(config_file, capsys, line, message):
