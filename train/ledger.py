@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +86,8 @@ class Ledger:
         """Return whether `step` is one that has a line at least."""
         return step % self._every == 0
 
-    def write(self, step: int, parameters: str) -> None:
-        """Write the line of a step to the disk, unless it is there.
+    def write(self, step: int, digest_parameters: Callable[[], str]) -> None:
+        """Write the line of a step to the disk, unless it is there; only then are the parameters digested.
 
         Raises:
             OSError: it cannot be written.
@@ -95,7 +95,7 @@ class Ledger:
         if step == self._step:
             return
         data = f"{sum(self._host_group.exchange(self._data)) % _MODULUS:032x}"
-        line = LedgerLine.after(self._chain, step=step, data=data, parameters=parameters)
+        line = LedgerLine.after(self._chain, step=step, data=data, parameters=digest_parameters())
         if self._host_group.index == 0:
             self._append(line)
         self._step, self._chain, self._data = step, line.chain, 0

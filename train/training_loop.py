@@ -159,7 +159,7 @@ class TrainingLoop:
         self.checkpoints.save(self.state, self.step, score=score, facts=facts)
 
     def _write_ledger(self) -> None:
-        self.ledger.write(self.step, TreeDigest(self.state.params).text)
+        self.ledger.write(self.step, lambda: TreeDigest(self.state.params).text)
 
     def _save_on_request(self) -> str:
         """Save the state in the thread of the preemption, and return what to print."""
