@@ -12,8 +12,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +20,7 @@ import tyro
 from flaxbert import BertConfig, BertForPreTraining
 from flaxbert.layers import Params
 from flaxbert.losses import Loss
+from train.benchmark.saving import timed
 from train.benchmark.workload import Workload
 from train.digest import TreeDigest
 from train.distributed import MeshShape, Placement
@@ -50,13 +49,6 @@ class CheckingBenchmark:
     """Steps of a block; values that are greater are left out."""
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Return the seconds of a call."""
-    started = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - started
-
-
 def measure(settings: CheckingBenchmark) -> dict[str, float]:
     """Return medians of seconds by name."""
     size = settings.hidden_size
@@ -83,14 +75,14 @@ def measure(settings: CheckingBenchmark) -> dict[str, float]:
             state, _ = check.run(step, next(numbers), state, batch, np.uint32(0))
         jax.block_until_ready(state)
         times[every].append((time.perf_counter() - started) / settings.steps)
-        digests.append(seconds_of(lambda state=state: TreeDigest(state.params).text))
+        digests.append(timed(lambda state=state: TreeDigest(state.params).text)[0])
     batches = DigestedBatches([host_batch], placement.host_shard, is_first_host=True)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return {
         "million parameters": parameters / 1e6,
         **{f"step, verify-every {every}": statistics.median(found[1:]) for every, found in times.items()},
         "digest of the parameters": statistics.median(digests[len(times) :]),
-        "digest of a batch": statistics.median(seconds_of(lambda: batches[0][1]) for _ in range(20)),
+        "digest of a batch": statistics.median(timed(lambda: batches[0][1])[0] for _ in range(20)),
     }
 
 
