@@ -4,7 +4,8 @@
 
 Needs root, for file systems in memory. The training must end with an error for the user, after at most one further step
 has begun and ended, without temporary files, and with the checkpoints that were complete intact. Started again with the
-disk as before, it must end as an unbroken training does. Prints a table, and exits with 1 if one of this fails.
+disk as before, it must end as an unbroken training does. Prints a line for each fault and a table, and exits with 1 if
+one of this fails.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.faults.kill import TARGETS, TIMEOUT, forked, import_for, leftovers, read_events, run_to_end
+from tests.faults.progress import print_progress
 from tests.faults.targets import STEPS
 from train.checkpoint.folder import checkpoint_steps
 from train.checkpoint.manifest import find_damage
@@ -51,6 +53,8 @@ def delete(disk: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+MOMENTS = ("+step", "-step", "+copy", "+write", "+rename")  # + as a phase begins, - as it ends
+UNCOUNTED = ("late", "no fault")
 FAULTS: dict[str, Callable[[Path], None]] = {"full": fill, "read-only": forbid, "deleted": delete}
 
 
@@ -98,8 +102,8 @@ def outcome_of(kind: str, disk: Path, *, target: str, event: str, count: int, wa
     return "; ".join([*problems, error]) if problems else "good"
 
 
-def run_faults(faults: int, seed: int, *, target: str) -> dict[str, collections.Counter[str]]:
-    """Return how often each fault had each outcome; those that come after the last write are repeated."""
+def run_faults(faults: int, seed: int, *, target: str) -> dict[tuple[str, str], collections.Counter[str]]:
+    """Return how often each fault had each outcome at each moment; those after the last write are repeated."""
     import_for(target)
     random, outcomes = np.random.default_rng(seed), collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as temporary:
@@ -107,19 +111,17 @@ def run_faults(faults: int, seed: int, *, target: str) -> dict[str, collections.
         with small_disk(Path(temporary) / "base") as disk:
             wanted, _ = run_to_end(target, disk / "run", user=USER)
         for kind in FAULTS:
-            number = 0
-            while outcomes[kind].total() - outcomes[kind]["late"] - outcomes[kind]["no fault"] < faults:
-                event = ("+step", "-step", "+copy", "+write", "+rename")[int(random.integers(5))]
+            number = done = 0
+            while done < faults and number < 3 * faults:
+                event = MOMENTS[int(random.integers(len(MOMENTS)))]
                 with small_disk(Path(temporary) / f"{kind}-{number}") as disk:
                     outcome = outcome_of(
                         kind, disk, target=target, event=event, count=int(random.integers(1, STEPS)), wanted=wanted
                     )
-                outcomes[kind][outcome] += 1
+                outcomes[kind, event][outcome] += 1
                 number += 1
-                if outcome not in ("good", "late"):
-                    print(f"{kind} at {event}: {outcome}", file=sys.stderr, flush=True)
-                if number > 3 * faults:
-                    break
+                done += outcome not in UNCOUNTED
+                print_progress(done, faults, f"{kind} at {event}: {outcome}")
     return dict(outcomes)
 
 
@@ -131,14 +133,16 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, default="run")
     arguments = parser.parse_args()
     outcomes = run_faults(arguments.faults, arguments.seed, target=arguments.target)
-    print("| folder becomes | faults | error within one step, checkpoints intact, same end | wrong |")
-    print("| --- | --- | --- | --- |")
-    wrong = 0
-    for kind, counts in outcomes.items():
-        total = counts.total() - counts["late"] - counts["no fault"]
-        wrong += total - counts["good"] + (total < arguments.faults)
-        print(f"| {kind} | {total} | {counts['good']} | {total - counts['good']} |")
-    return int(wrong > 0)
+    print("| folder becomes | at the begin (+) or end (-) of | faults | good | wrong |")
+    print("| --- | --- | --- | --- | --- |")
+    totals, good = collections.Counter(), collections.Counter()
+    for (kind, moment), counts in sorted(outcomes.items()):
+        total = counts.total() - sum(counts[name] for name in UNCOUNTED)
+        totals[kind] += total
+        good[kind] += counts["good"]
+        print(f"| {kind} | {moment} | {total} | {counts['good']} | {total - counts['good']} |")
+    print(", ".join(f"{kind}: {good[kind]} of {total} good" for kind, total in totals.items()))
+    return int(any(good[kind] != total or total < arguments.faults for kind, total in totals.items()))
 
 
 if __name__ == "__main__":

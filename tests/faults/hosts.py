@@ -21,6 +21,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from tests.faults.progress import print_progress
 from tests.runs import masked_lm_in
 from tests.train.multihost.test_hosts import changed, launch
 
@@ -103,9 +104,12 @@ def main(arguments: list[str]) -> int:
             try:
                 seconds, _ = end_one(Path(root) / str(number), **vars(case), delay=delay)
                 times[case].append(seconds)
+                result = f"the other one ended after {seconds:.1f} s"
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 failures += 1
-                print(f"run {number}, {case}: {error}", file=sys.stderr)
+                result = f"FAILED: {error}"
+            place = f"{case.fault.name} of host {case.victim} {case.phase}"
+            print_progress(number + 1, settings.runs, f"{place}: {result}")
     print("| signal | host | phase | runs | median seconds until the other ended | longest |")
     print("| --- " * 6 + "|")
     for case, seconds in times.items():

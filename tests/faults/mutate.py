@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.faults.progress import print_progress
 from tests.faults.states import digest_of, restored, state_of, write_states
 from train.checkpoint.store import Checkpoints
 
@@ -198,6 +199,10 @@ def run_mutations(count: int, seed: int) -> dict[str, collections.Counter[str]]:
                 if outcome.startswith("WRONG"):
                     print(f"mutation {number} ({kind.__name__} of {damaged}): {outcome}", file=sys.stderr, flush=True)
                 shutil.rmtree(folder.parent)
+                if (number + 1) % 100 == 0:
+                    totals = sum(outcomes.values(), collections.Counter())
+                    counts = ", ".join(f"{outcome}: {total}" for outcome, total in totals.items())
+                    print_progress(number + 1, count, counts)
     finally:
         signal.signal(signal.SIGALRM, before)
         logger.removeHandler(warnings)

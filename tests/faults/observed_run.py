@@ -74,9 +74,9 @@ def observe(preemption: Observed) -> None:
                 return
             yield batch
 
-    def step(self, host_batch):
+    def step(self, *arguments):
         with preemption.phase("step"):
-            take_step(self, host_batch)
+            take_step(self, *arguments)
             preemption.step = self.step
 
     compile_program, Precompiled.compile_for = Precompiled.compile_for, compile_for

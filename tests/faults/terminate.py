@@ -19,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from tests.faults.progress import print_progress
 from tests.flags import with_devices
 from tests.runs import masked_lm_in
 
@@ -122,15 +124,16 @@ def interrupt(config: Path, folder: Path, count: int, phase: str, draw: random.R
     return Outcome(hits[0][0], max(steps), saved, seconds)
 
 
-def chain(config: Path, folder: Path, count: int, phases: list[str], draw: random.Random) -> list[Outcome]:
+def chain(config: Path, folder: Path, count: int, phases: Sequence[str], draw: random.Random) -> Iterator[Outcome]:
     """Interrupt a run in each of the phases; compare its end with that of the unbroken run."""
     folder.mkdir()
-    outcomes = [interrupt(config, folder, count, phase, draw) for phase in phases]
+    for phase in phases:
+        if (outcome := interrupt(config, folder, count, phase, draw)) is not None:
+            yield outcome
     assert [process.wait(timeout=300) for process in start(config, folder, count)] == [0] * count
     ours, theirs = ((place / "run/model/model.safetensors").read_bytes() for place in (folder, unbroken(config, count)))
     assert ours == theirs, f"{folder}: other parameters than those of the unbroken run"
     shutil.rmtree(folder)
-    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def unbroken(config: Path, count: int) -> Path:
@@ -154,12 +157,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder))
         unbroken(config, 1)
-        while (done := sum(map(len, outcomes.values()))) < arguments.signals:
-            count = 1 if len(outcomes[1]) <= len(outcomes[2]) else 2
-            phases = sorted(draw.sample(PHASES, 6), key=PHASES.index)
-            outcomes[count] += chain(config, Path(folder) / f"chain-{done}-{count}", count, phases, draw)
-            print(f"{sum(map(len, outcomes.values()))} signals", flush=True)
-    report(outcomes)
+        try:
+            while (done := sum(map(len, outcomes.values()))) < arguments.signals:
+                count = 1 if len(outcomes[1]) <= len(outcomes[2]) else 2
+                phases = sorted(draw.sample(PHASES, 6), key=PHASES.index)
+                for outcome in chain(config, Path(folder) / f"chain-{done}-{count}", count, phases, draw):
+                    outcomes[count].append(outcome)
+                    done += 1
+                    place = f"{count} processes, {outcome.phase}"
+                    print_progress(done, arguments.signals, f"{place}: saved, ended after {outcome.seconds:.2f} s")
+                print("the run that went on from them: same parameters", flush=True)
+        finally:
+            report(outcomes)
     missed = [
         (count, phase) for count, found in outcomes.items() for phase in PHASES if phase not in {o.phase for o in found}
     ]

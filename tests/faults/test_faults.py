@@ -1,5 +1,6 @@
 """Short forms of the fault harnesses; the commands in their files run the long ones."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def test_killed_trainings_end_as_an_unbroken_one():
     command = [sys.executable, "-m", "tests.faults.kill", "--kills", "20", "--target", "state", "--kills-per-run", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    *_, numbers = done.stdout.strip().splitlines()
+    *lines, _, _, numbers = done.stdout.strip().splitlines()
+    assert re.fullmatch(r"20/20 killed in \w+(, \w+)*: same bits", lines[-1])
     in_phases = [int(number) for number in numbers.split("|")[1:7]]
     assert sum(in_phases) == 20 and min(in_phases) >= 3

@@ -109,13 +109,15 @@ def test_a_run_with_a_flipped_bit_stops_before_it_is_saved_and_goes_on_as_it_was
     config = dataclasses.replace(finished.config, task=task, run=settings)
     (tmp_path / "config.py").write_text("config = None")
     with (
-        flipped(Flip(step=5, parameter=4, bit=100, device=jax.devices()[3])) as hit,
+        flipped(Flip(step=5, parameter=4, bit=100, device=jax.devices()[3])) as observation,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr("train.command.load_config", lambda file: config)
         assert main([str(tmp_path / "config.py")]) == CORRUPT_STATE
     message = capsys.readouterr().err
-    assert message.startswith(f"stopped: params/{hit[0]} on cpu device 3: after step 6 not equal to the copies")
+    assert message.startswith(
+        f"stopped: params/{observation.parameter} on cpu device 3: after step 6 not equal to the copies"
+    )
     checkpoints = tmp_path / "run" / "checkpoints"
     assert checkpoint_steps(checkpoints) == [3] and find_damage(checkpoints / "3") is None
     run(config)
