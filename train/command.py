@@ -1,6 +1,7 @@
 """Command line of the trainer: read a config file, apply the flags, run the config once or with several seeds."""
 
 import dataclasses
+import difflib
 import importlib.util
 import io
 import itertools
@@ -163,8 +164,8 @@ def load_config(file: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file; the message lists the other files of its folder.
-        ValueError: the file defines no `config` of the right type, or uses the former name of a setting, module or
-            class.
+        ValueError: the file defines no `config` of the right type, uses the former name of a setting, module or class,
+            or gives a class a setting that it does not have.
     """
     if not file.is_file():
         near = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
@@ -187,10 +188,11 @@ def load_config(file: Path) -> Config:
             raise
         raise ValueError(f"{file}: {former} is now {_RENAMED_MEMBERS[former]}") from error
     except TypeError as error:
-        renamed = _renamed_field(str(error))
-        if renamed is None:
+        mistake = _wrong_settings(str(error))
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
+        if mistake is None or not lines:
             raise
-        raise ValueError(f"{file}: {renamed}") from error
+        raise ValueError(f"{file}, line {lines[-1]}: {mistake}") from error
     config = vars(module).get("config")
     if not isinstance(config, Config):
         raise ValueError(f"{file}: must define `config`, a train.config.Config; found {type(config).__name__}")
@@ -215,6 +217,9 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
                 negation, new = "", f"{new} {FORMER_SWITCHES[former][positive == name]}"
             raise ValueError(f"{option} is now called --{section}.{negation}{new.replace('_', '-')}")
     given = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+    for name, values in FORMER_SWITCHES.items():
+        if (value := _value_of(name, flags)) in values:
+            raise ValueError(f"--{name.replace('_', '-')}: {value} is now called {values[value]}")
     _check_sets(default.task, given, flags)
     return tyro.cli(
         type(default)[type(default.task)],  # type: ignore[reportInvalidTypeArguments]
@@ -245,7 +250,7 @@ def _check_sets(task: TaskSettings, given: Collection[str], flags: Sequence[str]
     own = {name: getattr(task, name, None) for name in ("dev", "test", "extra_eval")}
     kept = [name for name, value in own.items() if value and f"task.{name}" not in given]
     left = [f"--task.{name.replace('_', '-')}" for name in kept]
-    train = _value_of("train", flags)
+    train = _value_of("task.train", flags)
     is_missing = train is not None and Path(train).suffix != "" and not Path(train).expanduser().exists()
     # A file that does not exist is named by its reader.
     if not left or "task.train" not in given or train == getattr(task, "train", None) or is_missing:
@@ -259,18 +264,27 @@ def _check_sets(task: TaskSettings, given: Collection[str], flags: Sequence[str]
 
 
 def _value_of(name: str, flags: Sequence[str]) -> str | None:
-    """Return the value of the flag --task.NAME."""
+    """Return the value of the flag of a setting, such as "task.train"."""
     for flag, following in itertools.pairwise([*flags, None]):
         option, equals, value = (flag or "").partition("=")
-        if option == f"--task.{name}":
+        if option.removeprefix("--").replace("-", "_") == name:
             return value if equals else following
     return None
 
 
-def _renamed_field(message: str) -> str | None:
-    """Turn Python's message about an unexpected keyword argument into one about a renamed field, if it is one."""
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    new = found and {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in RENAMED_SETTINGS.items()}.get(
-        found[2]
-    )
-    return f"{found[2]} of {found[1]} is now called {new}" if found and new else None
+def _wrong_settings(message: str) -> str | None:
+    """Turn Python's message about the arguments of a class of settings into one for users; None for other messages."""
+    found = re.match(r"(\w+)\.__init__\(\) (?:got an unexpected keyword argument '(\w+)'|(.*))", message)
+    if found is None:
+        return None
+    owner, name, other = found.groups()
+    if other:
+        return f"{owner}: {other}"
+    renamed = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in RENAMED_SETTINGS.items()}
+    if name in renamed:
+        return f"{name} of {owner} is now called {renamed[name]}"
+    # Not only in the config file, which may replace settings of an imported config.
+    classes = (vars(module).get(owner) for key, module in sys.modules.items() if key.startswith(("train", "flaxbert")))
+    fields = next(([field.name for field in dataclasses.fields(c)] for c in classes if dataclasses.is_dataclass(c)), [])
+    near = difflib.get_close_matches(name, fields)
+    return f"{owner} has no setting {name!r}; {'similar ones' if near else 'it has'}: {', '.join(near or fields)}"

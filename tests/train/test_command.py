@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from flaxbert import AttentionImplementation
 from train import environment
-from train.command import main, parse_flags
+from train.command import load_config, main, parse_flags
 from train.config import RENAMED_SETTINGS, Config, Model, Run
 from train.optim import Optim
 from train.optim.algorithms import Lamb
@@ -263,7 +264,32 @@ def test_a_former_flag_is_refused_with_the_new_name(config_file, capsys, former,
 )
 def test_a_config_file_with_a_former_name_is_refused_with_the_new_name(config_file, capsys, current, former, message):
     config_file.write_text(config_file.read_text().replace(current, former))
-    assert f"{config_file}: {message}" in refused(config_file, capsys)
+    assert re.search(rf"{config_file}, line \d+: {message}", refused(config_file, capsys))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Run('made', steps=1, bach_size=8)", "Run has no setting 'bach_size'; similar ones: batch_size, evaluation_b"),
+        ("dataclasses.replace(Run('made', steps=1), foo=1)", "Run has no setting 'foo'; it has: folder, "),
+        ("Run(steps=1)", "Run: missing 1 required positional argument: 'folder'"),
+    ],
+)
+def test_a_config_file_with_an_unknown_setting_names_the_line_and_similar_ones(config_file, capsys, line, message):
+    config_file.write_text(f"import dataclasses\n\nfrom train.config import Run\n\n{line}\n")
+    assert f"error: {config_file}, line 5: {message}" in refused(config_file, capsys)
+
+
+def test_other_errors_of_a_config_file_keep_their_traceback(config_file):
+    config_file.write_text("len(1)\n")
+    with pytest.raises(TypeError, match="has no len"):
+        load_config(config_file)
+
+
+def test_the_former_name_of_fused_attention_is_refused_with_the_new_one(config_file, capsys):
+    for flags in (["--model.attn-implementation", "pallas"], ["--model.attn_implementation=pallas"]):
+        answer = refused(config_file, capsys, *flags)
+        assert "error: --model.attn-implementation: pallas is now called fused" in answer
 
 
 @pytest.mark.parametrize(
