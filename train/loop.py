@@ -134,7 +134,13 @@ def run(config: Config, preemption: Preemption | None = None) -> Path:
                 export(setup, state.params, results, reporter)
                 if setup.is_first_host:
                     summarise(
-                        setup, state.params, reporter, step=step, seconds=seconds, compile_seconds=compiling.seconds
+                        setup,
+                        state.params,
+                        reporter,
+                        step=step,
+                        seconds=seconds,
+                        compile_seconds=compiling.seconds,
+                        checks=training.state_check.facts,
                     )
     return folder
 
@@ -266,11 +272,18 @@ def copy_pretrained_files(model: AnyModel, target: Path) -> None:
 
 
 def summarise(
-    setup: Setup, params: Params, reporter: Reporter, *, step: int, seconds: float, compile_seconds: float
+    setup: Setup,
+    params: Params,
+    reporter: Reporter,
+    *,
+    step: int,
+    seconds: float,
+    compile_seconds: float,
+    checks: Mapping[str, str],
 ) -> None:
     """Write summary.md and the picture of the loss.
 
-    `step` is that of the exported parameters; `seconds` are those of training and evaluation.
+    `step` is that of the exported parameters; `seconds` are those of training and evaluation; `checks` are facts.
     """
     folder, task = setup.config.run.folder, setup.task
     facts = {
@@ -282,6 +295,7 @@ def summarise(
         "seconds of training and evaluation": round(seconds, 1),
         "seconds of compiling": round(compile_seconds, 1),
         **({"skipped updates": reporter.skipped_updates} if reporter.skipped_updates else {}),
+        **checks,
         **task.facts,
     }
     title = f"{folder.name}: {type(setup.config.task).__name__}"

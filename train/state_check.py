@@ -43,6 +43,13 @@ class StateCheck:
     def __init__(self, every: int, *, host_group: HostGroup = SINGLE_HOST):
         self._every, self._host_group = every, host_group
         self._last: tuple[int, TreeDigest] | None = None  # the step after which a digest was taken
+        self._steps = self._steps_twice = 0
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was checked, for the summary of the run."""
+        text = f"{self._steps_twice} of {self._steps} since the last start, none differed"
+        return {"steps computed twice": text} if self._every else {}
 
     def check(self, state: TrainState, step: int) -> None:
         """Compare the copies of all arrays on several devices, and with those when the state was last seen.
@@ -68,6 +75,7 @@ class StateCheck:
         Raises:
             CorruptState: the state was not as it should be before, or the results differ.
         """
+        self._steps += 1
         is_due = self._every and step % self._every == 0
         if is_due or (self._last is not None and self._last[0] == step - 1):
             self.check(state, step - 1)
@@ -79,6 +87,7 @@ class StateCheck:
         self._refuse(second.differences(first), f"not the same when step {step} is computed twice")
         self._refuse(second.differing_copies(), f"after step {step} not equal to the copies on other devices")
         self._last = step, second
+        self._steps_twice += 1
         return state, metrics
 
     def _refuse(self, found: Mapping[str, Sequence[Device]], how: str) -> None:

@@ -121,6 +121,9 @@ def test_a_run_with_a_flipped_bit_stops_before_it_is_saved_and_goes_on_as_it_was
     checkpoints = tmp_path / "run" / "checkpoints"
     assert checkpoint_steps(checkpoints) == [3] and find_damage(checkpoints / "3") is None
     run(config)
+    steps = finished.config.run.steps
+    twice = f"| steps computed twice | {steps // 9 - 3 // 9} of {steps - 3} since the last start, none differed |"
+    assert twice in (tmp_path / "run" / "summary.md").read_text()
     ours = {line.step: line.parameters for line in read_ledger(tmp_path / "run")}
     assert [ours[line.step] for line in read_ledger(finished.folder)] == [
         line.parameters for line in read_ledger(finished.folder)
