@@ -15,6 +15,7 @@ def load_point(point: str) -> AdaptiveArguments:
     name, _, file = point.partition("@")
     if not file:
         raise ValueError(f"point is {point!r}; give a name and the front.json of a search: 50%@runs/search/front.json")
+    what = "give the front.json that `python -m train.search` wrote"
     try:
         found = {
             one: AdaptiveArguments(
@@ -24,8 +25,11 @@ def load_point(point: str) -> AdaptiveArguments:
             )
             for one, values in read_json(Path(file))["points"].items()
         }
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such file; {what}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: not the front.json of a search: {error!r:.80}") from error
+        reason = str(error).removeprefix(f"{file}: ") if isinstance(error, ValueError) else "its points cannot be read"
+        raise ValueError(f"{file}: not the front.json of a search: {reason}; {what}") from error
     if name not in found:
         raise ValueError(f"{file} has no point {name!r}; it has {', '.join(found)}")
     return found[name]

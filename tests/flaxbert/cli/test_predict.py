@@ -113,7 +113,13 @@ def test_layers_and_tokens_left_out(predict, folders, tmp_path):
     assert code == 2 and "has all lengths and layers; leave --layer-config out" in err
     front.write_text('{"points": {"50%": [1]}}')
     code, _, err = predict("classify", text, "--point", f"50%@{front}")
-    assert code == 2 and "front.json: not the front.json of a search" in err
+    assert code == 2 and "front.json: not the front.json of a search: its points cannot be read; give the front" in err
+    front.write_text("")
+    code, _, err = predict("classify", text, "--point", f"50%@{front}")
+    assert code == 2 and "front.json: not the front.json of a search: not a JSON file (Expecting value" in err
+    front.unlink()
+    code, _, err = predict("classify", text, "--point", f"50%@{front}")
+    assert code == 2 and "front.json: no such file; give the front.json that `python -m train.search` wrote" in err
     code, _, err = predict("classify", text, "--length-config", 6, 7)
     assert code == 2 and "--length-config has 2 numbers; the model has 1 layers: give one number for each" in err
     code, _, err = predict("generate", text, "--layer-config", 0)
