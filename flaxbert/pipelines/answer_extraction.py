@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,8 +85,10 @@ class QuestionAnsweringPipeline(Pipeline[tuple[str, str], ExtractedAnswer]):
         require_at_least("top_k", self.top_k, 1)
         require_at_least("n_best", self.n_best, 1)
         require_at_least("max_answer", self.max_answer, 1)
-        if self.null_threshold is not None and math.isnan(self.null_threshold):
-            raise ValueError(f"null_threshold is {self.null_threshold}; it must be a number, or None")
+        threshold = self.null_threshold
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool) and not math.isnan(threshold)
+        if threshold is not None and not is_number:
+            raise ValueError(f"null_threshold is {threshold!r}; it must be a number, or None")
         if not self.takes_pairs:
             raise ValueError("the model has one token type; questions and their contexts need two")
         self._windowing_options()  # raises an error for numbers out of range

@@ -130,6 +130,7 @@ def test_questions_share_batches_and_contexts(models):
         ({"step": 3, "overlap": 3}, "exactly one of step"),
         ({"overlap": 13}, "overlap is 13; allowed: 0 to 12"),
         ({"null_threshold": float("nan")}, "null_threshold is nan; it must be a number, or None"),
+        ({"null_threshold": "x"}, "null_threshold is 'x'; it must be a number, or None"),
     ],
 )
 def test_impossible_options(models, options, said):
