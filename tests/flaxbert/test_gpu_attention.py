@@ -136,6 +136,12 @@ def test_on_a_gpu_the_numbers_are_those_of_eager_attention():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_check_for_gpus_explains_itself(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        on_gpu.main(["--help"])
+    assert "python -m tests.gpu.attention" in capsys.readouterr().out
+
+
 @pytest.mark.slow  # compiles the model twice; its parts are tested above
 def test_the_check_for_gpus_runs_without_one():
     done = subprocess.run([sys.executable, "-m", "tests.gpu.attention"], capture_output=True, text=True)

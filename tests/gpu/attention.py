@@ -8,6 +8,7 @@ output that it has alone. Where probabilities have dropout, cuDNN is not called,
 With JAX_PLATFORMS=cpu all of it runs except cuDNN's call, for which JAX's own attention stands in.
 """
 
+import argparse
 import contextlib
 import functools
 import statistics
@@ -221,8 +222,11 @@ def time_attention(shape: tuple[int, int, int, int]) -> None:
     print("  " + ", ".join(f"{name} {statistics.median(s) * 1e3:.3f} ms" for name, s in seconds.items()))
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Run all checks; return 0, or 1 if one has failed."""
+    argparse.ArgumentParser(
+        "tests.gpu.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     device, on_gpu = jax.devices()[0], jax.default_backend() == "gpu"
     print(f"{device.device_kind}, jax {jax.__version__}")
     if on_gpu and not gpu_attention.has_cudnn():
@@ -244,4 +248,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
