@@ -82,7 +82,7 @@ class Observation:
     """The path of the parameter that was flipped, and the state after the newest step of a run."""
 
     parameter: str = ""
-    state: TrainState | None = None
+    state: TrainState = dataclasses.field(init=False)
 
     @property
     def bits(self) -> list[bytes]:
@@ -132,7 +132,7 @@ def outcome_of(flip: Flip, config: Config, unbroken: Path, last: Observation) ->
         return NO_TRACE if is_same else "MISSED"
     except CorruptState as error:
         message = str(error)
-    found = int(re.search(r"step (\d+)", message)[1])
+    (found, *_) = map(int, re.findall(r"step (\d+)", message))
     if not flip.step - 1 <= found < flip.step + every:
         return f"found at step {found}"
     if f"params/{observation.parameter}" not in message or f"cpu device {flip.device.id}" not in message:
@@ -186,7 +186,10 @@ def main() -> int:
         if arguments.steps:
             every = max(1, arguments.steps // 10)
             try:
-                quietly(small_run(folder / "long", steps=arguments.steps, checkpoint_every=every, verify_every=1))
+                long = small_run(
+                    folder / "long", steps=arguments.steps, log_every=every, checkpoint_every=every, verify_every=1
+                )
+                run(long)  # its lines are the progress
             except CorruptState as error:
                 alarm = str(error)
             print(f"{arguments.steps} steps without a flip, {time.monotonic() - start:.0f} s: {alarm or 'no alarm'}")

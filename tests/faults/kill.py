@@ -131,10 +131,15 @@ class Child:
                 wait_for_the_end()
             self.end("ledger")
 
-        os.rename = reported_rename
-        append, train.ledger.Ledger._append = train.ledger.Ledger._append, reported_append
-        train.checkpoint.store.copy_on_cpu, train.checkpoint.store.Checkpoints._write = reported_copy, reported_write
-        train.checkpoint.folder.remove = reported_remove
+        append = train.ledger.Ledger._append
+        for owner, name, function in (
+            (os, "rename", reported_rename),
+            (train.ledger.Ledger, "_append", reported_append),
+            (train.checkpoint.store, "copy_on_cpu", reported_copy),
+            (train.checkpoint.store.Checkpoints, "_write", reported_write),
+            (train.checkpoint.folder, "remove", reported_remove),
+        ):
+            setattr(owner, name, function)
 
     def started(self) -> None:
         self.end("start")

@@ -79,9 +79,13 @@ def observe(preemption: Observed) -> None:
             take_step(self, *arguments)
             preemption.step = self.step
 
-    compile_program, Precompiled.compile_for = Precompiled.compile_for, compile_for
-    prefetch_batches, loop.prefetch = loop.prefetch, prefetch
-    take_step, loop.TrainingLoop._train = loop.TrainingLoop._train, step
+    compile_program, prefetch_batches, take_step = Precompiled.compile_for, loop.prefetch, loop.TrainingLoop._train
+    for owner, name, function in (
+        (Precompiled, "compile_for", compile_for),
+        (loop, "prefetch", prefetch),
+        (loop.TrainingLoop, "_train", step),
+    ):
+        setattr(owner, name, function)
     noted(Evaluator, "evaluate", "evaluate", seconds=0.2)
     noted(Checkpoints, "save", "save")
     noted(loop.TrainingLoop, "run", "loop")
