@@ -7,6 +7,7 @@ and 75 for one that hangs. A phase that no signal has hit is a failure.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import os
 import random
@@ -71,13 +72,12 @@ def wait_for_phase(folder: Path, processes: list[subprocess.Popen[bytes]], phase
 
 def _connected(processes: list[subprocess.Popen[bytes]]) -> bool:
     """Return whether the second process has a connection over the loopback network."""
-    sockets = {os.readlink(link) for link in _links(processes[1].pid)}
+    sockets = set[str]()
+    for link in Path(f"/proc/{processes[1].pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(os.readlink(link))
     table = Path(f"/proc/{processes[1].pid}/net/tcp").read_text().splitlines()[1:]
     return any(fields[3] == "01" and f"socket:[{fields[9]}]" in sockets for fields in map(str.split, table))
-
-
-def _links(process: int) -> list[Path]:
-    return [link for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()]
 
 
 @dataclasses.dataclass(frozen=True)
