@@ -1,10 +1,13 @@
 """Checkpoints: which are kept, which are verified, what becomes of damaged ones."""
 
+import asyncio
+import gc
 import json
 import os
 import resource
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +254,20 @@ def test_a_full_disk_is_reported_and_leaves_nothing(copied, monkeypatch):
     assert sorted(path.name for path in Path(copied).iterdir()) == ["12", "18", "6"]
 
 
+def test_what_orbax_writes_after_a_failure_is_deleted_at_the_end(tmp_path, monkeypatch):
+    late = threading.Timer(0.3, lambda: (tmp_path / "1.partial" / "default").mkdir(parents=True))
+
+    def fail(*_):
+        late.start()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.checkpoint.arrays.CheckpointArrays.start_writing", fail)
+    with pytest.raises(OSError, match="step 1 cannot be written"), Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state_of(1), 1)
+    late.join()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_writes_that_fail_print_no_stack_traces(tmp_path, monkeypatch, capfd):
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
@@ -269,6 +286,15 @@ def test_writes_that_fail_print_no_stack_traces(tmp_path, monkeypatch, capfd):
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError("another"), object=None))
     assert [str(own.exc_value) for own in printed] == ["another"]
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_errors_that_orbax_leaves_in_futures_are_not_logged(tmp_path, caplog):
+    loop = asyncio.new_event_loop()
+    with Checkpoints(tmp_path, keep=1):
+        loop.create_future().set_exception(ValueError("of a write beside a failed one"))
+        gc.collect()
+    loop.close()
+    assert not caplog.records
 
 
 def test_a_folder_that_is_gone_is_noticed_at_once(copied):

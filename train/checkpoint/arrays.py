@@ -146,4 +146,4 @@ class _WithoutClosedLoops:
 def _is_not_raised(record: logging.LogRecord) -> bool:
     """Leave out the stack traces that orbax and asyncio log for a failed write, whose error is raised."""
     text = record.getMessage()
-    return "_SignalingThread" not in text and "Task exception was never retrieved" not in text
+    return "_SignalingThread" not in text and "exception was never retrieved" not in text

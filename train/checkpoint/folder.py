@@ -133,6 +133,14 @@ def remove(folder: Path) -> None:
             break
 
 
+def remove_remains(folder: Path) -> None:
+    """Delete a folder that threads of orbax may make again for a second after a write into it has failed."""
+    for _ in range(10):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _score(folder: Path) -> float | None:
     """Return the score of a checkpoint.
 

@@ -23,7 +23,7 @@ from train.checkpoint.arrays import (
     reason_of,
     wait_for_all,
 )
-from train.checkpoint.folder import CheckpointFolder, Scores, best_step, remove
+from train.checkpoint.folder import CheckpointFolder, Scores, best_step, remove, remove_remains
 from train.checkpoint.manifest import (
     FileDigests,
     change_manifest,
@@ -69,6 +69,7 @@ class Checkpoints:
         self._barrier = ocp.multihost.get_barrier_sync_fn()
         self._writer: threading.Thread | None = None
         self._error: OSError | None = None
+        self._failed: list[Path] = []
         self._files = CheckpointFolder(folder, host_group=host_group)
         self._verified: set[int] = set()
         self._scores: Scores = self._files.scores()  # of all checkpoints, and of the one that is being written
@@ -87,6 +88,8 @@ class Checkpoints:
                 raise
         finally:
             self._arrays.close()
+            for partial in self._failed:
+                remove_remains(partial)
 
     @property
     def latest(self) -> int | None:
@@ -235,6 +238,7 @@ class Checkpoints:
         """Delete what was written, and return an error for the user."""
         if self._is_first:
             remove(self._partial(step))
+            self._failed.append(self._partial(step))
         return OSError(
             f"{self._files.path}: the checkpoint of step {step} cannot be written: {reason_of(error)}; "
             "make room or give back the access, and start the run again: it goes on from its last checkpoint"
