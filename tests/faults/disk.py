@@ -11,11 +11,13 @@ one of this fails.
 import argparse
 import collections
 import contextlib
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,16 +76,16 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 def outcome_of(kind: str, disk: Path, *, target: str, event: str, count: int, wanted: str) -> str:
     """Train until the fault and to the end after it; return "good", or what went wrong."""
-    run, seen, steps, error, happened = disk / "run", 0, 0, "", False
+    run, seen, steps, error, happened = disk / "run", 0, 0, "", math.inf
     with forked(target, run, None, user=USER) as (_, reading):
-        for line, _ in read_events(reading, TIMEOUT):
+        for line, moment in read_events(reading, TIMEOUT):
             seen += line == event
-            steps += happened and line == "+step"
-            if seen == count and not happened:
-                happened = True
+            steps += moment > happened and line == "+step"
+            if seen == count and happened == math.inf:
                 FAULTS[kind](disk)
+                happened = time.monotonic()  # filling a disk takes a while, in which the training goes on
             error = line[1:] if line[0] in "!=" else error
-    if not happened:
+    if happened == math.inf:
         return "no fault"
     if error == wanted:
         return "late"  # after the last write

@@ -75,11 +75,11 @@ class Child:
     def begin(self, phase: str) -> bool:
         """Report the begin of a phase; return whether the process is to be killed in it."""
         self._counts[phase] += 1
-        os.write(self._events, f"+{phase}\n".encode())
+        write_event(self._events, f"+{phase}")
         return self._aim is not None and (self._aim.phase, self._aim.count) == (phase, self._counts[phase])
 
     def end(self, phase: str) -> None:
-        os.write(self._events, f"-{phase}\n".encode())
+        write_event(self._events, f"-{phase}")
 
     def replace_functions(self) -> None:
         """Wrap the functions of the trainer that begin or end a phase."""
@@ -204,9 +204,9 @@ def forked(target: str, folder: Path, aim: Aim | None, *, user: int | None = Non
             child.begin("start")
             child.replace_functions()
             TARGETS[target](folder, child.started, child.step_of)
-            os.write(writing, f"={final_digest(folder)}\n".encode())
+            write_event(writing, f"={final_digest(folder)}")
         except (OSError, ValueError) as error:
-            os.write(writing, f"!{error}\n".encode())
+            write_event(writing, f"!{error}")
             os._exit(2)
         except BaseException:
             traceback.print_exc()
@@ -222,15 +222,22 @@ def forked(target: str, folder: Path, aim: Aim | None, *, user: int | None = Non
         os.close(reading)
 
 
+def write_event(writing: int, event: str) -> None:
+    """Write a line for `read_events`."""
+    os.write(writing, f"{time.monotonic()} {' '.join(event.split())}\n".encode())
+
+
 def read_events(reading: int, seconds: float) -> Iterator[tuple[str, float]]:
-    """Yield the lines that a process writes, with their times, until it ends or nothing comes for too long."""
+    """Yield the events that a process writes, with their times, until it ends or nothing comes for too long."""
     text = b""
     while select.select([reading], [], [], seconds)[0]:
         block = os.read(reading, 4096)
         if not block:
             return
         *lines, text = (text + block).split(b"\n")
-        yield from ((line.decode(), time.monotonic()) for line in lines)
+        for line in lines:
+            moment, _, event = line.decode().partition(" ")
+            yield event, float(moment)
     raise TimeoutError(f"no event for {seconds} s")
 
 
