@@ -74,6 +74,8 @@ class TreeDigest:
             order = [*np.flatnonzero(divided), *np.flatnonzero(np.logical_not(divided))]
             count = int(np.prod([self._mesh.devices.shape[axis] for axis in np.flatnonzero(divided)]))
             parts = self.parts[..., index, :].transpose(*order, -1).reshape(count, -1, 2)
+            if (parts == parts[:, :1]).all():  # a hundredth of the time of what follows
+                continue
             devices = self._mesh.devices.transpose(order).reshape(count, -1)
             devices = [device for part, own in zip(parts, devices, strict=True) for device in own[_minority(part)]]
             if devices:

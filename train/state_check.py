@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from train.digest import Device, TreeDigest
 from train.multihost.hosts import SINGLE_HOST, HostGroup
@@ -107,5 +108,7 @@ class StateCheck:
         return f"{device.platform} device {device.id}{host}"
 
 
+@jax.jit
 def _copy(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), state)
+    """Copy all arrays, by one program: `jax.device_put` of one after another takes 33 ms for 78 arrays on 8 devices."""
+    return jax.tree.map(jnp.copy, state)
