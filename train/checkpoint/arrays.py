@@ -21,6 +21,11 @@ from train.step import TrainState
 
 ARRAYS_FOLDER = "default"  # in a checkpoint, named as orbax's own manager does
 WRITE_TIMEOUT = 1200.0  # seconds for a write, and for one host to wait for another
+_MIN_SLICE_BYTES = 2**20
+"""Least part of a replicated array that a device writes for the others; a smaller array is written by one of them.
+
+For each part of each shape orbax compiles a program that slices it: a hundred at the first save of a small model.
+"""
 
 
 class CheckpointArrays:
@@ -31,7 +36,10 @@ class CheckpointArrays:
             logging.getLogger(name).addFilter(_is_not_raised)
         if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
             sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
-        self._handler = ocp.StandardCheckpointHandler()
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+        self._handler = ocp.PyTreeCheckpointHandler(
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        )
 
     def close(self) -> None:
         """End the threads of orbax."""
@@ -39,7 +47,7 @@ class CheckpointArrays:
 
     def start_writing(self, checkpoint: Path, state: TrainState) -> Sequence[Future]:
         """Start to write a state, which nothing may change, into a checkpoint; return the writes in progress."""
-        arguments = ocp.args.StandardSave(state)
+        arguments = ocp.args.PyTreeSave(state)
         return asyncio.run(self._handler.async_save(epath.Path(checkpoint / ARRAYS_FOLDER), args=arguments)) or ()
 
     def finish_writing(self, checkpoint: Path) -> None:
@@ -57,7 +65,8 @@ class CheckpointArrays:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         )
         try:
-            restored = self._handler.restore(_item(checkpoint), args=ocp.args.StandardRestore(target))
+            arguments = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target))
+            restored = self._handler.restore(_item(checkpoint), args=arguments)
         except Exception as error:
             raise _unreadable(checkpoint, error) from error
         return restored
