@@ -68,6 +68,7 @@ def test_only_decayed_parameters_shrink_without_gradient():
         (Optim, {"max_gradient_norm": 0.0}),
         (Optim, {"layer_decay": 0.0}),
         (Optim, {"layer_decay": 1.1}),
+        (Optim, {"head_rate": 0.0}),
         *[(kind, {name: 1.0}) for kind in (AdamW, BertAdam, Lamb) for name in ("beta1", "beta2")],
         *[(kind, {"epsilon": 0.0}) for kind in (AdamW, BertAdam, Lamb)],
         (Adafactor, {"beta1": 1.0}),

@@ -3,6 +3,7 @@
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 
 from flaxbert import BertConfig, BertModel
@@ -12,7 +13,7 @@ from flaxbert.weights import names
 from tests.unstacked import MODEL, gradients, start, trained, unstacked
 from train.optim import Optim, make_optimizer
 from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
-from train.optim.parameters import view_shape
+from train.optim.parameters import scale_heads, view_shape
 
 RULES = [AdamW(), BertAdam(), Lamb(), Adafactor(beta1=0.9, scale_parameter=True)]
 
@@ -119,6 +120,21 @@ def test_layer_decay_without_layers():
     params = {"bias": np.ones(3, np.float32)}
     with pytest.raises(ValueError, match="layer_decay needs parameters stacked by layer"):
         one_update(Optim(layer_decay=0.5), params, params)
+
+
+@pytest.mark.parametrize("rule", [AdamW(), Lamb()])
+def test_head_rate(rule):
+    settings = {"warmup": 0.0, "algorithm": rule, "frozen": ("bert/pooler",)}
+    plain = by_path(one_update(Optim(**settings), start(), gradients()[0]))
+    raised = by_path(one_update(Optim(**settings, head_rate=8.0), start(), gradients()[0]))
+    for path, update in plain.items():
+        np.testing.assert_array_equal(raised[path], update * (1 if path[0] == "bert" else 8), err_msg=str(path))
+    assert {path[0] for path in plain} > {"bert"}
+    tree = {"encoder": {"embeddings": np.ones(2), "pooler": np.ones(2)}, "decoder": {"bert": {"layers": np.ones(2)}}}
+    factors = by_path(scale_heads(3.0).update(tree | {"projection": np.ones(2)}, optax.EmptyState())[0])
+    assert {"/".join(path): x[0] for path, x in factors.items() if x[0] != 1} == {"projection": 3.0}
+    with pytest.raises(ValueError, match=r"head_rate is 3.0, but this model has no head"):
+        scale_heads(3.0).update(tree, optax.EmptyState())
 
 
 @pytest.mark.parametrize("rule", [Lamb(), Adafactor(scale_parameter=True, beta1=0.9)])

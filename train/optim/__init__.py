@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from train.optim.algorithms import Adafactor, AdamW, BertAdam, Lamb
-from train.optim.parameters import freeze, scale_by_depth
+from train.optim.parameters import freeze, scale_by_depth, scale_heads
 from train.optim.schedules import Linear, Plan, Schedule, require_limits
 
 _STRIPS = 16  # of `_sum_in_strips`; 8 to 32 are equally fast
@@ -32,6 +32,9 @@ class Optim:
     layer_decay: float = 1.0
     """Factor on the learning rate for each layer below the heads: layer i of L, counted from 0, gets it to the power
     L - i, the embeddings get it to the power L + 1."""
+    head_rate: float = 1.0
+    """Factor on the learning rate of the heads, which often start from newly initialised weights: all parameters but
+    those of the encoder and its pooler."""
     frozen: tuple[str, ...] = ()
     """Paths such as bert/embeddings; parameters at and below them are not trained."""
     algorithm: AdamW | BertAdam | Lamb | Adafactor = AdamW()
@@ -41,7 +44,8 @@ class Optim:
 
     def __post_init__(self):
         limits = {"learning_rate": (0.0, 10.0), "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0)}
-        require_limits(self, limits | {"max_gradient_norm": (1e-9, 1e9), "layer_decay": (1e-3, 1.0)})
+        factors = {"layer_decay": (1e-3, 1.0), "head_rate": (1e-3, 1e3)}
+        require_limits(self, limits | factors | {"max_gradient_norm": (1e-9, 1e9)})
 
 
 def schedule(settings: Optim, total_steps: int) -> optax.Schedule:
@@ -67,6 +71,8 @@ def make_optimizer(settings: Optim, total_steps: int) -> optax.GradientTransform
     if settings.layer_decay < 1.0:
         # Outside of `freeze`, so that frozen layers count in the depth.
         optimizer = optax.chain(optimizer, scale_by_depth(settings.layer_decay))
+    if settings.head_rate != 1.0:
+        optimizer = optax.chain(optimizer, scale_heads(settings.head_rate))
     return optimizer
 
 

@@ -82,6 +82,29 @@ def scale_by_depth(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
+def scale_heads(factor: float) -> optax.GradientTransformation:
+    """Multiply the updates of the heads by `factor`: of all subtrees but those that hold embeddings or layers.
+
+    Weight decay is part of the update and is scaled with it.
+
+    Raises:
+        ValueError: when an update is computed, if the model has no heads.
+    """
+
+    def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        paths = [path_names(path) for path, _ in tree_flatten_with_path(updates)[0]]
+        encoders = {names[: names.index(part)] for names in paths for part in (EMBEDDINGS, STACK) if part in names}
+
+        def is_head(names: tuple[str, ...]) -> bool:
+            return not any(names[: len(encoder)] == encoder for encoder in encoders)
+
+        if not any(map(is_head, paths)):
+            raise ValueError(f"head_rate is {factor}, but this model has no head")
+        return tree_map_with_path(lambda path, x: x * factor if is_head(path_names(path)) else x, updates)
+
+    return optax.stateless(scale)
+
+
 def freeze(optimizer: optax.GradientTransformation, prefixes: tuple[str, ...]) -> optax.GradientTransformation:
     """Apply `optimizer` to all parameters except those whose path begins with a prefix such as "bert/embeddings".
 
