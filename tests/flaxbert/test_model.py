@@ -169,8 +169,14 @@ def loss_outputs_and_gradients(scan, remat):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(random_params(model))
 
 
-@pytest.mark.parametrize("remat", Remat)
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+    ("scan", "remat"),
+    [
+        pytest.param(scan, remat, marks=() if scan or remat is Remat.NONE else pytest.mark.slow)
+        for scan in (True, False)
+        for remat in Remat
+    ],
+)
 def test_scan_unrolled_and_remat_agree_with_dropout_on(scan, remat):
     plain, other = loss_outputs_and_gradients(True, Remat.NONE), loss_outputs_and_gradients(scan, remat)
     # Recomputed, a sum may be fused otherwise and end a rounding apart: 2e-6 of each array's largest entry, or of 0.5

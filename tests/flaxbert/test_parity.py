@@ -19,6 +19,14 @@ EXTRA = {
     "BertForTokenClassification": {v: {"num_labels": 7} for v in ("padded", "rows", "embeds")},
     "BertLMHeadModel": {v: {"is_decoder": True} for v in ("padded", "rows", "embeds")},
 }
+
+
+def marks(name: str, variant: str):
+    """Other inputs than padded token ids enter below the heads: three classes have them in every run."""
+    often = variant == "padded" or name in ("BertModel", "BertForMaskedLM", "BertForSequenceClassification")
+    return () if often else pytest.mark.slow
+
+
 CASES = [
     *(
         (name, variant, EXTRA.get(name, {}).get(variant, {}))
@@ -37,8 +45,15 @@ CASES = [
 @pytest.mark.parametrize(
     ("seed", "name", "variant", "fixed"),
     [
-        pytest.param(seed, *case, id="-".join([case[0], case[1], *(f"{k}={v}" for k, v in case[2].items())]))
-        for seed, case in enumerate(CASES)
+        pytest.param(
+            seed,
+            name,
+            variant,
+            fixed,
+            marks=marks(name, variant),
+            id="-".join([name, variant, *map(str, fixed.values())]),
+        )
+        for seed, (name, variant, fixed) in enumerate(CASES)
     ],
 )
 def test_outputs_loss_and_gradients_equal_pytorch(seed, name, variant, fixed, tmp_path):
@@ -54,6 +69,7 @@ def test_cases_cover_every_activation_and_setting():
     assert {c.pad_token_id for c in configs} == {0, None, 17}
 
 
+@pytest.mark.slow
 def test_base_size_outputs_equal_pytorch(tmp_path):
     config = transformers.BertConfig(attn_implementation="eager")
     reference = transformers.BertForPreTraining(config).eval()

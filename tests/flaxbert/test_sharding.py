@@ -65,7 +65,7 @@ def on_one_device(deterministic):
     return loss_and_gradients(*placed(jax.devices()[:1], AxisRules()), deterministic=deterministic)
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("deterministic", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize(
     "rules",
     [AxisRules(), AxisRules(embed="data"), AxisRules(vocab="data", heads="data", mlp="data", position="data")],

@@ -22,7 +22,7 @@ IDS = np.arange(64, dtype=np.int32).reshape(8, 8) % 24
     "model",
     [
         BertForMaskedLM(BertConfig(**SIZES, hidden_act="prelu")),
-        BertForMaskedLM(BertConfig(**SIZES, hidden_act="xielu")),
+        pytest.param(BertForMaskedLM(BertConfig(**SIZES, hidden_act="xielu")), marks=pytest.mark.slow),
         RobertaForMaskedLM(RobertaConfig(**SIZES, pad_token_id=-1), vocab_multiple=16),
     ],
     ids=["prelu", "xielu", "roberta"],

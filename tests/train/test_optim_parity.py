@@ -103,11 +103,11 @@ def test_lamb_is_nvidias(rule, weight_decay):
 @pytest.mark.parametrize(
     ("rule", "plan", "theirs"),
     [
-        (Adafactor(), None, {}),
+        pytest.param(Adafactor(), None, {}, marks=pytest.mark.slow),
         (Adafactor(beta1=0.9, decay_rate=0.7, clip_threshold=0.5), None, {"beta1": 0.9}),
         (Adafactor(scale_parameter=True, smallest_scale=1e-2), None, {"scale_parameter": True}),
         (Adafactor(scale_parameter=True, beta1=0.9), RelativeStep(), {"scale_parameter": True, "beta1": 0.9}),
-        (Adafactor(), RelativeStep(), {}),
+        pytest.param(Adafactor(), RelativeStep(), {}, marks=pytest.mark.slow),
     ],
 )
 def test_adafactor_is_transformers(rule, plan, theirs):
@@ -129,7 +129,8 @@ def test_adafactor_is_transformers(rule, plan, theirs):
 
 
 @pytest.mark.parametrize(
-    ("scale", "momentum"), [(True, None), pytest.param(False, 0.9, marks=pytest.mark.slow), (True, 0.9)]
+    ("scale", "momentum"),
+    [pytest.param(True, None, marks=pytest.mark.slow), pytest.param(False, 0.9, marks=pytest.mark.slow), (True, 0.9)],
 )
 def test_adafactor_is_optaxs(scale, momentum):
     # With 8, some matrices are factored and others not.

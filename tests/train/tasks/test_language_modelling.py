@@ -157,6 +157,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tmp_path):
     chex.assert_trees_all_equal(weights(again.run.folder), weights(trained.folder))
 
 
+@pytest.mark.slow  # test_meshes.py trains on meshes
 def test_eight_devices_and_a_scan_train_as_one_device_does(trained):
     """The losses of the run, on eight devices in two accumulation steps, from separate layers on one device at once."""
     config, placement = trained.config, Placement.of(MeshShape(), jax.devices()[:1])

@@ -151,7 +151,8 @@ def test_sizes_of_the_generator():
     assert sizes.embedding_size == 128 and sizes.num_hidden_layers == 12
 
 
-def test_a_run_resumes_bit_for_bit_and_exports_both_models(config, monkeypatch, tmp_path, caplog):
+@pytest.mark.slow  # test_loop.py resumes runs, of another task
+def test_a_run_resumes_bit_for_bit(config, monkeypatch, tmp_path):
     unbroken = run(config)
     broken = with_run(config, folder=tmp_path / "b", checkpoint_every=2)
     run_until(broken, 3, monkeypatch)
@@ -159,6 +160,10 @@ def test_a_run_resumes_bit_for_bit_and_exports_both_models(config, monkeypatch, 
     for name in ("model", GENERATOR):
         one, other = (load_file(folder / name / "model.safetensors") for folder in (unbroken, broken.run.folder))
         chex.assert_trees_all_equal(one, other)
+
+
+def test_a_run_exports_both_models(config, tmp_path, caplog):
+    unbroken = run(config)
     model, report = transformers.ElectraForPreTraining.from_pretrained(unbroken / "model", output_loading_info=True)
     assert model.config.embedding_size == 12 and not any(report.values())
     generator, report = transformers.ElectraForMaskedLM.from_pretrained(unbroken / GENERATOR, output_loading_info=True)

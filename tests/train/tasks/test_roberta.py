@@ -94,7 +94,7 @@ def test_the_export_has_the_tokenizer_of_the_pretrained_folder(classification, f
         assert_same_tokenizer(classification.run.folder / exported, folder)
 
 
-@pytest.mark.parametrize("row_length", [None, 64])
+@pytest.mark.parametrize("row_length", [pytest.param(None, marks=pytest.mark.slow), 64])
 def test_pretraining_goes_on_with_the_tokens_of_the_family(pretraining, folder, row_length, capsys):
     config = changed(pretraining, row_length=row_length)
     task = config.task.prepare(config)

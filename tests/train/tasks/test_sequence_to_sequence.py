@@ -130,6 +130,7 @@ def test_a_run_against_pytorch(trained):
     assert f"; of the sources as they are {same:.4f}, {copied:.2f}" in trained.printed and same > 0
 
 
+@pytest.mark.slow  # test_loop.py resumes runs, of another task
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tmp_path):
     again = with_run(trained.config, folder=tmp_path / "again")
     shutil.copytree(trained.folder, again.run.folder, ignore=shutil.ignore_patterns("4", "model"))  # after step 2
@@ -137,6 +138,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trained, tmp_path):
     chex.assert_trees_all_equal(weights(again.run.folder), weights(trained.folder))
 
 
+@pytest.mark.slow  # test_meshes.py trains on meshes
 def test_eight_devices_train_as_one_device_does(trained):
     """The losses of the run, on eight devices in two accumulation steps, from one device at once."""
     config, placement = trained.config, Placement.of(MeshShape(), jax.devices()[:1])
