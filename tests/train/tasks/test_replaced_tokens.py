@@ -122,6 +122,17 @@ def test_embeddings_are_shared_and_draws_have_no_gradient(config):
     assert not any(map(np.any, jax.tree.leaves(words["discriminator"])))
 
 
+def test_draws_follow_the_key(config):
+    sizes = config.model.sizes.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    task = config.task.prepare(dataclasses.replace(config, model=Model(sizes=sizes)))
+    model, params = made(task)
+    batch = {name: jnp.asarray(values) for name, values in task.train[0].items()}
+    run_with = jax.jit(lambda seed: run_pair(model, params, batch, jax.random.key(seed)).replaced)
+    one, other, again = map(run_with, (1, 2, 1))  # without dropout only other draws give other logits
+    assert np.any(one != other)
+    np.testing.assert_array_equal(one, again)
+
+
 def test_an_update_is_skipped_if_either_model_has_a_loss_that_is_not_finite(config):
     task, placement = config.task.prepare(config), Placement.of(MeshShape(), jax.devices()[:2])
     model = task.architecture(task.config, **config.model.attributes)
