@@ -129,6 +129,23 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(searched, monkeypatc
     assert "| full |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_search_by_latency_measures_seconds_and_chooses_by_them(searched, capsys):
+    search = dataclasses.replace(searched.search, cost="latency", points=(0.5, 0.9))
+    front = json.loads(run_search(dataclasses.replace(searched, search=search)).read_text())
+    shares = [entry["time_share"] for entry in front["front"]]
+    assert shares == sorted(shares) and min(entry["seconds"] for entry in front["front"]) > 0
+    assert 0.5 < front["points"]["full"]["time_share"] < 2  # of itself
+    for name, share in (("50%", 0.5), ("90%", 0.9)):
+        if name in front["points"]:
+            assert front["points"][name]["time_share"] <= share * front["points"]["full"]["time_share"]
+    losses = [entry["metrics"]["loss"] for entry in front["front"]]
+    assert losses == sorted(losses, reverse=True)
+    assert " ms, " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="another search, which differs in device"):
+        run_search(searched)
+
+
 def test_what_cannot_be_searched_is_refused(searched, capsys, tmp_path):
     def refused(message, search=None, **changes):
         changed = dataclasses.replace(

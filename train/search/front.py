@@ -31,6 +31,7 @@ class PointEntry(TypedDict):
     flops: float
     flops_share: float
     seconds: float | None
+    time_share: float | None
     compiled_flops: NotRequired[float]
     baseline: NotRequired[float]
 
@@ -63,12 +64,20 @@ def write_front(
         _draw(aside, facts, measured, named, entries)
     metric, full = facts["metric"], entries[next(iter(measured))]
     baseline = any("baseline" in entries[one] for one in named.values())
-    head = ["point", metric, *(["without adaptation"] if baseline else []), "FLOPs", "compiled FLOPs", "ms", "lengths"]
+    head = [
+        "point",
+        metric,
+        *(["without adaptation"] if baseline else []),
+        "FLOPs",
+        "compiled FLOPs",
+        "time",
+        "lengths",
+    ]
     rows = []
     for name, one in named.items():
         entry = entries[one]
         compiled = f"{entry.get('compiled_flops', 0) / entries[named['full']].get('compiled_flops', 1):.1%}"
-        seconds = "" if entry["seconds"] is None else f"{1e3 * entry['seconds']:.1f}"
+        seconds = "" if entry["seconds"] is None else f"{1e3 * entry['seconds']:.1f} ms, {entry['time_share']:.1%}"
         own = [entry.get("baseline")] if baseline else []
         lengths = " ".join(map(str, one.lengths))
         left_out = "" if one.layers == next(iter(measured)).layers else f", layers {' '.join(map(str, one.layers))}"

@@ -27,10 +27,14 @@ _TIMINGS = 7
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Metrics of a configuration by name, and the median seconds of an evaluation batch if they were measured."""
+    """Metrics of a configuration by name, and the times of an evaluation batch if they were measured."""
 
     metrics: Mapping[str, float]
     seconds: float | None = None
+    """Median."""
+    time_share: float | None = None
+    """Median of the share of the time of the full model, which ran in turns with it: other programs on the machine, or
+    a warm processor, make a time of another minute incomparable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +54,12 @@ class Measurer:
 
     def measure(self, configuration: Configuration, *, timed: bool) -> Measured:
         """Compile and evaluate the model with this configuration, by the eval step of the task."""
-        eval_step = self._eval_step(configuration)
+        eval_step = self._compile(configuration)
         found = evaluate(eval_step, self.params, self.batches, self.placement)
         metrics = {**found.means, **self.task.compute_metrics(DEV, found, earlier={})}
-        seconds = self._seconds(eval_step) if timed else None
+        seconds, share = self._time(eval_step) if timed else (None, None)
         jax.clear_caches()  # each configuration is a program of its own, and thousands of them would fill the memory
-        return Measured(metrics, seconds)
+        return Measured(metrics, seconds, share)
 
     def flops(self, configuration: Configuration) -> float:
         """Return the FLOPs of the matrix products in the layers for one row, by the formula."""
@@ -69,30 +73,39 @@ class Measurer:
 
     def compiled_flops(self, configuration: Configuration) -> float:
         """Return the FLOPs of the matrix products for one row in the compiled program, the head's included."""
-        batch = self.placement.batch(self.batches[0])
-        step = self._eval_step(configuration)
-        program = parse_program(step.lower(self.params, batch).compile().as_text() or "")
+        program = parse_program(self._compile(configuration).as_text() or "")
         counted = sum(
             matmul_flops(part, line)
             for part in program.computations.values()
             for line in part.instructions
             if line.opcode in ("dot", "convolution")
         )
-        return counted * self.placement.data_parallel_size / len(batch["input_ids"])
+        return counted * self.placement.data_parallel_size / len(self.batches[0]["input_ids"])
 
-    def _eval_step(self, configuration: Configuration) -> jax.stages.Wrapped:
+    def _compile(self, configuration: Configuration) -> jax.stages.Compiled:
+        """Compile the eval step for the one shape of the batches."""
         chosen = self.model.config.replace(layer_config=configuration.layers, length_config=configuration.lengths)
-        return compile_eval_step(
-            functools.partial(self.task.eval_step, self.model.clone(config=chosen)), self.placement
-        )
+        step = functools.partial(self.task.eval_step, self.model.clone(config=chosen))
+        batch = self.placement.batch(self.batches[0])
+        return compile_eval_step(step, self.placement).lower(self.params, batch).compile()
 
-    def _seconds(self, eval_step: EvalStep) -> float:
-        batch, times = self.placement.batch(self.batches[0]), []
-        for _ in range(_TIMINGS):
+    @functools.cached_property
+    def _full_step(self) -> jax.stages.Compiled:
+        layers = self.model.config.num_hidden_layers
+        return self._compile(Configuration(tuple(range(layers)), (self.length,) * layers))
+
+    def _time(self, eval_step: EvalStep) -> tuple[float, float]:
+        """Return the median seconds of a batch, and of their share of the full model's, in turns."""
+        batch = self.placement.batch(self.batches[0])
+
+        def seconds(step: EvalStep) -> float:
             started = time.perf_counter()
-            jax.block_until_ready(eval_step(self.params, batch))
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+            jax.block_until_ready(step(self.params, batch))
+            return time.perf_counter() - started
+
+        seconds(self._full_step)
+        times = [(seconds(eval_step), seconds(self._full_step)) for _ in range(_TIMINGS)]
+        return statistics.median(own for own, _ in times), statistics.median(own / full for own, full in times)
 
 
 class Record:
@@ -117,12 +130,13 @@ class Record:
             )
         for entry in stored["measured"]:
             configuration = Configuration(tuple(entry["layer_config"]), tuple(entry["length_config"]))
-            self._measured[configuration] = Measured(entry["metrics"], entry["seconds"])
+            names = ("metrics", "seconds", "time_share")  # former versions have no share
+            self._measured[configuration] = Measured(*map(entry.get, names))
 
     def get(self, configuration: Configuration, *, timed: bool) -> Measured | None:
         """Return what was measured, None if nothing was, or not the time that is needed."""
         found = self._measured.get(configuration)
-        return None if found is None or (timed and found.seconds is None) else found
+        return None if found is None or (timed and found.time_share is None) else found
 
     def add(self, configuration: Configuration, measured: Measured) -> None:
         """Add a measurement, and write the file."""
@@ -131,8 +145,7 @@ class Record:
             {
                 "layer_config": one.layers,
                 "length_config": one.lengths,
-                "metrics": found.metrics,
-                "seconds": found.seconds,
+                **vars(found),
             }
             for one, found in self._measured.items()
         ]

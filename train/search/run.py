@@ -137,7 +137,7 @@ class Progress:
             )
         value, flops = found.metrics[self.metric], self.measurer.flops(configuration)
         score = -value if lower_is_better(self.metric) else value
-        return Measurement(score, flops if found.seconds is None or not timed else found.seconds, flops)
+        return Measurement(score, flops if found.time_share is None or not timed else found.time_share, flops)
 
     def report(self, number: int, measured: Measurements) -> None:
         """Print the best configurations after a round."""
@@ -163,6 +163,7 @@ class Progress:
             "flops": flops,
             "flops_share": flops / self.measurer.flops(self.space.full),
             "seconds": found.seconds,
+            "time_share": found.time_share,
         }
 
 

@@ -84,6 +84,13 @@ def test_stablehlo_of_one_length_drops_tokens(tmp_path, unchecked):
     found = load_stablehlo(target)(*inputs)
     np.testing.assert_allclose(found["start_logits"], wanted.start_logits, atol=1e-5)
     assert np.abs(found["start_logits"] - model.apply({"params": params}, **given).start_logits).max() > 1e-3
+    # The same as a point of a search.
+    point = {"length_config": lengths, "layer_config": (0, 1), "always_keep_cls_token": False}
+    (tmp_path / "front.json").write_text(json.dumps({"points": {"50%": point}}))
+    flags = ["--format", "stablehlo", "--length", "11", "--point", f"50%@{tmp_path / 'front.json'}"]
+    assert cli.main(["export", str(source), str(tmp_path / "point"), *flags]) == 0
+    assert json.loads((tmp_path / "point" / "export.json").read_text())["adaptive"] == json.loads(json.dumps(point))
+    np.testing.assert_array_equal(load_stablehlo(tmp_path / "point")(*inputs)["start_logits"], found["start_logits"])
 
 
 def test_export_of_dropped_tokens_needs_one_length_and_stablehlo(tmp_path, capsys, unchecked):
