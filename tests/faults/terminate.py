@@ -102,7 +102,7 @@ def interrupt(config: Path, folder: Path, count: int, phase: str, draw: random.R
     if not wait_for_phase(folder, phase, processes):
         assert [process.wait(timeout=300) for process in processes] == [0] * count, (folder / "output-0").read_text()
         return None
-    time.sleep(draw.random() * (1.0 if phase in ("setup", "compile step", "compile evaluation") else 0.02))
+    time.sleep(draw.random() * (1.0 if phase.startswith("compile") else 0.02))
     number = draw.choice((signal.SIGTERM, signal.SIGINT))
     # Before the hosts have joined, they cannot tell one another.
     sent = processes if phase == "start" else draw.choice([[process] for process in processes] + [processes])
