@@ -5,6 +5,12 @@
 
 The run leaves the discriminator in runs/pretrain_electra_tiny/model, which is the model to fine-tune, and the generator
 beside it. Not yet run to its end.
+
+A short run of 1297 steps (310 s) beside 1600 steps of configs/pretrain_tiny.py with the same FLOPs (182 s), on 10 MB of
+the introductions and 2048 tokens of vocabulary; both models then trained with configs/sst2.py on 10,000 sentences, rate
+5e-4, dropout 0.1, two epochs, three seeds: dev accuracy 0.664, standard deviation 0.018, beside BERT's 0.704, 0.010.
+Such a run is too short for ELECTRA: its discriminator had not begun to find replaced tokens (recall 0). 2 cores,
+2026-11-28.
 """
 
 from pathlib import Path
