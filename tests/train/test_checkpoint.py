@@ -297,12 +297,16 @@ def test_errors_that_orbax_leaves_in_futures_are_not_logged(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_folder_that_is_gone_is_noticed_at_once(copied):
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_folder_that_is_gone_is_noticed_at_once(copied, is_made_again):
     with Checkpoints(copied, keep=1) as checkpoints:
         checkpoints.check()
         shutil.rmtree(copied)
+        if is_made_again:  # as a write in the background does
+            copied.mkdir()
         with pytest.raises(OSError, match="gone, with all checkpoints"):
             checkpoints.check()
+        shutil.rmtree(copied, ignore_errors=True)
         copied.write_text("")
         with pytest.raises(OSError, match="step 20 cannot be written"):
             checkpoints.save(state_of(20), 20)

@@ -158,13 +158,20 @@ class Checkpoints:
         """Raise OSError if the write in the background has failed, or if none can succeed; cheap."""
         if not self.is_writing:
             self.wait()
+        if not self._is_first:
+            return
         folder = self._files.path
-        if self._is_first and not os.access(folder, os.W_OK | os.X_OK):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise OSError(
                 f"{folder}: no longer writable; give back the access, and start the run again: it goes on from its "
                 "last checkpoint"
-                if folder.is_dir()
-                else f"{folder}: gone, with all checkpoints; put it back and start the run again, or start from the "
+            )
+        steps = list(self._scores)  # the writer deletes old ones
+        had_some = len(steps) > self.is_writing
+        # A folder that was deleted while a checkpoint is written is there again, without the others.
+        if not folder.is_dir() or (had_some and not any((folder / str(step)).is_dir() for step in reversed(steps))):
+            raise OSError(
+                f"{folder}: gone, with all checkpoints; put it back and start the run again, or start from the "
                 "beginning with another --run.folder"
             )
 
