@@ -48,7 +48,7 @@ class StateCheck:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What was checked, for the summary of the run."""
+        """Facts on what was checked, for the summary of the run."""
         text = f"{self._steps_twice} of {self._steps} since the last start, none differed"
         return {"steps computed twice": text} if self._every else {}
 
