@@ -1,13 +1,10 @@
 """Command line of the trainer: read a config file, apply the flags, run the config once or with several seeds."""
 
 import dataclasses
-import difflib
-import importlib.util
 import io
 import itertools
 import logging
 import os
-import re
 import statistics
 import sys
 import traceback
@@ -21,29 +18,13 @@ import tyro
 from flaxbert.files import atomic_write
 from train.compilation import compilation_cache
 from train.config import FORMER_SWITCHES, RENAMED_SETTINGS, Config
+from train.config_file import load_config
 from train.preemption import Preemption
 from train.state_check import CORRUPT_STATE, CorruptState
 from train.summary import METRICS_FILE, last_evaluations, markdown_table, read_record
 from train.tasks.task import TaskSettings
 
 _USAGE = "usage: python -m train configs/NAME.py [--run.seed 1 --optim.learning-rate 3e-5 ...] [--help]"
-
-# Modules, and names in them, that config files imported, by their former names.
-_RENAMED_IMPORTS = {
-    "train.data.pretraining.stages": "train.data.pretraining.datasets",
-    "train.data.pretraining.batches": "train.data.pretraining.datasets",
-    "train.data.table": "train.data.labelled_texts",
-    "train.data.tagged": "train.data.tagged_sentences",
-    "train.tasks.answer_sets.Rule": "train.tasks.answer_sets.MatchingRule",
-    "train.tasks.pretraining.Segments": "train.data.pretraining.datasets.Segments",
-    "train.tasks.model_setup": "train.tasks.task",
-    "train.tasks.next_sentence": "train.tasks.sequence_classification",
-    "train.tasks.start": "train.tasks.task, and its function minilm is minilm_folder",
-    "train.optim.adafactor": "train.optim.algorithms",
-    "train.optim.adam": "train.optim.algorithms",
-    "train.optim.lamb": "train.optim.algorithms",
-}
-_RENAMED_MEMBERS = {"PALLAS": "FUSED, a member of AttentionImplementation"}  # of enums
 
 
 def run_and_exit(arguments: list[str], preemption: Preemption) -> NoReturn:
@@ -159,46 +140,6 @@ def _deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def load_config(file: Path) -> Config:
-    """Return the `config` that a Python file defines.
-
-    Raises:
-        FileNotFoundError: there is no such file; the message lists the other files of its folder.
-        ValueError: the file defines no `config` of the right type, uses the former name of a setting, module or class,
-            or gives a class a setting that it does not have.
-    """
-    if not file.is_file():
-        near = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise FileNotFoundError(f"{file}: no such config" + (f"; there are {', '.join(near)}" if near else ""))
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        missing = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
-        former = f"{missing[2]}.{missing[1]}" if missing else error.name
-        if former not in _RENAMED_IMPORTS:
-            raise
-        raise ValueError(f"{file}: {former} is now {_RENAMED_IMPORTS[former]}") from error
-    except AttributeError as error:
-        former = error.name or str(error)
-        if former not in _RENAMED_MEMBERS:
-            raise
-        raise ValueError(f"{file}: {former} is now {_RENAMED_MEMBERS[former]}") from error
-    except TypeError as error:
-        mistake = _wrong_settings(str(error))
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
-        if mistake is None or not lines:
-            raise
-        raise ValueError(f"{file}, line {lines[-1]}: {mistake}") from error
-    config = vars(module).get("config")
-    if not isinstance(config, Config):
-        raise ValueError(f"{file}: must define `config`, a train.config.Config; found {type(config).__name__}")
-    return config
-
-
 def parse_flags(default: Config, flags: Sequence[str]) -> Config:
     """Return the config with flags applied; a wrong flag ends the process with a message and exit code 2.
 
@@ -225,6 +166,7 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
         type(default)[type(default.task)],  # type: ignore[reportInvalidTypeArguments]
         default=_with_other_length(default, given),
         args=flags,
+        prog="python -m train CONFIG",
         description="Train what the config file describes, with these flags applied.",
         # For a field whose type is a union, such as the optimizer: the flags of the class that the file chose.
         config=(tyro.conf.AvoidSubcommands,),
@@ -270,21 +212,3 @@ def _value_of(name: str, flags: Sequence[str]) -> str | None:
         if option.removeprefix("--").replace("-", "_") == name:
             return value if equals else following
     return None
-
-
-def _wrong_settings(message: str) -> str | None:
-    """Turn Python's message about the arguments of a class of settings into one for users; None for other messages."""
-    found = re.match(r"(\w+)\.__init__\(\) (?:got an unexpected keyword argument '(\w+)'|(.*))", message)
-    if found is None:
-        return None
-    owner, name, other = found.groups()
-    if other:
-        return f"{owner}: {other}"
-    renamed = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in RENAMED_SETTINGS.items()}
-    if name in renamed:
-        return f"{name} of {owner} is now called {renamed[name]}"
-    # Not only in the config file, which may replace settings of an imported config.
-    classes = (vars(module).get(owner) for key, module in sys.modules.items() if key.startswith(("train", "flaxbert")))
-    fields = next(([field.name for field in dataclasses.fields(c)] for c in classes if dataclasses.is_dataclass(c)), [])
-    near = difflib.get_close_matches(name, fields)
-    return f"{owner} has no setting {name!r}; {'similar ones' if near else 'it has'}: {', '.join(near or fields)}"

@@ -280,10 +280,40 @@ def test_a_config_file_with_an_unknown_setting_names_the_line_and_similar_ones(c
     assert f"error: {config_file}, line 5: {message}" in refused(config_file, capsys)
 
 
-def test_other_errors_of_a_config_file_keep_their_traceback(config_file):
-    config_file.write_text("len(1)\n")
-    with pytest.raises(TypeError, match="has no len"):
-        load_config(config_file)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\nlen(1)\n", "line 2: TypeError: object of type 'int' has no len()"),
+        ("\nprint(\n", "line 2: SyntaxError: '(' was never closed"),
+        ("from train.optim import Optm\n", "line 1: ImportError: cannot import name 'Optm' from 'train.optim'"),
+        ("BertConfg.tiny()\n", "line 1: NameError: name 'BertConfg' is not defined"),
+        ("from train.optim import Optim\nOptim(warmup=2.0)\n", "line 2: warmup is 2.0; allowed: 0.0 to 1.0"),
+        ("\n", "must define `config`, a train.config.Config; it defines none"),
+    ],
+)
+def test_other_mistakes_in_a_config_file_are_told_by_line(config_file, capsys, text, message):
+    config_file.write_text(text)
+    assert f"error: {config_file}{', ' if message.startswith('line') else ': '}{message}" in refused(
+        config_file, capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim=0.1", "Config.optim is 0.1; its type is train.optim.Optim"),
+        ("optim=Optim(algorithm='lamb')", "Optim.algorithm is 'lamb'; its type is "),
+        ("model=Model(scan='no')", "Model.scan is 'no'; its type is bool"),
+        ("optim=Optim(frozen='bert')", "Optim.frozen is 'bert'; its type is tuple[str, ...]"),
+        ("optim=Optim(frozen=('a', 1))", "Optim.frozen is ('a', 1); its type is tuple[str, ...]"),
+    ],
+)
+def test_values_of_another_type_in_a_config_file_are_refused(config_file, capsys, setting, message):
+    changed = f"config = dataclasses.replace(config, {setting})\n"
+    config_file.write_text(f"{CONFIG}\nimport dataclasses\nfrom train.optim import Optim\n{changed}")
+    assert f"error: {config_file}: {message}" in refused(config_file, capsys)
+    config_file.write_text(f"{CONFIG}\nfrom train.optim import Optim\nOptim(frozen=['a'])\nRun('made', steps=1)\n")
+    load_config(config_file)  # a list for a tuple and a str for a path are taken
 
 
 def test_the_former_name_of_fused_attention_is_refused_with_the_new_one(config_file, capsys):
