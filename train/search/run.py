@@ -45,7 +45,7 @@ def run_search(config: SearchConfig) -> Path:
         "dev_rows": config.task.dev_rows,  # type: ignore[attr-defined]
         "length": space.length,
         "batch size": len(measurer.batches[0]["input_ids"]),
-        "device": jax.devices()[0].device_kind if settings.cost == "latency" else "any",
+        "cost": f"latency on {jax.devices()[0].device_kind}" if settings.cost == "latency" else "flops",
     }
     folder.mkdir(parents=True, exist_ok=True)
     with run_folder.locked(folder, first_host=True):
@@ -64,6 +64,10 @@ def run_search(config: SearchConfig) -> Path:
         facts = SearchFacts(metric=metric, cost=settings.cost, length=space.length, model=str(config.model.pretrained))
         for line in write_front(folder, facts, measured, named, entries):
             print(line, flush=True)
+        least = min(found.cost for found in measured.values()) / measured[space.full].cost
+        for name in (f"{share:.0%}" for share in settings.points):
+            if name not in named:
+                print(f"no point {name}: the cheapest configuration has {least:.1%} of the {settings.cost}", flush=True)
     return folder / FRONT_FILE
 
 

@@ -107,6 +107,11 @@ def test_layers_and_tokens_left_out(predict, folders, tmp_path):
     front.write_text(json.dumps({"points": {"50%": {"layer_config": None, **adaptive}}}))
     code, out, _ = predict("classify", text, "--point", f"50%@{front}", "--json")
     assert code == 0 and {label["name"]: label["score"] for label in json.loads(out)["labels"]} == found
+    front.write_text(json.dumps({"length": 1, "points": {"50%": {"layer_config": None, **adaptive}}}))
+    code, out, _ = predict("classify", text, "--point", f"50%@{front}", "--json")  # all tokens of rows in the search
+    assert {label["name"]: label["score"] for label in json.loads(out)["labels"]} != found
+    code, _, err = predict("classify", text, "--point", f"50%@{front.parent}")
+    assert code == 2 and "is a directory; give the front.json that `python -m train.search` wrote" in err
     code, _, err = predict("classify", text, "--point", f"40%@{front}")
     assert code == 2 and "front.json has no point '40%'; it has 50%" in err
     code, _, err = predict("classify", text, "--point", f"50%@{front}", "--layer-config", 0)
@@ -119,7 +124,10 @@ def test_layers_and_tokens_left_out(predict, folders, tmp_path):
     assert code == 2 and "front.json: not the front.json of a search: not a JSON file (Expecting value" in err
     front.unlink()
     code, _, err = predict("classify", text, "--point", f"50%@{front}")
-    assert code == 2 and "front.json: no such file; give the front.json that `python -m train.search` wrote" in err
+    assert (
+        code == 2
+        and "front.json: no such file or directory; give the front.json that `python -m train.search` wrote" in err
+    )
     code, _, err = predict("classify", text, "--length-config", 6, 7)
     assert code == 2 and "--length-config has 2 numbers; the model has 1 layers: give one number for each" in err
     code, _, err = predict("generate", text, "--layer-config", 0)
