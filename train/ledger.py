@@ -110,6 +110,12 @@ class Ledger:
                 step,
             )
         if step == 0 or not self.file.is_file():
+            if self.file.is_file() and (lost := _last_step(self.file)):
+                _log.warning(
+                    "warning: %s: the run had come to step %d, and no checkpoint of it is there: it begins anew",
+                    self.file.parent,
+                    lost,
+                )
             self._replace([begun])
             return begun.chain
         lines = read_ledger(self.file.parent)
@@ -180,6 +186,14 @@ def _digest_rows(batch: "HostBatch", index: int, shard: "HostShard") -> int:
         for row, number in zip(values, shard.rows(len(values) * shard.count // len(shard.shards)), strict=True):
             total += xxhash.xxh3_128_intdigest(row.tobytes(), seed=(seed + int(number)) % 2**64)
     return total % _MODULUS
+
+
+def _last_step(file: Path) -> int:
+    """Return the step of the last line of a ledger that may be damaged; 0 if there is none."""
+    try:
+        return max((line.step for line in read_ledger(file.parent)), default=0)
+    except (OSError, ValueError):
+        return 0
 
 
 def read_ledger(folder: Path) -> list[LedgerLine]:

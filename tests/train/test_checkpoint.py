@@ -304,7 +304,7 @@ def test_a_folder_that_is_gone_is_noticed_at_once(copied, is_made_again):
         shutil.rmtree(copied)
         if is_made_again:  # as a write in the background does
             copied.mkdir()
-        with pytest.raises(OSError, match="gone, with all checkpoints"):
+        with pytest.raises(OSError, match="the checkpoints are gone; put them back"):
             checkpoints.check()
         shutil.rmtree(copied, ignore_errors=True)
         copied.write_text("")

@@ -122,6 +122,15 @@ def test_a_run_goes_on_after_its_line_whatever_a_kill_has_left(tmp_path):
     assert ledger_of(tmp_path / "run", 30, begun=10) == wanted
 
 
+def test_a_run_that_begins_anew_after_steps_says_so(tmp_path, caplog):
+    ledger_of(tmp_path, 0)
+    ledger_of(tmp_path, 20)
+    assert not caplog.records
+    ledger_of(tmp_path, 10)
+    (record,) = caplog.records
+    assert "the run had come to step 20, and no checkpoint of it is there: it begins anew" in record.getMessage()
+
+
 def test_other_parameters_or_a_missing_line_are_refused(tmp_path):
     ledger_of(tmp_path, 20)
     before = (tmp_path / "ledger.jsonl").read_text()

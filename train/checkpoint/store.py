@@ -171,7 +171,7 @@ class Checkpoints:
         # A folder that was deleted while a checkpoint is written is there again, without the others.
         if not folder.is_dir() or (had_some and not any((folder / str(step)).is_dir() for step in reversed(steps))):
             raise OSError(
-                f"{folder}: gone, with all checkpoints; put it back and start the run again, or start from the "
+                f"{folder}: the checkpoints are gone; put them back and start the run again, or start from the "
                 "beginning with another --run.folder"
             )
 
