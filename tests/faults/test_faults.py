@@ -12,9 +12,9 @@ OUTCOMES = {"previous", "refused", "unharmed"}
 
 
 def test_no_damaged_checkpoint_is_loaded():
-    outcomes = run_mutations(100, seed=0)
+    outcomes = run_mutations(200, seed=0)
     assert {outcome for counts in outcomes.values() for outcome in counts} <= OUTCOMES
-    assert len(outcomes) == 10 and sum(counts.total() for counts in outcomes.values()) == 100
+    assert len(outcomes) == 10 and sum(counts.total() for counts in outcomes.values()) == 200
 
 
 def test_killed_trainings_end_as_an_unbroken_one():

@@ -21,7 +21,7 @@ def fuzz(mutations):
 
 
 def test_mutated_checkpoints_are_read_or_refused():
-    for name, outcomes in fuzz(600).items():
+    for name, outcomes in fuzz(1_000).items():
         assert outcomes.get("refused", 0) > 0 or sum(outcomes.values()) < 10, name
 
 

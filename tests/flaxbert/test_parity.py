@@ -51,7 +51,7 @@ CASES = [
             variant,
             fixed,
             marks=marks(name, variant),
-            id="-".join([name, variant, *map(str, fixed.values())]),
+            id="-".join([name, variant, *(f"{k}={v}" for k, v in fixed.items())]),
         )
         for seed, (name, variant, fixed) in enumerate(CASES)
     ],
