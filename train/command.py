@@ -140,8 +140,10 @@ def _deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def parse_flags(default: Config, flags: Sequence[str]) -> Config:
+def parse_flags(default: Config, flags: Sequence[str], *, module: str = "train") -> Config:
     """Return the config with flags applied; a wrong flag ends the process with a message and exit code 2.
+
+    `module` is the one that the user runs, which the message names.
 
     Raises:
         ValueError: a flag has a former name; the message gives the new one.
@@ -166,7 +168,7 @@ def parse_flags(default: Config, flags: Sequence[str]) -> Config:
         type(default)[type(default.task)],  # type: ignore[reportInvalidTypeArguments]
         default=_with_other_length(default, given),
         args=flags,
-        prog="python -m train CONFIG",
+        prog=f"python -m {module} CONFIG",
         description="Train what the config file describes, with these flags applied.",
         # For a field whose type is a union, such as the optimizer: the flags of the class that the file chose.
         config=(tyro.conf.AvoidSubcommands,),

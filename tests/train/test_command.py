@@ -17,6 +17,7 @@ from train.config import RENAMED_SETTINGS, Config, Model, Run
 from train.optim import Optim
 from train.optim.algorithms import Lamb
 from train.optim.schedules import Polynomial
+from train.search.__main__ import main as search
 from train.tasks.pretraining import Pretraining
 from train.tasks.question_answering import QuestionAnswering
 from train.tasks.sequence_classification import SequenceClassification
@@ -66,6 +67,13 @@ def test_the_config_runs(config_file):
 def test_unknown_flag_names_the_near_one(config_file, capsys):
     message = refused(config_file, capsys, "--optim.learnin-rate", "1")
     assert "--optim.learnin-rate" in message and "--optim.learning-rate" in message
+
+
+def test_a_wrong_flag_names_the_command_that_lists_the_flags(config_file, capsys):
+    assert "python -m train CONFIG --help" in refused(config_file, capsys, "--foo", "1")
+    with pytest.raises(SystemExit, match="2"):
+        search([str(config_file), "--foo", "1"])
+    assert "python -m train.search CONFIG --help" in " ".join(capsys.readouterr().err.split())
 
 
 OPTIM = Optim(algorithm=Lamb(), schedule=Polynomial(), layer_decay=0.9)

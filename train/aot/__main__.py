@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     own, flags = _parser().parse_known_args(arguments)
     try:
-        config = parse_flags(load_config(own.config), flags)
+        config = parse_flags(load_config(own.config), flags, module="train.aot")
         _check_conflicts(own, flags)
         chip, devices = slice_devices(own.topology)
         preset = None if own.preset is None else Preset(own.preset)

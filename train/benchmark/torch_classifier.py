@@ -27,7 +27,9 @@ from train.tasks.sequence_classification import SequenceClassification, Sequence
 
 def main(arguments: list[str]) -> None:
     """Train and evaluate as the config specifies."""
-    config: Config = parse_flags(load_config(Path(arguments[0])), arguments[1:])
+    config: Config = parse_flags(
+        load_config(Path(arguments[0])), arguments[1:], module="train.benchmark.torch_classifier"
+    )
     if not isinstance(config.task, SequenceClassification) or config.model.pretrained is None:
         raise SystemExit("the config must fine-tune a pretrained folder for sequence classification")
     torch.manual_seed(config.run.seed)

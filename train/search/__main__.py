@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     prepare_output()
     try:
         config = load_config(Path(arguments[0]).expanduser())
-        search_config = parse_flags(SearchConfig(**vars(config)), arguments[1:])
+        search_config = parse_flags(SearchConfig(**vars(config)), arguments[1:], module="train.search")
         assert isinstance(search_config, SearchConfig)
         # Imported after the flags are read, so that --help and errors in flags are fast.
         from train.search.run import run_search
