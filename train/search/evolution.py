@@ -24,6 +24,11 @@ class Configuration:
     layers: tuple[int, ...]
     lengths: tuple[int, ...]
 
+    @classmethod
+    def full(cls, layers: int, length: int) -> "Configuration":
+        """Return that of the full model, for rows of `length` tokens."""
+        return cls(tuple(range(layers)), (length,) * layers)
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
@@ -59,7 +64,7 @@ class Space:
     @property
     def full(self) -> Configuration:
         """The full model."""
-        return Configuration(tuple(range(self.layers)), (self.length,) * self.layers)
+        return Configuration.full(self.layers, self.length)
 
     def allows(self, configuration: Configuration) -> bool:
         """Return whether the FLOPs are within the limits."""

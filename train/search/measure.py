@@ -54,12 +54,10 @@ class Measurer:
 
     def measure(self, configuration: Configuration, *, timed: bool) -> Measured:
         """Compile and evaluate the model with this configuration, by the eval step of the task."""
-        eval_step = self._compile(configuration)
+        eval_step = self._compiled(configuration)
         found = evaluate(eval_step, self.params, self.batches, self.placement)
         metrics = {**found.means, **self.task.compute_metrics(DEV, found, earlier={})}
         seconds, share = self._time(eval_step) if timed else (None, None)
-        if timed and configuration == self._full:
-            share = 1.0  # the two timings of it differ by noise
         jax.clear_caches()  # each configuration is a program of its own, and thousands of them would fill the memory
         return Measured(metrics, seconds, share)
 
@@ -75,7 +73,7 @@ class Measurer:
 
     def compiled_flops(self, configuration: Configuration) -> float:
         """Return the FLOPs of the matrix products for one row in the compiled program, the head's included."""
-        program = parse_program(self._compile(configuration).as_text() or "")
+        program = parse_program(self._compiled(configuration).as_text() or "")
         counted = sum(
             matmul_flops(part, line)
             for part in program.computations.values()
@@ -91,14 +89,14 @@ class Measurer:
         batch = self.placement.batch(self.batches[0])
         return compile_eval_step(step, self.placement).lower(self.params, batch).compile()
 
-    @property
-    def _full(self) -> Configuration:
-        layers = self.model.config.num_hidden_layers
-        return Configuration(tuple(range(layers)), (self.length,) * layers)
+    def _compiled(self, configuration: Configuration) -> jax.stages.Compiled:
+        full = Configuration.full(self.model.config.num_hidden_layers, self.length)
+        return self._full_step if configuration == full else self._compile(configuration)
 
     @functools.cached_property
     def _full_step(self) -> jax.stages.Compiled:
-        return self._compile(self._full)
+        """The eval step of the full model, which other configurations run in turns with."""
+        return self._compile(Configuration.full(self.model.config.num_hidden_layers, self.length))
 
     def _time(self, eval_step: EvalStep) -> tuple[float, float]:
         """Return the median seconds of a batch, and of their share of the full model's, in turns."""
@@ -111,7 +109,9 @@ class Measurer:
 
         seconds(self._full_step)
         times = [(seconds(eval_step), seconds(self._full_step)) for _ in range(_TIMINGS)]
-        return statistics.median(own for own, _ in times), statistics.median(own / full for own, full in times)
+        share = statistics.median(own / full for own, full in times)
+        # Two timings of one program differ by noise.
+        return statistics.median(own for own, _ in times), 1.0 if eval_step is self._full_step else share
 
 
 class Record:

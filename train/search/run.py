@@ -108,7 +108,7 @@ def make_search(config: SearchConfig) -> tuple[Measurer, Space, Configuration]:
     measurer = Measurer(task, model, params, batches, placement)
     layers, length = model.config.num_hidden_layers, measurer.length
     smallest = smallest_configuration(layers, length, length_drop=config.length_adaptation.length_drop)
-    full = Configuration(tuple(range(layers)), (length,) * layers)
+    full = Configuration.full(layers, length)
     flops = measurer.flops(full)
     least = measurer.flops(smallest) if settings.min_flops is None else settings.min_flops * flops
     return measurer, Space(layers, length, measurer.flops, least, settings.max_flops * flops), smallest
