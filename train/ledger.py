@@ -103,14 +103,15 @@ class Ledger:
     def _open(self, step: int, parameters: str) -> str:
         """Check and cut the file; return the chain of its last line."""
         begun = LedgerLine.after("", step=step, data=f"{0:032x}", parameters=parameters)
-        if step and not self.file.is_file():
+        exists = self.file.is_file()
+        if step and not exists:
             _log.warning(
                 "warning: %s is missing: a new ledger begins at step %d, and proves nothing of the steps before",
                 self.file,
                 step,
             )
-        if step == 0 or not self.file.is_file():
-            if self.file.is_file() and (lost := _last_step(self.file)):
+        if step == 0 or not exists:
+            if exists and (lost := _last_step(self.file)):
                 _log.warning(
                     "warning: %s: the run had come to step %d, and no checkpoint of it is there: it begins anew",
                     self.file.parent,
